@@ -1,0 +1,47 @@
+"""deltaflow: forecasting of irregularly sampled time series with neural flows, in GluonTS."""
+
+from deltaflow._version import __version__
+from deltaflow.data import (
+    IrregularDataModule,
+    IrregularDataset,
+    TimeSplitter,
+    split_items,
+    split_items_by,
+)
+from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning, UnknownNameError
+from deltaflow.model.estimator import (
+    CouplingFlowEstimator,
+    GRUEstimator,
+    GRUFlowEstimator,
+    IrregularEstimator,
+    ResNetFlowEstimator,
+)
+from deltaflow.model.frame import predict_df
+from deltaflow.model.hold import HoldEstimator, HoldPredictor
+from deltaflow.model.lightning_module import ForecastLightningModule
+from deltaflow.model.loading import load_predictor
+from deltaflow.model.predictor import IrregularPredictor
+
+__all__ = [
+    "CouplingFlowEstimator",
+    "DataError",
+    "DeltaflowError",
+    "DeltaflowWarning",
+    "ForecastLightningModule",
+    "GRUEstimator",
+    "GRUFlowEstimator",
+    "HoldEstimator",
+    "HoldPredictor",
+    "IrregularDataModule",
+    "IrregularDataset",
+    "IrregularEstimator",
+    "IrregularPredictor",
+    "ResNetFlowEstimator",
+    "TimeSplitter",
+    "UnknownNameError",
+    "__version__",
+    "load_predictor",
+    "predict_df",
+    "split_items",
+    "split_items_by",
+]

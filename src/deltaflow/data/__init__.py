@@ -1,0 +1,20 @@
+"""DataFrame → irregular data set → windows: everything that knows about absolute time."""
+
+from deltaflow.data.data_module import IrregularDataModule
+from deltaflow.data.dataset import IrregularDataset
+from deltaflow.data.schema import Schema
+from deltaflow.data.splitter import TimeSplitter, split_items, split_items_by
+from deltaflow.data.statistics import Statistics
+from deltaflow.data.windows import Batch, WindowSpec
+
+__all__ = [
+    "Batch",
+    "IrregularDataModule",
+    "IrregularDataset",
+    "Schema",
+    "Statistics",
+    "TimeSplitter",
+    "WindowSpec",
+    "split_items",
+    "split_items_by",
+]

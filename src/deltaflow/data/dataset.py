@@ -1,0 +1,381 @@
+"""DataFrame → irregular data set: a sequence of GluonTS entries that keep real time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+import pandas as pd
+from gluonts.dataset.common import DataEntry
+
+from deltaflow.data.schema import Schema, unit_seconds
+from deltaflow.data.validation import (
+    Rows,
+    TimeColumn,
+    check_columns,
+    check_distinct_roles,
+    check_increasing,
+    check_queries,
+    gather_rows,
+    read_constants,
+    read_numbers,
+    read_times,
+)
+from deltaflow.errors import DataError
+
+_TICKS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+class IrregularDataset(Sequence[DataEntry]):
+    """A GluonTS data set of irregularly sampled series.
+
+    Every entry is an ordinary GluonTS ``DataEntry``. Row 0 of its ``feat_dynamic_real`` is the
+    time elapsed since ``info["time_origin"]``, in ``info["time_unit"]`` and float64, so that
+    GluonTS's own tools cut time together with the values. ``start`` is nominal.
+
+    Parameters
+    ----------
+    entries
+        The entries, usually made by :meth:`from_long_dataframe`.
+    schema
+        Names and kinds of what they hold.
+
+    Examples
+    --------
+    >>> df = pd.DataFrame({"t": [0.0, 0.7, 3.1], "HR": [80, 82, None]})
+    >>> ds = IrregularDataset.from_long_dataframe(df, item_id=None, timestamp="t", target="HR")
+    >>> ds[0]["target"], ds[0]["feat_dynamic_real"]
+    (array([80., 82., nan]), array([[0. , 0.7, 3.1]]))
+    """
+
+    def __init__(self, entries: Iterable[DataEntry], schema: Schema) -> None:
+        self._entries = list(entries)
+        self.schema = schema
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, index: int) -> DataEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> IrregularDataset: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return IrregularDataset(self._entries[index], self.schema)
+        return self._entries[index]
+
+    def __iter__(self) -> Iterator[DataEntry]:
+        return iter(self._entries)
+
+    def __repr__(self) -> str:
+        rows = sum(entry["target"].shape[-1] for entry in self)
+        channels = ", ".join(self.schema.target)
+        return f"IrregularDataset({len(self)} items, {rows} observation times, target: {channels})"
+
+    def select(self, indices: Iterable[int]) -> IrregularDataset:
+        """Return the data set of the items at ``indices``, in that order."""
+        return IrregularDataset([self._entries[i] for i in indices], self.schema)
+
+    @classmethod
+    def from_long_dataframe(
+        cls,
+        dataframe: pd.DataFrame,
+        *,
+        item_id: str | None = "item_id",
+        timestamp: str = "timestamp",
+        target: str | Sequence[str] = "target",
+        time_unit: str = "h",
+        feat_dynamic_real: Sequence[str] = (),
+        past_feat_dynamic_real: Sequence[str] = (),
+        feat_static_real: Sequence[str] = (),
+        feat_static_cat: Sequence[str] = (),
+    ) -> IrregularDataset:
+        """Read a DataFrame with one row per observation time.
+
+        Parameters
+        ----------
+        dataframe
+            The rows of every item, sorted by time within the item. It is not changed.
+        item_id
+            Column that tells the items apart; None if all rows are one series.
+        timestamp
+            Column of timestamps (with or without a time zone) or of elapsed numbers, such as
+            hours since admission, counted in ``time_unit``.
+        target
+            The channel to forecast, or a list of channels; NaN where one was not measured.
+        time_unit
+            Unit of the elapsed time in the entries: one of W, D, h, min, s, ms, us, ns.
+        feat_dynamic_real
+            Columns of covariates known in advance; they must have no gaps.
+        past_feat_dynamic_real
+            Columns of covariates known for the past only; NaN where not measured.
+        feat_static_real, feat_static_cat
+            Columns of features that are constant per item: numbers and categories.
+
+        Raises
+        ------
+        DataError
+            If a column is missing or of the wrong type, timestamps are unsorted, duplicate,
+            missing or of mixed time zones, a value is infinite, a target is missing everywhere,
+            or a static feature changes within an item.
+
+        Examples
+        --------
+        >>> df = pd.DataFrame({
+        ...     "patient": ["a", "a", "b"], "HR": [80.0, 82.0, 75.0],
+        ...     "time": pd.to_datetime(["2024-01-01 08:00", "2024-01-01 08:45", "2024-02-01"]),
+        ... })
+        >>> IrregularDataset.from_long_dataframe(
+        ...     df, item_id="patient", timestamp="time", target=["HR"])
+        IrregularDataset(2 items, 3 observation times, target: HR)
+        """
+        targets = (target,) if isinstance(target, str) else tuple(target)
+        if not targets:
+            raise DataError("no target is named", "name at least one column", field="target")
+        roles = {
+            "item_id": () if item_id is None else (item_id,),
+            "timestamp": (timestamp,),
+            "target": targets,
+            "feat_dynamic_real": tuple(feat_dynamic_real),
+            "past_feat_dynamic_real": tuple(past_feat_dynamic_real),
+            "feat_static_real": tuple(feat_static_real),
+            "feat_static_cat": tuple(feat_static_cat),
+        }
+        check_distinct_roles(roles)
+        check_columns(dataframe, [column for columns in roles.values() for column in columns])
+        if dataframe.empty:
+            raise DataError("the DataFrame has no rows", "give at least one observation")
+
+        rows = gather_rows(dataframe, item_id)
+        times = read_times(dataframe[timestamp], rows)
+        schema = Schema(
+            target=targets,
+            univariate=isinstance(target, str),
+            time=times.kind,
+            time_unit=time_unit,
+            time_zone=times.time_zone,
+            feat_dynamic_real=roles["feat_dynamic_real"],
+            past_feat_dynamic_real=roles["past_feat_dynamic_real"],
+            feat_static_real=roles["feat_static_real"],
+            feat_static_cat={
+                name: tuple(sorted(dataframe[name].dropna().astype(str).unique()))
+                for name in feat_static_cat
+            },
+        )
+        entries = read_entries(dataframe, rows, times, timestamp, schema)
+        for channel, name in enumerate(targets):
+            if all(np.isnan(np.atleast_2d(e["target"])[channel]).all() for e in entries):
+                raise DataError(
+                    "the target is missing everywhere", "remove this channel", field=name
+                )
+        return cls(entries, schema)
+
+    @classmethod
+    def from_tidy_dataframe(
+        cls,
+        dataframe: pd.DataFrame,
+        *,
+        item_id: str = "item_id",
+        timestamp: str = "timestamp",
+        variable: str = "variable",
+        value: str = "value",
+        target: Sequence[str] | None = None,
+        past_feat_dynamic_real: Sequence[str] = (),
+        time_unit: str = "h",
+        duplicates: Literal["error", "mean"] = "error",
+    ) -> IrregularDataset:
+        """Read a DataFrame with one row per measurement: item, time, variable, value.
+
+        Parameters
+        ----------
+        dataframe
+            The measurements, in any order. It is not changed.
+        item_id, timestamp, variable, value
+            The names of its four columns.
+        target
+            The variables to forecast; all of them, in alphabetical order, if None.
+        past_feat_dynamic_real
+            The variables that are only read, not forecast.
+        time_unit
+            See :meth:`from_long_dataframe`.
+        duplicates
+            What to do with several values of one variable at one time: raise, or average them.
+
+        Raises
+        ------
+        DataError
+            As :meth:`from_long_dataframe`; and for a named variable that has no row, or for two
+            values of one variable at one time where ``duplicates="error"``.
+
+        Examples
+        --------
+        >>> df = pd.DataFrame({"item_id": 1, "timestamp": [0, 0, 2], "value": [80, 36.6, 90],
+        ...                    "variable": ["HR", "Temp", "HR"]})
+        >>> IrregularDataset.from_tidy_dataframe(df)[0]["target"]
+        array([[80. , 90. ],
+               [36.6,  nan]])
+        """
+        check_columns(dataframe, [item_id, timestamp, variable, value])
+        if duplicates not in ("error", "mean"):
+            raise DataError(f"{duplicates!r} is not a choice", "use 'error' or 'mean'",
+                            field="duplicates")  # fmt: skip
+        rows = gather_rows(dataframe, item_id)
+        read_times(dataframe[timestamp], rows)
+        read_numbers(dataframe[value], rows)
+        names = sorted(dataframe[variable].dropna().astype(str).unique())
+        targets = [n for n in names if n not in past_feat_dynamic_real] if target is None else target
+        for name in [*targets, *past_feat_dynamic_real]:
+            if name not in names:
+                raise DataError("no row holds this variable", f"there are {names}", field=name)
+
+        wanted = dataframe[variable].astype(str).isin([*targets, *past_feat_dynamic_real])
+        measured = dataframe.loc[wanted & dataframe[variable].notna()]
+        keys = [item_id, timestamp, variable]
+        if duplicates == "error" and (twice := measured.duplicated(keys)).any():
+            first = measured.loc[twice].iloc[0]
+            raise DataError(
+                f"two values at {first[timestamp]}",
+                "merge them, or pass duplicates='mean'",
+                item=str(first[item_id]),
+                field=str(first[variable]),
+            )
+        # Items and times that hold only unnamed variables keep their (empty) rows.
+        index = dataframe[[item_id, timestamp]].drop_duplicates()
+        wide = (
+            measured.assign(**{variable: measured[variable].astype(str)})
+            .groupby(keys, sort=False)[value]
+            .mean()
+            .unstack(variable)
+        )
+        wide = index.merge(wide, how="left", left_on=[item_id, timestamp], right_index=True)
+        order = {item: number for number, item in enumerate(pd.unique(dataframe[item_id]))}
+        wide = wide.sort_values(timestamp, kind="stable")
+        wide = wide.sort_values(item_id, key=lambda ids: ids.map(order), kind="stable")
+        return cls.from_long_dataframe(
+            wide,
+            item_id=item_id,
+            timestamp=timestamp,
+            target=list(targets),
+            past_feat_dynamic_real=list(past_feat_dynamic_real),
+            time_unit=time_unit,
+        )
+
+
+def read_entries(
+    dataframe: pd.DataFrame,
+    rows: Rows,
+    times: TimeColumn,
+    timestamp: str,
+    schema: Schema,
+    queries: np.ndarray | None = None,
+) -> list[DataEntry]:
+    """Cut checked rows into GluonTS entries.
+
+    Parameters
+    ----------
+    dataframe
+        The frame, whose columns the schema names.
+    rows, times
+        Its rows by item and its time column.
+    timestamp
+        Name of the time column, for errors.
+    schema
+        What the columns mean.
+    queries
+        ``(N,)`` bool, by gathered row: rows whose time is asked for, at the end of each item.
+        They get no target and need not be sorted. None if there are none.
+    """
+    asked = np.zeros(len(rows.order), dtype=bool) if queries is None else queries
+    elapsed, origins = _elapsed(times, rows, schema.time_unit)
+    check_increasing(times, elapsed, rows, asked, timestamp)
+    if queries is not None:
+        check_queries(times, rows, asked, timestamp)
+
+    def columns(names: Sequence[str]) -> np.ndarray:
+        read = [read_numbers(dataframe[name], rows) for name in names]
+        return np.stack(read) if read else np.empty((0, len(rows.order)))
+
+    values = columns(schema.target)
+    past = columns(schema.past_feat_dynamic_real)
+    known = columns(schema.feat_dynamic_real)
+    for name, column in zip(schema.feat_dynamic_real, known, strict=True):
+        if (gap := np.isnan(column)).any():
+            raise DataError(
+                "a covariate known in advance is missing",
+                "fill it in, or declare it as past_feat_dynamic_real",
+                field=name,
+                **rows.where(int(gap.argmax())),
+            )
+    static_real = {
+        name: read_constants(_as_float(dataframe, name, rows), rows)
+        for name in schema.feat_static_real
+    }
+    static_cat = {
+        name: read_constants(dataframe[name].astype("object").map(str, na_action="ignore"), rows)
+        for name in schema.feat_static_cat
+    }
+    levels = {
+        name: {level: code for code, level in enumerate(known_levels)}
+        for name, known_levels in schema.feat_static_cat.items()
+    }
+    info = {
+        "time_unit": schema.time_unit,
+        "time_resolution": times.resolution,
+        "schema": schema.to_dict(),
+    }
+
+    entries = []
+    for number, item in enumerate(rows.items):
+        stop = int(rows.bounds[number + 1])
+        past_rows = slice(int(rows.bounds[number]), stop)
+        past_rows = slice(past_rows.start, stop - int(asked[past_rows].sum()))
+        all_rows = slice(past_rows.start, stop)
+        target = values[:, past_rows]
+        entry: dict[str, Any] = {
+            "item_id": item,
+            "start": _nominal_start(origins[number], elapsed[past_rows.start], schema.time_unit),
+            "target": target[0] if schema.univariate else target,
+            "feat_dynamic_real": np.vstack([elapsed[None, all_rows], known[:, all_rows]]),
+            "info": {"time_origin": origins[number], **info},
+        }
+        if len(past):
+            entry["past_feat_dynamic_real"] = past[:, past_rows]
+        if static_real:
+            entry["feat_static_real"] = np.array([s.iloc[number] for s in static_real.values()])
+        if static_cat:
+            # -1 stands for a level that the schema does not know.
+            entry["feat_static_cat"] = np.array(
+                [levels[name].get(s.iloc[number], -1) for name, s in static_cat.items()]
+            )
+        entries.append(entry)
+    return entries
+
+
+def _as_float(dataframe: pd.DataFrame, name: str, rows: Rows) -> pd.Series:
+    """Read a numeric column in the frame's own order."""
+    values = np.empty(len(dataframe))
+    values[rows.order] = read_numbers(dataframe[name], rows)
+    return pd.Series(values, name=name)
+
+
+def _elapsed(times: TimeColumn, rows: Rows, time_unit: str) -> tuple[np.ndarray, list[str | None]]:
+    """Time since each item's origin in ``time_unit``, and the origins as ISO timestamps.
+
+    The origin of timestamps is the item's first; elapsed numbers are kept as they are (None).
+    """
+    seconds = unit_seconds(time_unit)
+    if times.kind == "elapsed":
+        return times.ticks, [None] * len(rows.items)
+    firsts = times.ticks[rows.bounds[:-1]]
+    since_first = times.ticks - np.repeat(firsts, np.diff(rows.bounds))
+    elapsed = since_first / _TICKS_PER_SECOND[times.resolution] / seconds
+    origins = np.datetime_as_string(firsts.astype(f"datetime64[{times.resolution}]"))
+    return elapsed, [f"{origin}Z" if times.time_zone else str(origin) for origin in origins]
+
+
+def _nominal_start(origin: str | None, elapsed: float, time_unit: str) -> pd.Period:
+    if origin is None:
+        return pd.Period("1970-01-01", freq=time_unit)
+    start = pd.Timestamp(origin.removesuffix("Z")) + pd.Timedelta(elapsed, unit=time_unit)
+    return start.to_period(time_unit)

@@ -1,0 +1,83 @@
+"""What a data set consists of: its channels, covariates, categories and kind of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+from deltaflow.errors import DataError
+
+TIME_UNITS = ("W", "D", "h", "min", "s", "ms", "us", "ns")
+"""The units in which elapsed time can be counted, by their pandas names."""
+
+
+def unit_seconds(time_unit: str) -> float:
+    """Length of one time unit in seconds.
+
+    >>> unit_seconds("h")
+    3600.0
+    """
+    if time_unit not in TIME_UNITS:
+        raise DataError(
+            f"unknown time unit {time_unit!r}",
+            f"choose one of {', '.join(TIME_UNITS)}",
+            field="time_unit",
+        )
+    return pd.Timedelta(1, unit=time_unit).value / 1e9
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Names and kinds of everything in a data set.
+
+    It travels in the ``info`` of every entry of an irregular data set, and a predictor keeps the
+    one that it was trained on, so that new data can be checked against it.
+
+    Attributes
+    ----------
+    target
+        Names of the D target channels, in the order of the rows of ``target``.
+    univariate
+        Whether ``target`` has the shape ``(T,)`` instead of ``(D, T)``.
+    time
+        ``"timestamp"``: real dates; ``"elapsed"``: plain numbers counted in ``time_unit``;
+        ``"regular"``: an ordinary GluonTS data set, whose time is counted in periods.
+    time_unit
+        Unit of the elapsed times; the frequency for a regular data set.
+    time_zone
+        Name of the time zone of the timestamps, if they have one.
+    feat_dynamic_real
+        Names of the covariates known in advance (without the elapsed time of row 0).
+    past_feat_dynamic_real
+        Names of the covariates known for the past only.
+    feat_static_real
+        Names of the static real features.
+    feat_static_cat
+        The levels of each static categorical feature, by its name.
+    """
+
+    target: tuple[str, ...]
+    univariate: bool
+    time: Literal["timestamp", "elapsed", "regular"]
+    time_unit: str
+    time_zone: str | None = None
+    feat_dynamic_real: tuple[str, ...] = ()
+    past_feat_dynamic_real: tuple[str, ...] = ()
+    feat_static_real: tuple[str, ...] = ()
+    feat_static_cat: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the schema as plain, JSON-compatible values."""
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        plain["feat_static_cat"] = {k: list(v) for k, v in self.feat_static_cat.items()}
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Schema:
+        """Rebuild a schema from :meth:`to_dict`."""
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        values["feat_static_cat"] = {k: tuple(v) for k, v in plain["feat_static_cat"].items()}
+        return cls(**values)

@@ -1,0 +1,279 @@
+"""Splits by real time, and by item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.dataset.split import AbstractBaseSplitter
+
+from deltaflow.data.dataset import IrregularDataset
+from deltaflow.data.schema import unit_seconds
+from deltaflow.data.series import is_irregular
+from deltaflow.errors import DataError
+
+Duration = str | pd.Timedelta
+"""A length of time as pandas writes it, such as ``"24h"``."""
+
+
+@dataclass
+class TimeSplitter(AbstractBaseSplitter):
+    """Split irregular series at a moment in real time instead of at a count of observations.
+
+    It works as GluonTS's splitters do: ``train, template = splitter.split(dataset)``, then
+    ``template.generate_instances(prediction_length)``. The number of queries varies from item to
+    item, so it is padded to ``prediction_length`` with NaN times and NaN labels, which
+    ``evaluate_model`` masks. Items without anything before or after the moment stay in.
+
+    Parameters
+    ----------
+    after
+        Split this long after the origin of each item: after its first timestamp, or after zero
+        where time is given as elapsed numbers.
+    date
+        Split at this date in all items. Give either ``after`` or ``date``.
+    horizon
+        Forecast this far beyond the split; all that follows if None. Observations at the split
+        itself belong to the horizon.
+
+    Examples
+    --------
+    >>> df = pd.DataFrame({"t": [1.0, 20.0, 24.0, 40.0, 70.0], "HR": [80, 82, 85, 81, 79]})
+    >>> ds = IrregularDataset.from_long_dataframe(df, item_id=None, timestamp="t", target="HR")
+    >>> splitter = TimeSplitter(after="24h", horizon="24h")
+    >>> splitter.prediction_length(ds)
+    2
+    >>> train, template = splitter.split(ds)
+    >>> [(i["target"], l["target"]) for i, l in template.generate_instances(3)]
+    [(array([80., 82.]), array([85., 81., nan]))]
+    """
+
+    after: Duration | None = None
+    date: str | pd.Timestamp | None = None
+    horizon: Duration | None = None
+
+    def __post_init__(self) -> None:
+        if (self.after is None) == (self.date is None):
+            raise DataError("a TimeSplitter needs either after or date", "give one of them")
+        for field in ("after", "horizon"):
+            value = getattr(self, field)
+            if value is not None and not pd.Timedelta(value) >= pd.Timedelta(0):
+                raise DataError(f"{value!r} is not a duration", "give one such as '24h'",
+                                field=field)  # fmt: skip
+
+    def prediction_length(self, dataset: Dataset) -> int:
+        """Return the largest number of observations that any item has within the horizon."""
+        lengths = [1]
+        for entry in dataset:
+            times = _times(entry)
+            low, high = self._bounds(entry, self._cut(entry), times)
+            lengths.append(high - low)
+        return max(lengths)
+
+    def training_entry(self, entry: DataEntry) -> DataEntry:
+        """Return the part of an item before the split."""
+        stop = int(np.searchsorted(_times(entry), self._cut(entry), side="left"))
+        return _sliced(entry, slice(0, stop), slice(0, stop))
+
+    def test_pair(
+        self, entry: DataEntry, prediction_length: int, offset: float = 0.0
+    ) -> tuple[DataEntry, DataEntry]:
+        """Return an item before the split, with its query times, and the label behind it.
+
+        Parameters
+        ----------
+        entry
+            The item.
+        prediction_length
+            The number of queries to pad to.
+        offset
+            Seconds by which the split is moved on.
+
+        Raises
+        ------
+        DataError
+            If the item has more than ``prediction_length`` observations within the horizon.
+        """
+        times = _times(entry)
+        low, high = self._bounds(entry, self._cut(entry) + offset, times)
+        if high - low > prediction_length:
+            raise DataError(
+                f"has {high - low} observations within the horizon, but prediction_length is "
+                f"{prediction_length}",
+                "ask the splitter for the length that all items need: "
+                "TimeSplitter.prediction_length(dataset)",
+                item=entry.get("item_id"),
+                field="target",
+            )
+        padding = prediction_length - (high - low)
+        past = _sliced(entry, slice(0, low), slice(0, high), padding_known=padding)
+        label = _sliced(entry, slice(low, high), slice(low, high), padding, padding)
+        return past, label
+
+    def generate_test_pairs(
+        self,
+        dataset: Dataset,
+        prediction_length: int,
+        windows: int = 1,
+        distance: Duration | None = None,  # pyright: ignore[reportIncompatibleMethodOverride]
+        max_history: int | None = None,
+    ) -> Iterator[tuple[DataEntry, DataEntry]]:
+        """Yield the pairs of each item for one or more splits.
+
+        Parameters
+        ----------
+        dataset, prediction_length
+            The items, and the number of queries to pad to.
+        windows
+            The number of splits, one after the other.
+        distance
+            Time between two splits, the horizon if None.
+        max_history
+            The largest number of observations before a split.
+        """
+        step = self.horizon if distance is None else distance
+        if windows > 1 and (step is None or isinstance(step, (int, np.integer))):
+            raise DataError(
+                "several windows need a horizon, or a distance that is a duration",
+                "give one such as '6h'",
+                field="distance",
+            )
+        seconds = 0.0 if step is None else pd.Timedelta(step).total_seconds()
+        for entry in dataset:
+            for window in range(windows):
+                past, label = self.test_pair(entry, prediction_length, window * seconds)
+                length = past["target"].shape[-1]
+                if max_history is not None and length > max_history:
+                    keep = slice(length - max_history, length)
+                    past = _sliced(past, keep, slice(keep.start, None))
+                yield past, label
+
+    def _cut(self, entry: DataEntry) -> float:
+        """Return the moment of the split in seconds since the item's origin."""
+        origin = entry["info"]["time_origin"] if is_irregular(entry) else None
+        if self.after is not None:
+            return pd.Timedelta(self.after).total_seconds()
+        if origin is None:
+            raise DataError(
+                "elapsed times have no dates",
+                "split with after= instead of date=",
+                item=entry.get("item_id"),
+                field="date",
+            )
+        date = pd.Timestamp(self.date)  # pyright: ignore[reportArgumentType]
+        if (date.tz is None) == str(origin).endswith("Z"):
+            problem = "has no time zone" if date.tz is None else "has a time zone"
+            raise DataError(
+                f"the date {problem}, unlike the data" if date.tz else f"the date {problem}",
+                "give the date as the data are: with or without a time zone",
+                field="date",
+            )
+        since = date.tz_convert("UTC").tz_localize(None) if date.tz else date
+        return (since - pd.Timestamp(str(origin).removesuffix("Z"))).total_seconds()
+
+    def _bounds(self, entry: DataEntry, cut: float, times: np.ndarray) -> tuple[int, int]:
+        """Return the rows ``[low, high)`` that lie within the horizon of a split at ``cut``."""
+        low = int(np.searchsorted(times, cut, side="left"))
+        if self.horizon is None:
+            return low, len(times)
+        end = cut + pd.Timedelta(self.horizon).total_seconds()
+        return low, int(np.searchsorted(times, end, side="left"))
+
+
+def split_items(
+    dataset: IrregularDataset, test_share: float = 0.2, seed: int = 0
+) -> tuple[IrregularDataset, IrregularDataset]:
+    """Split a data set by item, at random: no item is in both parts.
+
+    Parameters
+    ----------
+    dataset
+        The items.
+    test_share
+        Share of the items in the second part; both parts get at least one.
+    seed
+        Seed of the choice.
+    """
+    if not 0 < test_share < 1 or len(dataset) < 2:
+        raise DataError(
+            f"cannot put a share of {test_share} of {len(dataset)} items aside",
+            "give two items or more and a share between 0 and 1",
+            field="test_share",
+        )
+    count = min(max(1, round(test_share * len(dataset))), len(dataset) - 1)
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    return dataset.select(np.sort(order[count:])), dataset.select(np.sort(order[:count]))
+
+
+def split_items_by(
+    dataset: IrregularDataset, column: str | Mapping[str, str]
+) -> dict[str, IrregularDataset]:
+    """Split a data set by item into the levels of a column.
+
+    Parameters
+    ----------
+    dataset
+        The items.
+    column
+        The name of a static categorical feature, or a mapping (a dict or a pandas Series) from
+        item to level.
+
+    Returns
+    -------
+    dict
+        The items of each level, in the order of the data set.
+    """
+    if isinstance(column, str):
+        levels = dataset.schema.feat_static_cat
+        if column not in levels:
+            raise DataError("is not a static categorical feature", f"there are {list(levels)}",
+                            field=column)  # fmt: skip
+        place = list(levels).index(column)
+        codes = [int(entry["feat_static_cat"][place]) for entry in dataset]
+        parts = [levels[column][code] if code >= 0 else "unknown" for code in codes]
+    else:
+        absent = [entry["item_id"] for entry in dataset if entry["item_id"] not in column]
+        if absent:
+            raise DataError("the item is in no part", "give every item a level", item=absent[0])
+        parts = [str(column[entry["item_id"]]) for entry in dataset]
+    return {
+        part: dataset.select(i for i, own in enumerate(parts) if own == part)
+        for part in dict.fromkeys(parts)
+    }
+
+
+def _times(entry: DataEntry) -> np.ndarray:
+    """Return the observation times of an irregular entry in seconds since its origin."""
+    if not is_irregular(entry):
+        raise DataError(
+            "a TimeSplitter needs irregular series",
+            "split a regular data set with gluonts.dataset.split.split",
+            item=entry.get("item_id"),
+            field="info",
+        )
+    elapsed = entry["feat_dynamic_real"][0, : entry["target"].shape[-1]]
+    return elapsed * unit_seconds(entry["info"]["time_unit"])
+
+
+def _sliced(
+    entry: DataEntry, past: slice, known: slice, padding: int = 0, padding_known: int = 0
+) -> dict[str, Any]:
+    """Cut an entry: observed fields by ``past``, fields known in advance by ``known``."""
+    cut = dict(entry)
+    cut["start"] = entry["start"] + (past.start or 0)
+    cut["target"] = _padded(entry["target"][..., past], padding)
+    cut["feat_dynamic_real"] = _padded(entry["feat_dynamic_real"][:, known], padding_known)
+    if "past_feat_dynamic_real" in entry:
+        cut["past_feat_dynamic_real"] = _padded(
+            entry["past_feat_dynamic_real"][:, past], padding
+        )
+    return cut
+
+
+def _padded(values: np.ndarray, count: int) -> np.ndarray:
+    widths = [(0, 0)] * (values.ndim - 1) + [(0, count)]
+    return np.pad(values, widths, constant_values=np.nan)

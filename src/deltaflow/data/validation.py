@@ -1,0 +1,289 @@
+"""Every check of a caller's DataFrame, made before any tensor exists."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from deltaflow.errors import DataError
+
+
+class Rows(NamedTuple):
+    """The rows of a long DataFrame, gathered item by item.
+
+    Attributes
+    ----------
+    order
+        ``(N,)`` positions of the rows in the frame, item after item, each in the frame's order.
+    bounds
+        ``(I + 1,)``: item ``i`` owns ``order[bounds[i]:bounds[i + 1]]``.
+    items
+        The item identifiers, in their order of appearance.
+    labels
+        ``(N,)`` index labels of the frame, in the frame's order, to name a row in an error.
+    """
+
+    order: np.ndarray
+    bounds: np.ndarray
+    items: list[str]
+    labels: pd.Index
+
+    def where(self, position: int) -> dict[str, object]:
+        """Item and row label of the ``position``-th gathered row, as keywords of `DataError`."""
+        item = int(np.searchsorted(self.bounds, position, side="right")) - 1
+        return {"item": self.items[item], "position": self.labels[self.order[position]]}
+
+
+class TimeColumn(NamedTuple):
+    """A time column in exact form.
+
+    Attributes
+    ----------
+    ticks
+        ``(N,)`` int64 counts of ``resolution`` since 1970 (UTC), or float64 elapsed numbers.
+    kind
+        ``"timestamp"`` or ``"elapsed"``.
+    resolution
+        Unit of the integer ticks; ``""`` for elapsed numbers.
+    time_zone
+        Name of the time zone, if the timestamps have one.
+    """
+
+    ticks: np.ndarray
+    kind: Literal["timestamp", "elapsed"]
+    resolution: str
+    time_zone: str | None
+
+
+def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the DataFrame") -> None:
+    """Raise unless ``frame`` is a DataFrame that holds each of ``columns`` exactly once."""
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(f"{what} is a {type(frame).__name__}, not a pandas DataFrame")
+    for column in columns:
+        count = int((frame.columns == column).sum())
+        if count == 0:
+            raise DataError(
+                f"{what} has no such column",
+                f"its columns are {list(frame.columns)}",
+                field=str(column),
+            )
+        if count > 1:
+            raise DataError(f"{what} has {count} columns of this name", "rename", field=str(column))
+
+
+def check_distinct_roles(roles: dict[str, Sequence[str]]) -> None:
+    """Raise when one column is given two roles, or one role twice."""
+    seen: dict[str, str] = {}
+    for role, columns in roles.items():
+        for column in columns:
+            if column in seen:
+                raise DataError(
+                    f"is named as {seen[column]} and again as {role}",
+                    "give each column one role",
+                    field=column,
+                )
+            seen[column] = role
+
+
+def gather_rows(frame: pd.DataFrame, item_id: str | None) -> Rows:
+    """Group the rows of ``frame`` by item without changing their order within an item."""
+    if item_id is None:
+        count = len(frame)
+        bounds = np.array([0, count] if count else [0])
+        return Rows(np.arange(count), bounds, ["0"] if count else [], frame.index)
+    codes, items = pd.factorize(frame[item_id])
+    if (codes < 0).any():
+        raise DataError(
+            "the item identifier is missing",
+            "fill it in or drop the row",
+            field=item_id,
+            position=frame.index[int(np.argmax(codes < 0))],
+        )
+    names = [str(item) for item in items]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(
+            "two different identifiers read the same as text",
+            "give the column one type",
+            item=twice,
+            field=item_id,
+        )
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(len(items) + 1))
+    return Rows(order, bounds, names, frame.index)
+
+
+def read_times(column: pd.Series, rows: Rows) -> TimeColumn:
+    """Read a column of timestamps or elapsed numbers, gathered by item, exactly.
+
+    Raises
+    ------
+    DataError
+        If a time is missing or infinite, time zones are mixed, or the column holds neither
+        timestamps nor numbers.
+    """
+    field = str(column.name)
+    column = column.iloc[rows.order]
+    _refuse(column.isna().to_numpy(), "the time is missing (NaT)", "drop the row", field, rows)
+    if column.dtype == object:
+        column = _infer_times(column, field, rows)
+    if pd.api.types.is_bool_dtype(column.dtype):
+        raise DataError("holds booleans", "give timestamps or numbers", field=field)
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        elapsed = column.to_numpy(dtype="float64")
+        _refuse(~np.isfinite(elapsed), "the time is infinite", "drop the row", field, rows)
+        return TimeColumn(elapsed, "elapsed", "", None)
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        index = pd.DatetimeIndex(column)
+        zone = None if index.tz is None else str(index.tz)
+        ticks, resolution = _coarsest(index.asi8, index.unit)
+        return TimeColumn(ticks, "timestamp", resolution, zone)
+    raise DataError(
+        f"holds {column.dtype}, which is neither a timestamp nor a number",
+        "convert it with pd.to_datetime, Series.dt.to_timestamp or a division by pd.Timedelta",
+        field=field,
+    )
+
+
+def read_numbers(column: pd.Series, rows: Rows) -> np.ndarray:
+    """Read a column as ``(N,)`` float64, gathered by item, with NaN where a value is missing.
+
+    Raises
+    ------
+    DataError
+        If a value is infinite or not a number.
+    """
+    field = str(column.name)
+    column = column.iloc[rows.order]
+    if column.dtype == object:
+        wrong = [not (v is None or v is pd.NA or isinstance(v, numbers.Real)) for v in column]
+        wrong = np.array(wrong, dtype=bool)
+        if wrong.any():
+            kind = type(column.iloc[int(wrong.argmax())]).__name__
+            remedy = "convert the column with pd.to_numeric"
+            _refuse(wrong, f"holds a {kind}, not a number", remedy, field, rows)
+        column = pd.Series([_to_float(value) for value in column], dtype="float64")
+    elif not (
+        pd.api.types.is_any_real_numeric_dtype(column.dtype)
+        or pd.api.types.is_bool_dtype(column.dtype)
+    ):
+        raise DataError(
+            f"holds {column.dtype}, not numbers",
+            "convert the column with pd.to_numeric",
+            field=field,
+        )
+    values = column.to_numpy(dtype="float64", na_value=np.nan)
+    remedy = "replace it with a number, or with NaN if it was not observed"
+    _refuse(np.isinf(values), "the value is infinite", remedy, field, rows)
+    return values
+
+
+def read_constants(column: pd.Series, rows: Rows) -> pd.Series:
+    """Read a column that holds one value per item: ``(I,)``, missing where the item has none."""
+    column = column.iloc[rows.order].reset_index(drop=True)
+    codes = np.repeat(np.arange(len(rows.items)), np.diff(rows.bounds))
+    changes = column.groupby(codes).nunique(dropna=True)
+    if (changes > 1).any():
+        raise DataError(
+            "a static feature changes within the item",
+            "keep one value per item, or declare it as feat_dynamic_real",
+            item=rows.items[int(changes.to_numpy().argmax())],
+            field=str(column.name),
+        )
+    return column.groupby(codes).first()
+
+
+def check_increasing(
+    times: TimeColumn, elapsed: np.ndarray, rows: Rows, asked: np.ndarray, field: str
+) -> None:
+    """Raise unless the observation times of each item strictly increase, also once in float64.
+
+    ``asked`` ``(N,)`` marks the gathered rows that are queries, whose order is free.
+    """
+    first = asked.copy()
+    first[rows.bounds[:-1][np.diff(rows.bounds) > 0]] = True
+    gaps = np.diff(times.ticks, prepend=times.ticks[:1])
+    _refuse(
+        (gaps < 0) & ~first,
+        "the timestamps are not sorted",
+        "sort the rows of each item by time",
+        field,
+        rows,
+    )
+    _refuse(
+        (gaps == 0) & ~first,
+        "the timestamp is a duplicate within its item",
+        "merge the two rows into one",
+        field,
+        rows,
+    )
+    _refuse(
+        (np.diff(elapsed, prepend=elapsed[:1]) <= 0) & ~first,
+        "the timestamp is closer to the one before than float64 can hold over so long a series",
+        "split the series, or round and merge such timestamps",
+        field,
+        rows,
+    )
+
+
+def check_queries(times: TimeColumn, rows: Rows, asked: np.ndarray, field: str) -> None:
+    """Raise unless the asked times of each item lie at or after its last observation."""
+    for low, high in zip(rows.bounds[:-1], rows.bounds[1:], strict=True):
+        queries = asked[low:high]
+        observed = high - int(queries.sum())
+        if observed == low:
+            raise DataError(
+                "is asked for, but has no past rows",
+                "give at least one row of its past, if need be with missing values",
+                item=rows.where(low)["item"],
+            )
+        early = times.ticks[observed:high] < times.ticks[observed - 1]
+        if early.any():
+            raise DataError(
+                "the query lies before the last observation",
+                "forecast from a shorter past, or ask for later times",
+                field=field,
+                **rows.where(observed + int(early.argmax())),
+            )
+
+
+def _refuse(wrong: np.ndarray, problem: str, remedy: str, field: str, rows: Rows) -> None:
+    """Raise a `DataError` that names the first row where ``wrong`` holds."""
+    if wrong.any():
+        raise DataError(problem, remedy, field=field, **rows.where(int(wrong.argmax())))
+
+
+def _to_float(value: object) -> float:
+    """Convert a Python number, or a missing one, to a float; what overflows becomes infinite."""
+    if value is None or value is pd.NA:
+        return np.nan
+    try:
+        return float(value)  # pyright: ignore[reportArgumentType]
+    except OverflowError:
+        return np.inf
+
+
+def _infer_times(column: pd.Series, field: str, rows: Rows) -> pd.Series:
+    """Give a time column of Python objects the dtype that its elements share."""
+    strings = np.array([isinstance(value, str) for value in column], dtype=bool)
+    remedy = "convert the column with pd.to_datetime"
+    _refuse(strings, "the time is a string, not a timestamp", remedy, field, rows)
+    zones = [str(getattr(value, "tzinfo", None)) for value in column]
+    mixed = np.array([zone != zones[0] for zone in zones], dtype=bool)
+    remedy = "convert the column with pd.to_datetime(..., utc=True)"
+    _refuse(mixed, "the time zones are mixed", remedy, field, rows)
+    return column.infer_objects()
+
+
+def _coarsest(ticks: np.ndarray, unit: str) -> tuple[np.ndarray, str]:
+    """Express ticks in the coarsest of ns, us, ms, s that still holds every one of them."""
+    units = ["ns", "us", "ms", "s"]
+    for coarser in units[units.index(unit) + 1 :]:
+        if (ticks % 1000).any():
+            break
+        ticks, unit = ticks // 1000, coarser
+    return ticks, unit

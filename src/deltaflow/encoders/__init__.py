@@ -1,0 +1,59 @@
+"""Observations → a state that can be asked at any time."""
+
+from collections.abc import Callable
+
+from deltaflow.encoders.encoder import Encoder, State
+from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution
+from deltaflow.encoders.recurrent import (
+    RecurrentEncoder,
+    coupling_flow,
+    gru,
+    gru_flow,
+    resnet_flow,
+)
+from deltaflow.errors import DeltaflowError, UnknownNameError
+
+__all__ = [
+    "ENCODERS",
+    "Encoder",
+    "Evolution",
+    "FlowEvolution",
+    "NoEvolution",
+    "RecurrentEncoder",
+    "State",
+    "make_encoder",
+]
+
+
+def make_encoder(
+    name: str, num_channels: int, num_features: int, hidden_size: int, **options: object
+) -> Encoder:
+    """Build a registered encoder.
+
+    Raises
+    ------
+    UnknownNameError
+        If no encoder of this name is registered.
+    DeltaflowError
+        If the encoder does not know one of the options.
+
+    Examples
+    --------
+    >>> make_encoder("gru_flow", num_channels=2, num_features=0, hidden_size=8).hidden_size
+    8
+    """
+    if name not in ENCODERS:
+        raise UnknownNameError("encoder", name, ENCODERS)
+    try:
+        return ENCODERS[name](num_channels, num_features, hidden_size, **options)
+    except TypeError as error:
+        raise DeltaflowError(f"encoder_kwargs of {name!r}: {error}") from error
+
+
+ENCODERS: dict[str, Callable[..., Encoder]] = {
+    "gru_flow": gru_flow,
+    "coupling_flow": coupling_flow,
+    "resnet_flow": resnet_flow,
+    "gru": gru,
+}
+"""Every encoder by its name: a function of (num_channels, num_features, hidden_size, options)."""

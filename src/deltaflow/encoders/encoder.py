@@ -1,0 +1,149 @@
+"""The contract of an encoder: observations in, a state out that can be asked at any time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class State(NamedTuple):
+    """What is known of B series at the time of their last observation.
+
+    Attributes
+    ----------
+    hidden
+        ``(B, H)`` what the encoder has learned of the past.
+    last
+        ``(B, C)`` the last observed value of each channel; 0 before the first.
+    age
+        ``(B, C)`` time since it was observed, in typical gaps; before the first observation of a
+        channel, time since the series began.
+    seen
+        ``(B, C)`` bool, whether the channel was observed at all.
+    """
+
+    hidden: Tensor
+    last: Tensor
+    age: Tensor
+    seen: Tensor
+
+
+class Encoder(nn.Module, ABC):
+    """Reads irregular observations, one step per observation time.
+
+    Calling it on a whole padded batch and calling :meth:`update` once per observation give the
+    same state. The result does not depend on padding or on the other series of the batch.
+
+    Parameters
+    ----------
+    num_channels
+        The number C of channels that are read.
+    num_features
+        The number F of covariates and static features that stand beside each observation.
+    hidden_size
+        The size H of the hidden state.
+    """
+
+    def __init__(self, num_channels: int, num_features: int, hidden_size: int) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.num_features = num_features
+        self.hidden_size = hidden_size
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state of ``batch_size`` series of which nothing was observed yet."""
+        parameter = next(self.parameters())
+        channels = parameter.new_zeros(batch_size, self.num_channels)
+        hidden = parameter.new_zeros(batch_size, self.hidden_size)
+        return State(hidden, channels, channels, channels.bool())
+
+    def forward(
+        self,
+        values: Tensor,
+        observed: Tensor,
+        delta_t: Tensor,
+        lengths: Tensor,
+        features: Tensor,
+    ) -> State:
+        """Read a padded batch of series from their beginning.
+
+        Parameters
+        ----------
+        values
+            ``(B, T, C)`` scaled values, 0 where not observed.
+        observed
+            ``(B, T, C)`` bool observed mask.
+        delta_t
+            ``(B, T)`` time since the observation before, in typical gaps; 0 at the first.
+        lengths
+            ``(B,)`` number of observation times; what lies beyond is padding and ignored.
+        features
+            ``(B, T, F)`` covariates and static features.
+
+        Returns
+        -------
+        State
+            The state of each series at its last observation; the initial one where it has none.
+        """
+        steps = torch.arange(values.shape[1], device=values.device)
+        running = steps < lengths.unsqueeze(-1)  # (B, T)
+        observed = observed & running.unsqueeze(-1)
+        hidden = self.read(values, observed, delta_t, running, features)
+
+        elapsed = (delta_t * running).cumsum(-1)  # (B, T)
+        newest = torch.where(observed, steps.unsqueeze(-1), -1).amax(1)  # (B, C)
+        seen = newest >= 0
+        index = newest.clamp(min=0)
+        last = values.gather(1, index.unsqueeze(1)).squeeze(1)
+        since = elapsed.gather(1, index)
+        age = elapsed[:, -1:] - torch.where(seen, since, 0.0)
+        return State(hidden, torch.where(seen, last, 0.0), age, seen)
+
+    def update(
+        self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
+    ) -> State:
+        """Read one more observation of each series.
+
+        Parameters
+        ----------
+        state
+            The state at the observation before.
+        delta_t
+            ``(B,)`` time since then, in typical gaps.
+        values, observed
+            ``(B, C)`` the scaled values and their mask.
+        features
+            ``(B, F)`` covariates and static features.
+        """
+        age = state.age + delta_t.unsqueeze(-1)
+        return State(
+            hidden=self.step(state, delta_t, values, observed, features),
+            last=torch.where(observed, values, state.last),
+            age=torch.where(observed, 0.0, age),
+            seen=state.seen | observed,
+        )
+
+    @abstractmethod
+    def read(
+        self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
+    ) -> Tensor:
+        """Return the hidden state ``(B, H)`` after the whole batch, see :meth:`forward`.
+
+        ``running`` ``(B, T)`` is False on the padding, where the state must not change.
+        """
+
+    @abstractmethod
+    def step(
+        self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
+    ) -> Tensor:
+        """Return the hidden state ``(B, H)`` after one more observation, see :meth:`update`."""
+
+    @abstractmethod
+    def evolve(self, state: State, delta_t: Tensor) -> Tensor:
+        """Return the hidden state at queries ``(B, Q)`` after the last observation: ``(B, Q, H)``.
+
+        The answer at one query does not depend on the others.
+        """

@@ -1,0 +1,61 @@
+"""How a hidden state crosses a gap Δt during which nothing was observed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from deltaflow.flows import Flow
+
+Evolve: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A map ``(hidden, delta_t) -> hidden`` from ``(..., H)`` and ``(...)`` to ``(..., H)``."""
+
+
+class Evolution(nn.Module, ABC):
+    """The contract: carry a hidden state across a gap, and leave it as it is where Δt = 0."""
+
+    @abstractmethod
+    def prepare(self) -> Evolve:
+        """Return the map ``(hidden, delta_t) -> hidden``, with its weights prepared once.
+
+        ``hidden`` is ``(..., H)`` and ``delta_t`` ``(...)``, in typical gaps; their leading axes
+        broadcast. Prepare it once per forward pass, outside the loop over time.
+        """
+
+    def to_queries(self, hidden: Tensor, delta_t: Tensor) -> Tensor:
+        """Carry one state to many times: ``(B, H)`` and ``(B, Q)`` to ``(B, Q, H)``.
+
+        A flow answers all queries in one call. An evolution that has to go step by step overrides
+        this.
+        """
+        return self.prepare()(hidden.unsqueeze(-2), delta_t)
+
+
+class FlowEvolution(Evolution):
+    """Evolution by a neural flow: ``F(Δt, h)``.
+
+    Parameters
+    ----------
+    flow
+        The flow, whose dimension is the hidden size.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def prepare(self) -> Evolve:
+        """Return ``F(Δt, h)``."""
+        step = self.flow.prepare()
+        return lambda hidden, delta_t: step(delta_t.unsqueeze(-1), hidden)
+
+
+class NoEvolution(Evolution):
+    """The state stays as it is: the network learns of Δt from its inputs alone."""
+
+    def prepare(self) -> Evolve:
+        """Return the map that repeats the state."""
+        return lambda hidden, delta_t: hidden.expand(*delta_t.shape, hidden.shape[-1])

@@ -1,0 +1,87 @@
+"""The errors and warnings that deltaflow raises on purpose."""
+
+from __future__ import annotations
+
+
+class DeltaflowError(Exception):
+    """Base class of every error that deltaflow raises on purpose."""
+
+
+class DataError(DeltaflowError, ValueError):
+    """Bad input data; the message names the item, the field, the position and the remedy.
+
+    Parameters
+    ----------
+    problem
+        What is wrong and, where it helps, what was expected.
+    remedy
+        What the caller can do about it.
+    item, field, position
+        Where it is wrong: the item's identifier, the field or column, and the row (its index
+        label in a DataFrame, its number in an array). Leave out what does not apply.
+
+    Examples
+    --------
+    >>> str(DataError("is not a number", "convert it", item="A", field="HR", position=3))
+    "item 'A', field 'HR', row 3: is not a number; convert it"
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        remedy: str = "",
+        *,
+        item: object = None,
+        field: str | None = None,
+        position: object = None,
+    ) -> None:
+        self.item, self.field, self.position = item, field, position
+        where = [
+            f"{name} {value!r}"
+            for name, value in (("item", item), ("field", field), ("row", position))
+            if value is not None
+        ]
+        message = f"{', '.join(where)}: {problem}" if where else problem
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+
+    def __reduce__(self):
+        # Worker processes send exceptions by pickle, which would call __init__ with the message.
+        return _restore_data_error, (str(self), self.__dict__)
+
+
+def _restore_data_error(message: str, attributes: dict) -> DataError:
+    error = DataError(message)
+    error.__dict__.update(attributes)
+    return error
+
+
+class UnknownNameError(DeltaflowError, ValueError):
+    """A name that no registry holds, such as a misspelt encoder.
+
+    Examples
+    --------
+    >>> str(UnknownNameError("encoder", "gru_flo", ["gru", "gru_flow"]))
+    "unknown encoder 'gru_flo': did you mean 'gru_flow'? Registered: 'gru', 'gru_flow'"
+    """
+
+    def __init__(self, concept: str, name: object, registered) -> None:
+        from difflib import get_close_matches
+
+        names = sorted(registered)
+        close = get_close_matches(str(name), names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        listed = ", ".join(map(repr, names))
+        super().__init__(f"unknown {concept} {name!r}: {hint}Registered: {listed}")
+
+    def __reduce__(self):
+        return _restore_unknown_name, (str(self),)
+
+
+def _restore_unknown_name(message: str) -> UnknownNameError:
+    error = UnknownNameError.__new__(UnknownNameError)
+    error.args = (message,)
+    return error
+
+
+class DeltaflowWarning(UserWarning):
+    """Something was handled, but the user should know of it."""

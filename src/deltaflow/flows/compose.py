@@ -1,0 +1,77 @@
+"""Flows one after another are a flow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from deltaflow.flows.flow import Flow, FlowMap
+
+
+class FlowStack(Flow):
+    r"""The composition :math:`F(t, x) = F_n(t, \dots F_2(t, F_1(t, x)))`.
+
+    Every flow moves the state for the same time :math:`t`, so that the composition is the identity
+    at :math:`t = 0`, and is undone by the inverses in reverse order.
+
+    Parameters
+    ----------
+    flows
+        Flows of one dimension, the first one to be applied first.
+
+    Examples
+    --------
+    >>> from deltaflow.flows import CouplingFlow, ResNetFlow
+    >>> flow = FlowStack([ResNetFlow(3), CouplingFlow(3)])
+    >>> flow(torch.rand(5, 1), torch.rand(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, flows: Iterable[Flow]) -> None:
+        flows = list(flows)
+        dims = {flow.dim for flow in flows}
+        if len(dims) != 1:
+            raise ValueError(
+                "a stack needs at least one flow, and flows of one dimension; "
+                f"got {len(flows)} flows of dimensions {sorted(dims)}"
+            )
+        super().__init__(dims.pop())
+        self.flows = nn.ModuleList(flows)
+
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(cast("Iterable[Flow]", self.flows))
+
+    def __len__(self) -> int:
+        return len(self.flows)
+
+    def prepare(self) -> FlowMap:
+        """Prepare every flow, and return their composition."""
+        steps = [flow.prepare() for flow in self]
+
+        def stacked(t: Tensor, x: Tensor) -> Tensor:
+            for step in steps:
+                x = step(t, x)
+            return x
+
+        return stacked
+
+    def inverse(
+        self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
+    ) -> Tensor:
+        """Undo the flows, the last one first; ``tol`` and ``max_iter`` apply to each of them."""
+        self.check_shapes(t, y)
+        for flow in reversed(list(self)):
+            y = flow.inverse(t, y, tol=tol, max_iter=max_iter)
+        return y
+
+    def log_abs_det_jacobian(self, t: Tensor, x: Tensor) -> Tensor:
+        """Sum the log-determinants of the flows along the path of ``x``."""
+        self.check_shapes(t, x)
+        total = torch.zeros(())
+        for flow in self:
+            total = total + flow.log_abs_det_jacobian(t, x)
+            x = flow(t, x)
+        return total

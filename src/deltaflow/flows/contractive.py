@@ -1,0 +1,92 @@
+"""Maps that shrink distances: matrices and networks with a bounded Lipschitz constant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deltaflow.flows.flow import FlowMap
+from deltaflow.flows.time_mlp import TimeMLP
+
+
+def check_coefficient(coefficient: float) -> None:
+    """Raise a ``ValueError`` unless ``coefficient`` can bound a contraction: above 0, below 1."""
+    if not 0 < coefficient < 1:
+        raise ValueError(f"a contraction needs a coefficient in (0, 1), got {coefficient}")
+
+
+def spectral_normalise(weight: Tensor, coefficient: float) -> Tensor:
+    r"""Scale matrices down to a spectral norm of at most ``coefficient``.
+
+    .. math:: W^* = \begin{cases} c \, W / \|W\|_2 & \text{if } \|W\|_2 > c \\
+                                  W & \text{otherwise} \end{cases}
+
+    The norm is the exact largest singular value. Power iteration approaches it from below, which
+    leaves matrices above the bound that an inverse relies on.
+
+    Parameters
+    ----------
+    weight
+        Matrices, :math:`(*, M, N)`.
+    coefficient
+        The bound :math:`c > 0`.
+
+    References
+    ----------
+    Behrmann et al., *Invertible Residual Networks*, 2019, arXiv:1811.00995, section 2.1.
+
+    Examples
+    --------
+    >>> spectral_normalise(torch.tensor([[4.0, 0.0], [0.0, 2.0]]), 0.5)
+    tensor([[0.5000, 0.0000],
+            [0.0000, 0.2500]])
+    """
+    norm = torch.linalg.matrix_norm(weight, ord=2, keepdim=True)
+    return weight * (coefficient / norm.clamp(min=coefficient))
+
+
+class ContractiveMLP(TimeMLP):
+    r"""A network with :math:`\|g(t, x) - g(t, y)\|_2 \le L \, \|x - y\|_2` for every t.
+
+    The activation is the ELU, which is smooth and 1-Lipschitz, so that the product of the spectral
+    norms bounds the constant; each of the :math:`n` matrices is held to :math:`L^{1/n}`. The
+    weights of time are free.
+
+    Parameters
+    ----------
+    in_dim
+        The number of features of :math:`x`.
+    out_dim
+        The number of output features.
+    hidden_dims
+        The widths of the hidden layers; may be empty.
+    lipschitz
+        The bound :math:`L`, in :math:`(0, 1)`.
+
+    Examples
+    --------
+    >>> network = ContractiveMLP(3, 3, [16], lipschitz=0.9)
+    >>> t, x, y = torch.rand(5, 1), torch.rand(5, 3), torch.rand(5, 3)
+    >>> distance = (network(t, x) - network(t, y)).norm(dim=-1)
+    >>> bool((distance < 0.9 * (x - y).norm(dim=-1)).all())
+    True
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, hidden_dims: Sequence[int], *, lipschitz: float
+    ) -> None:
+        check_coefficient(lipschitz)
+        super().__init__(in_dim, out_dim, hidden_dims, activation=F.elu)
+        self.lipschitz = lipschitz
+
+    def prepare(self) -> FlowMap:
+        """Return the network with its matrices normalised, once."""
+        coefficient = self.lipschitz ** (1 / len(self.weights))
+        return self.bind([spectral_normalise(weight, coefficient) for weight in self.weights])
+
+    def extra_repr(self) -> str:
+        """Name the widths and the bound."""
+        return f"{super().extra_repr()}, lipschitz={self.lipschitz}"

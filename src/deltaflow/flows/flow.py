@@ -1,0 +1,155 @@
+"""The contract of a flow: a map of time and state that stands for the solution of an ODE."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from deltaflow.errors import DeltaflowError
+
+FlowMap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A map ``(t, x) -> F(t, x)`` whose weights are fixed."""
+
+MAX_JACOBIAN_DIM = 64
+"""The largest dimension whose log-determinant is taken from the full Jacobian."""
+
+
+class FlowInversionError(DeltaflowError, RuntimeError):
+    """The inverse of a flow was not reached, or does not exist."""
+
+
+class Flow(nn.Module, ABC):
+    r"""A map :math:`F(t, x)` that is the identity at :math:`t = 0` and invertible for every t.
+
+    It takes the place of an ODE solver: :math:`F(t, x_0)` is where the solution that starts at
+    :math:`x_0` has got to after a time :math:`t`.
+
+    In every method ``t`` is :math:`(*, 1)` and non-negative, ``x`` is :math:`(*, D)`, and their
+    leading axes broadcast: states :math:`(B, 1, D)` are carried to :math:`Q` times
+    :math:`(B, Q, 1)` in one call.
+
+    A subclass implements :meth:`prepare` and :meth:`inverse`, and promises that
+
+    - ``flow(0, x)`` equals ``x`` bit for bit;
+    - values and gradients stay finite up to a million typical gaps;
+    - the module holds nothing but parameters, so that it can be copied, pickled, and
+      differentiated any number of times.
+
+    Parameters
+    ----------
+    dim
+        The number of features :math:`D` of the state.
+
+    References
+    ----------
+    Biloš et al., *Neural Flows: Efficient Alternative to Neural ODEs*, 2021, arXiv:2110.13040,
+    section 2.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"a flow needs at least one dimension, got dim={dim}")
+        self.dim = dim
+
+    @abstractmethod
+    def prepare(self) -> FlowMap:
+        """Return the flow as a function of ``(t, x)``, its constrained weights computed once.
+
+        Whatever depends on the weights alone, such as a spectral norm, is evaluated here and shared
+        by all calls of the returned map. The map belongs to the current autograd graph: prepare it
+        once per forward pass, outside the loop over time, and drop it with the pass. Unlike
+        :meth:`forward`, it does not check its inputs.
+        """
+
+    @abstractmethod
+    def inverse(
+        self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
+    ) -> Tensor:
+        r"""Return the :math:`x` for which :math:`F(t, x) = y`, of shape :math:`(*, D)`.
+
+        Parameters
+        ----------
+        t
+            Times, :math:`(*, 1)`.
+        y
+            States, :math:`(*, D)`.
+        tol
+            The largest Euclidean error of a row of :math:`x`, where a flow iterates. By default,
+            the accuracy that the dtype of ``y`` allows.
+        max_iter
+            The largest number of iterations, where a flow iterates.
+
+        Raises
+        ------
+        FlowInversionError
+            If ``tol`` was not reached, or no such :math:`x` exists.
+        """
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        r"""Return :math:`F(t, x)`, of shape :math:`(*, D)`."""
+        self.check_shapes(t, x)
+        return self.prepare()(t, x)
+
+    def vector_field(self, t: Tensor, x: Tensor) -> Tensor:
+        r"""Return :math:`\partial F(t, x) / \partial t`, of shape :math:`(*, D)`.
+
+        This is the right-hand side, at :math:`F(t, x)`, of the ODE that the flow solves. It is
+        exact: the derivative is taken in forward mode.
+        """
+        self.check_shapes(t, x)
+        step = self.prepare()
+        return torch.func.jvp(lambda time: step(time, x), (t,), (torch.ones_like(t),))[1]
+
+    def log_abs_det_jacobian(self, t: Tensor, x: Tensor) -> Tensor:
+        r"""Return :math:`\log |\det \partial F(t, x) / \partial x|`, of shape :math:`(*)`.
+
+        Unless a flow knows a shorter way, this is the determinant of the full Jacobian, at a cost
+        of :math:`O(D^3)` per row.
+
+        Raises
+        ------
+        ValueError
+            If there is no shorter way and :math:`D` exceeds ``MAX_JACOBIAN_DIM``.
+        """
+        self.check_shapes(t, x)
+        if self.dim > MAX_JACOBIAN_DIM:
+            raise ValueError(
+                f"{type(self).__name__} takes its log-determinant from the full Jacobian, "
+                f"which is done up to dim={MAX_JACOBIAN_DIM}; this flow has dim={self.dim}"
+            )
+        shape = torch.broadcast_shapes(t.shape[:-1], x.shape[:-1])
+        rows = math.prod(shape)
+        jacobian = torch.func.vmap(torch.func.jacrev(self.prepare(), argnums=1))(
+            t.expand(*shape, 1).reshape(rows, 1),
+            x.expand(*shape, self.dim).reshape(rows, self.dim),
+        )  # (N, D, D)
+        return torch.linalg.slogdet(jacobian).logabsdet.reshape(shape)
+
+    def check_shapes(self, t: Tensor, x: Tensor) -> None:
+        """Raise a ``ValueError`` that names the shapes unless ``t`` and ``x`` fit this flow."""
+        if x.shape[-1:] != (self.dim,):
+            raise ValueError(
+                f"{type(self).__name__} expects states of shape (..., {self.dim}), "
+                f"got {tuple(x.shape)}"
+            )
+        if t.shape[-1:] != (1,):
+            raise ValueError(
+                f"{type(self).__name__} expects times of shape (..., 1), got {tuple(t.shape)}"
+            )
+        try:
+            torch.broadcast_shapes(t.shape[:-1], x.shape[:-1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"times of shape {tuple(t.shape)} do not broadcast against "
+                f"states of shape {tuple(x.shape)}"
+            ) from error
+
+    def extra_repr(self) -> str:
+        """Name the dimension."""
+        return f"dim={self.dim}"

@@ -1,0 +1,212 @@
+r"""Time embeddings :math:`\varphi(t)`: how far a flow has moved after a time t.
+
+Time is counted in typical gaps between observations. The rates of a new embedding are spread over
+decades, so that some dimensions have moved half-way after one gap and others after a hundred.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltaflow.errors import UnknownNameError
+
+TimeMap: TypeAlias = Callable[[Tensor], Tensor]
+"""A map ``t -> phi(t)`` whose weights are fixed."""
+
+SLOWEST_RATE, FASTEST_RATE = 0.01, 3.0
+
+
+def spread_rates(count: int) -> Tensor:
+    """Draw positive rates, one from each of ``count`` equal parts of the logarithmic range."""
+    position = (torch.randperm(count) + torch.rand(count)) / count
+    return SLOWEST_RATE * (FASTEST_RATE / SLOWEST_RATE) ** position
+
+
+class TimeEmbedding(nn.Module, ABC):
+    r"""A function :math:`\varphi(t) \ge 0` of time, one per dimension, with :math:`\varphi(0) = 0`.
+
+    The value at 0 is exact, by construction. An embedding that also keeps :math:`\varphi \le 1` is
+    called bounded.
+
+    Parameters
+    ----------
+    dim
+        The number of features :math:`D` of :math:`\varphi`.
+
+    Examples
+    --------
+    >>> phi = TanhTime(3)
+    >>> phi(torch.zeros(1))
+    tensor([0., 0., 0.], grad_fn=...)
+    >>> phi.derivative(torch.rand(5, 1)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    @abstractmethod
+    def prepare(self) -> TimeMap:
+        r"""Return :math:`\varphi` as a function of ``t``, its constrained weights computed once."""
+
+    def forward(self, t: Tensor) -> Tensor:
+        r"""Map times :math:`(*, 1)` to :math:`\varphi(t)`, of shape :math:`(*, D)`."""
+        return self.prepare()(t)
+
+    def derivative(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\varphi'(t)`, of shape :math:`(*, D)`, exactly (in forward mode)."""
+        return torch.func.jvp(self.prepare(), (t,), (torch.ones_like(t),))[1]
+
+    def extra_repr(self) -> str:
+        """Name the dimension."""
+        return f"dim={self.dim}"
+
+
+class Rate(nn.Module):
+    """A learned positive number per dimension.
+
+    >>> bool((Rate(3)() > 0).all())
+    True
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(spread_rates(dim).expm1().log())  # softplus undoes this
+
+    def forward(self) -> Tensor:
+        """Return the rates, of shape :math:`(D,)`."""
+        return F.softplus(self.raw)
+
+
+class TanhTime(TimeEmbedding):
+    r""":math:`\varphi(t) = \tanh(a t)`: comes to rest, exponentially fast. Bounded."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.rate = Rate(dim)
+
+    def prepare(self) -> TimeMap:
+        r"""Return :math:`\tanh(a t)`."""
+        rate = self.rate()
+        return lambda t: torch.tanh(rate * t)
+
+
+class LinearTime(TimeEmbedding):
+    r""":math:`\varphi(t) = a t`: never comes to rest."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.rate = Rate(dim)
+
+    def prepare(self) -> TimeMap:
+        """Return :math:`a t`."""
+        rate = self.rate()
+        return lambda t: rate * t
+
+
+class LogTime(TimeEmbedding):
+    r""":math:`\varphi(t) = \log(1 + a t)`: moves as far in each decade as in the one before."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.rate = Rate(dim)
+
+    def prepare(self) -> TimeMap:
+        r"""Return :math:`\log(1 + a t)`."""
+        rate = self.rate()
+        return lambda t: torch.log1p(rate * t)
+
+
+class FourierTime(TimeEmbedding):
+    r"""Periodic motion that returns to its start, bounded:
+
+    .. math:: \varphi(t) = \sum_k w_k \, \frac{1 - \cos \omega_k t}{2}
+                         = \sum_k w_k \sin^2 \frac{\omega_k t}{2},
+              \qquad w_k \ge 0, \quad \sum_k w_k = 1.
+
+    The squared sine is exactly 0 at :math:`t = 0` and keeps its digits around it.
+
+    Parameters
+    ----------
+    dim
+        The number of features :math:`D` of :math:`\varphi`.
+    num_frequencies
+        The number of terms per feature.
+    """
+
+    def __init__(self, dim: int, num_frequencies: int = 4) -> None:
+        super().__init__(dim)
+        rates = spread_rates(dim * num_frequencies)
+        self.frequency = nn.Parameter(rates.reshape(dim, num_frequencies))
+        self.raw_weight = nn.Parameter(torch.zeros(dim, num_frequencies))
+
+    def prepare(self) -> TimeMap:
+        """Return the weighted sum of squared sines."""
+        half_frequency, weight = self.frequency / 2, self.raw_weight.softmax(-1)
+
+        def phi(t: Tensor) -> Tensor:
+            waves = torch.sin(half_frequency * t.unsqueeze(-1)).square()  # (*, D, K)
+            return (weight * waves).sum(-1)
+
+        return phi
+
+
+class Saturating(TimeEmbedding):
+    r""":math:`\psi = \varphi / (1 + \varphi)`: the bounded version of an unbounded embedding.
+
+    It comes to rest as slowly as :math:`1 / \varphi`: some motion is left at any time scale.
+
+    Parameters
+    ----------
+    phi
+        The embedding :math:`\varphi \ge 0`.
+    """
+
+    def __init__(self, phi: TimeEmbedding) -> None:
+        super().__init__(phi.dim)
+        self.phi = phi
+
+    def prepare(self) -> TimeMap:
+        r"""Return :math:`\psi`."""
+        phi = self.phi.prepare()
+
+        def psi(t: Tensor) -> Tensor:
+            value = phi(t)
+            return value / (1 + value)
+
+        return psi
+
+
+def make_time_embedding(
+    name: str, dim: int, registry: Mapping[str, Callable[[int], TimeEmbedding]]
+) -> TimeEmbedding:
+    """Make the embedding that ``registry`` holds under ``name``.
+
+    >>> make_time_embedding("tanh", 3, TIME_EMBEDDINGS).dim
+    3
+    """
+    if name not in registry:
+        raise UnknownNameError("time embedding", name, registry)
+    return registry[name](dim)
+
+
+TIME_EMBEDDINGS: dict[str, Callable[[int], TimeEmbedding]] = {
+    "tanh": TanhTime,
+    "linear": LinearTime,
+    "log": LogTime,
+    "fourier": FourierTime,
+}
+
+BOUNDED_TIME_EMBEDDINGS: dict[str, Callable[[int], TimeEmbedding]] = {
+    "tanh": TanhTime,
+    "linear": lambda dim: Saturating(LinearTime(dim)),
+    "log": lambda dim: Saturating(LogTime(dim)),
+    "fourier": FourierTime,
+}

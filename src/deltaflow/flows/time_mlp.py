@@ -1,0 +1,83 @@
+"""The network inside a flow: a function of a state and a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltaflow.flows.flow import FlowMap
+
+
+class TimeMLP(nn.Module):
+    r"""A multilayer perceptron of :math:`x` and :math:`\log(1 + t)`.
+
+    .. math:: f(t, x) = W_n \, \sigma(\dots \sigma(W_1 x + w \log(1 + t) + b_1) \dots) + b_n
+
+    The logarithm is close to linear around :math:`t = 0`, tells the decades apart further out, and
+    stays small: :math:`10^6` gaps enter as 14.
+
+    Matrices start orthogonal, of spectral norm 1: no direction of the state is lost.
+
+    Parameters
+    ----------
+    in_dim
+        The number of features of :math:`x`; may be 0, for a function of time alone.
+    out_dim
+        The number of output features.
+    hidden_dims
+        The widths of the hidden layers; may be empty.
+    activation
+        The function :math:`\sigma`.
+
+    Examples
+    --------
+    >>> network = TimeMLP(3, 2, [16], activation=torch.tanh)
+    >>> network(torch.rand(5, 1), torch.rand(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden_dims: Sequence[int],
+        *,
+        activation: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.widths = (in_dim, *hidden_dims, out_dim)
+        self.weights = nn.ParameterList(
+            nn.init.orthogonal_(torch.empty(n_out, n_in)) for n_in, n_out in pairwise(self.widths)
+        )
+        self.biases = nn.ParameterList(torch.zeros(n_out) for n_out in self.widths[1:])
+        self.time_weight = nn.Parameter(torch.empty(self.widths[1]).uniform_(-1, 1))
+
+    def prepare(self) -> FlowMap:
+        """Return the network as a function of ``(t, x)`` for use in a loop."""
+        return self.bind(self.weights)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        r"""Map times :math:`(*, 1)` and states :math:`(*, D_{in})` to :math:`(*, D_{out})`."""
+        return self.prepare()(t, x)
+
+    def bind(self, weights: Iterable[Tensor]) -> FlowMap:
+        """Return the network with ``weights`` in the place of its own matrices."""
+        first, *others = zip(weights, self.biases, strict=True)
+        time_weight, activation = self.time_weight, self.activation
+
+        def network(t: Tensor, x: Tensor) -> Tensor:
+            hidden = torch.addcmul(F.linear(x, *first), time_weight, t.log1p())
+            for weight, bias in others:
+                hidden = F.linear(activation(hidden), weight, bias)
+            return hidden
+
+        return network
+
+    def extra_repr(self) -> str:
+        """Name the widths."""
+        return f"widths={self.widths}"

@@ -1,0 +1,102 @@
+"""State at a query → distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gluonts.torch.distributions as gluonts_distributions
+from gluonts.core import serde
+from gluonts.torch.distributions import (
+    NegativeBinomialOutput,
+    NormalOutput,
+    Output,
+    StudentTOutput,
+)
+
+from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.heads.head import Head, is_centred, is_discrete
+from deltaflow.heads.quantile import MonotoneQuantileOutput
+
+__all__ = [
+    "HEADS",
+    "Head",
+    "MonotoneQuantileOutput",
+    "describe_output",
+    "is_centred",
+    "is_discrete",
+    "make_output",
+]
+
+DECILES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+
+def make_output(description: str | Mapping[str, Any] | Output) -> Output:
+    """Return the GluonTS output of a registered name, or of what `describe_output` returned.
+
+    Raises
+    ------
+    UnknownNameError
+        If no head of this name is registered.
+    DeltaflowError
+        If a description names anything but an output of GluonTS or a registered one.
+
+    Examples
+    --------
+    >>> type(make_output("student_t")).__name__
+    'StudentTOutput'
+    """
+    if isinstance(description, Output):
+        return description
+    if isinstance(description, str):
+        if description not in HEADS:
+            raise UnknownNameError("head", description, HEADS)
+        return HEADS[description]()
+    name = description.get("output")
+    cls = MonotoneQuantileOutput if name == "MonotoneQuantileOutput" else getattr(
+        gluonts_distributions, str(name), None
+    )  # fmt: skip
+    if not (isinstance(cls, type) and issubclass(cls, Output)):
+        raise DeltaflowError(f"{name!r} is not an output of gluonts.torch.distributions")
+    return cls(**description["arguments"])
+
+
+def describe_output(output: str | Mapping[str, Any] | Output) -> str | dict[str, Any]:
+    """Return a head as plain, JSON-compatible values, from which `make_output` rebuilds it.
+
+    Examples
+    --------
+    >>> describe_output(MonotoneQuantileOutput([0.1, 0.9]))
+    {'output': 'MonotoneQuantileOutput', 'arguments': {'quantiles': [0.1, 0.9]}}
+    """
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, str):
+        make_output(output)
+        return output
+    arguments = {
+        key: value for key, value in getattr(output, "__init_args__", {}).items() if key != "self"
+    }
+    description = {"output": type(output).__name__, "arguments": arguments}
+    if "__kind__" in serde.dump_json(arguments) or type(make_output(description)) is not type(
+        output
+    ):
+        raise DeltaflowError(
+            f"{type(output).__name__} cannot be stored with a model: use an output of "
+            "gluonts.torch.distributions, or register a name in deltaflow.heads.HEADS"
+        )
+    return description
+
+
+def quantile_output() -> MonotoneQuantileOutput:
+    """Return the quantile output at the nine deciles."""
+    return MonotoneQuantileOutput(DECILES)
+
+
+HEADS: dict[str, Callable[[], Output]] = {
+    "student_t": StudentTOutput,
+    "normal": NormalOutput,
+    "negative_binomial": NegativeBinomialOutput,
+    "quantile": quantile_output,
+}
+"""Every head by its name: a function that returns a GluonTS output."""

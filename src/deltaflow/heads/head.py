@@ -1,0 +1,112 @@
+"""The head: what is known at a query → the arguments of a distribution for each channel."""
+
+from __future__ import annotations
+
+import torch
+from gluonts.torch.distributions import DistributionOutput, Output, QuantileOutput
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+
+def is_discrete(output: Output) -> bool:
+    """Tell whether the distribution lives on counts: such targets are not scaled, it is."""
+    support = getattr(getattr(output, "distr_cls", None), "support", None)
+    return bool(getattr(support, "is_discrete", False))
+
+
+def is_centred(output: Output) -> bool:
+    """Tell whether the distribution lives on the whole line, so that targets may be centred."""
+    support = getattr(getattr(output, "distr_cls", None), "support", constraints.real)
+    # Distributions made of transforms (as GluonTS's splines) declare no simple support.
+    return not is_discrete(output) and (
+        support is constraints.real or not isinstance(support, constraints.Constraint)
+    )
+
+
+class Head(nn.Module):
+    """A small network for all channels, and a GluonTS output that makes distributions of it.
+
+    Parameters
+    ----------
+    in_features
+        The number of features I at a query.
+    num_targets
+        The number D of channels.
+    output
+        A GluonTS output of univariate distributions or quantiles.
+    width
+        The width of the network's two layers.
+    dropout
+        The share of the inner features that is dropped in training.
+    """
+
+    def __init__(
+        self, in_features: int, num_targets: int, output: Output, width: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_targets = num_targets
+        self.output = output
+        self.sizes = [int(size) for size in output.args_dim.values()]
+        out_features = num_targets * sum(self.sizes)
+        self.network = nn.Sequential(
+            nn.Linear(in_features, width),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, out_features),
+        )
+        # Beside it a linear path, along which the last values reach the forecast undistorted.
+        self.skip = nn.Linear(in_features, out_features, bias=False)
+        nn.init.zeros_(self.skip.weight)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Map ``(..., I)`` to the arguments, each ``(..., D)`` (quantiles: ``(..., D, K)``)."""
+        raw = (self.network(features) + self.skip(features)).unflatten(-1, (self.num_targets, -1))
+        return self.output.domain_map(*raw.split(self.sizes, dim=-1))
+
+    def loss(
+        self, target: Tensor, observed: Tensor, args: tuple[Tensor, ...], scale: Tensor
+    ) -> Tensor:
+        """Return the loss of each scaled target, ``(B, Q, D)``; meaningless where not observed.
+
+        Parameters
+        ----------
+        target, observed
+            ``(B, Q, D)`` scaled targets and their mask.
+        args
+            What :meth:`forward` returned.
+        scale
+            ``(B, D)`` scale of each channel, for distributions of counts.
+        """
+        if is_discrete(self.output):
+            scale = scale.to(target.dtype).unsqueeze(1)
+            counts = torch.where(observed, (target * scale).round(), self.output.value_in_support)
+            return self.output.loss(counts, _copied(args), scale=scale.expand_as(target))
+        return self.output.loss(torch.where(observed, target, self.output.value_in_support), args)
+
+    def distribution(
+        self, args: tuple[Tensor, ...], loc: Tensor | None = None, scale: Tensor | None = None
+    ) -> Distribution:
+        """Return the distribution, of scaled values unless ``loc`` and ``scale`` are given.
+
+        ``loc`` and ``scale`` have the shape of the distribution. Counts are never scaled
+        themselves: without ``scale`` theirs is 1.
+        """
+        assert isinstance(self.output, DistributionOutput)
+        if scale is None:
+            return self.output.distribution(_copied(args))
+        if is_discrete(self.output):
+            return self.output.distribution(_copied(args), scale=scale)
+        return self.output.distribution(args, loc=loc, scale=scale)
+
+    @property
+    def gives_quantiles(self) -> bool:
+        """Whether the head gives quantiles instead of a distribution."""
+        return isinstance(self.output, QuantileOutput)
+
+
+def _copied(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """GluonTS scales the arguments of count distributions in place."""
+    return tuple(arg.clone() for arg in args)

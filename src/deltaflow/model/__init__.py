@@ -1,0 +1,1 @@
+"""Windows → forecast: the network, its training, and its predictor."""

@@ -1,0 +1,311 @@
+"""The estimators: GluonTS on the outside, Lightning on the inside."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from gluonts.core.component import validated
+from gluonts.dataset.common import Dataset
+from gluonts.model.estimator import Estimator
+
+from deltaflow.data import IrregularDataModule
+from deltaflow.encoders import ENCODERS
+from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
+from deltaflow.model.lightning_module import ForecastLightningModule
+from deltaflow.model.predictor import SAMPLING, IrregularPredictor
+
+
+class TrainOutput(NamedTuple):
+    """What a training leaves behind."""
+
+    trained_net: ForecastLightningModule
+    trainer: pl.Trainer
+    predictor: IrregularPredictor
+
+
+class IrregularEstimator(Estimator):
+    """Trains any registered encoder to forecast irregular, or ordinary regular, series.
+
+    Parameters
+    ----------
+    prediction_length
+        The largest number of queries per forecast.
+    context_length
+        The largest number of observation times that are read before them; by default the larger
+        of 64 and ``2 * prediction_length``.
+    encoder
+        Name of a registered encoder; by default the one that gives the estimator its name.
+    encoder_kwargs
+        Its options.
+    hidden_size, dropout
+        Width of the network, and share of the head's inner features dropped in training.
+    distr_output
+        ``"student_t"``, ``"normal"``, ``"negative_binomial"``, ``"quantile"``, or an output of
+        ``gluonts.torch.distributions``.
+    sampling, num_parallel_samples
+        How several queries are forecast, see `IrregularPredictor`.
+    seasonality
+        Calendar cycles given to the model, of ``"hour"``, ``"day"``, ``"week"``, ``"year"``; by
+        default those that fit the frequency of a regular data set, and none for an irregular one.
+    lr, weight_decay
+        Settings of the optimiser, see `ForecastLightningModule`.
+    batch_size, num_batches_per_epoch
+        Size of a batch, and number of training batches of an epoch.
+    seed
+        Seed of weights and windows; the global random state is left alone then. If None, both
+        follow the global random state of torch.
+    trainer_kwargs
+        Arguments of Lightning's ``Trainer``; never changed by training. By default 50 epochs with
+        gradients clipped to a norm of 10, a progress bar, and nothing written to disk.
+
+    Examples
+    --------
+    >>> from deltaflow.tasks import regular_seasonal
+    >>> estimator = IrregularEstimator(
+    ...     prediction_length=4, encoder="gru", num_batches_per_epoch=1,
+    ...     trainer_kwargs={"max_epochs": 1, "enable_progress_bar": False})
+    >>> predictor = estimator.train(regular_seasonal())
+    >>> next(iter(predictor.predict(regular_seasonal()))).mean.shape
+    (4,)
+    """
+
+    default_encoder = "gru_flow"
+
+    @validated()
+    def __init__(
+        self,
+        prediction_length: int,
+        context_length: int | None = None,
+        encoder: str | None = None,
+        encoder_kwargs: dict[str, Any] | None = None,
+        hidden_size: int = 32,
+        dropout: float = 0.0,
+        distr_output: Any = "student_t",
+        sampling: str = "marginal",
+        num_parallel_samples: int = 100,
+        seasonality: list[str] | None = None,
+        lr: float = 3e-3,
+        weight_decay: float = 1e-4,
+        batch_size: int = 32,
+        num_batches_per_epoch: int = 50,
+        seed: int | None = None,
+        trainer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if prediction_length < 1 or (context_length is not None and context_length < 1):
+            raise DeltaflowError("prediction_length and context_length must be at least 1")
+        encoder = encoder or self.default_encoder
+        if encoder not in ENCODERS:
+            raise UnknownNameError("encoder", encoder, ENCODERS)
+        if sampling not in SAMPLING:
+            raise UnknownNameError("sampling", sampling, SAMPLING)
+        self.prediction_length = prediction_length
+        self.context_length = context_length or max(64, 2 * prediction_length)
+        self.encoder = encoder
+        self.encoder_kwargs = encoder_kwargs or {}
+        self.hidden_size = hidden_size
+        self.dropout = dropout
+        self.distr_output = describe_output(distr_output)
+        self.sampling = sampling
+        self.num_parallel_samples = num_parallel_samples
+        self.seasonality = seasonality
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.num_batches_per_epoch = num_batches_per_epoch
+        self.seed = seed
+        self.trainer_kwargs = trainer_kwargs or {}
+
+    def train(
+        self,
+        training_data: Dataset,
+        validation_data: Dataset | None = None,
+        ckpt_path: str | None = None,
+        **kwargs: Any,
+    ) -> IrregularPredictor:
+        """Train on a data set and return the predictor.
+
+        Parameters
+        ----------
+        training_data
+            An `IrregularDataset`, or any GluonTS data set.
+        validation_data
+            Items whose last window is validated after each epoch; the best epoch's weights are
+            returned then, otherwise the last epoch's.
+        ckpt_path
+            A Lightning checkpoint from which to resume.
+        kwargs
+            GluonTS's ``shuffle_buffer_length`` and ``cache_data`` are accepted and not needed:
+            windows are drawn at random from arrays in memory.
+
+        Raises
+        ------
+        DataError
+            If the data are not what the estimator can train on; before any training starts.
+        """
+        return self.train_model(training_data, validation_data, ckpt_path=ckpt_path).predictor
+
+    def train_from(
+        self,
+        predictor: IrregularPredictor,
+        training_data: Dataset,
+        validation_data: Dataset | None = None,
+        ckpt_path: str | None = None,
+        **kwargs: Any,
+    ) -> IrregularPredictor:
+        """Go on from a trained predictor, with its weights and scaling; see :meth:`train`."""
+        return self.train_model(
+            training_data, validation_data, from_predictor=predictor, ckpt_path=ckpt_path
+        ).predictor
+
+    def train_model(
+        self,
+        training_data: Dataset,
+        validation_data: Dataset | None = None,
+        from_predictor: IrregularPredictor | None = None,
+        ckpt_path: str | None = None,
+    ) -> TrainOutput:
+        """Train, and return the module and the trainer beside the predictor."""
+        with _own_random_state(self.seed) as seed:
+            data = self.create_data_module(training_data, validation_data, from_predictor, seed)
+            module = self.create_lightning_module(data)
+            if from_predictor is not None:
+                module.network.load_state_dict(from_predictor.network.state_dict())
+            with TemporaryDirectory(prefix="deltaflow-") as scratch, _fewer_hints():
+                trainer, checkpoint = self._create_trainer(scratch, validation_data is not None)
+                trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+                if checkpoint is not None and checkpoint.best_model_path:
+                    best = torch.load(
+                        checkpoint.best_model_path, map_location="cpu", weights_only=True
+                    )
+                    module.load_state_dict(best["state_dict"])
+        return TrainOutput(module, trainer, self.create_predictor(module))
+
+    def create_data_module(
+        self,
+        training_data: Dataset,
+        validation_data: Dataset | None = None,
+        from_predictor: IrregularPredictor | None = None,
+        seed: int = 0,
+    ) -> IrregularDataModule:
+        """Check the data, and return the Lightning data module that the training reads."""
+        output = make_output(self.distr_output)
+        known = None
+        if from_predictor is not None:
+            known = replace(
+                from_predictor.spec,
+                context_length=self.context_length,
+                prediction_length=self.prediction_length,
+            )
+        data = IrregularDataModule(
+            training_data,
+            validation_data,
+            prediction_length=self.prediction_length,
+            context_length=self.context_length,
+            seasonality=None if self.seasonality is None else tuple(self.seasonality),
+            centred=is_centred(output),
+            batch_size=self.batch_size,
+            num_batches_per_epoch=self.num_batches_per_epoch,
+            seed=seed,
+            spec=known,
+        )
+        if is_discrete(output):
+            data.check_counts()
+        return data
+
+    def create_lightning_module(self, data: IrregularDataModule) -> ForecastLightningModule:
+        """Return a new Lightning module for the data."""
+        return ForecastLightningModule(
+            data.spec,
+            encoder=self.encoder,
+            encoder_kwargs=self.encoder_kwargs,
+            hidden_size=self.hidden_size,
+            dropout=self.dropout,
+            distr_output=self.distr_output,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
+
+    def create_predictor(self, module: ForecastLightningModule) -> IrregularPredictor:
+        """Return the predictor of a trained module."""
+        return module.to_predictor(
+            sampling=self.sampling,
+            num_parallel_samples=self.num_parallel_samples,
+            batch_size=self.batch_size,
+        )
+
+    def _create_trainer(
+        self, scratch: str, validates: bool
+    ) -> tuple[pl.Trainer, pl.callbacks.ModelCheckpoint | None]:
+        settings: dict[str, Any] = {
+            "max_epochs": 50,
+            "gradient_clip_val": 10.0,
+            "logger": False,
+            "enable_checkpointing": validates,
+            "enable_model_summary": False,
+            "default_root_dir": scratch,
+            **self.trainer_kwargs,
+        }
+        callbacks = settings.pop("callbacks", None) or []
+        callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+        checkpoint = None
+        if validates and settings["enable_checkpointing"]:
+            checkpoint = pl.callbacks.ModelCheckpoint(
+                dirpath=Path(settings["default_root_dir"]) / "best",
+                monitor="val_loss",
+                save_weights_only=True,
+            )
+            callbacks = [checkpoint, *callbacks]
+        return pl.Trainer(callbacks=callbacks, **settings), checkpoint
+
+
+@contextmanager
+def _own_random_state(seed: int | None) -> Iterator[int]:
+    """Seed torch inside and restore it afterwards; without a seed, follow the global state."""
+    if seed is None:
+        yield int(torch.randint(2**31, ()))
+        return
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield seed
+
+
+@contextmanager
+def _fewer_hints() -> Iterator[None]:
+    """Silence Lightning's hints about workers: windows are cut faster than they are sent."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+        yield
+
+
+class GRUFlowEstimator(IrregularEstimator):
+    """`IrregularEstimator` with a GRU flow across the gaps (Biloš et al., 2021, section 3.2)."""
+
+    default_encoder = "gru_flow"
+
+
+class CouplingFlowEstimator(IrregularEstimator):
+    """`IrregularEstimator` with an affine coupling flow across the gaps (ibid., section 3.3)."""
+
+    default_encoder = "coupling_flow"
+
+
+class ResNetFlowEstimator(IrregularEstimator):
+    """`IrregularEstimator` with a ResNet flow across the gaps (ibid., section 3.1)."""
+
+    default_encoder = "resnet_flow"
+
+
+class GRUEstimator(IrregularEstimator):
+    """`IrregularEstimator` with a plain GRU that is fed Δt: the baseline without evolution."""
+
+    default_encoder = "gru"

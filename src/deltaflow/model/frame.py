@@ -1,0 +1,130 @@
+"""DataFrame in, DataFrame out: forecasts at any future timestamps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from deltaflow.data.dataset import read_entries
+from deltaflow.data.validation import check_columns, gather_rows, read_times
+from deltaflow.errors import DataError
+from deltaflow.model.hold import HoldPredictor
+from deltaflow.model.predictor import IrregularPredictor
+
+
+def predict_df(
+    predictor: IrregularPredictor | HoldPredictor,
+    past_df: pd.DataFrame,
+    future_df: pd.DataFrame,
+    *,
+    item_id: str | None = "item_id",
+    timestamp: str = "timestamp",
+    quantile_levels: Sequence[float] = (0.1, 0.5, 0.9),
+    seed: int | None = None,
+) -> pd.DataFrame:
+    """Forecast every row of ``future_df`` from the observations in ``past_df``.
+
+    Parameters
+    ----------
+    predictor
+        A predictor trained on an `IrregularDataset`.
+    past_df
+        The observations: one row per item and time, with the channels, covariates and static
+        features of the training data by name. Rows are sorted by time within an item.
+    future_df
+        The questions: item and timestamp, in any order, and the covariates known in advance.
+    item_id, timestamp
+        The names of these columns in both frames; ``item_id`` is None for a single series.
+    quantile_levels
+        The levels, between 0 and 1.
+    seed
+        Seed of the samples of a path predictor.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per row of ``future_df``, in its order, and per channel: the caller's own item and
+        timestamp, ``target_name``, ``predictions`` (the median) and a column per level, named by
+        it.
+
+    Raises
+    ------
+    DataError
+        As `IrregularDataset.from_long_dataframe`; and if an item has no past rows, more rows in
+        the future than ``prediction_length``, or a future time before its last observation.
+
+    Examples
+    --------
+    >>> from deltaflow import HoldPredictor, IrregularDataset, predict_df
+    >>> df = pd.DataFrame({"item_id": "a", "timestamp": [0.0, 1.5, 2.0], "HR": [80.0, 84, 82]})
+    >>> predictor = HoldPredictor.fit(IrregularDataset.from_long_dataframe(df, target="HR"), 8)
+    >>> future = pd.DataFrame({"item_id": ["a", "a"], "timestamp": [9.7, 2.3]})
+    >>> predict_df(predictor, df, future, quantile_levels=[0.5])[["timestamp", "predictions"]]
+       timestamp  predictions
+    0        9.7         82.0
+    1        2.3         82.0
+    """
+    schema = predictor.spec.schema if isinstance(predictor, IrregularPredictor) else predictor.schema
+    if schema.time == "regular":
+        raise DataError(
+            "the predictor was trained on a regular data set, which has no real time",
+            "train it on an IrregularDataset",
+        )
+    levels = [float(level) for level in quantile_levels]
+    if not all(0 < level < 1 for level in levels):
+        raise DataError(f"{levels} are not between 0 and 1", "give levels such as 0.1",
+                        field="quantile_levels")  # fmt: skip
+    keys = [timestamp] if item_id is None else [item_id, timestamp]
+    static = [*schema.feat_static_real, *schema.feat_static_cat]
+    known = [*keys, *schema.feat_dynamic_real]
+    wanted = [*known, *schema.target, *schema.past_feat_dynamic_real, *static]
+    check_columns(past_df, wanted, "past_df")
+    check_columns(future_df, known, "future_df")
+    if len(future_df) == 0:
+        raise DataError("future_df has no rows", "give at least one time to forecast")
+
+    if item_id is not None:
+        past_df = past_df[past_df[item_id].isin(future_df[item_id].unique())]
+    both = pd.concat([past_df[wanted], future_df[known]])
+    rows = gather_rows(both, item_id)
+    asked = rows.order >= len(past_df)
+    times = read_times(both[timestamp], rows)
+    if times.kind != schema.time:
+        raise DataError(
+            f"the predictor was trained on {schema.time} times, these are {times.kind}",
+            "give the same kind of time",
+            field=timestamp,
+        )
+    entries = read_entries(both, rows, times, timestamp, schema, asked)
+    length = predictor.prediction_length
+    for entry in entries:
+        given = entry["feat_dynamic_real"]
+        queries = given.shape[1] - entry["target"].shape[-1]
+        if queries > length:
+            raise DataError(
+                f"{queries} future rows are more than the predictor's prediction_length {length}",
+                "train with a larger prediction_length, or ask in several calls",
+                item=entry["item_id"],
+                field=timestamp,
+            )
+        padding = [(0, 0), (0, length - queries)]
+        entry["feat_dynamic_real"] = np.pad(given, padding, constant_values=np.nan)
+
+    channels = len(schema.target)
+    answers = np.empty((len(future_df), channels, 1 + len(levels)))
+    forecasts = predictor.predict(entries, seed=seed)
+    for number, forecast in enumerate(forecasts):
+        own = rows.order[rows.bounds[number] : rows.bounds[number + 1]]
+        places = own[own >= len(past_df)] - len(past_df)
+        for column, level in enumerate([0.5, *levels]):
+            quantile = forecast.quantile(level).reshape(length, channels)
+            answers[places, :, column] = quantile[: len(places)]
+
+    result = future_df[keys].iloc[np.repeat(np.arange(len(future_df)), channels)]
+    result = result.reset_index(drop=True)
+    result["target_name"] = np.tile(np.array(schema.target, dtype=object), len(future_df))
+    for column, name in enumerate(["predictions", *map(str, levels)]):
+        result[name] = answers[:, :, column].reshape(-1)
+    return result

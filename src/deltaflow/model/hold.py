@@ -1,0 +1,144 @@
+"""The naive baseline: hold the last value, with the spread of a random walk."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gluonts.core.component import validated
+from gluonts.dataset.common import Dataset
+from gluonts.model.estimator import Estimator
+from gluonts.model.predictor import RepresentablePredictor
+from torch.distributions import Normal
+
+from deltaflow._version import __version__
+from deltaflow.data.schema import Schema
+from deltaflow.data.series import Series, read_series, schema_of
+from deltaflow.data.statistics import Statistics
+from deltaflow.model.forecast import DistributionForecast, SampleForecast
+from deltaflow.model.predictor import _forecast_start, _query_times, read_arguments
+
+
+class HoldPredictor(RepresentablePredictor):
+    """Forecasts the last observed value of each channel, as a random walk in real time.
+
+    ``x(t + Δt) ~ Normal(x(t), σ² Δt)``, with Δt counted from the last observation of the channel.
+    A channel that was not observed is forecast by the mean and deviation of the training set.
+
+    Parameters
+    ----------
+    prediction_length
+        The number of queries.
+    data_schema
+        What the data hold, as `Schema.to_dict` gives it.
+    rate
+        ``(D,)`` variance σ² of each channel per second, or per period of a regular series.
+    center, spread
+        ``(D,)`` mean and standard deviation of each channel in the training set.
+    """
+
+    __version__: str = __version__
+
+    @validated()
+    def __init__(
+        self, prediction_length: int, data_schema: dict, rate: list, center: list, spread: list
+    ) -> None:
+        super().__init__(prediction_length)
+        self.schema = Schema.from_dict(data_schema)
+        self.rate, self.center, self.spread = map(np.asarray, (rate, center, spread))
+
+    @classmethod
+    def fit(cls, training_data: Dataset, prediction_length: int) -> "HoldPredictor":
+        """Fit the spread to the increments of a training set.
+
+        The variance of a channel is the sum of its squared increments over the sum of the times
+        that they took, the maximum-likelihood estimate for equal gaps.
+        """
+        entries = list(training_data)
+        schema = schema_of(entries)
+        data = [read_series(entry, schema) for entry in entries]
+        statistics = Statistics.fit(data, schema.target)
+        rates = []
+        for channel in range(len(schema.target)):
+            squares = time = 0.0
+            for series in data:
+                values = series.values[:, channel]
+                known = np.isfinite(values)
+                squares += float((np.diff(values[known]) ** 2).sum())
+                time += float(np.diff(series.times[: series.length][known]).sum())
+            fallback = statistics.within[channel] ** 2 / statistics.typical_gap
+            rates.append(squares / time if squares > 0 else fallback)
+        channels = slice(len(schema.target))
+        return cls(
+            prediction_length=prediction_length,
+            data_schema=schema.to_dict(),
+            rate=rates,
+            center=statistics.center[channels],
+            spread=statistics.spread[channels],
+        )
+
+    def predict(
+        self, dataset: Dataset, num_samples: int | None = None, **kwargs: Any
+    ) -> Iterator[DistributionForecast | SampleForecast]:
+        """Forecast each entry; exact distributions, or ``num_samples`` samples."""
+        for entry in dataset:
+            series = read_series(entry, self.schema, num_queries=self.prediction_length)
+            loc, scale = self._walk(series)  # (Q, D)
+            if self.schema.univariate:
+                loc, scale = loc[:, 0], scale[:, 0]
+            joint = Normal(torch.from_numpy(loc), torch.from_numpy(scale))
+            forecast = DistributionForecast(
+                joint, _forecast_start(entry), series.item_id, entry.get("info")
+            )
+            forecast.on_real_time(_query_times(entry), self.schema.target)
+            yield forecast.to_sample_forecast(num_samples) if num_samples else forecast
+
+    def _walk(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
+        """Return location and scale ``(Q, D)`` of the walk at the queries."""
+        queries = series.times[series.length :]
+        asked = np.isfinite(queries)
+        start = series.times[series.length - 1] if series.length else 0.0
+        queries = np.where(asked, queries, queries[asked].max() if asked.any() else start)
+        loc = np.tile(self.center, (len(queries), 1)).astype(float)
+        scale = np.tile(self.spread, (len(queries), 1)).astype(float)
+        for channel in range(len(self.rate)):
+            known = np.flatnonzero(np.isfinite(series.values[:, channel]))
+            if len(known):
+                gaps = queries - series.times[known[-1]]
+                loc[:, channel] = series.values[known[-1], channel]
+                scale[:, channel] = np.sqrt(self.rate[channel] * gaps)
+        # At Δt = 0 the walk has no spread; a distribution needs some.
+        return loc, np.maximum(scale, 1e-9 * self.spread)
+
+    def serialize(self, path: str | Path) -> None:
+        """Write the predictor into a directory, which is made if need be."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        super().serialize(path)
+
+    @classmethod
+    def deserialize(cls, path: str | Path, **kwargs: Any) -> "HoldPredictor":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Read a predictor that :meth:`serialize` wrote."""
+        return cls(**read_arguments(Path(path), cls))
+
+
+class HoldEstimator(Estimator):
+    """Fits a `HoldPredictor`, so that the baseline trains like any other estimator.
+
+    Parameters
+    ----------
+    prediction_length
+        The number of queries.
+    """
+
+    @validated()
+    def __init__(self, prediction_length: int) -> None:
+        super().__init__()
+        self.prediction_length = prediction_length
+
+    def train(
+        self, training_data: Dataset, validation_data: Dataset | None = None, **kwargs: Any
+    ) -> "HoldPredictor":
+        """Fit the spread of the walk."""
+        return HoldPredictor.fit(training_data, self.prediction_length)

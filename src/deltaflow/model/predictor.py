@@ -1,0 +1,278 @@
+"""The predictor: entries in, forecasts out; saved and loaded without executing anything."""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from gluonts.core.component import validated
+from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.model.predictor import RepresentablePredictor
+from gluonts.torch.distributions import QuantileOutput
+from gluonts.torch.util import resolve_device
+from torch import Tensor
+
+from deltaflow._version import __version__
+from deltaflow.data import WindowSpec
+from deltaflow.data.series import Series, is_irregular
+from deltaflow.data.windows import collate
+from deltaflow.errors import DeltaflowError, DeltaflowWarning, UnknownNameError
+from deltaflow.heads import is_discrete, make_output
+from deltaflow.model.forecast import (
+    DistributionForecast,
+    QuantileForecast,
+    RealTime,
+    SampleForecast,
+)
+from deltaflow.model.module import ForecastNetwork
+
+_WEIGHTS = "prediction-net-state.pt"
+_T = TypeVar("_T")
+
+SAMPLING = ("marginal", "path")
+"""The ways to forecast several queries: each on its own, or as coherent trajectories."""
+
+
+class IrregularPredictor(RepresentablePredictor):
+    """Forecasts series at their query times with a trained network.
+
+    Usually made by an estimator's ``train``. Its arguments are plain values, which
+    :meth:`serialize` writes as JSON beside the weights.
+
+    Parameters
+    ----------
+    spec
+        How windows are cut, as `WindowSpec.to_dict` gives it.
+    network
+        Arguments of `ForecastNetwork`: encoder, encoder_kwargs, hidden_size, dropout.
+    distr_output
+        The head, as `describe_output` gives it.
+    sampling
+        ``"marginal"``: an exact distribution at each query, which does not depend on what other
+        queries are asked; ``"path"``: sampled trajectories, each value fed back.
+    num_parallel_samples
+        Trajectories per series, where ``predict`` does not say.
+    batch_size
+        Series forecast at once.
+    device
+        Where to compute, ``"auto"`` for an accelerator if there is one.
+    """
+
+    __version__: str = __version__
+
+    @validated()
+    def __init__(
+        self,
+        spec: dict,
+        network: dict,
+        distr_output: Any = "student_t",
+        sampling: str = "marginal",
+        num_parallel_samples: int = 100,
+        batch_size: int = 64,
+        device: str = "auto",
+    ) -> None:
+        if sampling not in SAMPLING:
+            raise UnknownNameError("sampling", sampling, SAMPLING)
+        self.spec = WindowSpec.from_dict(spec)
+        super().__init__(self.spec.prediction_length)
+        output = make_output(distr_output)
+        if sampling == "path" and isinstance(output, QuantileOutput):
+            raise DeltaflowError(
+                "paths are sampled from distributions, which a quantile output does not have: "
+                "choose sampling='marginal', or a distribution such as 'student_t'"
+            )
+        self.sampling = sampling
+        self.num_parallel_samples = num_parallel_samples
+        self.batch_size = batch_size
+        # The initial weights are never used, so they must not move the caller's random state.
+        with torch.random.fork_rng(devices=[]):
+            self.network = ForecastNetwork(self.spec, output, **network).eval()
+        self.to(device)
+
+    def to(self, device: str | torch.device) -> "IrregularPredictor":
+        """Move the network to a device, and return the predictor."""
+        self.device = resolve_device(device)
+        self.network.to(self.device)
+        return self
+
+    def predict(
+        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
+    ) -> Iterator[RealTime]:
+        """Forecast each entry at its query times.
+
+        Parameters
+        ----------
+        dataset
+            Entries whose ``feat_dynamic_real`` goes on for ``prediction_length`` query times
+            after the last observation; ordinary GluonTS entries if the model is of such.
+        num_samples
+            Number of samples per series. If None, a marginal forecast is an exact distribution,
+            or quantiles, and a path forecast has ``num_parallel_samples`` trajectories.
+        seed
+            Seed of the samples; the global random state is left alone then.
+
+        Yields
+        ------
+        DistributionForecast, QuantileForecast or SampleForecast
+            In the order of the data set.
+
+        Raises
+        ------
+        DataError
+            If an entry does not fit the training data, or its query times are unknown, too many
+            or before the last observation.
+        """
+        unseen = 0
+        entries = iter(dataset)
+        try:
+            for number, batch in enumerate(_batches(entries, self.batch_size)):
+                series = [self._read(entry) for entry in batch]
+                unseen += sum(not np.isfinite(one.values).any() for one in series)
+                batch_seed = None if seed is None else [seed, number]
+                yield from self._forecast_batch(batch, series, num_samples, batch_seed)
+        finally:
+            # The evaluation of GluonTS does not exhaust this generator, it closes it.
+            if unseen:
+                warnings.warn(
+                    f"{unseen} items have nothing observed before their forecast origin; their "
+                    "forecasts rest on the training set's statistics",
+                    DeltaflowWarning,
+                    stacklevel=2,
+                )
+
+    def _read(self, entry: DataEntry) -> Series:
+        return self.spec.read(entry, num_queries=self.prediction_length)
+
+    def _forecast_batch(
+        self,
+        entries: list[DataEntry],
+        series: list[Series],
+        num_samples: int | None,
+        seed: list[int] | None,
+    ) -> Iterator[RealTime]:
+        batch = collate([self.spec.cut(one, one.length) for one in series])
+        loc = batch.loc.unsqueeze(1)  # (B, 1, D)
+        scale = batch.scale.unsqueeze(1)
+        batch = type(batch)(*(part.to(self.device) for part in batch))
+        head = self.network.head
+        with torch.no_grad(), _seeded(seed, self.device):
+            if self.sampling == "path":
+                count = num_samples or self.num_parallel_samples
+                drawn = self.network.sample_paths(batch, count).double().cpu()
+                if not is_discrete(head.output):
+                    drawn = loc.unsqueeze(1) + scale.unsqueeze(1) * drawn  # (B, N, Q, D)
+                samples: Tensor | None = drawn
+                args: tuple[Tensor, ...] = ()
+            else:
+                args = tuple(arg.double().cpu() for arg in self.network(batch))
+                samples = None
+                if num_samples and not head.gives_quantiles:
+                    shape = (len(series), self.prediction_length, self.network.num_targets)
+                    joint = head.distribution(args, loc.expand(shape), scale.expand(shape))
+                    samples = joint.sample(torch.Size((num_samples,))).transpose(0, 1)
+
+        for i, (entry, one) in enumerate(zip(entries, series, strict=True)):
+            about = (_forecast_start(entry), one.item_id, entry.get("info"))
+            if samples is not None:
+                forecast = SampleForecast(self._squeezed(samples[i]).numpy(), *about)
+            elif head.gives_quantiles:
+                levels = [str(level) for level in head.output.quantiles]
+                quantiles = loc[i] + scale[i] * args[0][i].permute(2, 0, 1)  # (K, Q, D)
+                forecast = QuantileForecast(
+                    self._squeezed(quantiles).numpy(), about[0], levels, *about[1:]
+                )
+            else:
+                own = tuple(self._squeezed(arg[i], axis=1) for arg in args)
+                shape = (self.prediction_length, self.network.num_targets)
+                joint = head.distribution(
+                    own,
+                    self._squeezed(loc[i].expand(shape)),
+                    self._squeezed(scale[i].expand(shape)),
+                )
+                forecast = DistributionForecast(joint, *about)
+            yield forecast.on_real_time(_query_times(entry), self.spec.schema.target)
+
+    def _squeezed(self, array: Tensor, axis: int = -1) -> Tensor:
+        """Drop the channel axis of a univariate forecast, as GluonTS expects it."""
+        return array.squeeze(axis) if self.spec.schema.univariate else array
+
+    def serialize(self, path: str | Path) -> None:
+        """Write the predictor into a directory, which is made if need be."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        super().serialize(path)
+        torch.save(self.network.state_dict(), path / _WEIGHTS)
+
+    @classmethod
+    def deserialize(cls, path: str | Path, device: str = "auto") -> "IrregularPredictor":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Read a predictor that :meth:`serialize` wrote; only weights are unpickled."""
+        path = Path(path)
+        predictor = cls(**{**read_arguments(path, cls), "device": device})
+        weights = torch.load(path / _WEIGHTS, map_location=predictor.device, weights_only=True)
+        predictor.network.load_state_dict(weights)
+        return predictor
+
+
+def read_arguments(path: Path, cls: type) -> dict[str, Any]:
+    """Read the constructor's arguments out of a predictor's directory, as plain values.
+
+    Raises
+    ------
+    DeltaflowError
+        If the file names another class than ``cls``, or asks for any object to be built.
+    """
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    stored = json.loads((path / "predictor.json").read_text())
+    if not isinstance(stored, dict) or stored.get("class") != name or stored.get("args"):
+        raise DeltaflowError(f"{path / 'predictor.json'} does not describe a {name}")
+    arguments = stored.get("kwargs", {})
+    _refuse_objects(arguments, path)
+    return arguments
+
+
+def _refuse_objects(value: Any, path: Path) -> None:
+    """Raise where GluonTS's JSON would build an object."""
+    if isinstance(value, Mapping):
+        if "__kind__" in value:
+            raise DeltaflowError(
+                f"{path / 'predictor.json'} asks for an object {value.get('class')!r}; "
+                "a predictor of deltaflow holds plain values only"
+            )
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            _refuse_objects(part, path)
+
+
+def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+@contextmanager
+def _seeded(seed: Iterable[int] | None, device: torch.device) -> Iterator[None]:
+    """Seed the random numbers inside, and restore the global state afterwards."""
+    if seed is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
+        yield
+
+
+def _forecast_start(entry: DataEntry) -> pd.Period:
+    """Return the nominal start of the forecast, on which GluonTS's Evaluator matches."""
+    return entry["start"] + np.shape(entry["target"])[-1]
+
+
+def _query_times(entry: DataEntry) -> np.ndarray | None:
+    if not is_irregular(entry):
+        return None
+    return np.array(entry["feat_dynamic_real"][0, np.shape(entry["target"])[-1] :])
