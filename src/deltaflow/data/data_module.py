@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 from deltaflow.data.series import Series, read_series, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
-    Batch,
     EpochSampler,
     LastWindows,
     TrainingWindows,
+    Window,
     WindowSpec,
     collate,
 )
@@ -117,7 +117,7 @@ class IrregularDataModule(pl.LightningDataModule):
                     position=int(position),
                 )
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Window]:
         """Return the loader of random windows."""
         return DataLoader(
             self._training,
@@ -128,7 +128,7 @@ class IrregularDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+    def val_dataloader(self) -> DataLoader[Window] | list[DataLoader[Window]]:
         """Return the loader of the last windows, or none."""
         if self._validation is None:
             return []

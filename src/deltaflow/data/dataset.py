@@ -43,6 +43,7 @@ class IrregularDataset(Sequence[DataEntry]):
 
     Examples
     --------
+    >>> import pandas as pd
     >>> df = pd.DataFrame({"t": [0.0, 0.7, 3.1], "HR": [80, 82, None]})
     >>> ds = IrregularDataset.from_long_dataframe(df, item_id=None, timestamp="t", target="HR")
     >>> ds[0]["target"], ds[0]["feat_dynamic_real"]
@@ -122,10 +123,10 @@ class IrregularDataset(Sequence[DataEntry]):
 
         Examples
         --------
+        >>> import pandas as pd
+        >>> times = ["2024-01-01 08:00", "2024-01-01 08:45", "2024-02-01 00:00"]
         >>> df = pd.DataFrame({
-        ...     "patient": ["a", "a", "b"], "HR": [80.0, 82.0, 75.0],
-        ...     "time": pd.to_datetime(["2024-01-01 08:00", "2024-01-01 08:45", "2024-02-01"]),
-        ... })
+        ...     "patient": ["a", "a", "b"], "time": pd.to_datetime(times), "HR": [80.0, 82, 75]})
         >>> IrregularDataset.from_long_dataframe(
         ...     df, item_id="patient", timestamp="time", target=["HR"])
         IrregularDataset(2 items, 3 observation times, target: HR)
@@ -210,6 +211,7 @@ class IrregularDataset(Sequence[DataEntry]):
 
         Examples
         --------
+        >>> import pandas as pd
         >>> df = pd.DataFrame({"item_id": 1, "timestamp": [0, 0, 2], "value": [80, 36.6, 90],
         ...                    "variable": ["HR", "Temp", "HR"]})
         >>> IrregularDataset.from_tidy_dataframe(df)[0]["target"]
@@ -224,7 +226,9 @@ class IrregularDataset(Sequence[DataEntry]):
         read_times(dataframe[timestamp], rows)
         read_numbers(dataframe[value], rows)
         names = sorted(dataframe[variable].dropna().astype(str).unique())
-        targets = [n for n in names if n not in past_feat_dynamic_real] if target is None else target
+        targets = (
+            [n for n in names if n not in past_feat_dynamic_real] if target is None else target
+        )
         for name in [*targets, *past_feat_dynamic_real]:
             if name not in names:
                 raise DataError("no row holds this variable", f"there are {names}", field=name)
@@ -244,7 +248,7 @@ class IrregularDataset(Sequence[DataEntry]):
         index = dataframe[[item_id, timestamp]].drop_duplicates()
         wide = (
             measured.assign(**{variable: measured[variable].astype(str)})
-            .groupby(keys, sort=False)[value]
+            .groupby(keys, sort=False, observed=True)[value]
             .mean()
             .unstack(variable)
         )
@@ -377,5 +381,7 @@ def _elapsed(times: TimeColumn, rows: Rows, time_unit: str) -> tuple[np.ndarray,
 def _nominal_start(origin: str | None, elapsed: float, time_unit: str) -> pd.Period:
     if origin is None:
         return pd.Period("1970-01-01", freq=time_unit)
-    start = pd.Timestamp(origin.removesuffix("Z")) + pd.Timedelta(elapsed, unit=time_unit)
+    start = pd.Timestamp(origin.removesuffix("Z")) + pd.Timedelta(
+        seconds=elapsed * unit_seconds(time_unit)
+    )
     return start.to_period(time_unit)

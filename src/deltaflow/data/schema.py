@@ -78,6 +78,8 @@ class Schema:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Schema:
         """Rebuild a schema from :meth:`to_dict`."""
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()
+        }
         values["feat_static_cat"] = {k: tuple(v) for k, v in plain["feat_static_cat"].items()}
         return cls(**values)

@@ -42,6 +42,7 @@ class TimeSplitter(AbstractBaseSplitter):
 
     Examples
     --------
+    >>> import pandas as pd
     >>> df = pd.DataFrame({"t": [1.0, 20.0, 24.0, 40.0, 70.0], "HR": [80, 82, 85, 81, 79]})
     >>> ds = IrregularDataset.from_long_dataframe(df, item_id=None, timestamp="t", target="HR")
     >>> splitter = TimeSplitter(after="24h", horizon="24h")
@@ -119,7 +120,7 @@ class TimeSplitter(AbstractBaseSplitter):
         dataset: Dataset,
         prediction_length: int,
         windows: int = 1,
-        distance: Duration | None = None,  # pyright: ignore[reportIncompatibleMethodOverride]
+        distance: Duration | None = None,
         max_history: int | None = None,
     ) -> Iterator[tuple[DataEntry, DataEntry]]:
         """Yield the pairs of each item for one or more splits.
@@ -268,9 +269,7 @@ def _sliced(
     cut["target"] = _padded(entry["target"][..., past], padding)
     cut["feat_dynamic_real"] = _padded(entry["feat_dynamic_real"][:, known], padding_known)
     if "past_feat_dynamic_real" in entry:
-        cut["past_feat_dynamic_real"] = _padded(
-            entry["past_feat_dynamic_real"][:, past], padding
-        )
+        cut["past_feat_dynamic_real"] = _padded(entry["past_feat_dynamic_real"][:, past], padding)
     return cut
 
 

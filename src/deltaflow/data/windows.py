@@ -22,7 +22,6 @@ from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import LIMIT, Statistics, scale_of
 from deltaflow.errors import DataError, DeltaflowWarning
 
-
 _FAR = 1e6
 """Scaled training targets are clipped here, far outside of any use, to stay finite in float32."""
 
@@ -342,11 +341,12 @@ class EpochSampler(Sampler[int]):
 
 def _origins(series: Series, channels: int) -> tuple[int, int]:
     """First and last row that can be a first query: something observed before, a target after."""
-    seen = np.isfinite(series.values).any(axis=1)
-    wanted = np.isfinite(series.values[:, :channels]).any(axis=1)
-    if not wanted.any():
+    observed = np.isfinite(series.values)
+    seen = np.flatnonzero(observed.any(axis=1))
+    wanted = np.flatnonzero(observed[:, :channels].any(axis=1))
+    if not len(wanted):
         return 1, 0
-    return int(seen.argmax()) + 1, len(wanted) - 1 - int(wanted[::-1].argmax())
+    return int(seen[0]) + 1, int(wanted[-1])
 
 
 def _scaled(values: np.ndarray, center: np.ndarray, spread: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from gluonts.torch.distributions import DistributionOutput, Output, QuantileOutput
 from torch import Tensor, nn
@@ -87,7 +89,7 @@ class Head(nn.Module):
         return self.output.loss(torch.where(observed, target, self.output.value_in_support), args)
 
     def distribution(
-        self, args: tuple[Tensor, ...], loc: Tensor | None = None, scale: Tensor | None = None
+        self, args: Sequence[Tensor], loc: Tensor | None = None, scale: Tensor | None = None
     ) -> Distribution:
         """Return the distribution, of scaled values unless ``loc`` and ``scale`` are given.
 
@@ -102,11 +104,11 @@ class Head(nn.Module):
         return self.output.distribution(args, loc=loc, scale=scale)
 
     @property
-    def gives_quantiles(self) -> bool:
-        """Whether the head gives quantiles instead of a distribution."""
-        return isinstance(self.output, QuantileOutput)
+    def quantile_levels(self) -> list[float] | None:
+        """The levels, if the head gives quantiles instead of a distribution."""
+        return self.output.quantiles if isinstance(self.output, QuantileOutput) else None
 
 
-def _copied(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _copied(args: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """GluonTS scales the arguments of count distributions in place."""
     return tuple(arg.clone() for arg in args)

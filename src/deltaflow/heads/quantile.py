@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from gluonts.core.component import validated
 from gluonts.torch.distributions import QuantileOutput
 from torch import Tensor
@@ -21,6 +20,7 @@ class MonotoneQuantileOutput(QuantileOutput):
 
     Examples
     --------
+    >>> import torch
     >>> output = MonotoneQuantileOutput([0.9, 0.1, 0.5])
     >>> output.domain_map(torch.tensor([0.0, -1.0, -5.0]))[0].diff().min() > 0
     tensor(True)

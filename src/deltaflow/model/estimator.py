@@ -13,6 +13,7 @@ import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 from gluonts.model.estimator import Estimator
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from deltaflow.data import IrregularDataModule
 from deltaflow.encoders import ENCODERS
@@ -243,7 +244,7 @@ class IrregularEstimator(Estimator):
 
     def _create_trainer(
         self, scratch: str, validates: bool
-    ) -> tuple[pl.Trainer, pl.callbacks.ModelCheckpoint | None]:
+    ) -> tuple[pl.Trainer, ModelCheckpoint | None]:
         settings: dict[str, Any] = {
             "max_epochs": 50,
             "gradient_clip_val": 10.0,
@@ -257,7 +258,7 @@ class IrregularEstimator(Estimator):
         callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
         checkpoint = None
         if validates and settings["enable_checkpointing"]:
-            checkpoint = pl.callbacks.ModelCheckpoint(
+            checkpoint = ModelCheckpoint(
                 dirpath=Path(settings["default_root_dir"]) / "best",
                 monitor="val_loss",
                 save_weights_only=True,

@@ -63,7 +63,7 @@ class RealTime:
         ticks = np.round(np.where(known, self.query_times, 0.0) * seconds * per_second)
         first = np.datetime64(origin.removesuffix("Z"), resolution)
         times = pd.DatetimeIndex(first + ticks.astype(f"timedelta64[{resolution}]"))
-        times = times.where(known)
+        times = pd.DatetimeIndex(times.where(known))
         zone = self.info["schema"]["time_zone"]
         return times.tz_localize("UTC").tz_convert(zone) if zone else times
 
@@ -125,7 +125,7 @@ class RealTime:
         ax = plt.gca() if ax is None else ax
         number = self.target.index(channel) if isinstance(channel, str) else channel
         times = self.timestamps
-        order = np.argsort(times)[: int(times.notna().sum())]
+        order = np.argsort(times)[: np.count_nonzero(times.notna())]
 
         def line(level: float) -> np.ndarray:
             return self.quantile(level).reshape(self.prediction_length, -1)[order, number]

@@ -57,6 +57,7 @@ def predict_df(
 
     Examples
     --------
+    >>> import pandas as pd
     >>> from deltaflow import HoldPredictor, IrregularDataset, predict_df
     >>> df = pd.DataFrame({"item_id": "a", "timestamp": [0.0, 1.5, 2.0], "HR": [80.0, 84, 82]})
     >>> predictor = HoldPredictor.fit(IrregularDataset.from_long_dataframe(df, target="HR"), 8)
@@ -66,7 +67,9 @@ def predict_df(
     0        9.7         82.0
     1        2.3         82.0
     """
-    schema = predictor.spec.schema if isinstance(predictor, IrregularPredictor) else predictor.schema
+    schema = (
+        predictor.spec.schema if isinstance(predictor, IrregularPredictor) else predictor.schema
+    )
     if schema.time == "regular":
         raise DataError(
             "the predictor was trained on a regular data set, which has no real time",

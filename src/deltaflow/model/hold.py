@@ -17,7 +17,7 @@ from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.model.forecast import DistributionForecast, SampleForecast
-from deltaflow.model.predictor import _forecast_start, _query_times, read_arguments
+from deltaflow.model.predictor import query_times_of, read_arguments
 
 
 class HoldPredictor(RepresentablePredictor):
@@ -89,9 +89,9 @@ class HoldPredictor(RepresentablePredictor):
                 loc, scale = loc[:, 0], scale[:, 0]
             joint = Normal(torch.from_numpy(loc), torch.from_numpy(scale))
             forecast = DistributionForecast(
-                joint, _forecast_start(entry), series.item_id, entry.get("info")
+                joint, entry["start"] + series.length, series.item_id, entry.get("info")
             )
-            forecast.on_real_time(_query_times(entry), self.schema.target)
+            forecast.on_real_time(query_times_of(entry), self.schema.target)
             yield forecast.to_sample_forecast(num_samples) if num_samples else forecast
 
     def _walk(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +118,7 @@ class HoldPredictor(RepresentablePredictor):
         super().serialize(path)
 
     @classmethod
-    def deserialize(cls, path: str | Path, **kwargs: Any) -> "HoldPredictor":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def deserialize(cls, path: str | Path, **kwargs: Any) -> "HoldPredictor":
         """Read a predictor that :meth:`serialize` wrote."""
         return cls(**read_arguments(Path(path), cls))
 

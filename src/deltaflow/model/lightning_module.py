@@ -120,9 +120,7 @@ class ForecastLightningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW, with a warm-up and a cosine decay over the known length of training."""
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.lr, weight_decay=self.weight_decay
-        )
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             return optimizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import NamedTuple
 
 import torch
@@ -62,10 +63,10 @@ class ForecastNetwork(nn.Module):
         num_covariates = len(statistics.covariate_center)
         # Code 0, an unknown level, is embedded as zero.
         self.embeddings = nn.ModuleList(
-            nn.Embedding(len(levels) + 1, min(16, (len(levels) + 3) // 2), padding_idx=0)
+            nn.Embedding(len(levels) + 1, _embedding_size(levels), padding_idx=0)
             for levels in schema.feat_static_cat.values()
         )
-        embedded = sum(int(embedding.weight.shape[1]) for embedding in self.embeddings)
+        embedded = sum(_embedding_size(levels) for levels in schema.feat_static_cat.values())
         num_static = len(statistics.static_center) + 2 * num_channels + embedded
         num_features = num_covariates + num_static
         self.num_targets = len(schema.target)
@@ -93,9 +94,7 @@ class ForecastNetwork(nn.Module):
         )
         return Encoded(state, static)
 
-    def decode(
-        self, encoded: Encoded, delta_t: Tensor, covariates: Tensor
-    ) -> tuple[Tensor, ...]:
+    def decode(self, encoded: Encoded, delta_t: Tensor, covariates: Tensor) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at queries.
 
         Parameters
@@ -164,6 +163,10 @@ class ForecastNetwork(nn.Module):
         unsorted = torch.empty_like(stacked)
         unsorted.scatter_(1, order.unsqueeze(-1).expand_as(stacked), stacked)
         return unsorted.unflatten(0, (-1, num_samples))
+
+
+def _embedding_size(levels: Sized) -> int:
+    return min(16, (len(levels) + 3) // 2)
 
 
 def _beside(sequence: Tensor, static: Tensor) -> Tensor:

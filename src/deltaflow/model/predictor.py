@@ -2,14 +2,14 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
@@ -21,7 +21,7 @@ from torch import Tensor
 from deltaflow._version import __version__
 from deltaflow.data import WindowSpec
 from deltaflow.data.series import Series, is_irregular
-from deltaflow.data.windows import collate
+from deltaflow.data.windows import Batch, collate
 from deltaflow.errors import DeltaflowError, DeltaflowWarning, UnknownNameError
 from deltaflow.heads import is_discrete, make_output
 from deltaflow.model.forecast import (
@@ -97,7 +97,7 @@ class IrregularPredictor(RepresentablePredictor):
 
     def to(self, device: str | torch.device) -> "IrregularPredictor":
         """Move the network to a device, and return the predictor."""
-        self.device = resolve_device(device)
+        self.device = torch.device(resolve_device(device))
         self.network.to(self.device)
         return self
 
@@ -156,51 +156,57 @@ class IrregularPredictor(RepresentablePredictor):
         num_samples: int | None,
         seed: list[int] | None,
     ) -> Iterator[RealTime]:
-        batch = collate([self.spec.cut(one, one.length) for one in series])
-        loc = batch.loc.unsqueeze(1)  # (B, 1, D)
-        scale = batch.scale.unsqueeze(1)
-        batch = type(batch)(*(part.to(self.device) for part in batch))
-        head = self.network.head
+        cpu = collate([self.spec.cut(one, one.length) for one in series])
+        batch = Batch(*(part.to(self.device) for part in cpu))
+        shape = (len(series), self.prediction_length, self.network.num_targets)
+        loc = cpu.loc.unsqueeze(1).expand(shape)  # (B, Q, D)
+        scale = cpu.scale.unsqueeze(1).expand(shape)
         with torch.no_grad(), _seeded(seed, self.device):
             if self.sampling == "path":
                 count = num_samples or self.num_parallel_samples
-                drawn = self.network.sample_paths(batch, count).double().cpu()
-                if not is_discrete(head.output):
-                    drawn = loc.unsqueeze(1) + scale.unsqueeze(1) * drawn  # (B, N, Q, D)
-                samples: Tensor | None = drawn
-                args: tuple[Tensor, ...] = ()
+                forecasts = self._samples(batch, count, loc, scale)
             else:
                 args = tuple(arg.double().cpu() for arg in self.network(batch))
-                samples = None
-                if num_samples and not head.gives_quantiles:
-                    shape = (len(series), self.prediction_length, self.network.num_targets)
-                    joint = head.distribution(args, loc.expand(shape), scale.expand(shape))
-                    samples = joint.sample(torch.Size((num_samples,))).transpose(0, 1)
+                forecasts = self._marginals(args, loc, scale, num_samples)
 
-        for i, (entry, one) in enumerate(zip(entries, series, strict=True)):
-            about = (_forecast_start(entry), one.item_id, entry.get("info"))
-            if samples is not None:
-                forecast = SampleForecast(self._squeezed(samples[i]).numpy(), *about)
-            elif head.gives_quantiles:
-                levels = [str(level) for level in head.output.quantiles]
-                quantiles = loc[i] + scale[i] * args[0][i].permute(2, 0, 1)  # (K, Q, D)
-                forecast = QuantileForecast(
-                    self._squeezed(quantiles).numpy(), about[0], levels, *about[1:]
-                )
-            else:
-                own = tuple(self._squeezed(arg[i], axis=1) for arg in args)
-                shape = (self.prediction_length, self.network.num_targets)
-                joint = head.distribution(
-                    own,
-                    self._squeezed(loc[i].expand(shape)),
-                    self._squeezed(scale[i].expand(shape)),
-                )
-                forecast = DistributionForecast(joint, *about)
-            yield forecast.on_real_time(_query_times(entry), self.spec.schema.target)
+        for entry, one, forecast in zip(entries, series, forecasts, strict=True):
+            start = entry["start"] + one.length
+            made = forecast(start_date=start, item_id=one.item_id, info=entry.get("info"))
+            yield made.on_real_time(query_times_of(entry), self.spec.schema.target)
 
-    def _squeezed(self, array: Tensor, axis: int = -1) -> Tensor:
-        """Drop the channel axis of a univariate forecast, as GluonTS expects it."""
-        return array.squeeze(axis) if self.spec.schema.univariate else array
+    def _samples(
+        self, batch: Batch, count: int, loc: Tensor, scale: Tensor
+    ) -> Iterator[Callable[..., RealTime]]:
+        drawn = self.network.sample_paths(batch, count).double().cpu()  # (B, N, Q, D)
+        if not is_discrete(self.network.head.output):
+            drawn = loc.unsqueeze(1) + scale.unsqueeze(1) * drawn
+        return (partial(SampleForecast, self._univariate(own).numpy()) for own in drawn)
+
+    def _marginals(
+        self, args: tuple[Tensor, ...], loc: Tensor, scale: Tensor, num_samples: int | None
+    ) -> Iterator[Callable[..., RealTime]]:
+        head = self.network.head
+        if head.quantile_levels is not None:
+            keys = [str(level) for level in head.quantile_levels]
+            quantiles = loc.unsqueeze(-1) + scale.unsqueeze(-1) * args[0]  # (B, Q, D, K)
+            arrays = self._univariate(quantiles.movedim(-1, 1)).numpy()
+            return (partial(QuantileForecast, own, forecast_keys=keys) for own in arrays)
+        if num_samples:
+            drawn = head.distribution(args, loc, scale).sample(torch.Size((num_samples,)))
+            return (
+                partial(SampleForecast, self._univariate(own).numpy()) for own in drawn.unbind(1)
+            )
+        if self.spec.schema.univariate:
+            loc, scale = loc.squeeze(-1), scale.squeeze(-1)
+            args = tuple(arg.squeeze(2) for arg in args)
+        return (
+            partial(DistributionForecast, head.distribution(own_args, own_loc, own_scale))
+            for *own_args, own_loc, own_scale in zip(*args, loc, scale, strict=True)
+        )
+
+    def _univariate(self, values: Tensor) -> Tensor:
+        """Drop the channel axis, the last one, of a univariate forecast, as GluonTS expects it."""
+        return values.squeeze(-1) if self.spec.schema.univariate else values
 
     def serialize(self, path: str | Path) -> None:
         """Write the predictor into a directory, which is made if need be."""
@@ -210,7 +216,7 @@ class IrregularPredictor(RepresentablePredictor):
         torch.save(self.network.state_dict(), path / _WEIGHTS)
 
     @classmethod
-    def deserialize(cls, path: str | Path, device: str = "auto") -> "IrregularPredictor":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def deserialize(cls, path: str | Path, device: str = "auto") -> "IrregularPredictor":
         """Read a predictor that :meth:`serialize` wrote; only weights are unpickled."""
         path = Path(path)
         predictor = cls(**{**read_arguments(path, cls), "device": device})
@@ -267,12 +273,8 @@ def _seeded(seed: Iterable[int] | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _forecast_start(entry: DataEntry) -> pd.Period:
-    """Return the nominal start of the forecast, on which GluonTS's Evaluator matches."""
-    return entry["start"] + np.shape(entry["target"])[-1]
-
-
-def _query_times(entry: DataEntry) -> np.ndarray | None:
+def query_times_of(entry: DataEntry) -> np.ndarray | None:
+    """Return the elapsed times ``(Q,)`` that an irregular entry asks for, None if it is regular."""
     if not is_irregular(entry):
         return None
     return np.array(entry["feat_dynamic_real"][0, np.shape(entry["target"])[-1] :])

@@ -1,0 +1,49 @@
+# `make demo` and `make test` set up everything they need, also on a fresh machine.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/installed
+
+# The models are small: one thread per process is the fastest.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(INSTALLED)  ## make the virtual environment (the others do it themselves)
+
+demo: $(INSTALLED)  ## train a GRU flow on real data and compare it with a naive forecast
+	$(BIN)/python -m deltaflow.demo --output demo
+
+test: $(INSTALLED)  ## run all tests, the documentation's examples among them
+	$(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)  ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(INSTALLED)  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(INSTALLED)  ## build the package, install it in an empty environment and run it there
+	rm -rf dist build/wheel
+	$(BIN)/python -m build
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install -c constraints.txt "$$(ls dist/*.whl)[plot]"
+	cd build && wheel/bin/python -m deltaflow.demo --quick --output wheel/demo
+
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) dist build demo .pytest_cache .ruff_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e ".[dev,plot]"
+	touch $@

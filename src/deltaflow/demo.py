@@ -1,0 +1,292 @@
+"""The demo: forecast the vital signs of intensive-care patients whom the model has not seen.
+
+    python -m deltaflow.demo --output demo
+
+A GRU flow learns from some patients. For the others it reads the first 24 hours and forecasts the
+next 24, at the irregular times at which their vital signs were measured. GluonTS's own
+``evaluate_model`` compares it with a forecast that holds the last value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from gluonts.dataset.split import TestData
+from gluonts.ev.metrics import MSE, Coverage, MeanWeightedSumQuantileLoss
+from gluonts.model import evaluate_model
+from gluonts.model.predictor import Predictor
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from deltaflow import (
+    GRUFlowEstimator,
+    HoldPredictor,
+    IrregularDataset,
+    IrregularPredictor,
+    TimeSplitter,
+    predict_df,
+    split_items,
+)
+from deltaflow.tasks import VITALS, clinical_sample
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+BLUE = "#2166ac"
+
+POOLED, AVERAGE = "values pooled", "mean of channels"
+
+COLUMNS = {
+    "mean_weighted_quantile_loss": ("quantile loss", "{:.3f}"),
+    "mse": ("MSE", "{:,.1f}"),
+    "coverage_80": ("80 % coverage", "{:.1%}"),
+}
+"""The measures: name in the CSV file, heading and format in the table."""
+
+CAPTION = (
+    "Quantile loss: GluonTS's mean weighted quantile loss over the nine deciles. "
+    "80 % coverage: the share of the values within the 80 % interval."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
+    """Run the demo, and return its scores."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deltaflow.demo", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="directory to write to")
+    parser.add_argument("--quick", action="store_true", help="hardly train: only try it out")
+    options = parser.parse_args(arguments)
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        parser.error("the figure needs matplotlib: pip install 'deltaflow[plot]'")
+    mpl.use("Agg")
+    torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+
+    began = time.perf_counter()
+    config = read_config()
+    if options.quick:
+        config["estimator"]["num_batches_per_epoch"] = 2
+        config["estimator"]["trainer_kwargs"]["max_epochs"] = 1
+    scores = run(config, options.output, Console())
+    print(f"Done in {time.perf_counter() - began:.0f} s; table and figure: {options.output}/")
+    return scores
+
+
+def run(config: dict[str, Any], output: Path, console: Console) -> pd.DataFrame:
+    """Train, backtest, print the table, and write table, figure and predictor."""
+    output.mkdir(parents=True, exist_ok=True)
+    split = config["split"]
+    data = read_patients()
+    rest, test = split_items(data, split["test_share"], seed=split["seed"])
+    training, validation = split_items(rest, split["validation_share"], seed=split["seed"])
+    splitter = TimeSplitter(after=split["after"], horizon=split["horizon"])
+    length = splitter.prediction_length(data)
+    console.print(f"{data}\n{len(training)} patients to train, {len(validation)} to validate")
+
+    estimator = GRUFlowEstimator(prediction_length=length, **config["estimator"])
+    predictor = estimator.train(training, validation)
+    predictor.serialize(output / "predictor")
+
+    console.print(f"Backtest on {len(test)} unseen patients: hours 24 to 48, forecast at hour 24")
+    instances = splitter.split(test)[1].generate_instances(length)
+    models: dict[str, Predictor] = {
+        "GRU flow": predictor,
+        "hold": HoldPredictor.fit(training, length),
+    }
+    scores = pd.concat({name: score(model, instances) for name, model in models.items()})
+    scores = scores.rename_axis(["model", "channel"])
+    scores.to_csv(output / "table.csv")
+    table = readable(scores)
+    (output / "table.md").write_text(as_markdown(table))
+    console.print(as_rich(table))
+
+    figure = draw(predictor, test, **config["figure"])
+    figure.savefig(output / "forecasts.png", dpi=100)
+    return scores
+
+
+def read_config() -> dict[str, Any]:
+    """Read the settings, which a wheel carries in the package and a checkout beside it."""
+    packaged = resources.files("deltaflow") / "configs" / "demo.yaml"
+    if packaged.is_file():
+        return yaml.safe_load(packaged.read_text())
+    return yaml.safe_load((Path(__file__).parents[2] / "configs" / "demo.yaml").read_text())
+
+
+def read_patients() -> IrregularDataset:
+    """Read the clinical sample: every vital sign a channel, every stay an item."""
+    return IrregularDataset.from_long_dataframe(
+        clinical_sample(),
+        item_id="patient",
+        timestamp="minutes",
+        time_unit="min",
+        target=list(VITALS),
+        feat_static_real=["age"],
+        feat_static_cat=["gender", "icu"],
+    )
+
+
+def score(model: Predictor, instances: TestData) -> pd.DataFrame:
+    """Backtest a model: a row per channel, their mean, and all values in one pool.
+
+    The pool adds up values of different units, so that the channels of large numbers rule it. A
+    weighted quantile loss has no unit, so that its mean over the channels counts them alike; a
+    mean of squared errors in different units would mean nothing, and is left out.
+    """
+    metrics = [MeanWeightedSumQuantileLoss(LEVELS), MSE(), Coverage(0.1), Coverage(0.9)]
+    patients, time_axis = 0, 2
+    by_channel = evaluate_model(
+        model, test_data=instances, metrics=metrics, axis=(patients, time_axis)
+    )
+    by_channel.index = pd.Index(VITALS)
+    pooled = evaluate_model(model, test_data=instances, metrics=metrics)
+    pooled.index = pd.Index([POOLED])
+    mean = by_channel.mean().to_frame(AVERAGE).T
+    mean["MSE[mean]"] = np.nan
+    raw = pd.concat([by_channel, mean, pooled])
+    return pd.DataFrame(
+        {
+            "mean_weighted_quantile_loss": raw["mean_weighted_sum_quantile_loss"],
+            "mse": raw["MSE[mean]"],
+            "coverage_80": raw["coverage[0.9]"] - raw["coverage[0.1]"],
+        }
+    )
+
+
+def readable(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores as text: a row per channel, and the models side by side."""
+    models = list(scores.index.get_level_values("model").unique())
+    table = {}
+    for measure, (heading, form) in COLUMNS.items():
+        for model in models:
+            values = scores.loc[model, measure]
+            table[f"{heading}: {model}"] = values.map(
+                lambda value, form=form: "" if np.isnan(value) else form.format(value)
+            )
+    frame = pd.DataFrame(table)
+    frame.index = pd.Index([f"{c} ({VITALS[c]})" if c in VITALS else c for c in frame.index])
+    return frame
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Return the table in Markdown."""
+    lines = [["", *table.columns], ["---", *["---:"] * table.shape[1]]]
+    lines += [[str(name), *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def as_rich(table: pd.DataFrame) -> Table:
+    """Return the table for the terminal."""
+    printed = Table("vital sign", box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left")
+    for heading in table.columns:
+        printed.add_column(heading.replace(": ", "\n"), justify="right")
+    for name, row in zip(table.index, table.to_numpy(), strict=True):
+        if name == AVERAGE:
+            printed.add_section()
+        printed.add_row(str(name), *row)
+    return printed
+
+
+def draw(
+    predictor: IrregularPredictor, test: IrregularDataset, patients: int, channels: Sequence[str]
+) -> Figure:
+    """Draw forecasts of the test patients whose rarest channel was measured most often.
+
+    The forecast is asked for every half hour, whatever the times of the measurements are.
+    """
+    from matplotlib import pyplot as plt
+
+    grid = np.arange(24 * 60, 48 * 60 + 1, 30)
+    stays = {str(patient): stay for patient, stay in clinical_sample().groupby("patient")}
+
+    def rarest(patient: str) -> int:
+        measured = stays[patient].loc[:, list(channels)].notna()
+        later = stays[patient]["minutes"] >= grid[0]
+        return int(measured.groupby(later).sum().to_numpy().min())
+
+    chosen = sorted([entry["item_id"] for entry in test], key=rarest, reverse=True)[:patients]
+    past = pd.concat([stays[patient].query(f"minutes < {grid[0]}") for patient in chosen])
+    asked = pd.MultiIndex.from_product([past["patient"].unique(), grid]).to_frame(
+        index=False, name=["patient", "minutes"]
+    )
+    forecasts = predict_df(
+        predictor,
+        past,
+        asked,
+        item_id="patient",
+        timestamp="minutes",
+        quantile_levels=[0.1, 0.25, 0.75, 0.9],
+    ).groupby(["patient", "target_name"])
+
+    figure, panels = plt.subplots(
+        len(channels), patients, figsize=(10, 7.5), sharex=True, sharey="row", squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for column, patient in enumerate(chosen):
+        stay = stays[patient]
+        panels[0, column].set_title(describe(stay.iloc[0]), fontsize=10)
+        panels[-1, column].set_xlabel("hours since admission")
+        for row, channel in enumerate(channels):
+            forecast = forecasts.get_group((int(patient), channel))
+            measured = stay[["minutes", channel]].dropna().to_numpy()
+            panel(panels[row, column], forecast, measured, grid[0])
+    for row, channel in enumerate(channels):
+        panels[row, 0].set_ylabel(f"{channel} ({VITALS[channel]})")
+    figure.align_ylabels()
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False)
+    return figure
+
+
+def panel(axes: Axes, forecast: pd.DataFrame, measured: np.ndarray, origin: float) -> None:
+    """Draw one channel of one patient: ``measured`` holds minutes and values, ``(T, 2)``."""
+    hours = forecast["minutes"] / 60
+    for low, high, shade in (("0.1", "0.9", 0.18), ("0.25", "0.75", 0.3)):
+        label = f"{float(high) - float(low):.0%} interval"
+        axes.fill_between(
+            hours, forecast[low], forecast[high], color=BLUE, alpha=shade, lw=0, label=label
+        )
+    axes.plot(hours, forecast["predictions"], color=BLUE, lw=1.6, label="median forecast")
+    axes.axvline(origin / 60, color="0.6", lw=0.8, ls=":")
+    times, values = measured.T
+    past = times < origin
+    point = {"ls": "", "marker": "o", "ms": 3.2, "color": "0.2"}
+    axes.plot(times[past] / 60, values[past], label="read by the model", **point)
+    axes.plot(times[~past] / 60, values[~past], label="measured later", mfc="white", **point)
+    axes.set_xlim(0, 48)
+    axes.set_xticks(range(0, 49, 12))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.92")
+    axes.set_axisbelow(True)
+
+
+def describe(stay: pd.Series) -> str:
+    """Return a patient in words.
+
+    >>> describe(pd.Series({"gender": "female", "age": 73.0, "icu": "medical"}))
+    'female, 73 years, medical ICU'
+    """
+    return f"{stay['gender']}, {stay['age']:.0f} years, {stay['icu']} ICU"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Small irregular data and tiny trained predictors, shared by all tests of a session.
+
+Nothing here is drawn from a global random state, so tests give the same result in any order.
+"""
+
+import logging
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import deltaflow
+from deltaflow import IrregularDataset, IrregularEstimator
+
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+TRAINER = {"max_epochs": 1, "enable_progress_bar": False}
+
+
+def irregular_frame(
+    channels: tuple[str, ...] = ("HR",), num_items: int = 8, length: int = 20, seed: int = 0
+) -> pd.DataFrame:
+    """A long frame at whole seconds, two hours apart on average.
+
+    With several channels, about a third of the values is missing, but never a whole row.
+    Beside the channels stand ``dose`` (known in advance), ``lab`` (past only), ``age`` and
+    ``ward`` (static).
+    """
+    random = np.random.default_rng(seed)
+    parts = []
+    for item in range(num_items):
+        seconds = (1 + random.exponential(7200.0, length)).cumsum().astype(int)
+        level = random.normal(80.0, 10.0, len(channels))
+        waves = np.sin(seconds[:, None] / 20000.0 + np.arange(len(channels)))
+        values = level + 5 * waves + random.normal(size=waves.shape)
+        if len(channels) > 1:
+            missing = random.random(values.shape) < 0.4
+            missing[np.arange(length), random.integers(len(channels), size=length)] = False
+            values[missing] = np.nan
+        lab = np.where(random.random(length) < 0.5, np.nan, random.normal(size=length))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "item_id": f"p{item}",
+                    "timestamp": pd.Timestamp("2024-03-01") + pd.to_timedelta(seconds, unit="s"),
+                    **dict(zip(channels, values.T, strict=True)),
+                    "dose": random.normal(size=length),
+                    "lab": lab,
+                    "age": 50.0 + item,
+                    "ward": "icu" if item % 2 else "er",
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def tiny_estimator(cls: type[IrregularEstimator], **options) -> IrregularEstimator:
+    """An estimator that trains in a fraction of a second."""
+    settings = {
+        "prediction_length": 4,
+        "context_length": 12,
+        "hidden_size": 8,
+        "batch_size": 8,
+        "num_batches_per_epoch": 3,
+        "seed": 0,
+        "trainer_kwargs": dict(TRAINER),
+    }
+    return cls(**{**settings, **options})
+
+
+CHANNELS = ("HR", "MAP")
+MULTIVARIATE = {
+    "target": list(CHANNELS),
+    "feat_dynamic_real": ["dose"],
+    "past_feat_dynamic_real": ["lab"],
+    "feat_static_real": ["age"],
+    "feat_static_cat": ["ward"],
+}
+
+
+@pytest.fixture(scope="session")
+def make_frame():
+    """`irregular_frame`, as a function."""
+    return irregular_frame
+
+
+@pytest.fixture(scope="session")
+def make_estimator():
+    """`tiny_estimator`, as a function."""
+    return tiny_estimator
+
+
+@pytest.fixture(scope="session")
+def roles() -> dict[str, list[str]]:
+    """The roles of the columns of the multivariate frame."""
+    return MULTIVARIATE
+
+
+@pytest.fixture
+def univariate_frame() -> pd.DataFrame:
+    return irregular_frame()
+
+
+@pytest.fixture
+def multivariate_frame() -> pd.DataFrame:
+    return irregular_frame(CHANNELS)
+
+
+@pytest.fixture(scope="session")
+def univariate() -> IrregularDataset:
+    return IrregularDataset.from_long_dataframe(irregular_frame(), target="HR")
+
+
+@pytest.fixture(scope="session")
+def multivariate() -> IrregularDataset:
+    return IrregularDataset.from_long_dataframe(irregular_frame(CHANNELS), **MULTIVARIATE)
+
+
+@pytest.fixture(scope="session")
+def datasets(univariate, multivariate) -> dict[str, IrregularDataset]:
+    return {"univariate": univariate, "multivariate": multivariate}
+
+
+@pytest.fixture(scope="session")
+def trained(datasets):
+    """A function ``(estimator class, kind of data) -> predictor`` that trains each pair once."""
+    predictors = {}
+
+    def get(cls: type[IrregularEstimator] | str, kind: str = "univariate"):
+        cls = getattr(deltaflow, cls) if isinstance(cls, str) else cls
+        if (cls, kind) not in predictors:
+            predictors[cls, kind] = tiny_estimator(cls).train(datasets[kind])
+        return predictors[cls, kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def instances():
+    """A function ``(data set, number of queries) -> entries`` that end with their queries."""
+
+    def get(dataset: IrregularDataset, count: int = 4) -> list[dict]:
+        from gluonts.dataset.split import split
+
+        _, template = split(dataset, offset=-count)
+        return list(template.generate_instances(count).input)
+
+    return get
