@@ -105,8 +105,10 @@ def test_the_entry_that_the_bad_ones_are_made_of_is_good(predictor, entry):
 
 
 def test_list_dataset_makes_times_float32_which_is_refused(univariate):
+    # ListDataset changes the entries that it is given.
+    entries = ListDataset([dict(entry) for entry in univariate], freq="h")
     with pytest.raises(DataError, match="ListDataset and FileDataset cast to it"):
-        GRUEstimator(prediction_length=2).train(ListDataset(list(univariate), freq="h"))
+        GRUEstimator(prediction_length=2).train(entries)
 
 
 def test_a_regular_entry_among_irregular_ones_is_refused_before_training(univariate):

@@ -338,7 +338,7 @@ def read_entries(
         target = values[:, past_rows]
         entry: dict[str, Any] = {
             "item_id": item,
-            "start": _nominal_start(origins[number], elapsed[past_rows.start], schema.time_unit),
+            "start": _nominal_start(origins[number], schema.time_unit),
             "target": target[0] if schema.univariate else target,
             "feat_dynamic_real": np.vstack([elapsed[None, all_rows], known[:, all_rows]]),
             "info": {"time_origin": origins[number], **info},
@@ -378,10 +378,7 @@ def _elapsed(times: TimeColumn, rows: Rows, time_unit: str) -> tuple[np.ndarray,
     return elapsed, [f"{origin}Z" if times.time_zone else str(origin) for origin in origins]
 
 
-def _nominal_start(origin: str | None, elapsed: float, time_unit: str) -> pd.Period:
+def _nominal_start(origin: str | None, time_unit: str) -> pd.Period:
     if origin is None:
         return pd.Period("1970-01-01", freq=time_unit)
-    start = pd.Timestamp(origin.removesuffix("Z")) + pd.Timedelta(
-        seconds=elapsed * unit_seconds(time_unit)
-    )
-    return start.to_period(time_unit)
+    return pd.Timestamp(origin.removesuffix("Z")).to_period(time_unit)

@@ -196,7 +196,7 @@ def _matrix(entry: DataEntry, field: str, rows: int, univariate: bool = False) -
 
 
 def _vector(entry: DataEntry, field: str, size: int, dtype: Any) -> np.ndarray:
-    values = np.asarray(entry.get(field, ()) if size == 0 else entry.get(field), dtype=dtype)
+    values = np.asarray(entry.get(field, ()) if size else (), dtype=dtype)
     if size and values.shape != (size,):
         raise DataError(f"has shape {values.shape}, expected ({size},)",
                         "use data like the training data",

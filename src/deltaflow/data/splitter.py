@@ -77,11 +77,11 @@ class TimeSplitter(AbstractBaseSplitter):
 
     def training_entry(self, entry: DataEntry) -> DataEntry:
         """Return the part of an item before the split."""
-        stop = int(np.searchsorted(_times(entry), self._cut(entry), side="left"))
+        stop = _rows_before(entry, _times(entry), self._cut(entry))
         return _sliced(entry, slice(0, stop), slice(0, stop))
 
     def test_pair(
-        self, entry: DataEntry, prediction_length: int, offset: float = 0.0
+        self, entry: DataEntry, prediction_length: int, offset: Duration = "0s"
     ) -> tuple[DataEntry, DataEntry]:
         """Return an item before the split, with its query times, and the label behind it.
 
@@ -92,7 +92,7 @@ class TimeSplitter(AbstractBaseSplitter):
         prediction_length
             The number of queries to pad to.
         offset
-            Seconds by which the split is moved on.
+            Duration by which the split is moved on.
 
         Raises
         ------
@@ -100,7 +100,7 @@ class TimeSplitter(AbstractBaseSplitter):
             If the item has more than ``prediction_length`` observations within the horizon.
         """
         times = _times(entry)
-        low, high = self._bounds(entry, self._cut(entry) + offset, times)
+        low, high = self._bounds(entry, self._cut(entry) + pd.Timedelta(offset), times)
         if high - low > prediction_length:
             raise DataError(
                 f"has {high - low} observations within the horizon, but prediction_length is "
@@ -143,21 +143,21 @@ class TimeSplitter(AbstractBaseSplitter):
                 "give one such as '6h'",
                 field="distance",
             )
-        seconds = 0.0 if step is None else pd.Timedelta(step).total_seconds()
+        step = pd.Timedelta(0 if step is None else step)
         for entry in dataset:
             for window in range(windows):
-                past, label = self.test_pair(entry, prediction_length, window * seconds)
+                past, label = self.test_pair(entry, prediction_length, window * step)
                 length = past["target"].shape[-1]
                 if max_history is not None and length > max_history:
                     keep = slice(length - max_history, length)
                     past = _sliced(past, keep, slice(keep.start, None))
                 yield past, label
 
-    def _cut(self, entry: DataEntry) -> float:
-        """Return the moment of the split in seconds since the item's origin."""
+    def _cut(self, entry: DataEntry) -> pd.Timedelta:
+        """Return the moment of the split, since the item's origin."""
         origin = entry["info"]["time_origin"] if is_irregular(entry) else None
         if self.after is not None:
-            return pd.Timedelta(self.after).total_seconds()
+            return pd.Timedelta(self.after)
         if origin is None:
             raise DataError(
                 "elapsed times have no dates",
@@ -174,15 +174,14 @@ class TimeSplitter(AbstractBaseSplitter):
                 field="date",
             )
         since = date.tz_convert("UTC").tz_localize(None) if date.tz else date
-        return (since - pd.Timestamp(str(origin).removesuffix("Z"))).total_seconds()
+        return since - pd.Timestamp(str(origin).removesuffix("Z"))
 
-    def _bounds(self, entry: DataEntry, cut: float, times: np.ndarray) -> tuple[int, int]:
+    def _bounds(self, entry: DataEntry, cut: pd.Timedelta, times: np.ndarray) -> tuple[int, int]:
         """Return the rows ``[low, high)`` that lie within the horizon of a split at ``cut``."""
-        low = int(np.searchsorted(times, cut, side="left"))
+        low = _rows_before(entry, times, cut)
         if self.horizon is None:
             return low, len(times)
-        end = cut + pd.Timedelta(self.horizon).total_seconds()
-        return low, int(np.searchsorted(times, end, side="left"))
+        return low, _rows_before(entry, times, cut + pd.Timedelta(self.horizon))
 
 
 def split_items(
@@ -248,7 +247,7 @@ def split_items_by(
 
 
 def _times(entry: DataEntry) -> np.ndarray:
-    """Return the observation times of an irregular entry in seconds since its origin."""
+    """Return the observation times of an irregular entry since its origin, in its unit."""
     if not is_irregular(entry):
         raise DataError(
             "a TimeSplitter needs irregular series",
@@ -256,8 +255,17 @@ def _times(entry: DataEntry) -> np.ndarray:
             item=entry.get("item_id"),
             field="info",
         )
-    elapsed = entry["feat_dynamic_real"][0, : entry["target"].shape[-1]]
-    return elapsed * unit_seconds(entry["info"]["time_unit"])
+    return entry["feat_dynamic_real"][0, : entry["target"].shape[-1]]
+
+
+def _rows_before(entry: DataEntry, times: np.ndarray, moment: pd.Timedelta) -> int:
+    """Return how many observations lie before a moment.
+
+    The moment is converted by the same two divisions as the times were, so that both have the
+    same rounding and an observation at the moment itself is not before it.
+    """
+    elapsed = moment.as_unit("ns").value / 10**9 / unit_seconds(entry["info"]["time_unit"])
+    return int(np.searchsorted(times, elapsed, side="left"))
 
 
 def _sliced(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from gluonts.torch.distributions import DistributionOutput, Output, QuantileOutput
+from gluonts.torch.distributions import DistributionOutput, ISQFOutput, Output, QuantileOutput
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
@@ -86,7 +86,11 @@ class Head(nn.Module):
             scale = scale.to(target.dtype).unsqueeze(1)
             counts = torch.where(observed, (target * scale).round(), self.output.value_in_support)
             return self.output.loss(counts, _copied(args), scale=scale.expand_as(target))
-        return self.output.loss(torch.where(observed, target, self.output.value_in_support), args)
+        target = torch.where(observed, target, self.output.value_in_support)
+        if isinstance(self.output, ISQFOutput):
+            # A spline of quantiles has no density here: its CRPS is its loss.
+            return self.output.distribution(args).crps(target)
+        return self.output.loss(target, args)
 
     def distribution(
         self, args: Sequence[Tensor], loc: Tensor | None = None, scale: Tensor | None = None
@@ -101,7 +105,12 @@ class Head(nn.Module):
             return self.output.distribution(_copied(args))
         if is_discrete(self.output):
             return self.output.distribution(_copied(args), scale=scale)
-        return self.output.distribution(args, loc=loc, scale=scale)
+        distribution = self.output.distribution(args, loc=loc, scale=scale)
+        if isinstance(self.output, ISQFOutput):
+            # GluonTS gives the spline's inverse distribution function another name.
+            spline = distribution.base_dist
+            spline.icdf = lambda level: spline.quantile_internal(level.expand(spline.batch_shape))
+        return distribution
 
     @property
     def quantile_levels(self) -> list[float] | None:

@@ -90,7 +90,9 @@ def predict_df(
 
     if item_id is not None:
         past_df = past_df[past_df[item_id].isin(future_df[item_id].unique())]
-    both = pd.concat([past_df[wanted], future_df[known]])
+    # Objects keep categories as they are: beside missing ones, integers would turn into floats.
+    past = past_df[wanted].astype(dict.fromkeys(schema.feat_static_cat, object))
+    both = pd.concat([past, future_df[known]])
     rows = gather_rows(both, item_id)
     asked = rows.order >= len(past_df)
     times = read_times(both[timestamp], rows)

@@ -4,6 +4,9 @@ from importlib import resources
 
 import pandas as pd
 
+from deltaflow.data import IrregularDataset, TimeSplitter
+from deltaflow.tasks.task import Task, unseen_items
+
 VITALS = {
     "HR": "beats/min",
     "SysABP": "mmHg",
@@ -59,3 +62,24 @@ def clinical_sample() -> pd.DataFrame:
     path = resources.files("deltaflow.tasks") / "clinical_sample" / "vitals.csv.gz"
     with path.open("rb") as file:
         return pd.read_csv(file, compression="gzip", dtype=dict.fromkeys(["age", *VITALS], float))
+
+
+def clinical_task(seed: int = 0) -> Task:
+    """Return the task to forecast hours 24 to 48 of unseen patients from the hours before.
+
+    A fifth of the patients is tested and a fifth of the others validated.
+
+    Arguments:
+        seed: seed of the choice of patients.
+    """
+    data = IrregularDataset.from_long_dataframe(
+        clinical_sample(),
+        item_id="patient",
+        timestamp="minutes",
+        time_unit="min",
+        target=list(VITALS),
+        feat_static_real=["age"],
+        feat_static_cat=["gender", "icu"],
+    )
+    splitter = TimeSplitter(after="24h", horizon="24h")
+    return unseen_items("clinical_sample", data, splitter, seed=seed)

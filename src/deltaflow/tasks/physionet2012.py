@@ -1,0 +1,222 @@
+"""PhysioNet/CinC Challenge 2012: intensive-care stays, each value at the time of its measurement.
+
+The data are not shipped. Download `set-a.tar.gz`, `set-b.tar.gz` and `set-c.tar.gz` from
+https://physionet.org/content/challenge-2012/1.0.0/ (ODC-By 1.0) into one folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from deltaflow.data import IrregularDataset, TimeSplitter
+from deltaflow.errors import DataError
+from deltaflow.tasks.task import Task
+
+DESCRIPTORS = ("Age", "Gender", "Height", "ICUType", "Weight")
+"""Recorded at 00:00, -1 where unknown: years, 0 female or 1 male, cm, 1 to 4, kg."""
+
+PARAMETERS = (
+    *DESCRIPTORS,
+    *"Albumin ALP ALT AST Bilirubin BUN Cholesterol Creatinine DiasABP FiO2 GCS Glucose".split(),
+    *"HCO3 HCT HR K Lactate Mg MAP MechVent Na NIDiasABP NIMAP NISysABP PaCO2 PaO2 pH".split(),
+    *"Platelets RespRate SaO2 SysABP Temp TroponinI TroponinT Urine WBC".split(),
+)
+"""The 41 parameters, in the order of the challenge's description."""
+
+_MINUTES = 100 * 60
+"""More than any time in a record, which is written as HH:MM and ends at 48:00."""
+
+
+def read_physionet2012(
+    path: str | Path, sets: Sequence[str] = ("a", "b"), cache: str | Path | None = None
+) -> pd.DataFrame:
+    """Read sets of records in the official text format.
+
+    Several values of one parameter at one time are averaged; all values and times are kept as
+    they are. A record that does not begin at 00:00 gets an empty first row there.
+
+    Parameters
+    ----------
+    path
+        Folder that holds the sets, each as `set-a.tar.gz` or as a folder `set-a` of text files.
+    sets
+        Names of the sets to read.
+    cache
+        Folder in which a read set is kept, so that it is read only once. None keeps nothing.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per record and time, by set, record and time: `record` (int64), `minutes` since
+        admission (int64), and the 41 `PARAMETERS` (float64), NaN where not measured.
+
+    Raises
+    ------
+    DataError
+        If a set is not in the folder, or holds no records.
+
+    References
+    ----------
+    Silva et al., *Predicting in-hospital mortality of ICU patients: The PhysioNet/Computing in
+    Cardiology Challenge 2012*, 2012.
+    """
+    return pd.concat([_read_set(Path(path), name, cache) for name in sets], ignore_index=True)
+
+
+def physionet2012(
+    path: str | Path, sets: Sequence[str] = ("a", "b"), cache: str | Path | None = None
+) -> IrregularDataset:
+    """Return :func:`read_physionet2012` as a data set: a record an item, a parameter a channel."""
+    return IrregularDataset.from_long_dataframe(
+        read_physionet2012(path, sets, cache),
+        item_id="record",
+        timestamp="minutes",
+        target=list(PARAMETERS),
+        time_unit="min",
+    )
+
+
+def physionet2012_task(
+    path: str | Path, sets: Sequence[str] = ("a", "b"), cache: str | Path | None = None
+) -> Task:
+    """Return the forecasting task of the literature: hours 24 to 48 from the hours before.
+
+    Records are split into 60 % training, 20 % validation and 20 % test by :func:`split_records`.
+    The unit of a parameter is its range over the training and validation records, so that errors
+    averaged over the channels are those of the literature.
+
+    Parameters
+    ----------
+    path, sets, cache
+        See :func:`read_physionet2012`.
+
+    References
+    ----------
+    Zhang et al., *Irregular Multivariate Time Series Forecasting: A Transformable Patching Graph
+    Neural Networks Approach*, 2024.
+    """
+    data = physionet2012(path, sets, cache)
+    training, validation, test = (data.select(part) for part in split_records(len(data)))
+    splitter = TimeSplitter(after="24h")
+    length = splitter.prediction_length(data)
+    low = np.full(len(PARAMETERS), np.inf)
+    high = -low
+    for entry in (*training, *validation):
+        low = np.fmin(low, np.fmin.reduce(entry["target"], axis=1))
+        high = np.fmax(high, np.fmax.reduce(entry["target"], axis=1))
+    return Task(
+        name="physionet2012",
+        training=training,
+        validation=splitter.split(validation)[1].generate_instances(length),
+        tests={"physionet2012": splitter.split(test)[1].generate_instances(length)},
+        prediction_length=length,
+        scale=np.where(high > low, high - low, 1.0),
+    )
+
+
+def split_records(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Split records 0 … count - 1 into training, validation and test, as the literature does.
+
+    The same as scikit-learn's `train_test_split(records, train_size=0.8, random_state=42)` into
+    seen and test, and of the seen, in that order, the first three quarters for training.
+
+    >>> [len(part) for part in split_records(8000)]
+    [4800, 1600, 1600]
+    """
+    order = np.random.RandomState(42).permutation(count)  # noqa: NPY002
+    tested = count - int(0.8 * count)
+    test, seen = order[:tested], order[tested:]
+    training = int(0.75 * len(seen))
+    return seen[:training], seen[training:], test
+
+
+def _read_set(folder: Path, name: str, cache: str | Path | None) -> pd.DataFrame:
+    """Read one set, or its copy in the cache."""
+    places = [folder / f"set-{name}{suffix}" for suffix in (".tar.gz", ".tar", "")]
+    source = next((place for place in places if place.exists()), None)
+    if source is None:
+        raise DataError(
+            f"{folder} holds no set {name!r}",
+            f"download set-{name}.tar.gz from physionet.org/content/challenge-2012 into it",
+            field="sets",
+        )
+    if cache is None:
+        return _parsed(_records(source))
+    stat = source.stat()
+    about = f"{source.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    digest = hashlib.sha256(about.encode()).hexdigest()[:12]
+    kept = Path(cache) / f"physionet2012-{name}-{digest}.npz"
+    if not kept.exists():
+        frame = _parsed(_records(source))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = kept.with_suffix(".unfinished.npz")
+        np.savez_compressed(
+            unfinished,
+            index=frame[["record", "minutes"]].to_numpy(),
+            values=frame[list(PARAMETERS)].to_numpy(),
+        )
+        unfinished.replace(kept)
+    with np.load(kept) as arrays:
+        return _as_frame(arrays["index"], arrays["values"])
+
+
+def _records(source: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield record number and text of each file of a set, in no particular order."""
+    if source.is_dir():
+        for file in source.glob("*.txt"):
+            yield int(file.stem), file.read_bytes()
+        return
+    with tarfile.open(source) as archive:
+        for member in archive:
+            file = archive.extractfile(member)
+            if file is not None and member.name.endswith(".txt"):
+                yield int(Path(member.name).stem), file.read()
+
+
+def _parsed(records: Iterator[tuple[int, bytes]]) -> pd.DataFrame:
+    """Parse the texts of a set as one, and average what was measured at one time."""
+    texts = [(number, text.partition(b"\n")[2].strip() + b"\n") for number, text in sorted(records)]
+    if not texts:
+        raise DataError("the set holds no record", "unpack it again: files are named 132539.txt",
+                        field="sets")  # fmt: skip
+    rows = pd.read_csv(
+        io.BytesIO(b"".join(text for _, text in texts)),
+        names=["time", "parameter", "value"],
+        dtype={"time": "category", "parameter": "category", "value": float},
+    )
+    counts = [text.count(b"\n") for _, text in texts]
+    clock = rows["time"].cat.categories.to_series().str.split(":", expand=True).astype(int)
+    minutes = (60 * clock[0] + clock[1]).to_numpy()[rows["time"].cat.codes]
+
+    # Sorted keys of all rows; every record begins at 00:00, with an empty row if need be.
+    place = np.repeat(np.arange(len(texts)), counts)
+    keys, at = np.unique(
+        np.concatenate([place * _MINUTES + minutes, np.arange(len(texts)) * _MINUTES]),
+        return_inverse=True,
+    )
+    channel = pd.Index(PARAMETERS).get_indexer(rows["parameter"].cat.categories)
+    channel = channel[rows["parameter"].cat.codes]
+    known = (channel >= 0) & rows["value"].notna().to_numpy()  # RecordID is no parameter
+    cell = (at[: len(rows)] * len(PARAMETERS) + channel)[known]
+    size = len(keys) * len(PARAMETERS)
+    total = np.bincount(cell, weights=rows["value"].to_numpy()[known], minlength=size)
+    with np.errstate(invalid="ignore"):
+        values = total / np.bincount(cell, minlength=size)  # NaN where nothing was measured
+    numbers = np.array([number for number, _ in texts])
+    index = np.stack([numbers[keys // _MINUTES], keys % _MINUTES], axis=1)
+    return _as_frame(index, values.reshape(len(keys), len(PARAMETERS)))
+
+
+def _as_frame(index: np.ndarray, values: np.ndarray) -> pd.DataFrame:
+    """Put record and minutes ``(N, 2)`` beside the values ``(N, 41)``."""
+    frame = pd.DataFrame(values, columns=list(PARAMETERS))
+    frame.insert(0, "minutes", index[:, 1])
+    frame.insert(0, "record", index[:, 0])
+    return frame

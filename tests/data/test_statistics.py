@@ -1,0 +1,108 @@
+"""Statistics of a training set, and the scale of a window."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deltaflow import DataError
+from deltaflow.data.series import Series
+from deltaflow.data.statistics import Statistics, scale_of
+
+CENTRED = np.array([True])
+
+
+def series(values, times=None, covariates=None) -> Series:
+    values = np.atleast_2d(np.asarray(values, dtype=float).T).T  # (T, C)
+    times = np.arange(len(values), dtype=float) if times is None else np.asarray(times, float)
+    known = np.empty((len(times), 0)) if covariates is None else np.asarray(covariates, float)
+    return Series("a", times, values, known, np.empty(0), np.empty(0, dtype=np.int64))
+
+
+def fit(*values) -> Statistics:
+    return Statistics.fit([series(v) for v in values], ["HR"])
+
+
+def test_statistics_are_those_of_the_observed_values():
+    statistics = fit([1, np.nan, 3], [np.nan, np.nan], [8, 8, 8, np.nan])
+    observed = np.array([1, 3, 8, 8, 8])
+    assert statistics.center == pytest.approx([observed.mean()])
+    assert statistics.spread == pytest.approx([observed.std()])
+    assert statistics.magnitude == pytest.approx([observed.mean()])
+    assert statistics.within == pytest.approx([np.std([1, 3])])  # the others do not vary
+
+
+def test_the_typical_gap_is_the_median_over_the_observation_times():
+    data = [series([1, 2, 3], times=[0, 10, 1000, 5000]), series([1, 2], times=[3, 10])]
+    # Row 3 of the first is a query, so the gaps are 10, 990 and 7.
+    assert Statistics.fit(data, ["HR"]).typical_gap == 10
+
+
+def test_statistics_survive_json():
+    statistics = fit([1, 2, np.nan], [5, 7])
+    assert Statistics.from_dict(json.loads(json.dumps(statistics.to_dict()))) == statistics
+
+
+def test_the_scale_of_a_window_ignores_missing_values():
+    statistics = fit([1.0, 2, 3, 4])
+    values = np.array([5.0, 9, 7])
+    gaps = np.insert(values, [0, 1, 3], np.nan)
+    for left, right in zip(
+        scale_of(values[:, None], statistics, CENTRED),
+        scale_of(gaps[:, None], statistics, CENTRED),
+        strict=True,
+    ):
+        np.testing.assert_allclose(left, right, rtol=1e-14)
+
+
+def test_an_unobserved_window_has_the_statistics_of_the_training_set():
+    statistics = fit([1.0, 2, 3, 4], [10.0, 11])
+    for values in (np.empty((0, 1)), np.full((3, 1), np.nan)):
+        loc, scale = scale_of(values, statistics, CENTRED)
+        assert (loc, scale) == (statistics.center, statistics.spread)
+
+
+def test_few_observations_lean_on_the_training_set_and_many_do_not():
+    statistics = fit([0.0, 2.0], [10.0, 12.0])  # within an item the deviation is 1
+    _, one = scale_of(np.array([[50.0]]), statistics, CENTRED)
+    assert one == pytest.approx(1.0)
+    wide = np.array([[0.0], [200.0]])  # its own deviation is 100
+    scales = [scale_of(np.tile(wide, (n, 1)), statistics, CENTRED)[1][0] for n in (1, 5, 500)]
+    assert 1 < scales[0] < scales[1] < scales[2] < 100
+    assert scales[2] == pytest.approx(100, rel=0.05)
+
+
+def test_a_channel_that_is_not_centred_keeps_zero_and_is_scaled_by_its_magnitude():
+    statistics = fit([1.0, 3.0])
+    loc, scale = scale_of(np.full((1000, 1), 500.0), statistics, np.array([False]))
+    assert loc == 0
+    assert scale == pytest.approx(500, rel=0.05)
+
+
+@pytest.mark.parametrize("size", [1e300, 1e-300, 1.0])
+@pytest.mark.parametrize("shape", ["varying", "constant", "single"])
+def test_values_of_any_size_have_a_finite_positive_scale(size, shape):
+    values = {"varying": [1.0, -0.5, 0.25], "constant": [1.0] * 3, "single": [1.0]}[shape]
+    values = size * np.array(values)
+    statistics = fit(values)
+    for centred in (True, False):
+        loc, scale = scale_of(values[:, None], statistics, np.array([centred]))
+        assert np.isfinite(loc).all()
+        assert np.isfinite(scale).all()
+        assert (scale > 0).all()
+        with np.errstate(over="raise", invalid="raise"):
+            assert np.abs((values - loc) / scale).max() < 1e4
+
+
+def test_zeros_have_a_positive_scale():
+    statistics = fit([0.0, 0.0])
+    for centred in (True, False):
+        _, scale = scale_of(np.zeros((4, 1)), statistics, np.array([centred]))
+        assert (scale > 0).all()
+
+
+def test_a_target_missing_everywhere_is_refused():
+    with pytest.raises(DataError, match="'HR': the target is missing everywhere"):
+        fit([np.nan, np.nan])
+    with pytest.raises(DataError, match="training set is empty"):
+        Statistics.fit([], ["HR"])

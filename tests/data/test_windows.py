@@ -1,0 +1,254 @@
+"""A series is cut into windows that never look ahead, in float64 until Δt is formed."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from deltaflow import DataError, DeltaflowWarning, IrregularDataModule, IrregularDataset
+from deltaflow.data.schema import Schema
+from deltaflow.data.series import Series, read_series
+from deltaflow.data.statistics import Statistics
+from deltaflow.data.windows import (
+    EpochSampler,
+    LastWindows,
+    TrainingWindows,
+    WindowSpec,
+    collate,
+)
+
+SCHEMA = Schema(
+    target=("HR",), univariate=True, time="elapsed", time_unit="s", feat_static_real=("number",)
+)
+
+
+def numbered_series(number: int, length: int) -> Series:
+    """A series whose values count its rows; its static feature is its number."""
+    random = np.random.default_rng(number)
+    return Series(
+        item_id=str(number),
+        times=random.exponential(10.0, length).cumsum(),
+        values=np.arange(length, dtype=float)[:, None],
+        covariates=np.empty((length, 0)),
+        static_real=np.array([float(number)]),
+        static_cat=np.empty(0, dtype=np.int64),
+    )
+
+
+def make_spec(data: list[Series], context_length: int = 6, prediction_length: int = 3):
+    statistics = Statistics.fit(data, SCHEMA.target)
+    return WindowSpec(SCHEMA, statistics, context_length, prediction_length)
+
+
+def number_of(window, spec: WindowSpec) -> int:
+    """Which series a window comes from."""
+    statistics = spec.statistics
+    number = window.static_real[0] * statistics.static_spread[0] + statistics.static_center[0]
+    return round(number)
+
+
+def rows_of(window) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of a numbered series are a window's context and its targets."""
+    context = window.loc[0] + window.scale[0] * window.values[:, 0]
+    future = window.loc[0] + window.scale[0] * window.target[:, 0]
+    return np.round(context, 9), np.round(future[np.isfinite(future)], 9)
+
+
+@pytest.fixture
+def data() -> list[Series]:
+    return [numbered_series(i, length) for i, length in enumerate([5, 9, 12, 12, 40])]
+
+
+def test_context_ends_where_the_queries_begin(data):
+    windows = TrainingWindows(data, make_spec(data), seed=0, blind_share=0.0)
+    for index in range(300):
+        context, future = rows_of(windows[index])
+        first = int(future[0])
+        assert 1 <= len(context) <= 6
+        np.testing.assert_array_equal(context, np.arange(max(0, first - 6), first))
+        np.testing.assert_array_equal(future, np.arange(first, first + len(future)))
+
+
+def test_every_possible_origin_is_drawn(data):
+    windows = TrainingWindows(data[:1], make_spec(data), seed=0, blind_share=0.0)
+    assert {int(rows_of(windows[i])[1][0]) for i in range(200)} == {1, 2, 3, 4}
+
+
+def test_the_future_has_no_influence_on_the_inputs(data):
+    spec = make_spec(data)
+    changed = data[4]._replace(values=data[4].values.copy())
+    changed.values[10:] = -1e6
+    before, after = spec.cut(data[4], 10), spec.cut(changed, 10)
+    for field in before._fields:
+        if field != "target":
+            np.testing.assert_array_equal(getattr(before, field), getattr(after, field))
+
+
+def test_a_window_depends_on_seed_and_index_alone(data):
+    spec = make_spec(data)
+    forwards = TrainingWindows(data, spec, seed=3)
+    backwards = TrainingWindows(data, spec, seed=3)
+    order = list(range(40))
+    first = {i: forwards[i] for i in order}
+    second = {i: backwards[i] for i in reversed(order)}
+    for i in order:
+        for one, other in zip(first[i], second[i], strict=True):
+            np.testing.assert_array_equal(one, other)
+    other_seed = TrainingWindows(data, spec, seed=4)
+    assert any(len(first[i].values) != len(other_seed[i].values) for i in order)
+
+
+def test_every_pass_covers_every_item_once(data):
+    spec = make_spec(data)
+    windows = TrainingWindows(data, spec, seed=0)
+    orders = [[number_of(windows[5 * turn + i], spec) for i in range(5)] for turn in range(30)]
+    assert all(Counter(order) == Counter(range(5)) for order in orders)
+    assert len({tuple(order) for order in orders}) > 10
+
+
+def test_some_windows_are_blind(data):
+    spec = make_spec(data)
+    windows = TrainingWindows(data, spec, seed=0, blind_share=0.1)
+    blind = [window for window in (windows[i] for i in range(1000)) if not len(window.values)]
+    # 1000 draws with probability 0.1: four standard deviations are 38.
+    assert 62 <= len(blind) <= 138
+    for window in blind:
+        assert window.loc == spec.statistics.center
+        assert window.scale == spec.statistics.spread
+
+
+def test_a_window_begins_after_the_first_observation_and_ends_with_an_observed_target():
+    series = numbered_series(0, 10)
+    series.values[:4] = np.nan
+    series.values[8:] = np.nan
+    windows = TrainingWindows([series], make_spec([series], 10, 1), seed=0, blind_share=0.0)
+    origins = {len(windows[i].values) for i in range(100)}
+    assert origins == {5, 6, 7}
+
+
+def test_items_with_nothing_to_learn_from_are_passed_over_with_one_warning(data):
+    lonely = numbered_series(7, 1)
+    unseen = data[0]._replace(values=np.full((5, 1), np.nan))
+    everything = [*data, lonely, unseen]
+    with pytest.warns(DeltaflowWarning, match="2 of 7 items") as caught:
+        windows = TrainingWindows(everything, make_spec(everything), seed=0)
+    assert len(caught) == 1
+    assert len(windows) == 5
+
+
+def test_no_window_is_drawn_in_two_epochs():
+    sampler = EpochSampler(7)
+    drawn = []
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        assert len(list(sampler)) == len(sampler) == 7
+        drawn += list(sampler)
+    assert len(set(drawn)) == 35
+
+
+def test_validation_takes_the_last_window_of_every_item(data):
+    spec = make_spec(data)
+    windows = LastWindows(data, spec)
+    assert len(windows) == 5
+    for series, window in zip(data, (windows[i] for i in range(5)), strict=True):
+        length = series.length
+        np.testing.assert_array_equal(rows_of(window)[1], np.arange(length - 3, length))
+    with pytest.raises(DataError, match="no validation item"):
+        LastWindows([numbered_series(0, 1)], spec)
+
+
+def test_seconds_are_kept_over_decades():
+    # In float32 a second is lost after half a year: these gaps would be 0 or 64 seconds.
+    times = pd.Timestamp("1990-01-01") + pd.to_timedelta([0, *range(10**9, 10**9 + 20)], unit="s")
+    frame = pd.DataFrame({"timestamp": times, "HR": np.arange(21.0)})
+    for time_unit in ("s", "h", "W"):
+        dataset = IrregularDataset.from_long_dataframe(
+            frame, item_id=None, target="HR", time_unit=time_unit
+        )
+        spec = IrregularDataModule(dataset, prediction_length=4, context_length=10).spec
+        assert spec.statistics.typical_gap == pytest.approx(1.0, abs=1e-6)
+        batch = collate([spec.cut(spec.read(dataset[0]), 15)])
+        # 1e9 s in float64 has steps of 1.2e-7 s; a few roundings of them.
+        torch.testing.assert_close(batch.delta_t[0, 1:], torch.ones(9), atol=1e-6, rtol=0)
+        expected = torch.arange(1.0, 5.0)
+        torch.testing.assert_close(batch.query_delta_t[0], expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1e300, 1e-300, 1.0, 0.0])
+def test_windows_of_values_of_any_size_are_finite(size):
+    values = size * np.array([1.0, -1, 0.5, np.nan, 1, 0.9, -0.3, 1])
+    series = numbered_series(0, 8)._replace(values=values[:, None])
+    window = make_spec([series]).cut(series, 5)
+    batch = collate([window])
+    for field, part in batch._asdict().items():
+        assert torch.isfinite(part.double()).all(), field
+    assert batch.values.abs().max() <= 10
+
+
+def test_an_outlier_does_not_blind_the_network():
+    ordinary = numbered_series(0, 30)
+    series = ordinary._replace(values=ordinary.values.copy())
+    series.values[25] = 1e200
+    batch = collate([make_spec([ordinary], 29, 1).cut(series, 29)])
+    assert batch.values.abs().max() <= 10
+    assert torch.isfinite(batch.static_real).all()
+
+
+def test_padding_of_a_batch_is_unobserved_and_at_the_end(data):
+    spec = make_spec(data)
+    windows = [spec.cut(data[0], 2), spec.cut(data[4], 30), spec.cut(data[1], 8, blind=True)]
+    batch = collate(windows)
+    assert batch.lengths.tolist() == [2, 6, 0]
+    assert batch.values.shape == (3, 6, 1)
+    steps = torch.arange(6)
+    outside = steps >= batch.lengths[:, None]
+    assert not batch.observed[outside].any()
+    assert (batch.values[outside] == 0).all()
+    assert (batch.delta_t[outside] == 0).all()
+    assert batch.target_observed[..., 0].tolist() == [[True] * 3, [True] * 3, [True, False, False]]
+
+
+def test_padded_queries_repeat_the_last_known_one(data):
+    spec = make_spec(data)
+    times = np.append(data[0].times, [data[0].times[-1] + 5, np.nan, np.nan])
+    series = data[0]._replace(times=times, covariates=np.empty((8, 0)))
+    window = spec.cut(series, 5)
+    np.testing.assert_array_equal(window.query_delta_t, window.query_delta_t[[0, 0, 0]])
+    assert window.query_delta_t[0] == pytest.approx(5 / spec.statistics.typical_gap)
+    nothing = series._replace(times=np.append(data[0].times, [np.nan] * 3))
+    np.testing.assert_array_equal(spec.cut(nothing, 5).query_delta_t, 0)
+
+
+def test_a_spec_survives_json(multivariate):
+    import json
+
+    spec = IrregularDataModule(multivariate, prediction_length=3, context_length=5).spec
+    assert WindowSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_calendar_phases_follow_real_time():
+    times = pd.to_datetime(["2024-01-01 06:00", "2024-01-01 12:00", "2024-01-02 06:00"])
+    frame = pd.DataFrame({"timestamp": times, "HR": 1.0})
+    dataset = IrregularDataset.from_long_dataframe(frame, item_id=None, target="HR")
+    series = read_series(dataset[0], dataset.schema, ["day"])
+    # Sine and cosine at a quarter and at a half of a day.
+    np.testing.assert_allclose(series.covariates[:, 0], [1, 0, 1], atol=1e-9)
+    np.testing.assert_allclose(series.covariates[:, 1], [0, -1, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("times", "seasonality", "message"),
+    [
+        ([0, 1, 2], ("day",), "elapsed times have no calendar"),
+        (pd.to_datetime(["2024", "2025", "2026"]), ("month",), "unknown cycle 'month'"),
+    ],
+)
+def test_a_calendar_that_is_not_there_is_refused(times, seasonality, message):
+    frame = pd.DataFrame({"timestamp": times, "HR": 1.0})
+    dataset = IrregularDataset.from_long_dataframe(frame, item_id=None, target="HR")
+    with pytest.raises(DataError, match=message):
+        IrregularDataModule(
+            dataset, prediction_length=1, context_length=2, seasonality=seasonality
+        )
