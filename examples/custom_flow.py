@@ -48,7 +48,7 @@ def rotation(num_channels: int, num_features: int, hidden_size: int) -> Recurren
     return RecurrentEncoder(num_channels, num_features, hidden_size, evolution)
 
 
-def main(epochs: int) -> None:
+def main(quick: bool) -> None:
     ENCODERS["rotation"] = rotation
 
     flow, t, x = RotationFlow(4), torch.rand(5, 1), torch.rand(5, 4)
@@ -66,7 +66,7 @@ def main(epochs: int) -> None:
             context_length=32,
             encoder=encoder,
             seed=0,
-            trainer_kwargs={"max_epochs": epochs, "enable_progress_bar": False},
+            trainer_kwargs={"max_epochs": 10, "fast_dev_run": quick, "enable_progress_bar": False},
         ).train(train)
     metrics = [MeanWeightedSumQuantileLoss([0.1, 0.5, 0.9]), MSE()]
     instances = template.generate_instances(length)
@@ -77,4 +77,4 @@ def main(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(epochs=1 if "--quick" in sys.argv else 10)
+    main(quick="--quick" in sys.argv)

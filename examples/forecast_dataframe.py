@@ -11,12 +11,15 @@ from deltaflow import GRUFlowEstimator, IrregularDataset, predict_df
 from deltaflow.tasks import irregular_sine
 
 
-def main(epochs: int) -> None:
+def main(quick: bool) -> None:
     df = irregular_sine()  # item_id, timestamp, target; a period of a day, gaps of 2 h on average
     print(df.head(), end="\n\n")
 
     estimator = GRUFlowEstimator(
-        prediction_length=24, context_length=24, trainer_kwargs={"max_epochs": epochs}, seed=0
+        prediction_length=24,
+        context_length=24,
+        trainer_kwargs={"max_epochs": 10, "fast_dev_run": quick},
+        seed=0,
     )
     predictor = estimator.train(IrregularDataset.from_long_dataframe(df))
 
@@ -27,4 +30,4 @@ def main(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(epochs=1 if "--quick" in sys.argv else 10)
+    main(quick="--quick" in sys.argv)

@@ -23,7 +23,7 @@ from deltaflow.tasks import sparse_multivariate
 ESTIMATORS = [GRUFlowEstimator, CouplingFlowEstimator, ResNetFlowEstimator, GRUEstimator]
 
 
-def main(epochs: int) -> None:
+def main(quick: bool) -> None:
     df = sparse_multivariate()  # three correlated channels, half of the values missing
     channels = ["target_0", "target_1", "target_2"]
     data = IrregularDataset.from_long_dataframe(df, target=channels)
@@ -38,7 +38,7 @@ def main(epochs: int) -> None:
             prediction_length=length,
             context_length=32,
             seed=0,
-            trainer_kwargs={"max_epochs": epochs, "enable_progress_bar": False},
+            trainer_kwargs={"max_epochs": 10, "fast_dev_run": quick, "enable_progress_bar": False},
         ).train(train)
 
     metrics = [MeanWeightedSumQuantileLoss([0.1, 0.5, 0.9]), MSE()]
@@ -49,4 +49,4 @@ def main(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(epochs=1 if "--quick" in sys.argv else 10)
+    main(quick="--quick" in sys.argv)

@@ -18,7 +18,7 @@ from deltaflow import (
 from deltaflow.tasks import irregular_wave
 
 
-def main(epochs: int) -> None:
+def main(quick: bool) -> None:
     data = IrregularDataset.from_long_dataframe(irregular_wave("triangle"))
     train, validation = split_items(data, test_share=0.2, seed=0)
     splitter = TimeSplitter(after="60h", horizon="24h")
@@ -27,7 +27,7 @@ def main(epochs: int) -> None:
     pl.seed_everything(0)
     windows = IrregularDataModule(train, validation, prediction_length=length, context_length=32)
     model = ForecastLightningModule(windows.spec, encoder="coupling_flow")
-    trainer = pl.Trainer(max_epochs=epochs, logger=False, enable_checkpointing=False)
+    trainer = pl.Trainer(max_epochs=10, fast_dev_run=quick, logger=False)
     trainer.fit(model, datamodule=windows)
     print("validation loss:", round(float(trainer.callback_metrics["val_loss"]), 3))
 
@@ -36,7 +36,7 @@ def main(epochs: int) -> None:
     forecast.plot(name="forecast", show_label=True)
     observed = forecast.timestamps.notna()
     plt.plot(
-        forecast.timestamps[observed], label["target"][observed], "o", mfc="none", label="seen"
+        forecast.timestamps[observed], label["target"][observed], "o", mfc="none", label="observed"
     )
     plt.legend()
     plt.gcf().autofmt_xdate()
@@ -45,4 +45,4 @@ def main(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(epochs=1 if "--quick" in sys.argv else 10)
+    main(quick="--quick" in sys.argv)

@@ -11,9 +11,13 @@ from deltaflow.data import (
 from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning, UnknownNameError
 from deltaflow.model.estimator import (
     CouplingFlowEstimator,
+    GRUDEstimator,
     GRUEstimator,
     GRUFlowEstimator,
+    GRUODEEstimator,
     IrregularEstimator,
+    NeuralCDEEstimator,
+    ODERNNEstimator,
     ResNetFlowEstimator,
 )
 from deltaflow.model.frame import predict_df
@@ -28,14 +32,18 @@ __all__ = [
     "DeltaflowError",
     "DeltaflowWarning",
     "ForecastLightningModule",
+    "GRUDEstimator",
     "GRUEstimator",
     "GRUFlowEstimator",
+    "GRUODEEstimator",
     "HoldEstimator",
     "HoldPredictor",
     "IrregularDataModule",
     "IrregularDataset",
     "IrregularEstimator",
     "IrregularPredictor",
+    "NeuralCDEEstimator",
+    "ODERNNEstimator",
     "ResNetFlowEstimator",
     "TimeSplitter",
     "UnknownNameError",

@@ -84,8 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     began = time.perf_counter()
     config = read_config()
     if options.quick:
-        config["estimator"]["num_batches_per_epoch"] = 2
-        config["estimator"]["trainer_kwargs"]["max_epochs"] = 1
+        config["estimator"]["trainer_kwargs"]["fast_dev_run"] = True
     scores = run(config, options.output, Console())
     print(f"Done in {time.perf_counter() - began:.0f} s; table and figure: {options.output}/")
     return scores

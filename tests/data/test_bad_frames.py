@@ -141,7 +141,7 @@ def test_times_closer_than_float64_can_hold_are_refused():
     times = pd.Series(pd.to_datetime(["2021-01-01", "2024-01-01", "2024-01-01"]))
     times += np.array([0, 0, 1], dtype="timedelta64[ns]")
     frame = pd.DataFrame({"timestamp": times, "target": 1.0})
-    with pytest.raises(DataError, match="closer .* than float64 can hold") as caught:
+    with pytest.raises(DataError, match=r"closer .* than float64 can hold") as caught:
         IrregularDataset.from_long_dataframe(frame, item_id=None)
     assert caught.value.position == 2
 

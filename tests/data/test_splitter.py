@@ -97,7 +97,7 @@ def test_several_windows_move_on_by_the_horizon_or_the_distance():
 def test_several_windows_need_a_duration():
     for splitter, distance in ((TimeSplitter(after="4h"), None), (TimeSplitter(after="4h"), 2)):
         _, template = splitter.split(read(np.arange(10.0)))
-        with pytest.raises(DataError, match="'distance': .*give one such as '6h'"):
+        with pytest.raises(DataError, match=r"'distance': .*give one such as '6h'"):
             list(template.generate_instances(9, windows=2, distance=distance))
 
 
@@ -140,7 +140,9 @@ def test_every_field_is_cut_along(multivariate):
             past["feat_dynamic_real"][:, :high], entry["feat_dynamic_real"][:, :high]
         )
         assert past["feat_dynamic_real"].shape == (2, low + length)
-        np.testing.assert_array_equal(label["target"][:, : high - low], entry["target"][:, low:high])
+        np.testing.assert_array_equal(
+            label["target"][:, : high - low], entry["target"][:, low:high]
+        )
         for field in ("feat_static_real", "feat_static_cat", "item_id", "info"):
             np.testing.assert_equal(past[field], entry[field])
 

@@ -80,7 +80,7 @@ def test_an_item_with_only_unnamed_variables_stays():
 
 def test_two_values_at_one_time_are_an_error_that_names_them(tidy):
     twice = pd.concat([tidy, tidy.iloc[[5]]])
-    with pytest.raises(DataError, match="two values at .*duplicates='mean'") as caught:
+    with pytest.raises(DataError, match=r"two values at .*duplicates='mean'") as caught:
         read(twice)
     assert caught.value.item == tidy.loc[5, "item_id"]
     assert caught.value.field == tidy.loc[5, "variable"]

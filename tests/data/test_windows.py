@@ -249,6 +249,4 @@ def test_a_calendar_that_is_not_there_is_refused(times, seasonality, message):
     frame = pd.DataFrame({"timestamp": times, "HR": 1.0})
     dataset = IrregularDataset.from_long_dataframe(frame, item_id=None, target="HR")
     with pytest.raises(DataError, match=message):
-        IrregularDataModule(
-            dataset, prediction_length=1, context_length=2, seasonality=seasonality
-        )
+        IrregularDataModule(dataset, prediction_length=1, context_length=2, seasonality=seasonality)

@@ -66,8 +66,10 @@ def test_counts_are_forecast_by_counts(counts, make_estimator, instances):
     assert forecast.samples.shape == (50, 4, 2)
     np.testing.assert_array_equal(forecast.samples, forecast.samples.round())
     assert (forecast.samples >= 0).all()
-    # The training set's means are 20 and 5; even an untrained network scales to them.
-    assert 2 < np.median(forecast.samples[..., 1]) < np.median(forecast.samples[..., 0]) < 60
+    # The training set's means are about 20 and 5; even an untrained network is scaled to them.
+    calls, visits = forecast.samples.mean(axis=(0, 1))
+    assert 5 < calls < 80
+    assert 1 < visits < 20
 
 
 @pytest.mark.parametrize("wrong", [-1.0, 2.5])

@@ -111,9 +111,7 @@ def test_what_lies_in_the_padding_has_no_effect(name, padding):
 @any_encoder
 def test_more_padding_has_no_effect(name):
     encoder, batch = make(name), make_batch()
-    longer = {
-        k: v if k == "lengths" else torch.cat([v, v[:, :3]], dim=1) for k, v in batch.items()
-    }
+    longer = {k: v if k == "lengths" else torch.cat([v, v[:, :3]], dim=1) for k, v in batch.items()}
     assert_states_agree(encoder(**longer), encoder(**batch))
 
 

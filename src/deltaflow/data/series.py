@@ -122,14 +122,14 @@ def read_series(
     target = _matrix(entry, "target", len(schema.target), schema.univariate)
     length = target.shape[1]
     past = _matrix(entry, "past_feat_dynamic_real", len(schema.past_feat_dynamic_real))
-    past = past if past.size else past.reshape(0, length)
+    past = past if len(past) else past.reshape(0, length)
     _check_length(past, length, item, "past_feat_dynamic_real")
 
     if schema.time == "regular":
         total = length + (num_queries or 0)
         times = np.arange(total, dtype=np.float64)
         known = _matrix(entry, "feat_dynamic_real", len(schema.feat_dynamic_real))
-        known = known[:, :total] if known.size else known.reshape(0, total)
+        known = known[:, :total] if len(known) else known.reshape(0, total)
         _check_length(known, total, item, "feat_dynamic_real")
     else:
         rows = _matrix(entry, "feat_dynamic_real", 1 + len(schema.feat_dynamic_real))
@@ -156,13 +156,15 @@ def read_series(
             position=int(position),
         )
     phases = calendar_phases(entry, times, seasonality)
+    codes = _vector(entry, "feat_static_cat", len(schema.feat_static_cat), np.int64)
+    counts = np.array([len(levels) for levels in schema.feat_static_cat.values()], dtype=np.int64)
     return Series(
         item_id=item,
         times=times,
         values=np.ascontiguousarray(np.vstack([target, past]).T),
         covariates=np.ascontiguousarray(np.vstack([known, phases]).T),
         static_real=_vector(entry, "feat_static_real", len(schema.feat_static_real), np.float64),
-        static_cat=_vector(entry, "feat_static_cat", len(schema.feat_static_cat), np.int64),
+        static_cat=np.where((codes >= 0) & (codes < counts), codes, -1),
     )
 
 

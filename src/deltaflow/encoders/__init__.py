@@ -3,7 +3,11 @@
 from collections.abc import Callable
 
 from deltaflow.encoders.encoder import Encoder, State
-from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution
+from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution, VectorField
+from deltaflow.encoders.gru_d import GRUDEncoder
+from deltaflow.encoders.gru_ode import GRUField, gru_ode
+from deltaflow.encoders.neural_cde import NeuralCDEEncoder
+from deltaflow.encoders.neural_ode import MLPField, ODEEvolution, Solver, ode_rnn
 from deltaflow.encoders.recurrent import (
     RecurrentEncoder,
     coupling_flow,
@@ -18,9 +22,16 @@ __all__ = [
     "Encoder",
     "Evolution",
     "FlowEvolution",
+    "GRUDEncoder",
+    "GRUField",
+    "MLPField",
+    "NeuralCDEEncoder",
     "NoEvolution",
+    "ODEEvolution",
     "RecurrentEncoder",
+    "Solver",
     "State",
+    "VectorField",
     "make_encoder",
 ]
 
@@ -55,5 +66,9 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "coupling_flow": coupling_flow,
     "resnet_flow": resnet_flow,
     "gru": gru,
+    "gru_d": GRUDEncoder,
+    "ode_rnn": ode_rnn,
+    "gru_ode": gru_ode,
+    "neural_cde": NeuralCDEEncoder,
 }
 """Every encoder by its name: a function of (num_channels, num_features, hidden_size, options)."""

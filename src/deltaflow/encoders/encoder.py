@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deltaflow.encoders.evolution import VectorField
+
 
 class State(NamedTuple):
     """What is known of B series at the time of their last observation.
@@ -52,6 +54,19 @@ class Encoder(nn.Module, ABC):
         self.num_channels = num_channels
         self.num_features = num_features
         self.hidden_size = hidden_size
+
+    @property
+    def num_evaluations(self) -> int:
+        """How often vector fields were evaluated since the last reset; 0 where there are none."""
+        return sum(field.num_evaluations for field in self._vector_fields())
+
+    def reset_num_evaluations(self) -> None:
+        """Start counting the evaluations of vector fields from 0 again."""
+        for field in self._vector_fields():
+            field.num_evaluations = 0
+
+    def _vector_fields(self) -> list[VectorField]:
+        return [module for module in self.modules() if isinstance(module, VectorField)]
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state of ``batch_size`` series of which nothing was observed yet."""
@@ -147,3 +162,26 @@ class Encoder(nn.Module, ABC):
 
         The answer at one query does not depend on the others.
         """
+
+
+def known_before(values: Tensor, observed: Tensor, delta_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `State` calls ``last`` and ``age``, just before each observation of a series.
+
+    Parameters
+    ----------
+    values, observed, delta_t
+        ``(B, T, C)``, ``(B, T, C)`` and ``(B, T)``, as in `Encoder.forward`.
+
+    Returns
+    -------
+    last, age
+        ``(B, T, C)`` the last value of each channel before the observation, and the time since.
+    """
+    steps = torch.arange(values.shape[1], device=values.device).unsqueeze(-1)
+    newest = torch.where(observed, steps, -1).cummax(1).values
+    newest = torch.cat([torch.full_like(newest[:, :1], -1), newest[:, :-1]], dim=1)  # (B, T, C)
+    seen, index = newest >= 0, newest.clamp(min=0)
+    elapsed = delta_t.cumsum(1).unsqueeze(-1).expand_as(values)
+    last = torch.where(seen, values.gather(1, index), 0.0)
+    age = elapsed - torch.where(seen, elapsed.gather(1, index), 0.0)
+    return last, age

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeAlias
@@ -59,3 +60,27 @@ class NoEvolution(Evolution):
     def prepare(self) -> Evolve:
         """Return the map that repeats the state."""
         return lambda hidden, delta_t: hidden.expand(*delta_t.shape, hidden.shape[-1])
+
+
+class VectorField(nn.Module, ABC):
+    """The right-hand side ``f(h)`` of a differential equation, for an evolution that solves one.
+
+    Its evaluations are what a solver costs. Each of them adds one to ``num_evaluations``, a plain
+    number outside the module's state; see `Encoder.num_evaluations`.
+
+    Attributes
+    ----------
+    bound
+        Solutions that start in ``|h| <= bound`` stay there, so that a solver that leaves this cube
+        has diverged; infinite where nothing is known.
+    """
+
+    bound: float = math.inf
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_evaluations = 0
+
+    @abstractmethod
+    def forward(self, time: Tensor, hidden: Tensor) -> Tensor:
+        """Return ``f(h)`` for states ``(..., H)``; the time of an autonomous field is ignored."""

@@ -312,3 +312,27 @@ class GRUEstimator(IrregularEstimator):
     """`IrregularEstimator` with a plain GRU that is fed Δt: the baseline without evolution."""
 
     default_encoder = "gru"
+
+
+class GRUDEstimator(IrregularEstimator):
+    """`IrregularEstimator` with GRU-D: values and state decay in the gaps (Che et al., 2018)."""
+
+    default_encoder = "gru_d"
+
+
+class ODERNNEstimator(IrregularEstimator):
+    """`IrregularEstimator` with a Neural ODE across the gaps (Rubanova et al., 2019)."""
+
+    default_encoder = "ode_rnn"
+
+
+class GRUODEEstimator(IrregularEstimator):
+    """`IrregularEstimator` with a GRU-ODE across the gaps (De Brouwer et al., 2019)."""
+
+    default_encoder = "gru_ode"
+
+
+class NeuralCDEEstimator(IrregularEstimator):
+    """`IrregularEstimator` with a Neural CDE along the observations (Kidger et al., 2020)."""
+
+    default_encoder = "neural_cde"

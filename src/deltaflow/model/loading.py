@@ -38,7 +38,7 @@ def load_predictor(path: str | Path, device: str = "auto") -> IrregularPredictor
         name = json.loads((path / "gluonts-config.json").read_text())["type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DeltaflowError(f"{path} holds no predictor ({error})") from error
-    if name not in PREDICTORS:
+    if not isinstance(name, str) or name not in PREDICTORS:
         raise DeltaflowError(
             f"{path} holds a {name!r}, which is not a predictor of deltaflow; if you trust it, "
             "load it with gluonts.model.predictor.Predictor.deserialize"

@@ -1,0 +1,77 @@
+"""The command `deltaflow`: each subcommand a function of the remaining arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+from deltaflow._version import __version__
+from deltaflow.errors import DeltaflowError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, and return its exit status."""
+    listed = "\n".join(f"  {name:10} {about}" for name, (about, _) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="deltaflow",
+        description="Forecasting of irregularly sampled time series with neural flows.",
+        epilog=f"commands:\n{listed}\n\ndeltaflow COMMAND --help lists the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"deltaflow {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...")
+    given = parser.parse_args(arguments)
+    try:
+        return COMMANDS[given.command][1](given.options)
+    except DeltaflowError as error:
+        print(f"deltaflow {given.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def compare(options: Sequence[str]) -> int:
+    """Compare encoders; the status is 1 if any run failed."""
+    try:
+        from jsonargparse import ArgumentParser
+        from matplotlib import figure  # noqa: F401
+    except ImportError as error:
+        raise DeltaflowError(
+            f"{error.name} is needed here: pip install 'deltaflow[cli,plot]'"
+        ) from error
+    from rich.console import Console
+
+    from deltaflow.compare import CompareConfig
+    from deltaflow.compare import compare as run
+
+    parser = ArgumentParser(
+        prog="deltaflow compare",
+        description="Train encoders on the same data with the same budget, and compare them.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file of the options below")
+    parser.add_class_arguments(CompareConfig)
+    parsed = parser.parse_args(_with_shipped_configs(options))
+    parsed.pop("config")
+    runs = run(CompareConfig(**parser.instantiate_classes(parsed)), Console())
+    return int(any(run["status"] == "failed" for run in runs))
+
+
+def _with_shipped_configs(options: Sequence[str]) -> list[str]:
+    """Let ``configs/NAME.yaml`` name a file of the package where there is no such file here."""
+    shipped = resources.files("deltaflow") / "configs"
+    return [
+        str(shipped / Path(option).name)
+        if Path(option).parent.name == "configs"
+        and not Path(option).exists()
+        and (shipped / Path(option).name).is_file()
+        else option
+        for option in options
+    ]
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "compare": ("train encoders on the same data, and compare them", compare),
+}
+"""Every command by its name: what it does, and a function of its arguments."""

@@ -1,0 +1,37 @@
+"""The comparison: every encoder trained on the same data, with the same budget, side by side."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from deltaflow.compare import table
+from deltaflow.compare.config import Columns, CompareConfig, Split, Variant
+from deltaflow.compare.report import tests_of, write_report
+from deltaflow.compare.run import Run, run_comparison
+
+__all__ = ["Columns", "CompareConfig", "Run", "Split", "Variant", "compare", "run_comparison"]
+
+
+def compare(config: CompareConfig, console: Console | None = None) -> list[Run]:
+    """Run a comparison, print its tables, and write its report; see `CompareConfig`.
+
+    Parameters
+    ----------
+    config
+        The comparison.
+    console
+        Where progress and tables are shown; nowhere if None.
+
+    Returns
+    -------
+    list of Run
+        All runs, the failed ones included.
+    """
+    runs = run_comparison(config, console)
+    write_report(runs, config)
+    if console is not None:
+        scores = table.results(runs)
+        for test in tests_of(runs):
+            console.print(table.as_rich(table.summary(scores, test), title=test))
+        console.print(f"Report: {config.output / 'index.html'}")
+    return runs

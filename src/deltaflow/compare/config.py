@@ -1,0 +1,184 @@
+"""What a comparison is told: data, encoders, budget. Its fields are the options of the command."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltaflow.encoders import ENCODERS
+from deltaflow.errors import DeltaflowError, UnknownNameError
+
+HOLD = "hold"
+RESAMPLED = "resampled_deepar"
+BASELINES = (HOLD, RESAMPLED)
+"""Rows of the table that are no encoders: see `compare.models`."""
+
+
+@dataclass
+class Columns:
+    """The columns of a CSV or Parquet file, see `IrregularDataset.from_long_dataframe`.
+
+    Attributes
+    ----------
+    item_id, timestamp, target, time_unit
+        Item, time, channels to forecast, and the unit in which time is counted.
+    feat_dynamic_real, past_feat_dynamic_real, feat_static_real, feat_static_cat
+        Covariates and static features.
+    """
+
+    item_id: str | None = "item_id"
+    timestamp: str = "timestamp"
+    target: list[str] = field(default_factory=lambda: ["target"])
+    time_unit: str = "h"
+    feat_dynamic_real: list[str] = field(default_factory=list)
+    past_feat_dynamic_real: list[str] = field(default_factory=list)
+    feat_static_real: list[str] = field(default_factory=list)
+    feat_static_cat: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Split:
+    """Where the forecasts of a file begin and end, and which items are forecast.
+
+    Attributes
+    ----------
+    after, date
+        The forecast origin of the test: so long after the start of each item, or at a date.
+    horizon
+        How far the forecasts reach.
+    test_share, validation_share
+        Share of the items tested, and of the others validated, at the origin. With a test share
+        of 0 all items are tested and learned from: up to one horizon before the origin, the last
+        of which is validated.
+    seed
+        Seed of the choice of items.
+    """
+
+    after: str | None = None
+    date: str | None = None
+    horizon: str | None = None
+    test_share: float = 0.2
+    validation_share: float = 0.2
+    seed: int = 0
+
+
+@dataclass
+class Variant:
+    """A row of the table made from an encoder with options of its own.
+
+    Attributes
+    ----------
+    encoder
+        Name of a registered encoder.
+    encoder_kwargs
+        Its options.
+    hidden_size
+        Its width, if it is not that of the comparison.
+    """
+
+    encoder: str
+    encoder_kwargs: dict[str, Any] = field(default_factory=dict)
+    hidden_size: int | None = None
+
+
+@dataclass
+class CompareConfig:
+    """A comparison of encoders.
+
+    Attributes
+    ----------
+    dataset
+        One data set or several: a task of `deltaflow.tasks.TASKS` by name, the path of a CSV or
+        Parquet file, or the path of a GluonTS data set.
+    dataset_kwargs
+        Options of a task by name, such as `path` and `sets` of `physionet2012`.
+    columns, split
+        The columns of a file, and how it is split.
+    encoders
+        Rows of the table: registered encoders, variants, or `resampled_deepar`, DeepAR on a
+        regular grid. `hold`, the last value, is always the first.
+    variants
+        Further rows by name: encoders with options of their own.
+    seeds
+        Each encoder is trained once for each.
+    output
+        Folder of the results. Runs that are finished there are not repeated.
+    hidden_size
+        Width of every network.
+    num_parameters
+        If given, each encoder gets the width with which its network has about so many weights.
+    context_length
+        The largest number of observation times that are read, see `IrregularEstimator`.
+    distr_output, dropout, lr, weight_decay
+        Head, regularisation and optimiser of every network.
+    epochs, num_batches_per_epoch, batch_size
+        The training budget.
+    patience
+        A training stops after so many epochs without a better validation loss. The weights of the
+        best epoch are kept.
+    resampled_step
+        Step of the grid of `resampled_deepar`.
+    threads
+        Threads of torch; on small tensors, several only wait for each other.
+    """
+
+    dataset: str | list[str] = "clinical_sample"
+    dataset_kwargs: dict[str, Any] = field(default_factory=dict)
+    columns: Columns = field(default_factory=Columns)
+    split: Split = field(default_factory=Split)
+    encoders: list[str] = field(default_factory=lambda: [*ENCODERS, RESAMPLED])
+    variants: dict[str, Variant] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    output: Path = Path("comparison")
+    hidden_size: int = 32
+    num_parameters: int | None = None
+    context_length: int | None = None
+    distr_output: str = "student_t"
+    dropout: float = 0.1
+    lr: float = 3e-3
+    weight_decay: float = 1e-2
+    epochs: int = 50
+    num_batches_per_epoch: int = 50
+    batch_size: int = 32
+    patience: int = 10
+    resampled_step: str = "1h"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in self.encoders:
+            if name not in {*ENCODERS, *BASELINES, *self.variants}:
+                raise UnknownNameError("row", name, [*ENCODERS, *BASELINES, *self.variants])
+        for variant in self.variants.values():
+            if variant.encoder not in ENCODERS:
+                raise UnknownNameError("encoder", variant.encoder, ENCODERS)
+        for name in ("epochs", "num_batches_per_epoch", "batch_size", "patience", "threads"):
+            if getattr(self, name) < 1:
+                raise DeltaflowError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.seeds:
+            raise DeltaflowError("a comparison needs at least one seed")
+
+    @property
+    def datasets(self) -> list[str]:
+        """The data sets, without repetition."""
+        given = [self.dataset] if isinstance(self.dataset, str) else self.dataset
+        return list(dict.fromkeys(given))
+
+    @property
+    def rows(self) -> list[str]:
+        """The rows of the table: `hold`, then the encoders, without repetition."""
+        return list(dict.fromkeys([HOLD, *self.encoders]))
+
+    def variant(self, row: str) -> Variant:
+        """Return the encoder and options of a row."""
+        return self.variants.get(row) or Variant(row)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain, JSON-compatible values."""
+        return {**asdict(self), "output": str(self.output)}
+
+    def settings(self, row: str) -> dict[str, Any]:
+        """Return what a run of this row depends on, beside its data set and seed."""
+        ignored = {"dataset", "encoders", "variants", "seeds", "output"}
+        plain = {name: value for name, value in self.to_dict().items() if name not in ignored}
+        return {**plain, "variant": None if row in BASELINES else asdict(self.variant(row))}

@@ -1,0 +1,162 @@
+"""The runs of a comparison as figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from deltaflow.compare.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NUM_PANELS = 4
+"""Columns of the figure of forecasts: items, or channels of an item."""
+
+
+def learning_curves(runs: Sequence[Run], dataset: str) -> Figure | None:
+    """Draw the validation loss by epoch: a thin line per seed, and a dot at each best epoch.
+
+    Parameters
+    ----------
+    runs
+        The runs of the comparison.
+    dataset
+        A data set as the configuration names it.
+
+    Returns
+    -------
+    Figure or None
+        None if no run of the data set has learned anything.
+    """
+    own = [run for run in runs if run["dataset"] == dataset and run["curve"]]
+    if not own:
+        return None
+    figure, axes = _figure(8, 4.5)
+    colours = _colours(own)
+    for run in own:
+        losses = [epoch["val_loss"] for epoch in run["curve"]]
+        epochs = np.arange(1, len(losses) + 1)
+        first = run is next(other for other in own if other["encoder"] == run["encoder"])
+        best = int(np.nanargmin(losses))
+        colour = colours[run["encoder"]]
+        axes.plot(epochs, losses, color=colour, lw=1, label=run["encoder"] if first else None)
+        axes.plot(epochs[best], losses[best], "o", color=colour, ms=4)
+    axes.set(xlabel="epoch", ylabel="validation loss")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def forecasts(runs: Sequence[Run], test: str) -> Figure | None:
+    """Draw a few forecasts of one test side by side: a row per encoder, with its first seed.
+
+    Parameters
+    ----------
+    runs
+        The runs of the comparison.
+    test
+        The name of a test.
+    """
+    own: dict[str, Run] = {}
+    for run in runs:
+        if run["examples"].get(test):
+            own.setdefault(run["encoder"], run)
+    if not own:
+        return None
+    panels = _panels(next(iter(own.values()))["examples"][test])
+    figure, grid = _figure(
+        3 * len(panels), 1.7 * len(own) + 0.5, rows=len(own), columns=len(panels),
+        sharex="col", sharey="col",
+    )  # fmt: skip
+    for row, (encoder, run) in zip(grid, own.items(), strict=True):
+        row[0].set_ylabel(encoder, fontsize=8)
+        for axes, (item, channel) in zip(row, panels, strict=True):
+            _draw_forecast(axes, run["examples"][test][item], channel)
+    for axes, (item, channel) in zip(grid[0], panels, strict=True):
+        example = run["examples"][test][item]
+        axes.set_title(f"{example['item']} · {example['channels'][channel]}", fontsize=9)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def accuracy_by_cost(scores: pd.DataFrame, dataset: str, cost: str, label: str) -> Figure | None:
+    """Draw the balanced quantile loss of each encoder against one of its costs.
+
+    Parameters
+    ----------
+    scores
+        What `table.results` returned.
+    dataset
+        The name of a test.
+    cost, label
+        A measure of cost, and how its axis is named.
+    """
+    measure = "balanced_mean_weighted_quantile_loss"
+    wide = (
+        scores[(scores["dataset"] == dataset) & scores["metric"].isin([measure, cost])]
+        .groupby(["encoder", "metric"], sort=False)["value"]
+        .agg(["mean", "std"])
+        .unstack("metric")
+    )
+    if ("mean", cost) not in wide or ("mean", measure) not in wide:
+        return None
+    wide = wide.dropna(subset=[("mean", cost), ("mean", measure)])
+    figure, axes = _figure(6, 4.5)
+    for position, (encoder, values) in enumerate(wide.iterrows()):
+        place = values["mean", cost], values["mean", measure]
+        axes.errorbar(*place, yerr=values["std", measure], fmt="o", color=f"C{position % 10}")
+        axes.annotate(str(encoder), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel=label, ylabel="balanced quantile loss")
+    return figure
+
+
+def _panels(examples: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Return (item, channel) of each panel: channels most often observed, then further items."""
+    counts = [
+        (
+            np.isfinite(np.array(e["past"], float)).sum(1),
+            np.isfinite(np.array(e["future"], float)).sum(1),
+        )
+        for e in examples
+    ]
+    order = np.argsort(-np.minimum(*counts[0]), kind="stable")
+    if len(order) == 1:
+        return [(item, 0) for item in range(min(NUM_PANELS, len(examples)))]
+    return [(0, int(channel)) for channel in order[:NUM_PANELS]]
+
+
+def _draw_forecast(axes: Axes, example: Mapping[str, Any], channel: int) -> None:
+    """Draw one channel of one item: observations, median and 80 % interval."""
+    times = example["times"]
+    low, median, high = (example[name][channel] for name in ("low", "median", "high"))
+    axes.fill_between(times, low, high, color="C0", alpha=0.25, lw=0, label="80 % interval")
+    axes.plot(times, median, color="C0", lw=1.3, label="median")
+    point = {"ls": "", "marker": "o", "ms": 2.5, "color": "0.2"}
+    axes.plot(example["past_times"], example["past"][channel], label="read", **point)
+    axes.plot(times, example["future"][channel], label="measured later", mfc="white", **point)
+    axes.tick_params(labelsize=7)
+
+
+def _figure(width: float, height: float, rows: int = 0, columns: int = 0, **options: Any) -> Any:
+    """Return a figure without a window, and its axes: one, or a grid of rows and columns."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(max(1, rows), max(1, columns), squeeze=False, **options)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.93")
+        axes.set_axisbelow(True)
+    return figure, grid if rows else grid[0, 0]
+
+
+def _colours(runs: Sequence[Run]) -> dict[str, str]:
+    return {
+        encoder: f"C{position % 10}"
+        for position, encoder in enumerate(dict.fromkeys(run["encoder"] for run in runs))
+    }

@@ -1,0 +1,299 @@
+"""The rows of the table: an encoder or a baseline, trained on a task."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from gluonts.dataset.common import DataEntry
+from gluonts.model.predictor import Predictor
+from torch.utils.data import DataLoader
+
+from deltaflow.compare.config import HOLD, RESAMPLED, CompareConfig
+from deltaflow.data.schema import unit_seconds
+from deltaflow.data.series import schema_of
+from deltaflow.data.windows import WindowSpec, collate
+from deltaflow.encoders import Encoder
+from deltaflow.model.estimator import IrregularEstimator
+from deltaflow.model.hold import HoldPredictor
+from deltaflow.model.resampled import ResampledEstimator, deepar
+from deltaflow.tasks import Task
+
+EpochEnd = Callable[[int], None]
+"""Told the number of finished epochs."""
+
+
+class Trained(NamedTuple):
+    """A trained row.
+
+    Attributes
+    ----------
+    predictor
+        Its predictor.
+    num_parameters
+        The number of its weights.
+    curve
+        A record per epoch: `train_loss`, `val_loss`, `seconds` of training without validation.
+    encoder, batch_size
+        The encoder, and the series that it forecasts at once; None for a baseline.
+    """
+
+    predictor: Predictor
+    num_parameters: int
+    curve: list[dict[str, float]]
+    encoder: Encoder | None = None
+    batch_size: int = 1
+
+
+def train_row(row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd) -> Trained:
+    """Train a row of the table; the global random state is left as it was."""
+    with seeded(seed):
+        return BASELINES.get(row, _train_encoder)(row, task, config, seed, tell)
+
+
+def _train_encoder(
+    row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd
+) -> Trained:
+    """Train an encoder on random windows, until its forecasts of the validation get no better."""
+    variant = config.variant(row)
+
+    def estimator_of(hidden_size: int) -> IrregularEstimator:
+        return IrregularEstimator(
+            prediction_length=task.prediction_length,
+            context_length=config.context_length,
+            encoder=variant.encoder,
+            encoder_kwargs=variant.encoder_kwargs,
+            hidden_size=hidden_size,
+            dropout=config.dropout,
+            distr_output=config.distr_output,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            batch_size=config.batch_size,
+            num_batches_per_epoch=config.num_batches_per_epoch,
+        )
+
+    hidden_size = variant.hidden_size or config.hidden_size
+    data = estimator_of(hidden_size).create_data_module(task.training, seed=seed)
+    if config.num_parameters is not None:
+        hidden_size = matching_size(
+            lambda size: _count(estimator_of(size).create_lightning_module(data)),
+            config.num_parameters,
+        )
+        torch.manual_seed(seed)  # the trial networks have drawn from it
+    estimator = estimator_of(hidden_size)
+    module = estimator.create_lightning_module(data)
+    curve = LearningCurve(tell)
+    with _trainer(config, curve) as trainer:
+        trainer.fit(module, data.train_dataloader(), _validation_loader(task, data.spec, config))
+        best = trainer.checkpoint_callback
+        assert isinstance(best, pl.callbacks.ModelCheckpoint)
+        if best.best_model_path:
+            stored = torch.load(best.best_model_path, weights_only=True)
+            module.load_state_dict(stored["state_dict"])
+    predictor = estimator.create_predictor(module)
+    encoder, batch_size = predictor.network.encoder, predictor.batch_size
+    return Trained(predictor, _count(module), curve.epochs, encoder, batch_size)
+
+
+def _train_hold(row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd) -> Trained:
+    """Fit the spread of the last value, which is all that it learns."""
+    predictor = HoldPredictor.fit(task.training, task.prediction_length)
+    return Trained(predictor, num_parameters=0, curve=[])
+
+
+def _train_resampled(
+    row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd
+) -> Trained:
+    """Train DeepAR on the grid, in batches of as many series of all channels as the encoders."""
+    channels = len(schema_of(task.training).target)
+    curve = LearningCurve(tell)
+    with _trainer_kwargs(config, curve) as trainer_kwargs:
+        estimator = deepar(
+            config.resampled_step,
+            horizon=f"{_horizon_seconds(task)}s",
+            num_channels=channels,
+            hidden_size=config.hidden_size,
+            dropout_rate=config.dropout,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            batch_size=config.batch_size * channels,
+            num_batches_per_epoch=config.num_batches_per_epoch,
+            trainer_kwargs=trainer_kwargs,
+        )
+        resampled = ResampledEstimator(task.prediction_length, config.resampled_step, estimator)
+        predictor = resampled.train(task.training, [_joined(*pair) for pair in task.validation])
+    return Trained(predictor, curve.num_parameters, curve.epochs)
+
+
+BASELINES: dict[str, Callable[[str, Task, CompareConfig, int, EpochEnd], Trained]] = {
+    HOLD: _train_hold,
+    RESAMPLED: _train_resampled,
+}
+"""Rows that are no encoders, by name; every other row is an encoder of the registry."""
+
+
+def matching_size(count: Callable[[int], int], wanted: int) -> int:
+    """Return the hidden size, up to 1024, whose number of parameters is closest to a wanted one.
+
+    Parameters
+    ----------
+    count
+        The number of parameters for a hidden size, with which it increases.
+    wanted
+        The number of parameters.
+
+    Examples
+    --------
+    >>> matching_size(lambda size: 3 * size**2, wanted=310)
+    10
+    """
+    low, high = 1, 1024
+    while low < high:  # the smallest size that has enough
+        middle = (low + high) // 2
+        low, high = (low, middle) if count(middle) >= wanted else (middle + 1, high)
+    return min((max(1, low - 1), low), key=lambda size: abs(count(size) - wanted))
+
+
+class LearningCurve(pl.Callback):
+    """Keeps the losses and the training time of each epoch.
+
+    Parameters
+    ----------
+    tell
+        Called after each epoch.
+    """
+
+    def __init__(self, tell: EpochEnd) -> None:
+        self.tell = tell
+        self.epochs: list[dict[str, float]] = []
+        self.num_parameters = 0
+        self._began = self._seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self.num_parameters = _count(pl_module)
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Read the clock, so that the validation that follows is not counted."""
+        self._seconds = time.perf_counter() - self._began
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the epoch."""
+        losses = {
+            name: float(trainer.callback_metrics[name]) for name in ("train_loss", "val_loss")
+        }
+        self.epochs.append({**losses, "seconds": self._seconds})
+        self.tell(len(self.epochs))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed every random generator that a training may use, and restore their states afterwards."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the hints of Lightning and GluonTS, which are not about the comparison."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning|gluonts")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _trainer_kwargs(config: CompareConfig, curve: LearningCurve) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of every trainer; what it writes to disk is gone afterwards."""
+    with TemporaryDirectory(prefix="deltaflow-") as scratch:
+        yield {
+            "max_epochs": config.epochs,
+            "gradient_clip_val": 10.0,
+            "callbacks": [
+                pl.callbacks.EarlyStopping("val_loss", patience=config.patience),
+                curve,
+            ],
+            "default_root_dir": scratch,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+        }
+
+
+@contextmanager
+def _trainer(config: CompareConfig, curve: LearningCurve) -> Iterator[pl.Trainer]:
+    """Yield a trainer that stops early and keeps the best epoch's weights."""
+    with _trainer_kwargs(config, curve) as settings:
+        best = pl.callbacks.ModelCheckpoint(
+            settings["default_root_dir"], monitor="val_loss", save_weights_only=True
+        )
+        yield pl.Trainer(**{**settings, "callbacks": [*settings["callbacks"], best]})
+
+
+def _validation_loader(task: Task, spec: WindowSpec, config: CompareConfig) -> DataLoader:
+    """Return the windows that the validation asks for, with their labels."""
+    windows = []
+    for past, label in task.validation:
+        series = spec.read(_joined(past, label))
+        windows.append(spec.cut(series, past["target"].shape[-1]))
+    return DataLoader(windows, batch_size=config.batch_size, collate_fn=collate)  # pyright: ignore[reportArgumentType]
+
+
+def _joined(past: DataEntry, label: DataEntry) -> DataEntry:
+    """Put the label back behind the past, without its padding: the entry that was split."""
+    length = past["target"].shape[-1]
+    total = length + label["target"].shape[-1]
+    if "feat_dynamic_real" in past:
+        # Row 0 is NaN where a query only pads; a regular series has no padding.
+        total = int(np.isfinite(past["feat_dynamic_real"][0, :total]).sum())
+    behind = slice(0, total - length)
+    joined = dict(past)
+    for name in ("target", "past_feat_dynamic_real"):
+        if name in past:
+            joined[name] = np.concatenate([past[name], label[name][..., behind]], axis=-1)
+    if "feat_dynamic_real" in past:
+        joined["feat_dynamic_real"] = past["feat_dynamic_real"][:, :total]
+    return joined
+
+
+def _horizon_seconds(task: Task) -> float:
+    """Return the longest time from a last observation to a query of the validation."""
+    horizons = [0.0]
+    for entry in task.validation.input:
+        times = entry["feat_dynamic_real"][0]
+        past, queries = np.split(times, [entry["target"].shape[-1]])
+        asked = queries[np.isfinite(queries)]
+        if len(past) and len(asked):
+            horizons.append((asked[-1] - past[-1]) * unit_seconds(entry["info"]["time_unit"]))
+    return max(horizons)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

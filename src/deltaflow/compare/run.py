@@ -1,0 +1,243 @@
+"""The runs of a comparison: each trained, scored and written to a file of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from gluonts.dataset.split import TestData
+from gluonts.model import Forecast
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deltaflow.compare.config import CompareConfig
+from deltaflow.compare.datasets import load_task
+from deltaflow.compare.models import quiet, seeded, train_row
+from deltaflow.compare.score import accuracy, channel_units, timed_forecasts
+from deltaflow.data.series import is_irregular
+from deltaflow.tasks import TASKS, Task
+
+Run = dict[str, Any]
+"""One finished or failed run, as its JSON file holds it: `dataset, encoder, seed, status`
+("finished" or "failed"), `settings`, `curve` (see `Trained`), `scores` (by test, then by measure),
+`examples` (by test, see `example_forecasts`) and `errors` (by stage)."""
+
+NUM_EXAMPLES = 3
+"""Items per test whose forecasts are kept, to be drawn."""
+
+VERSIONS = (
+    "deltaflow",
+    "gluonts",
+    "lightning",
+    "numpy",
+    "pandas",
+    "torch",
+    "torchcde",
+    "torchdiffeq",
+)
+
+
+def run_comparison(config: CompareConfig, console: Console | None = None) -> list[Run]:
+    """Run every row of a comparison on every data set with every seed.
+
+    A run that fails is recorded with its error, and the others go on. Runs whose file in
+    `config.output` says that they are finished, with the same settings, are not repeated.
+
+    Parameters
+    ----------
+    config
+        The comparison.
+    console
+        Where progress is shown; nowhere if None.
+
+    Returns
+    -------
+    list of Run
+        All runs, in the order of data sets, rows and seeds.
+    """
+    folder = config.output / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    write(config.output / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    write(config.output / "environment.json", json.dumps(environment(), indent=2))
+    runs = []
+    with _threads(config.threads), _progress(console) as progress:
+        total = len(config.datasets) * len(config.rows) * len(config.seeds)
+        bar = progress.add_task("", total=total)
+        for dataset in config.datasets:
+            task = units = None
+            for row, seed in product(config.rows, config.seeds):
+                label = f"{Path(dataset).name} · {row} · seed {seed}"
+                progress.update(bar, description=label)
+                path = folder / f"{_file_name(dataset, row, seed)}.json"
+                run = _finished(path, config.settings(row))
+                if run is None:
+                    if task is None or units is None:
+                        task = load_task(dataset, config)
+                        units = channel_units(task)
+
+                    def tell(epoch: int, label: str = label) -> None:
+                        progress.update(bar, description=f"{label} · epoch {epoch}")
+
+                    run = {"dataset": dataset, "encoder": row, "seed": seed}
+                    run |= execute(row, seed, config, task, units, tell)
+                    write(path, json.dumps(run))
+                if run["status"] == "failed":
+                    reasons = "; ".join(error.splitlines()[-1] for error in run["errors"].values())
+                    progress.console.print(f"[red]failed[/] {label}: {escape(reasons)}")
+                runs.append(run)
+                progress.advance(bar)
+    return runs
+
+
+def execute(
+    row: str,
+    seed: int,
+    config: CompareConfig,
+    task: Task,
+    units: tuple[Sequence[str], np.ndarray],
+    tell: Callable[[int], None],
+) -> Run:
+    """Train a row and score it on every test of the task; errors become part of the result.
+
+    Parameters
+    ----------
+    row, seed, config, task
+        What to run.
+    units
+        What `channel_units` says of the task.
+    tell
+        Told the number of finished epochs.
+    """
+    run: Run = {"settings": config.settings(row), "curve": [], "scores": {}, "examples": {}}
+    errors: dict[str, str] = {}
+    trained = None
+    with quiet(), seeded(seed):
+        with _recorded(errors, "training"):
+            trained = train_row(row, task, config, seed, tell)
+            run["curve"] = trained.curve
+        for name, test in task.tests.items() if trained is not None else ():
+            with _recorded(errors, name):
+                forecasts, costs = timed_forecasts(trained, test)
+                run["scores"][name] = accuracy(forecasts, test, *units) | costs
+                run["examples"][name] = example_forecasts(forecasts, test, units[0])
+    return run | {"status": "failed" if errors else "finished", "errors": errors}
+
+
+def example_forecasts(
+    forecasts: Sequence[Forecast], test: TestData, channels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return what is needed to draw the forecasts of the most observed items.
+
+    Returns
+    -------
+    list of dict
+        `item`; `channels`, the D names; `past_times` (T), `past` (D, T), `times` (Q), `future`
+        (D, Q), and `low`, `median` and `high`, the quantiles of level 0.1, 0.5 and 0.9 (D, Q).
+        Times are counted in the time unit of the data.
+    """
+    pairs = list(test)
+    seen = [sum(np.isfinite(part["target"]).sum() for part in pair) for pair in pairs]
+    examples = []
+    for number in np.argsort(seen, kind="stable")[::-1][:NUM_EXAMPLES]:
+        (past, label), forecast = pairs[number], forecasts[number]
+        length, count = past["target"].shape[-1], label["target"].shape[-1]
+        times = np.arange(float(length + count))
+        if is_irregular(past):
+            times = past["feat_dynamic_real"][0]
+        asked = np.isfinite(times[length:])
+        matrices = {
+            "past": past["target"],
+            "future": label["target"][..., asked],
+            **{
+                name: forecast.quantile(level).T[..., asked]
+                for name, level in (("low", 0.1), ("median", 0.5), ("high", 0.9))
+            },
+        }
+        examples.append(
+            {
+                "item": str(past.get("item_id")),
+                "channels": list(channels),
+                "past_times": times[:length].tolist(),
+                "times": times[length:][asked].tolist(),
+                **{name: np.atleast_2d(values).tolist() for name, values in matrices.items()},
+            }
+        )
+    return examples
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and machine, which belong to every result."""
+    return {
+        "versions": {name: metadata.version(name) for name in VERSIONS},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file that is never seen half-written."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _file_name(dataset: str, row: str, seed: int) -> str:
+    """Return a name that is legible, and differs where data set, row or seed do."""
+    digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
+    legible = re.sub(r"[^\w.-]+", "_", f"{Path(dataset).name}-{row}-seed{seed}")
+    return legible if dataset in TASKS else f"{legible}-{digest}"
+
+
+def _finished(path: Path, settings: dict[str, Any]) -> Run | None:
+    """Return the run of a file, if there is one, it is finished, and its settings are these."""
+    if not path.exists():
+        return None
+    run = json.loads(path.read_text(encoding="utf-8"))
+    same = run["settings"] == json.loads(json.dumps(settings))
+    return run if same and run["status"] == "finished" else None
+
+
+@contextmanager
+def _recorded(errors: dict[str, str], stage: str) -> Iterator[None]:
+    """Keep the traceback of an error, and go on; an interruption is no error."""
+    try:
+        yield
+    except Exception:
+        errors[stage] = traceback.format_exc()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _progress(console: Console | None) -> Progress:
+    return Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=console or Console(quiet=True),
+    )

@@ -1,0 +1,176 @@
+"""How good forecasts are, and what they cost."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import statistics
+import time
+from collections.abc import Sequence
+
+import gluonts.model.forecast as gluonts_forecast
+import numpy as np
+import pandas as pd
+import torch
+from gluonts.dataset.split import TestData
+from gluonts.ev.metrics import MAE, MSE, Coverage, MeanWeightedSumQuantileLoss
+from gluonts.model import Forecast, evaluate_forecasts
+
+from deltaflow.compare.models import Trained
+from deltaflow.data.series import read_series, schema_of
+from deltaflow.data.statistics import Statistics
+from deltaflow.model.forecast import DistributionForecast
+from deltaflow.tasks import Task
+
+LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+PATIENCE = 5.0
+"""Seconds after which the forecasts of a test are not timed once more."""
+
+ACCURACY = ("mean_weighted_quantile_loss", "mse", "mae", "nll", "coverage_80")
+"""The measures of accuracy. Each stands in the results three times: over all values in one pool;
+as ``mse[HR]``, for each channel; and as ``balanced_mse``, the mean over the channels after each was
+divided by its unit (see `Task.scale`), so that no channel rules the mean."""
+
+
+def accuracy(
+    forecasts: Sequence[Forecast], test: TestData, channels: Sequence[str], scale: np.ndarray
+) -> dict[str, float]:
+    """Score forecasts by GluonTS's evaluation, and their distributions by their likelihood.
+
+    Parameters
+    ----------
+    forecasts, test
+        The forecasts, in the order of the test, and what they are of.
+    channels, scale
+        ``D`` names, and the unit ``(D,)`` of each channel.
+
+    Returns
+    -------
+    dict
+        The measures of `ACCURACY`. The squared error is that of the mean, the absolute error that
+        of the median. Channels that are never observed, and a likelihood that a forecast does not
+        have, are left out.
+    """
+    labels = np.stack([np.atleast_2d(label["target"]) for label in test.label])  # (N, D, Q)
+    observed = np.isfinite(labels)
+    by_channel = _evaluate(forecasts, test)
+    by_channel["nll"] = _negative_log_likelihood(forecasts, labels)
+    by_channel["count"] = observed.sum(axis=(0, 2))
+    by_channel["size"] = np.abs(np.where(observed, labels, 0.0)).sum(axis=(0, 2))
+    by_channel["unit"] = scale
+    by_channel.index = pd.Index(channels)
+    by_channel = by_channel[by_channel["count"] > 0]
+
+    balanced = by_channel.assign(
+        mse=by_channel["mse"] / by_channel["unit"] ** 2,
+        mae=by_channel["mae"] / by_channel["unit"],
+        nll=by_channel["nll"] - np.log(by_channel["unit"]),
+    ).mean()
+    results = {}
+    for name in ACCURACY:
+        # A quantile loss is weighted by the size of its labels, any other mean by their number.
+        weights = by_channel["size" if name == "mean_weighted_quantile_loss" else "count"]
+        results[name] = np.average(by_channel[name], weights=weights)
+        results[f"balanced_{name}"] = balanced[name]
+        results |= {f"{name}[{channel}]": value for channel, value in by_channel[name].items()}
+    return {name: float(value) for name, value in results.items() if not np.isnan(value)}
+
+
+def timed_forecasts(trained: Trained, test: TestData) -> tuple[list[Forecast], dict[str, float]]:
+    """Forecast a test, and return the forecasts and what the row costs.
+
+    Returns
+    -------
+    forecasts
+        In the order of the test.
+    costs
+        `parameters`; `epochs` until the training stopped; `seconds_per_epoch`, their median;
+        `ms_per_forecast`, milliseconds to forecast a series, of the fastest of three passes over
+        the test (fewer if they take longer than `PATIENCE`); `evaluations_per_batch`, evaluations
+        of vector fields to forecast a batch of series, if the encoder has any.
+    """
+    costs = {"parameters": float(trained.num_parameters), "epochs": float(len(trained.curve))}
+    if trained.curve:
+        costs["seconds_per_epoch"] = statistics.median(e["seconds"] for e in trained.curve)
+    entries = list(test.input)
+    forecasts: list[Forecast] = []
+    passes: list[float] = []
+    while len(passes) < 3 and sum(passes) < PATIENCE:
+        if trained.encoder is not None:
+            trained.encoder.reset_num_evaluations()
+        began = time.perf_counter()
+        forecasts = list(trained.predictor.predict(entries))
+        passes.append(time.perf_counter() - began)
+    costs["ms_per_forecast"] = 1000 * min(passes) / len(entries)
+    if trained.encoder is not None and trained.encoder.num_evaluations:
+        batches = math.ceil(len(entries) / trained.batch_size)
+        costs["evaluations_per_batch"] = trained.encoder.num_evaluations / batches
+    return forecasts, costs
+
+
+def channel_units(task: Task) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the names of the D channels, and the unit ``(D,)`` of each in balanced measures."""
+    entries = list(task.training)
+    schema = schema_of(entries)
+    if task.scale is not None:
+        return schema.target, task.scale
+    data = [read_series(entry, schema) for entry in entries]
+    spread = Statistics.fit(data, schema.target).spread
+    return schema.target, np.array(spread[: len(schema.target)])
+
+
+def _evaluate(forecasts: Sequence[Forecast], test: TestData) -> pd.DataFrame:
+    """Return the measures that GluonTS knows, a row per channel."""
+    items, last_axis = 0, np.ndim(next(iter(test.label))["target"])
+    # GluonTS draws a progress bar, and divides by the number of values, which may be 0.
+    with contextlib.redirect_stderr(io.StringIO()), np.errstate(invalid="ignore"):
+        raw = evaluate_forecasts(
+            map(_tabulated, forecasts),
+            test_data=test,
+            metrics=[
+                MeanWeightedSumQuantileLoss(LEVELS),
+                MSE(),
+                MAE(),
+                Coverage(0.1),
+                Coverage(0.9),
+            ],
+            axis=(items, last_axis),
+        )
+    return pd.DataFrame(
+        {
+            "mean_weighted_quantile_loss": raw["mean_weighted_sum_quantile_loss"],
+            "mse": raw["MSE[mean]"],
+            "mae": raw["MAE[0.5]"],
+            "coverage_80": raw["coverage[0.9]"] - raw["coverage[0.1]"],
+        }
+    )
+
+
+def _tabulated(forecast: Forecast) -> gluonts_forecast.QuantileForecast:
+    """Compute mean and quantiles of a forecast once, for all metrics: quantiles can be slow."""
+    arrays = np.stack([forecast.mean, *(forecast.quantile(level) for level in LEVELS)])
+    keys = ["mean", *map(str, LEVELS)]
+    return gluonts_forecast.QuantileForecast(arrays, forecast.start_date, keys, forecast.item_id)
+
+
+def _negative_log_likelihood(forecasts: Sequence[Forecast], labels: np.ndarray) -> np.ndarray:
+    """Return the mean ``-log p`` of each channel's labels ``(N, D, Q)``: ``(D,)``.
+
+    In the units of the data. NaN if a forecast has no distribution, or a channel no label.
+    """
+    losses = np.full(labels.shape, np.nan)
+    for loss, forecast, label in zip(losses, forecasts, labels, strict=True):
+        if not isinstance(forecast, DistributionForecast):
+            break
+        observed = np.isfinite(label)
+        values = torch.from_numpy(label.T).reshape(forecast.distribution.batch_shape)
+        values = torch.where(values.isfinite(), values, forecast.distribution.mean)
+        log_prob = forecast.distribution.log_prob(values).reshape(label.T.shape).numpy().T
+        loss[observed] = -log_prob[observed]
+    else:
+        count = np.isfinite(labels).sum(axis=(0, 2))
+        with np.errstate(invalid="ignore"):
+            return np.nansum(losses, axis=(0, 2)) / count
+    return np.full(labels.shape[1], np.nan)

@@ -1,0 +1,136 @@
+"""The runs of a comparison as tables: long for programs, wide for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from deltaflow.compare.run import Run
+
+COLUMNS = ["dataset", "encoder", "seed", "metric", "value"]
+
+SUMMARY = {
+    "mean_weighted_quantile_loss": "quantile loss",
+    "balanced_mean_weighted_quantile_loss": "balanced quantile loss",
+    "balanced_mse": "balanced MSE",
+    "balanced_mae": "balanced MAE",
+    "balanced_nll": "balanced NLL",
+    "coverage_80": "80 % interval covers",
+    "parameters": "parameters",
+    "seconds_per_epoch": "s / epoch",
+    "ms_per_forecast": "ms / forecast",
+    "evaluations_per_batch": "f evaluations / batch",
+}
+"""The columns of the summary: a measure, and its heading."""
+
+BY_CHANNEL = {
+    "mean_weighted_quantile_loss": "quantile loss",
+    "mse": "MSE",
+    "mae": "MAE",
+    "nll": "NLL",
+    "coverage_80": "80 % interval covers",
+}
+"""The tables by channel: a measure, and its title."""
+
+
+def results(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return every score of every run in long form, with `COLUMNS` as its columns.
+
+    `dataset` is the name of the test: a synthetic task has two, such as `sine` and `sine_beyond`.
+    """
+    rows = [
+        (dataset, run["encoder"], run["seed"], metric, value)
+        for run in runs
+        for dataset, scores in run["scores"].items()
+        for metric, value in scores.items()
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def summary(scores: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return a row per encoder of one data set: mean ± standard deviation over the seeds, as text.
+
+    Parameters
+    ----------
+    scores
+        What `results` returned.
+    dataset
+        The name of a test.
+    """
+    own = scores[scores["dataset"] == dataset]
+    return _readable(own[own["metric"].isin(list(SUMMARY))], list(SUMMARY)).rename(columns=SUMMARY)
+
+
+def by_channel(scores: pd.DataFrame, dataset: str, measure: str) -> pd.DataFrame:
+    """Return a row per encoder and a column per channel of one measure, as text.
+
+    Empty if there is one channel only, about which `summary` says everything.
+    """
+    own = scores[scores["dataset"] == dataset]
+    channels = own["metric"].str.extract(rf"^{measure}\[(.*)\]$")[0]
+    own = own.assign(metric=channels).dropna(subset=["metric"])
+    names = list(own["metric"].unique())
+    return _readable(own, names) if len(names) > 1 else pd.DataFrame()
+
+
+def failures(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a row per error of a failed run, with the last line of its traceback."""
+    rows = [
+        (run["dataset"], run["encoder"], run["seed"], stage, error.strip().splitlines()[-1])
+        for run in runs
+        for stage, error in run["errors"].items()
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "encoder", "seed", "stage", "error"])
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Return a table of text in Markdown, with its index as the first column.
+
+    >>> print(as_markdown(pd.DataFrame({"MSE": ["1.5"]}, index=["gru"])), end="")
+    |  | MSE |
+    | --- | ---: |
+    | gru | 1.5 |
+    """
+    lines = [["", *table.columns], ["---", *["---:"] * table.shape[1]]]
+    lines += [[str(name), *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def as_rich(table: pd.DataFrame, title: str) -> Table:
+    """Return a table of text for the terminal."""
+    printed = Table("encoder", title=title)
+    for heading in table.columns:
+        printed.add_column(str(heading), justify="right")
+    for name, row in zip(table.index, table.to_numpy(), strict=True):
+        printed.add_row(str(name), *row)
+    return printed
+
+
+def _readable(own: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return encoders by metrics as text, in the order of the runs and of ``metrics``."""
+    grouped = own.groupby(["encoder", "metric"], sort=False)["value"]
+    mean, deviation = grouped.mean(), grouped.std()
+    text = pd.Series(
+        [_rounded(*pair) for pair in zip(mean, deviation, strict=True)], index=mean.index, dtype=str
+    )
+    wide = text.unstack("metric").fillna("")
+    present = [metric for metric in metrics if metric in wide]
+    return wide.loc[list(own["encoder"].unique()), present].rename_axis(index=None, columns=None)
+
+
+def _rounded(mean: float, deviation: float) -> str:
+    """Write a number to four digits, and its deviation to the same place.
+
+    >>> _rounded(0.123456, 0.01), _rounded(12345.6, float("nan")), _rounded(float("inf"), 0.0)
+    ('0.1235 ± 0.0100', '12,346', 'inf')
+    """
+    if not np.isfinite(mean):
+        return f"{mean}"
+    places = 4 if mean == 0 else max(0, 3 - int(np.floor(np.log10(abs(mean)))))
+    places = min(places, 4)
+    if not deviation > 0:
+        return f"{mean:,.{places}f}"
+    return f"{mean:,.{places}f} ± {deviation:,.{places}f}"

@@ -1,0 +1,240 @@
+"""Neural CDE: the hidden state is driven by a path through the observations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torchcde
+from torch import Tensor, nn
+
+from deltaflow.encoders.encoder import Encoder, State, known_before
+from deltaflow.encoders.evolution import Evolution, FlowEvolution, VectorField
+from deltaflow.encoders.neural_ode import MLPField, ODEEvolution, Solver, divergence
+from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.flows import CouplingFlow, ResNetFlow
+
+
+class ControlledField(VectorField):
+    r"""The matrix field :math:`f(h) = \tanh(W_2 \, \mathrm{relu}(W_1 h + b_1) + b_2)`.
+
+    Parameters
+    ----------
+    hidden_size, control_size
+        The number of rows H and of columns P of the matrix.
+    width
+        The size of the hidden layer.
+    """
+
+    def __init__(self, hidden_size: int, control_size: int, width: int) -> None:
+        super().__init__()
+        self.shape = (hidden_size, control_size)
+        self.network = nn.Sequential(
+            nn.Linear(hidden_size, width),
+            nn.ReLU(),
+            nn.Linear(width, hidden_size * control_size),
+            nn.Tanh(),
+        )
+
+    def forward(self, time: Tensor, hidden: Tensor) -> Tensor:
+        """Return the matrices ``(B, H, P)`` at states ``(B, H)``."""
+        self.num_evaluations += 1
+        return self.network(hidden).unflatten(-1, self.shape)
+
+
+class NeuralCDEEncoder(Encoder):
+    r"""Neural controlled differential equation, solved with torchcde.
+
+    .. math:: h(s) = \int_0^s f(h(\sigma)) \, \frac{dX}{d\sigma} \, d\sigma
+
+    The control :math:`X` is a path in :math:`1 + 2C + F` dimensions: time, the values carried
+    forward, the running number of observations of each channel, and the running sum of the
+    features. It starts at 0, before the first observation, so that the first observation is a
+    segment like any other: a series of one observation is read, and a channel that starts late
+    stays at 0 until then. What the path adds over a segment depends on that observation and on the
+    `State` before it alone.
+
+    The k-th observation is the knot :math:`s = k` in every series. A CDE does not change under
+    such a reparameterisation; real time is a channel of the path. Padding repeats the last knot:
+    there :math:`dX = 0` and the state rests, exactly.
+
+    Interpolation between the knots:
+
+    ``"rectilinear"``
+        Time moves first, then the values jump. Causal: no point of the path depends on a later
+        observation. Two segments per observation.
+    ``"linear"``
+        Straight to the next knot. Causal at the observations, though not between them.
+    ``"hermite"``
+        Cubic Hermite with backward differences, a smooth path for adaptive solvers. Causal at the
+        observations as well, but a slope takes two of them, more than a `State` remembers: it
+        cannot be read one observation at a time, nor sample paths.
+
+    Values are carried forward in all three. torchcde's own filling of missing values interpolates
+    to the next one, so that the state would depend on later observations.
+
+    After the last observation there is no control: the state goes on by a Neural ODE, or a flow.
+
+    Parameters
+    ----------
+    num_channels, num_features, hidden_size
+        See `Encoder`.
+    interpolation
+        ``"rectilinear"``, ``"linear"`` or ``"hermite"``.
+    continuation
+        How the state goes on to the queries: ``"neural_ode"``, ``"coupling_flow"`` or
+        ``"resnet_flow"``.
+    width
+        The size of the vector fields' hidden layers; by default twice the state's.
+    solver, num_steps, rtol, atol, adjoint
+        See `Solver`; ``num_steps`` are per segment. One midpoint step is the cheapest that feels
+        how f changes along a segment.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such interpolation, continuation or solver.
+    DeltaflowError
+        If the solution diverges, or a single observation is to be read by ``"hermite"``.
+
+    References
+    ----------
+    Kidger et al., *Neural Controlled Differential Equations for Irregular Time Series*, 2020,
+    arXiv:2005.08926, section 3 and appendix A; Morrill et al., *Neural Controlled Differential
+    Equations for Online Prediction Tasks*, 2021, arXiv:2106.11028, section 3, for the
+    interpolations.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_features: int,
+        hidden_size: int,
+        *,
+        interpolation: str = "rectilinear",
+        continuation: str = "neural_ode",
+        width: int | None = None,
+        solver: str = "midpoint",
+        num_steps: int = 1,
+        rtol: float = 1e-3,
+        atol: float = 1e-4,
+        adjoint: bool = False,
+    ) -> None:
+        super().__init__(num_channels, num_features, hidden_size)
+        if interpolation not in INTERPOLATIONS:
+            raise UnknownNameError("interpolation", interpolation, INTERPOLATIONS)
+        if continuation not in CONTINUATIONS:
+            raise UnknownNameError("continuation", continuation, CONTINUATIONS)
+        width = width or 2 * hidden_size
+        self.interpolation = interpolation
+        self.solver = Solver(solver, num_steps, rtol, atol, adjoint)
+        self.field = ControlledField(hidden_size, 1 + 2 * num_channels + num_features, width)
+        self.continuation = CONTINUATIONS[continuation](hidden_size, width, self.solver)
+
+    def read(
+        self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
+    ) -> Tensor:
+        """Read a whole batch; see `Encoder.read`."""
+        hidden = values.new_zeros(len(values), self.hidden_size)
+        last, _ = known_before(values, observed, delta_t)
+        increments = _increments(values, observed, last, delta_t, features)
+        return self._solve(hidden, increments * running.unsqueeze(-1))
+
+    def step(
+        self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
+    ) -> Tensor:
+        """Read one observation; see `Encoder.step`."""
+        if self.interpolation == "hermite":
+            raise DeltaflowError(
+                "interpolation='hermite' needs two observations for a slope and cannot read them "
+                "one at a time, which path sampling does as well: choose 'rectilinear' or 'linear'"
+            )
+        increment = _increments(values, observed, state.last, delta_t, features)
+        return self._solve(state.hidden, increment.unsqueeze(1))
+
+    def evolve(self, state: State, delta_t: Tensor) -> Tensor:
+        """Carry the state to the queries; see `Encoder.evolve`."""
+        return self.continuation.to_queries(state.hidden, delta_t)
+
+    def _solve(self, hidden: Tensor, increments: Tensor) -> Tensor:
+        """Drive the state ``(B, H)`` along increments ``(B, T, P)`` of the control."""
+        control = INTERPOLATIONS[self.interpolation](increments)
+        # A feature may be learned (an embedding), and the adjoint equation must know of it.
+        learned = [buffer for buffer in control.buffers() if buffer.requires_grad]
+        length = len(control.grid_points) - 1
+        try:
+            solved = torchcde.cdeint(
+                control,
+                self.field,
+                hidden,
+                control.interval,
+                adjoint=self.solver.adjoint,
+                **self.solver.arguments(length, hidden, [*self.field.parameters(), *learned]),
+            )[:, -1]
+        except AssertionError as error:  # torchdiffeq's word for steps too small or too many
+            raise divergence(increments[..., 0], str(error)) from error
+        if not bool(torch.isfinite(solved).all()):
+            raise divergence(increments[..., 0], "the state is not finite")
+        return solved
+
+
+def _increments(
+    values: Tensor, observed: Tensor, last: Tensor, delta_t: Tensor, features: Tensor
+) -> Tensor:
+    """Return what each observation adds to the control ``(…, P)``."""
+    change = torch.where(observed, values - last, 0.0)
+    return torch.cat([delta_t.unsqueeze(-1), change, observed.to(values.dtype), features], dim=-1)
+
+
+def _knots(increments: Tensor) -> Tensor:
+    """Return the control at its start and at the T observations: ``(B, T + 1, P)``.
+
+    In float64, so that differences along a path as long as 1e6 typical gaps keep their digits.
+    """
+    return nn.functional.pad(increments.double().cumsum(1), (0, 0, 1, 0))
+
+
+def _rectilinear(increments: Tensor) -> torchcde.LinearInterpolation:
+    coefficients = torchcde.linear_interpolation_coeffs(_knots(increments), rectilinear=0)
+    return torchcde.LinearInterpolation(coefficients).to(increments.dtype)
+
+
+def _linear(increments: Tensor) -> torchcde.LinearInterpolation:
+    coefficients = torchcde.linear_interpolation_coeffs(_knots(increments))
+    return torchcde.LinearInterpolation(coefficients).to(increments.dtype)
+
+
+def _hermite(increments: Tensor) -> torchcde.CubicSpline:
+    coefficients = torchcde.hermite_cubic_coefficients_with_backward_differences(_knots(increments))
+    # On the first segment of the padding the spline would swing out and back.
+    moving = (increments != 0).any(-1, keepdim=True)
+    return torchcde.CubicSpline(coefficients * moving).to(increments.dtype)
+
+
+def _ode_continuation(hidden_size: int, width: int, solver: Solver) -> Evolution:
+    return ODEEvolution(MLPField(hidden_size, width), solver)
+
+
+def _coupling_continuation(hidden_size: int, width: int, solver: Solver) -> Evolution:
+    return FlowEvolution(CouplingFlow(hidden_size))
+
+
+def _resnet_continuation(hidden_size: int, width: int, solver: Solver) -> Evolution:
+    return FlowEvolution(ResNetFlow(hidden_size))
+
+
+INTERPOLATIONS: dict[
+    str, Callable[[Tensor], torchcde.LinearInterpolation | torchcde.CubicSpline]
+] = {
+    "rectilinear": _rectilinear,
+    "linear": _linear,
+    "hermite": _hermite,
+}
+"""How the control is interpolated: functions of its increments ``(B, T, P)``."""
+
+CONTINUATIONS: dict[str, Callable[[int, int, Solver], Evolution]] = {
+    "neural_ode": _ode_continuation,
+    "coupling_flow": _coupling_continuation,
+    "resnet_flow": _resnet_continuation,
+}
+"""How the state goes on after the last observation: functions of (hidden_size, width, solver)."""

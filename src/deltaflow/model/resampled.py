@@ -1,0 +1,286 @@
+"""What people do today: put irregular series on a regular grid, and forecast them there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.model.estimator import Estimator
+from gluonts.model.forecast import Forecast
+from gluonts.model.predictor import Predictor
+from gluonts.torch.model.deepar import DeepAREstimator
+from pandas.tseries.frequencies import to_offset
+
+from deltaflow.data.schema import Schema
+from deltaflow.data.series import Series, read_series, schema_of
+from deltaflow.data.statistics import Statistics
+from deltaflow.errors import DataError, DeltaflowError
+from deltaflow.model.forecast import SampleForecast
+from deltaflow.model.predictor import query_times_of
+
+
+class ResampledEstimator(Estimator):
+    """Trains a GluonTS estimator of regular series on an irregular data set.
+
+    Every series is put on a grid that ends at its last observation: a grid point takes the last
+    value observed up to it, and the training mean before a channel's first value. Each channel
+    becomes a univariate series of its own, with the channel's number as ``feat_static_cat``.
+    Other features are not used.
+
+    Parameters
+    ----------
+    prediction_length
+        The largest number of queries per forecast, as for `IrregularEstimator`.
+    step
+        The step of the grid, a duration such as ``"1h"`` or ``"30min"``.
+    estimator
+        Any GluonTS estimator of univariate series whose forecasts can be sampled. Its own
+        ``prediction_length`` counts grid steps. By default :func:`deepar`, with a horizon of half
+        of the longest training series.
+
+    Examples
+    --------
+    >>> from deltaflow import IrregularDataset
+    >>> from deltaflow.tasks import irregular_sine
+    >>> data = IrregularDataset.from_long_dataframe(irregular_sine(num_series=4))
+    >>> brief = {"max_epochs": 1, "enable_progress_bar": False, "logger": False,
+    ...          "enable_checkpointing": False}
+    >>> estimator = deepar("2h", horizon="24h", num_batches_per_epoch=1, trainer_kwargs=brief)
+    >>> predictor = ResampledEstimator(8, step="2h", estimator=estimator).train(data)
+    """
+
+    def __init__(
+        self, prediction_length: int, step: str = "1h", estimator: Estimator | None = None
+    ) -> None:
+        super().__init__()
+        self.prediction_length = prediction_length
+        self.step = step
+        self.estimator = estimator
+        step_seconds(step)
+
+    def train(
+        self, training_data: Dataset, validation_data: Dataset | None = None, **kwargs: Any
+    ) -> ResampledPredictor:
+        """Resample the data, and train the estimator on them.
+
+        Parameters
+        ----------
+        training_data, validation_data
+            Irregular data sets. The last ``estimator.prediction_length`` grid steps of a
+            validation item are validated, in the way of the estimator.
+        kwargs
+            Handed on to the estimator.
+        """
+        entries = list(training_data)
+        schema = schema_of(entries)
+        if schema.time == "regular":
+            raise DataError(
+                "the data set is regular already", "train the GluonTS estimator on it itself"
+            )
+        data = [read_series(entry, schema) for entry in entries]
+        grid = _Grid(self.step, schema, Statistics.fit(data, schema.target))
+        estimator = self.estimator or _default_estimator(self.step, data, len(schema.target))
+        validation = None
+        if validation_data is not None:
+            validation = grid.resample(
+                [(entry, read_series(entry, schema)) for entry in validation_data]
+            )
+        training = grid.resample(list(zip(entries, data, strict=True)))
+        predictor = estimator.train(training, validation, **kwargs)
+        return ResampledPredictor(predictor, grid, self.prediction_length)
+
+
+class ResampledPredictor(Predictor):
+    """Forecasts on the grid, read off at the asked times: linearly between two grid points.
+
+    Queries beyond the horizon of the grid's own predictor are reached by forecasting on from the
+    median of its forecast. It can be pickled; it has no ``serialize``.
+
+    Parameters
+    ----------
+    predictor
+        The predictor of the regular series.
+    grid
+        How series are resampled.
+    prediction_length
+        The number of queries.
+    """
+
+    def __init__(self, predictor: Predictor, grid: _Grid, prediction_length: int) -> None:
+        super().__init__(prediction_length)
+        self.predictor = predictor
+        self.grid = grid
+
+    def predict(
+        self, dataset: Dataset, num_samples: int | None = None, **kwargs: Any
+    ) -> Iterator[SampleForecast]:
+        """Forecast each entry at its query times, by samples that are independent by channel."""
+        options = kwargs if num_samples is None else {"num_samples": num_samples, **kwargs}
+        entries = iter(dataset)
+        while batch := list(islice(entries, _BATCH)):
+            yield from self._forecast_batch(batch, options)
+
+    def _forecast_batch(
+        self, entries: list[DataEntry], options: dict[str, Any]
+    ) -> Iterator[SampleForecast]:
+        schema = self.grid.schema
+        data = [read_series(entry, schema, num_queries=self.prediction_length) for entry in entries]
+        steps = [self.grid.steps_ahead(series) for series in data]  # (Q,) each
+        regular = self.grid.resample(list(zip(entries, data, strict=True)))
+        rounds = math.ceil(max(part.max() for part in steps) / self.predictor.prediction_length)
+        paths = self._roll(regular, max(1, rounds), options)  # (B · D, N, 1 + S)
+
+        channels = len(schema.target)
+        for number, (entry, series) in enumerate(zip(entries, data, strict=True)):
+            own = paths[number * channels : (number + 1) * channels]
+            samples = np.moveaxis(_interpolate(own, steps[number]), 0, -1)  # (N, Q, D)
+            samples = samples[..., 0] if schema.univariate else samples
+            forecast = SampleForecast(
+                samples, entry["start"] + series.length, series.item_id, entry.get("info")
+            )
+            yield forecast.on_real_time(query_times_of(entry), schema.target)
+
+    def _roll(self, regular: list[DataEntry], rounds: int, options: dict[str, Any]) -> np.ndarray:
+        """Return sampled paths of each series, from its last value on: ``(B · D, N, 1 + S)``."""
+        last = np.array([entry["target"][-1] for entry in regular])
+        parts = []
+        for _ in range(rounds):
+            drawn = np.stack([_samples(f) for f in self.predictor.predict(regular, **options)])
+            parts.append(drawn)
+            medians = np.median(drawn, axis=1)
+            regular = [
+                {**entry, "target": np.concatenate([entry["target"], median])}
+                for entry, median in zip(regular, medians, strict=True)
+            ]
+        start = np.broadcast_to(last[:, None, None], (*parts[0].shape[:2], 1))
+        return np.concatenate([start, *parts], axis=-1)
+
+
+def deepar(step: str, horizon: str, num_channels: int = 1, **options: Any) -> DeepAREstimator:
+    """Return GluonTS's DeepAR, set up for resampled series.
+
+    Parameters
+    ----------
+    step
+        The step of the grid.
+    horizon
+        How far it forecasts at once.
+    num_channels
+        The number of channels, which it tells apart by an embedding.
+    options
+        Further arguments of ``DeepAREstimator``.
+    """
+    length = math.ceil(pd.Timedelta(horizon).total_seconds() / step_seconds(step))
+    return DeepAREstimator(
+        freq=_freq(step),
+        prediction_length=max(1, length),
+        num_feat_static_cat=1,
+        cardinality=[num_channels],
+        **options,
+    )
+
+
+def step_seconds(step: str) -> float:
+    """Return the length of a step in seconds.
+
+    >>> step_seconds("30min")
+    1800.0
+    """
+    try:
+        seconds = pd.Timedelta(step).total_seconds()
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise DataError(f"{step!r} is not a duration", "give one such as '1h'", field="step")
+    return seconds
+
+
+class _Grid:
+    """Irregular series → regular ones, one per channel."""
+
+    def __init__(self, step: str, schema: Schema, statistics: Statistics) -> None:
+        self.step = step_seconds(step)
+        self.freq = _freq(step)
+        self.schema = schema
+        self.center = np.array(statistics.center[: len(schema.target)])
+
+    def resample(self, items: Sequence[tuple[DataEntry, Series]]) -> list[DataEntry]:
+        """Return the regular entries of all items, the channels of an item one after the other."""
+        return [regular for item in items for regular in self._channels(*item)]
+
+    def steps_ahead(self, series: Series) -> np.ndarray:
+        """Return the time from the last observation to each query ``(Q,)``, in steps.
+
+        Queries that only pad repeat the last one that is asked.
+        """
+        queries = series.times[series.length :]
+        ahead = (queries - _end(series)) / self.step
+        known = np.isfinite(ahead)
+        return np.where(known, ahead, ahead[known].max() if known.any() else 0.0)
+
+    def _channels(self, entry: DataEntry, series: Series) -> Iterator[DataEntry]:
+        values = series.values[:, : len(self.center)]
+        values = pd.DataFrame(values).ffill().fillna(dict(enumerate(self.center))).to_numpy()
+        times = series.times[: series.length]
+        end = _end(series)
+        count = 1 + int((end - times[0]) / self.step) if series.length else 1
+        points = end - self.step * np.arange(count)[::-1]
+        if series.length:
+            # At least 0: rounding may put the first point just before the first observation.
+            values = values[np.maximum(np.searchsorted(times, points, side="right") - 1, 0)]
+        else:
+            values = self.center[None]
+        origin = entry["info"]["time_origin"] or "1970-01-01"
+        start = pd.Timestamp(origin.removesuffix("Z")) + pd.Timedelta(points[0], unit="s")
+        for channel, target in enumerate(values.T):
+            yield {
+                "item_id": f"{series.item_id}/{self.schema.target[channel]}",
+                "start": pd.Period(start, freq=self.freq),
+                "target": target.astype(np.float32),
+                "feat_static_cat": np.array([channel]),
+            }
+
+
+_BATCH = 64
+
+
+def _end(series: Series) -> float:
+    """Return the time of the last observation, 0 if there is none."""
+    return float(series.times[series.length - 1]) if series.length else 0.0
+
+
+def _freq(step: str) -> str:
+    """Return a duration as a frequency of pandas: ``"90min"`` for ``"1.5h"``."""
+    offset = to_offset(pd.Timedelta(step))
+    assert offset is not None
+    return offset.freqstr
+
+
+def _default_estimator(step: str, data: Iterable[Series], num_channels: int) -> DeepAREstimator:
+    longest = max(float(np.ptp(series.times)) if series.length else 0.0 for series in data)
+    horizon = max(step_seconds(step), longest / 2)
+    return deepar(step, f"{horizon}s", num_channels)
+
+
+def _samples(forecast: Forecast) -> np.ndarray:
+    """Return the samples ``(N, S)`` of a forecast, drawn if need be."""
+    draw = getattr(forecast, "to_sample_forecast", None)
+    samples = getattr(draw() if draw else forecast, "samples", None)
+    if samples is None:
+        raise DeltaflowError(
+            f"a {type(forecast).__name__} cannot be sampled: choose an estimator that forecasts "
+            "samples or distributions"
+        )
+    return samples
+
+
+def _interpolate(paths: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Read paths ``(D, N, 1 + S)`` off at fractional steps ``(Q,)``: ``(D, N, Q)``."""
+    low = np.minimum(steps.astype(int), paths.shape[-1] - 2)
+    share = steps - low
+    return (1 - share) * paths[..., low] + share * paths[..., low + 1]

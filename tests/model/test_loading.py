@@ -1,0 +1,134 @@
+"""Loading a predictor executes nothing that its directory holds."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gluonts.model.seasonal_naive import SeasonalNaivePredictor
+
+from deltaflow import DeltaflowError, HoldPredictor, IrregularPredictor, load_predictor
+
+
+class Attack:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def directory(trained, tmp_path) -> Path:
+    trained("GRUEstimator").serialize(tmp_path / "predictor")
+    return tmp_path / "predictor"
+
+
+def rewrite(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_the_directory_is_good_before_it_is_changed(directory, trained, univariate, instances):
+    predictor = load_predictor(directory)
+    assert isinstance(predictor, IrregularPredictor)
+    entries = instances(univariate)
+    for one, other in zip(
+        predictor.predict(entries), trained("GRUEstimator").predict(entries), strict=True
+    ):
+        np.testing.assert_array_equal(one.quantile(0.5), other.quantile(0.5))
+
+
+def test_the_directory_holds_plain_json_and_weights(directory):
+    for path in directory.iterdir():
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        else:
+            weights = torch.load(path, weights_only=True)
+            assert all(isinstance(value, torch.Tensor) for value in weights.values())
+
+
+@pytest.mark.parametrize("name", ["os.system", "gluonts.model.seasonal_naive.Seasonal", "", None])
+def test_a_foreign_class_is_refused(directory, name):
+    rewrite(directory / "gluonts-config.json", lambda content: content.update(type=name))
+    with pytest.raises(DeltaflowError, match="not a predictor of deltaflow; if you trust it"):
+        load_predictor(directory)
+
+
+def test_a_predictor_of_gluonts_is_refused(tmp_path):
+    SeasonalNaivePredictor(prediction_length=2, season_length=1).serialize(tmp_path)
+    with pytest.raises(DeltaflowError, match=r"Predictor\.deserialize"):
+        load_predictor(tmp_path)
+
+
+def test_a_class_that_does_not_match_its_arguments_is_refused(directory):
+    name = f"{HoldPredictor.__module__}.{HoldPredictor.__qualname__}"
+    rewrite(directory / "gluonts-config.json", lambda content: content.update(type=name))
+    with pytest.raises(DeltaflowError, match=r"does not describe a .*HoldPredictor"):
+        load_predictor(directory)
+
+
+@pytest.mark.parametrize("place", ["distr_output", "network", "spec"])
+def test_json_that_asks_for_an_object_is_refused(directory, place, tmp_path):
+    # This is how GluonTS's serde writes a call.
+    touched = tmp_path / "touched"
+    call = {"__kind__": "instance", "class": "pathlib.Path.touch", "args": [str(touched)]}
+
+    def change(content):
+        arguments = content["kwargs"]
+        arguments[place] = {"deep": [{"deeper": call}]} if place == "spec" else call
+
+    rewrite(directory / "predictor.json", change)
+    with pytest.raises(DeltaflowError, match=r"asks for an object 'pathlib\.Path\.touch'"):
+        load_predictor(directory)
+    assert not touched.exists()
+
+
+def test_positional_arguments_are_refused(directory):
+    rewrite(directory / "predictor.json", lambda content: content.update(args=["x"]))
+    with pytest.raises(DeltaflowError, match="does not describe"):
+        load_predictor(directory)
+
+
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [(torch.save, lambda file: torch.load(file, weights_only=False)), (pickle.dump, pickle.load)],
+    ids=["torch", "pickle"],
+)
+def test_an_object_pickled_into_the_weights_is_not_executed(directory, write, read, tmp_path):
+    (weights,) = (path for path in directory.iterdir() if path.suffix != ".json")
+    touched = tmp_path / "touched"
+    with weights.open("wb") as file:
+        write({"network.weight": Attack(touched)}, file)
+    # The attack works where objects are unpickled ...
+    with weights.open("rb") as file:
+        read(file)
+    assert touched.exists()
+    touched.unlink()
+    # ... but not here.
+    with pytest.raises(pickle.UnpicklingError):
+        load_predictor(directory)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"type": ["a"]}'])
+def test_a_directory_without_a_predictor_is_refused(content, tmp_path):
+    if content is not None:
+        (tmp_path / "gluonts-config.json").write_text(content)
+    with pytest.raises(DeltaflowError):
+        load_predictor(tmp_path)
+
+
+def test_a_predictor_is_written_over_an_older_one(directory, trained, multivariate, instances):
+    trained("GRUFlowEstimator", "multivariate").serialize(directory)
+    entries = instances(multivariate)
+    forecasts = load_predictor(directory).predict(entries)
+    for one, other in zip(
+        forecasts, trained("GRUFlowEstimator", "multivariate").predict(entries), strict=True
+    ):
+        np.testing.assert_array_equal(one.quantile(0.5), other.quantile(0.5))

@@ -1,0 +1,258 @@
+"""predict_df: a DataFrame in, a DataFrame out, by the conventions of the field."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deltaflow import (
+    DataError,
+    GRUFlowEstimator,
+    HoldPredictor,
+    IrregularDataset,
+    predict_df,
+)
+from deltaflow.tasks import regular_seasonal
+
+
+def cut(frame: pd.DataFrame, count: int = 3, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows before the last ``count`` of each item, and those, shuffled across items."""
+    last = frame.groupby("item_id", observed=True).cumcount(ascending=False) < count
+    return frame[~last], frame[last].sample(frac=1, random_state=seed)
+
+
+@pytest.fixture
+def predictor(trained):
+    return trained("GRUFlowEstimator", "multivariate")
+
+
+@pytest.fixture
+def frames(multivariate_frame):
+    past, future = cut(multivariate_frame)
+    return past, future[["item_id", "timestamp", "dose"]]
+
+
+def test_the_columns_are_those_of_the_convention(predictor, frames):
+    result = predict_df(predictor, *frames, quantile_levels=[0.1, 0.5, 0.95])
+    expected = ["item_id", "timestamp", "target_name", "predictions", "0.1", "0.5", "0.95"]
+    assert list(result.columns) == expected
+    assert list(result.index) == list(range(len(result)))
+    np.testing.assert_array_equal(result["predictions"], result["0.5"])
+
+
+def test_rows_come_in_the_order_of_the_future(predictor, frames):
+    past, future = frames
+    result = predict_df(predictor, past, future)
+    assert list(result["target_name"]) == ["HR", "MAP"] * len(future)
+    for channel in ("HR", "MAP"):
+        own = result[result["target_name"] == channel]
+        assert list(own["item_id"]) == list(future["item_id"])
+        assert list(own["timestamp"]) == list(future["timestamp"])
+
+
+def test_the_order_of_questions_does_not_change_the_answers(predictor, frames):
+    past, future = frames
+    ordered = future.sort_values(["item_id", "timestamp"])
+    keys = ["item_id", "timestamp", "target_name"]
+    left, right = (
+        predict_df(predictor, past, rows).sort_values(keys, ignore_index=True)
+        for rows in (future, ordered)
+    )
+    # Only the order of sums in float32 differs.
+    pd.testing.assert_frame_equal(left, right, rtol=1e-5)
+
+
+def test_answers_are_those_of_predict(predictor, frames, multivariate, instances):
+    past, future = frames
+    result = predict_df(predictor, past, future).set_index(["item_id", "target_name"])
+    for forecast in predictor.predict(pad(instances(multivariate, 3))):
+        for channel, name in enumerate(("HR", "MAP")):
+            own = result.loc[[(forecast.item_id, name)]].sort_values("timestamp")
+            np.testing.assert_allclose(own["0.9"], forecast.quantile(0.9)[:3, channel], rtol=1e-5)
+
+
+def pad(entries: list[dict]) -> list[dict]:
+    """Pad three queries to four."""
+    return [
+        {**e, "feat_dynamic_real": np.pad(e["feat_dynamic_real"], [(0, 0), (0, 1)],
+                                          constant_values=np.nan)}
+        for e in entries
+    ]  # fmt: skip
+
+
+def test_quantiles_are_ordered_and_finite(predictor, frames):
+    levels = [0.05, 0.2, 0.5, 0.8, 0.95]
+    result = predict_df(predictor, *frames, quantile_levels=levels)
+    values = result[list(map(str, levels))].to_numpy()
+    assert np.isfinite(values).all()
+    assert (np.diff(values, axis=1) >= 0).all()
+
+
+def test_the_callers_frames_are_not_changed(predictor, frames):
+    before = [frame.copy(deep=True) for frame in frames]
+    predict_df(predictor, *frames)
+    for frame, original in zip(frames, before, strict=True):
+        pd.testing.assert_frame_equal(frame, original)
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "America/New_York"])
+@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+def test_the_callers_timestamps_come_back_untouched(zone, unit, univariate_frame):
+    times = univariate_frame["timestamp"].dt.as_unit(unit).dt.tz_localize(zone)
+    frame = univariate_frame.assign(timestamp=times)
+    past, future = cut(frame)
+    dataset = IrregularDataset.from_long_dataframe(past, target="HR")
+    result = predict_df(HoldPredictor.fit(dataset, 3), past, future)
+    pd.testing.assert_series_equal(result["timestamp"], future["timestamp"].reset_index(drop=True))
+
+
+def test_future_times_need_not_be_on_the_ticks_of_the_past(univariate_frame):
+    # The past is at whole seconds; half a second more is not rounded away.
+    past, future = cut(univariate_frame)
+    predictor = HoldPredictor.fit(IrregularDataset.from_long_dataframe(past, target="HR"), 3)
+    later = future.assign(timestamp=future["timestamp"] + pd.Timedelta("500ms"))
+    widths = []
+    for rows in (future, later):
+        result = predict_df(predictor, past, rows)
+        widths.append((result["0.9"] - result["predictions"]).to_numpy())
+    assert (widths[1] > widths[0]).all()
+
+
+@pytest.mark.parametrize("dtype", ["int64", "Int64", "category", "string"])
+def test_item_identifiers_keep_their_type(dtype, univariate_frame):
+    numbers = univariate_frame["item_id"].str[1:].astype(int).astype(dtype)
+    past, future = cut(univariate_frame.assign(item_id=numbers))
+    dataset = IrregularDataset.from_long_dataframe(past, target="HR")
+    result = predict_df(HoldPredictor.fit(dataset, 3), past, future)
+    pd.testing.assert_series_equal(result["item_id"], future["item_id"].reset_index(drop=True))
+
+
+@pytest.mark.parametrize("levels", ["numbers", "booleans", "text", "category"])
+def test_categories_of_any_type_are_recognised(levels, multivariate_frame, roles, make_estimator):
+    ward = multivariate_frame["ward"]
+    frame = multivariate_frame.assign(
+        ward={
+            "numbers": ward.eq("icu").astype(int) + 3,
+            "booleans": ward.eq("icu"),
+            "text": ward,
+            "category": ward.astype("category"),
+        }[levels]
+    )
+    dataset = IrregularDataset.from_long_dataframe(frame, **roles)
+    predictor = make_estimator(GRUFlowEstimator).train(dataset)
+    past, future = cut(frame)
+    by_frame = predict_df(predictor, past, future).sort_values("timestamp")
+    entries = pad([dict(entry) for entry in IrregularDataset.from_long_dataframe(past, **roles)])
+    for entry in entries:
+        rows = future[future["item_id"] == entry["item_id"]].sort_values("timestamp")
+        hours = rows["timestamp"] - pd.Timestamp(entry["info"]["time_origin"])
+        queries = np.stack([hours / pd.Timedelta("1h"), rows["dose"]])
+        given = entry["feat_dynamic_real"][:, :-1]
+        padding = np.full((2, 1), np.nan)
+        entry["feat_dynamic_real"] = np.hstack([given, queries, padding])
+    for forecast in predictor.predict(entries):
+        own = by_frame[(by_frame["item_id"] == forecast.item_id)]
+        own = own[own["target_name"] == "HR"]
+        np.testing.assert_allclose(own["0.9"], forecast.quantile(0.9)[:3, 0], rtol=1e-5)
+
+
+def test_elapsed_numbers_come_back_as_they_are():
+    past = pd.DataFrame({"hour": [0, 2, 3], "HR": [80.0, 81, 82]})
+    future = pd.DataFrame({"hour": [7, 5]})
+    dataset = IrregularDataset.from_long_dataframe(
+        past, item_id=None, timestamp="hour", target="HR"
+    )
+    predictor = HoldPredictor.fit(dataset, 4)
+    result = predict_df(predictor, past, future, item_id=None, timestamp="hour")
+    assert list(result.columns) == ["hour", "target_name", "predictions", "0.1", "0.5", "0.9"]
+    assert list(result["hour"]) == [7, 5]
+    assert result["hour"].dtype == np.int64
+    assert (result["predictions"] == 82).all()
+
+
+def test_items_may_be_asked_a_different_number_of_questions(predictor, frames):
+    past, future = frames
+    fewer = future.groupby("item_id", group_keys=False).head(2).iloc[:-1]
+    result = predict_df(predictor, past, fewer)
+    assert len(result) == 2 * len(fewer)
+    full = predict_df(predictor, past, future)
+    keys = ["item_id", "timestamp", "target_name"]
+    merged = result.merge(full, on=keys, suffixes=("", "_full"))
+    np.testing.assert_allclose(merged["0.9"], merged["0.9_full"], rtol=1e-5)
+
+
+def test_past_items_without_questions_are_left_out(predictor, frames):
+    past, future = frames
+    result = predict_df(predictor, past, future[future["item_id"] == "p3"])
+    assert set(result["item_id"]) == {"p3"}
+    assert len(result) == 6
+
+
+def test_other_columns_and_their_order_do_not_matter(predictor, frames):
+    past, future = frames
+    result = predict_df(predictor, past, future)
+    changed = predict_df(
+        predictor,
+        past[past.columns[::-1]].assign(note="x"),
+        future[["dose", "timestamp", "item_id"]],
+    )
+    pd.testing.assert_frame_equal(changed, result)
+
+
+def test_paths_are_reproduced_by_the_seed(multivariate, make_estimator, frames):
+    estimator = make_estimator(GRUFlowEstimator, sampling="path", num_parallel_samples=20)
+    predictor = estimator.train(multivariate)
+    first, second, other = (predict_df(predictor, *frames, seed=seed) for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(first, second)
+    assert not np.allclose(first["0.9"], other["0.9"])
+
+
+BAD = {
+    "a query before the last observation": (
+        lambda p, f: (p, f.assign(timestamp=pd.Timestamp("2020-01-01"))),
+        "before the last observation", "timestamp"),
+    "too many questions": (
+        lambda p, f: (p, pd.concat([f, f])), "more than the predictor's prediction_length 4",
+        "timestamp"),
+    "an item without a past": (
+        lambda p, f: (p[p["item_id"] != "p2"], f), "has no past rows", None),
+    "no covariate in the future": (
+        lambda p, f: (p, f.drop(columns="dose")), "future_df has no such column", "dose"),
+    "no channel in the past": (
+        lambda p, f: (p.drop(columns="MAP"), f), "past_df has no such column", "MAP"),
+    "a missing covariate": (
+        lambda p, f: (p, f.assign(dose=np.nan)), "known in advance is missing", "dose"),
+    "another kind of time": (
+        lambda p, f: (p.assign(timestamp=p.groupby("item_id").cumcount()), f.assign(timestamp=99)),
+        "trained on timestamp times, these are elapsed", "timestamp"),
+    "mixed time zones": (
+        lambda p, f: (p, f.assign(timestamp=f["timestamp"].dt.tz_localize("UTC"))),
+        "time zones are mixed", "timestamp"),
+    "unsorted past": (
+        lambda p, f: (p.iloc[::-1], f), "not sorted", "timestamp"),
+    "strings": (
+        lambda p, f: (p.assign(HR="high"), f), "holds a str", "HR"),
+    "no rows": (
+        lambda p, f: (p, f.iloc[:0]), "future_df has no rows", None),
+    "no frame": (
+        lambda p, f: (p, f.to_dict()), "future_df is a dict", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_frames_are_refused(bad, predictor, frames):
+    change, message, field = BAD[bad]
+    with pytest.raises(DataError, match=message) as caught:
+        predict_df(predictor, *change(*frames))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("level", [0, 1, -0.1, 50])
+def test_levels_outside_of_0_and_1_are_refused(level, predictor, frames):
+    with pytest.raises(DataError, match="'quantile_levels'"):
+        predict_df(predictor, *frames, quantile_levels=[0.5, level])
+
+
+def test_a_predictor_of_regular_data_is_refused(frames, make_estimator):
+    predictor = make_estimator(GRUFlowEstimator).train(regular_seasonal(num_series=2))
+    with pytest.raises(DataError, match="train it on an IrregularDataset"):
+        predict_df(predictor, *frames)

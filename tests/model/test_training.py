@@ -1,0 +1,222 @@
+"""Training by an estimator and by Lightning's own Trainer."""
+
+import copy
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from deltaflow import (
+    DeltaflowError,
+    ForecastLightningModule,
+    GRUEstimator,
+    GRUFlowEstimator,
+    IrregularDataModule,
+    IrregularEstimator,
+)
+
+
+class Count(pl.Callback):
+    """Counts the epochs that it sees."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.epochs += 1
+
+
+class Record(pl.Callback):
+    """Keeps the loss and the weights of every validated epoch."""
+
+    def __init__(self) -> None:
+        self.losses, self.weights = [], []
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if not trainer.sanity_checking:
+            self.losses.append(trainer.callback_metrics["val_loss"].item())
+            self.weights.append(copy.deepcopy(pl_module.network.state_dict()))
+
+
+def assert_same_weights(left: dict, right: dict) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_trainer_kwargs_are_untouched_by_two_trainings(validate, univariate, make_estimator):
+    count = Count()
+    settings = {"max_epochs": 2, "enable_progress_bar": False, "callbacks": [count]}
+    before = {**settings, "callbacks": [count]}
+    estimator = make_estimator(GRUEstimator, trainer_kwargs=settings)
+    for trainings in (1, 2):
+        estimator.train(univariate, validation_data=univariate if validate else None)
+        assert count.epochs == 2 * trainings
+        assert settings == before
+        assert estimator.trainer_kwargs == before
+
+
+def test_a_single_callback_need_not_be_in_a_list(univariate, make_estimator):
+    count = Count()
+    settings = {"max_epochs": 1, "enable_progress_bar": False, "callbacks": count}
+    make_estimator(GRUEstimator, trainer_kwargs=settings).train(univariate)
+    assert count.epochs == 1
+
+
+def test_validation_picks_the_best_epoch(univariate, make_estimator):
+    # The better the model knows the smooth training data, the less it expects these jumps.
+    jumps = np.random.default_rng(0).choice([-1.0, 1.0], (8, 20))
+    validation = [{**e, "target": jump} for e, jump in zip(univariate, jumps, strict=True)]
+    record = Record()
+    settings = {"max_epochs": 4, "enable_progress_bar": False, "callbacks": [record]}
+    estimator = make_estimator(GRUEstimator, lr=0.03, trainer_kwargs=settings)
+    predictor = estimator.train(univariate, validation_data=validation)
+    best = int(np.argmin(record.losses))
+    assert len(record.losses) == 4
+    assert best < 3, record.losses
+    assert_same_weights(predictor.network.state_dict(), record.weights[best])
+
+
+def test_without_validation_the_last_epoch_stays(univariate, make_estimator):
+    output = make_estimator(GRUEstimator).train_model(univariate)
+    trained = output.trained_net.network.state_dict()
+    assert_same_weights(output.predictor.network.state_dict(), trained)
+    assert output.trainer.current_epoch == 1
+
+
+def test_training_writes_nothing_into_the_working_directory(
+    univariate, make_estimator, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    make_estimator(GRUEstimator).train(univariate, validation_data=univariate)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_data_are_not_changed_by_training(multivariate, make_estimator, instances):
+    before = copy.deepcopy(list(multivariate))
+    predictor = make_estimator(GRUEstimator).train(multivariate, validation_data=multivariate)
+    list(predictor.predict(instances(multivariate)))
+    for entry, original in zip(multivariate, before, strict=True):
+        np.testing.assert_equal(entry, original)
+
+
+def test_train_from_keeps_the_scaling_of_the_first_training(univariate, trained, make_estimator):
+    larger = [{**entry, "target": 1000 * entry["target"]} for entry in univariate]
+    first = trained("GRUEstimator")
+    second = make_estimator(GRUEstimator).train_from(first, larger)
+    assert second.spec.statistics == first.spec.statistics
+
+
+def test_train_from_may_change_the_number_of_queries(univariate, trained, make_estimator):
+    estimator = make_estimator(GRUEstimator, prediction_length=7)
+    assert estimator.train_from(trained("GRUEstimator"), univariate).prediction_length == 7
+
+
+def test_missing_targets_have_no_influence_on_training(univariate, make_estimator, instances):
+    # A channel value that is missing is NaN; whatever else is said of it changes nothing.
+    estimator = make_estimator(GRUEstimator)
+    data = estimator.create_data_module(univariate)
+    module = estimator.create_lightning_module(data)
+    batch = next(iter(data.train_dataloader()))
+    hidden = ~batch.target_observed
+    hidden[:, 0] = True
+    losses = []
+    for value in (0.0, 1e5):
+        target = torch.where(hidden, value, batch.target)
+        changed = batch._replace(target=target, target_observed=~hidden)
+        losses.append(module.network.loss(changed))
+    assert losses[0][1] == losses[1][1] == (~hidden).sum()
+    assert torch.equal(losses[0][0], losses[1][0])
+
+
+def test_a_lightning_trainer_trains_the_module(multivariate, instances):
+    torch.manual_seed(0)
+    data = IrregularDataModule(
+        multivariate, multivariate, prediction_length=4, context_length=12, num_batches_per_epoch=2
+    )
+    module = ForecastLightningModule(data.spec, encoder="coupling_flow", hidden_size=8)
+    before = copy.deepcopy(module.state_dict())
+    trainer = pl.Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(module, data)
+    assert any(not torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert np.isfinite(trainer.callback_metrics["val_loss"].item())
+    for forecast in module.to_predictor().predict(instances(multivariate)):
+        assert np.isfinite(forecast.quantile(0.9)).all()
+
+
+@pytest.mark.parametrize("head", ["student_t", "quantile"])
+def test_a_checkpoint_loads_without_arguments_and_without_objects(
+    head, multivariate, instances, tmp_path
+):
+    data = IrregularDataModule(
+        multivariate, prediction_length=4, context_length=12, num_batches_per_epoch=2
+    )
+    module = ForecastLightningModule(
+        data.spec, encoder="resnet_flow", encoder_kwargs={"num_layers": 1}, hidden_size=8,
+        distr_output=head,
+    )  # fmt: skip
+    trainer = pl.Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(module, data)
+    path = tmp_path / "model.ckpt"
+    trainer.save_checkpoint(path)
+
+    loaded = ForecastLightningModule.load_from_checkpoint(path, weights_only=True)
+    assert_same_weights(loaded.state_dict(), module.state_dict())
+    assert loaded.spec == module.spec
+    entries = instances(multivariate)
+    for one, other in zip(
+        module.to_predictor().predict(entries), loaded.to_predictor().predict(entries), strict=True
+    ):
+        np.testing.assert_array_equal(one.quantile(0.9), other.quantile(0.9))
+
+
+def test_a_training_resumes_from_its_checkpoint(univariate, make_estimator, tmp_path, instances):
+    settings = {"enable_progress_bar": False, "max_epochs": 3}
+    whole = make_estimator(GRUEstimator, trainer_kwargs=settings).train(univariate)
+
+    class StopAfterTwo(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            trainer.should_stop = trainer.current_epoch == 1
+
+    interrupted = make_estimator(
+        GRUEstimator, trainer_kwargs={**settings, "callbacks": [StopAfterTwo()]}
+    ).train_model(univariate)
+    assert interrupted.trainer.current_epoch == 2
+    interrupted.trainer.save_checkpoint(tmp_path / "two.ckpt")
+    resumed = make_estimator(GRUEstimator, trainer_kwargs=settings).train(
+        univariate, ckpt_path=str(tmp_path / "two.ckpt")
+    )
+    assert_same_weights(resumed.network.state_dict(), whole.network.state_dict())
+
+
+def test_any_registered_encoder_can_be_named(univariate, make_estimator, instances):
+    estimator = make_estimator(
+        IrregularEstimator, encoder="resnet_flow", encoder_kwargs={"num_layers": 1}
+    )
+    predictor = estimator.train(univariate)
+    assert "resnet" in repr(predictor)
+    assert all(np.isfinite(f.mean).all() for f in predictor.predict(instances(univariate)))
+
+
+def test_an_option_that_the_encoder_does_not_know_is_refused(univariate, make_estimator):
+    estimator = make_estimator(GRUFlowEstimator, encoder_kwargs={"depth": 2})
+    with pytest.raises(DeltaflowError, match=r"encoder_kwargs of 'gru_flow': .*depth"):
+        estimator.train(univariate)
+
+
+@pytest.mark.parametrize("options", [{"prediction_length": 0}, {"context_length": -1}])
+def test_lengths_below_one_are_refused(options, make_estimator):
+    with pytest.raises(DeltaflowError, match="at least 1"):
+        make_estimator(GRUEstimator, **options)
+
+
+def test_calendar_cycles_are_read_by_the_model(univariate, make_estimator, instances):
+    predictor = make_estimator(GRUEstimator, seasonality=["day", "week"]).train(univariate)
+    assert len(predictor.spec.statistics.covariate_center) == 8
+    assert all(np.isfinite(f.mean).all() for f in predictor.predict(instances(univariate)))
