@@ -26,7 +26,7 @@ test: $(INSTALLED)  ## run all tests, the documentation's examples among them
 lint: $(INSTALLED)  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(INSTALLED)  ## format the code
 	$(BIN)/ruff format .
@@ -45,5 +45,5 @@ clean:  ## remove the environment and everything that was built
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e ".[dev,plot]"
+	$(PIP) install -c constraints.txt -e ".[dev,plot,cli]"
 	touch $@

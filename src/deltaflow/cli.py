@@ -54,7 +54,7 @@ def compare(options: Sequence[str]) -> int:
     parser.add_class_arguments(CompareConfig)
     parsed = parser.parse_args(_with_shipped_configs(options))
     parsed.pop("config")
-    runs = run(CompareConfig(**parser.instantiate_classes(parsed)), Console())
+    runs = run(CompareConfig(**vars(parser.instantiate(parsed))), Console())
     return int(any(run["status"] == "failed" for run in runs))
 
 

@@ -99,7 +99,7 @@ def run(config: dict[str, Any], output: Path, console: Console) -> pd.DataFrame:
     training, validation = split_items(rest, split["validation_share"], seed=split["seed"])
     splitter = TimeSplitter(after=split["after"], horizon=split["horizon"])
     length = splitter.prediction_length(data)
-    console.print(f"{data}\n{len(training)} patients to train, {len(validation)} to validate")
+    console.print(f"Training on {len(training)} patients, validation on {len(validation)}")
 
     estimator = GRUFlowEstimator(prediction_length=length, **config["estimator"])
     predictor = estimator.train(training, validation)
@@ -115,7 +115,7 @@ def run(config: dict[str, Any], output: Path, console: Console) -> pd.DataFrame:
     scores = scores.rename_axis(["model", "channel"])
     scores.to_csv(output / "table.csv")
     table = readable(scores)
-    (output / "table.md").write_text(as_markdown(table))
+    (output / "table.md").write_text(as_markdown(table), encoding="utf-8")
     console.print(as_rich(table))
 
     figure = draw(predictor, test, **config["figure"])
@@ -126,9 +126,9 @@ def run(config: dict[str, Any], output: Path, console: Console) -> pd.DataFrame:
 def read_config() -> dict[str, Any]:
     """Read the settings, which a wheel carries in the package and a checkout beside it."""
     packaged = resources.files("deltaflow") / "configs" / "demo.yaml"
-    if packaged.is_file():
-        return yaml.safe_load(packaged.read_text())
-    return yaml.safe_load((Path(__file__).parents[2] / "configs" / "demo.yaml").read_text())
+    checkout = Path(__file__).parents[2] / "configs" / "demo.yaml"
+    file = packaged if packaged.is_file() else checkout
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def read_patients() -> IrregularDataset:
@@ -195,7 +195,10 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 def as_rich(table: pd.DataFrame) -> Table:
     """Return the table for the terminal."""
-    printed = Table("vital sign", box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left")
+    printed = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=CAPTION, caption_justify="left"
+    )
+    printed.add_column("vital sign", no_wrap=True)
     for heading in table.columns:
         printed.add_column(heading.replace(": ", "\n"), justify="right")
     for name, row in zip(table.index, table.to_numpy(), strict=True):

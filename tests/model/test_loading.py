@@ -100,6 +100,7 @@ def test_positional_arguments_are_refused(directory):
     [(torch.save, lambda file: torch.load(file, weights_only=False)), (pickle.dump, pickle.load)],
     ids=["torch", "pickle"],
 )
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 def test_an_object_pickled_into_the_weights_is_not_executed(directory, write, read, tmp_path):
     (weights,) = (path for path in directory.iterdir() if path.suffix != ".json")
     touched = tmp_path / "touched"

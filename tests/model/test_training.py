@@ -148,6 +148,20 @@ def test_a_lightning_trainer_trains_the_module(multivariate, instances):
         assert np.isfinite(forecast.quantile(0.9)).all()
 
 
+def test_the_loss_is_the_mean_over_all_observed_targets(multivariate):
+    # Items with many missing channels, and small last batches, count for less.
+    data = IrregularDataModule(
+        multivariate, multivariate, prediction_length=4, context_length=12, batch_size=3
+    )
+    module = ForecastLightningModule(data.spec, hidden_size=8).eval()
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    (logged,) = trainer.validate(module, data, verbose=False)
+    with torch.no_grad():
+        totals, counts = zip(*(module.network.loss(b) for b in data.val_dataloader()), strict=True)
+    assert len({int(count) for count in counts}) == 3
+    assert logged["val_loss"] == pytest.approx(sum(totals) / sum(counts), rel=1e-5)
+
+
 @pytest.mark.parametrize("head", ["student_t", "quantile"])
 def test_a_checkpoint_loads_without_arguments_and_without_objects(
     head, multivariate, instances, tmp_path

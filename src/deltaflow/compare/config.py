@@ -21,10 +21,22 @@ class Columns:
 
     Attributes
     ----------
-    item_id, timestamp, target, time_unit
-        Item, time, channels to forecast, and the unit in which time is counted.
-    feat_dynamic_real, past_feat_dynamic_real, feat_static_real, feat_static_cat
-        Covariates and static features.
+    item_id
+        Column that tells the items apart; null if all rows are one series.
+    timestamp
+        Column of timestamps, or of elapsed numbers.
+    target
+        Channels to forecast.
+    time_unit
+        Unit in which time is counted.
+    feat_dynamic_real
+        Covariates known in advance.
+    past_feat_dynamic_real
+        Covariates known for the past only.
+    feat_static_real
+        Numbers that are constant per item.
+    feat_static_cat
+        Categories that are constant per item.
     """
 
     item_id: str | None = "item_id"
@@ -43,14 +55,17 @@ class Split:
 
     Attributes
     ----------
-    after, date
-        The forecast origin of the test: so long after the start of each item, or at a date.
+    after
+        The forecast origin of the test, as a time since the start of each item, such as 24h.
+    date
+        The forecast origin of the test, as a date. Give either of the two.
     horizon
-        How far the forecasts reach.
-    test_share, validation_share
-        Share of the items tested, and of the others validated, at the origin. With a test share
-        of 0 all items are tested and learned from: up to one horizon before the origin, the last
-        of which is validated.
+        How far the forecasts reach; to the end of the items if null.
+    test_share
+        Share of the items that are tested, and not learned from. If 0, all items are tested, and
+        learned from until a horizon before the origin; the horizon in between is validated.
+    validation_share
+        Share of the items not tested that are validated.
     seed
         Seed of the choice of items.
     """
@@ -89,36 +104,51 @@ class CompareConfig:
     Attributes
     ----------
     dataset
-        One data set or several: a task of `deltaflow.tasks.TASKS` by name, the path of a CSV or
+        One data set or several: a task of deltaflow.tasks.TASKS by name, the path of a CSV or
         Parquet file, or the path of a GluonTS data set.
     dataset_kwargs
         Options of a task by name, such as `path` and `sets` of `physionet2012`.
-    columns, split
-        The columns of a file, and how it is split.
+    columns
+        The columns of a file.
+    split
+        How a file is split.
     encoders
-        Rows of the table: registered encoders, variants, or `resampled_deepar`, DeepAR on a
-        regular grid. `hold`, the last value, is always the first.
+        Rows of the table: registered encoders, variants, or resampled_deepar, DeepAR on a
+        regular grid. hold, the last value, is always the first.
     variants
         Further rows by name: encoders with options of their own.
     seeds
         Each encoder is trained once for each.
     output
-        Folder of the results. Runs that are finished there are not repeated.
+        Folder of the results. Runs that are finished there are not repeated, so that several
+        commands with different seeds may fill it side by side, and a last one with all of them
+        write the report.
     hidden_size
         Width of every network.
     num_parameters
-        If given, each encoder gets the width with which its network has about so many weights.
+        If given, each encoder gets the width with which its network has about so many weights,
+        in the place of hidden_size; resampled_deepar keeps it.
     context_length
         The largest number of observation times that are read, see `IrregularEstimator`.
-    distr_output, dropout, lr, weight_decay
-        Head, regularisation and optimiser of every network.
-    epochs, num_batches_per_epoch, batch_size
-        The training budget.
+    distr_output
+        Head of every network, such as student_t, normal or quantile.
+    dropout
+        Share of the head's inner features that is dropped in training.
+    lr
+        Learning rate.
+    weight_decay
+        Weight decay.
+    epochs
+        The largest number of epochs.
+    num_batches_per_epoch
+        The number of batches of an epoch.
+    batch_size
+        The number of windows of a batch.
     patience
         A training stops after so many epochs without a better validation loss. The weights of the
         best epoch are kept.
     resampled_step
-        Step of the grid of `resampled_deepar`.
+        Step of the grid of resampled_deepar.
     threads
         Threads of torch; on small tensors, several only wait for each other.
     """

@@ -42,10 +42,11 @@ def learning_curves(runs: Sequence[Run], dataset: str) -> Figure | None:
         losses = [epoch["val_loss"] for epoch in run["curve"]]
         epochs = np.arange(1, len(losses) + 1)
         first = run is next(other for other in own if other["encoder"] == run["encoder"])
-        best = int(np.nanargmin(losses))
         colour = colours[run["encoder"]]
         axes.plot(epochs, losses, color=colour, lw=1, label=run["encoder"] if first else None)
-        axes.plot(epochs[best], losses[best], "o", color=colour, ms=4)
+        if np.isfinite(losses).any():
+            best = int(np.nanargmin(losses))
+            axes.plot(epochs[best], losses[best], "o", color=colour, ms=4)
     axes.set(xlabel="epoch", ylabel="validation loss")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
@@ -67,7 +68,8 @@ def forecasts(runs: Sequence[Run], test: str) -> Figure | None:
             own.setdefault(run["encoder"], run)
     if not own:
         return None
-    panels = _panels(next(iter(own.values()))["examples"][test])
+    examples = next(iter(own.values()))["examples"][test]
+    panels = _panels(examples)
     figure, grid = _figure(
         3 * len(panels), 1.7 * len(own) + 0.5, rows=len(own), columns=len(panels),
         sharex="col", sharey="col",
@@ -77,8 +79,10 @@ def forecasts(runs: Sequence[Run], test: str) -> Figure | None:
         for axes, (item, channel) in zip(row, panels, strict=True):
             _draw_forecast(axes, run["examples"][test][item], channel)
     for axes, (item, channel) in zip(grid[0], panels, strict=True):
-        example = run["examples"][test][item]
-        axes.set_title(f"{example['item']} · {example['channels'][channel]}", fontsize=9)
+        name = f"{examples[item]['item']} · {examples[item]['channels'][channel]}"
+        axes.set_title(name, fontsize=9)
+    for axes in grid[-1]:
+        axes.set_xlabel(f"time ({examples[0]['time_unit']})", fontsize=8)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return figure

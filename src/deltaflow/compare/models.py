@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import random
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -16,6 +13,7 @@ import numpy as np
 import torch
 from gluonts.dataset.common import DataEntry
 from gluonts.model.predictor import Predictor
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from deltaflow.compare.config import HOLD, RESAMPLED, CompareConfig
@@ -55,9 +53,8 @@ class Trained(NamedTuple):
 
 
 def train_row(row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd) -> Trained:
-    """Train a row of the table; the global random state is left as it was."""
-    with seeded(seed):
-        return BASELINES.get(row, _train_encoder)(row, task, config, seed, tell)
+    """Train a row of the table, with the global random state, which is seeded by the caller."""
+    return BASELINES.get(row, _train_encoder)(row, task, config, seed, tell)
 
 
 def _train_encoder(
@@ -92,10 +89,13 @@ def _train_encoder(
     estimator = estimator_of(hidden_size)
     module = estimator.create_lightning_module(data)
     curve = LearningCurve(tell)
-    with _trainer(config, curve) as trainer:
+    with _trainer_kwargs(config, curve) as settings:
+        best = ModelCheckpoint(
+            settings["default_root_dir"], monitor="val_loss", save_weights_only=True
+        )
+        settings["callbacks"].append(best)
+        trainer = pl.Trainer(**settings)
         trainer.fit(module, data.train_dataloader(), _validation_loader(task, data.spec, config))
-        best = trainer.checkpoint_callback
-        assert isinstance(best, pl.callbacks.ModelCheckpoint)
         if best.best_model_path:
             stored = torch.load(best.best_model_path, weights_only=True)
             module.load_state_dict(stored["state_dict"])
@@ -163,7 +163,7 @@ def matching_size(count: Callable[[int], int], wanted: int) -> int:
     return min((max(1, low - 1), low), key=lambda size: abs(count(size) - wanted))
 
 
-class LearningCurve(pl.Callback):
+class LearningCurve(Callback):
     """Keeps the losses and the training time of each epoch.
 
     Parameters
@@ -199,36 +199,6 @@ class LearningCurve(pl.Callback):
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed every random generator that a training may use, and restore their states afterwards."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the hints of Lightning and GluonTS, which are not about the comparison."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning|gluonts")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
 def _trainer_kwargs(config: CompareConfig, curve: LearningCurve) -> Iterator[dict[str, Any]]:
     """Yield the arguments of every trainer; what it writes to disk is gone afterwards."""
     with TemporaryDirectory(prefix="deltaflow-") as scratch:
@@ -236,7 +206,7 @@ def _trainer_kwargs(config: CompareConfig, curve: LearningCurve) -> Iterator[dic
             "max_epochs": config.epochs,
             "gradient_clip_val": 10.0,
             "callbacks": [
-                pl.callbacks.EarlyStopping("val_loss", patience=config.patience),
+                EarlyStopping("val_loss", patience=config.patience),
                 curve,
             ],
             "default_root_dir": scratch,
@@ -245,16 +215,6 @@ def _trainer_kwargs(config: CompareConfig, curve: LearningCurve) -> Iterator[dic
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
         }
-
-
-@contextmanager
-def _trainer(config: CompareConfig, curve: LearningCurve) -> Iterator[pl.Trainer]:
-    """Yield a trainer that stops early and keeps the best epoch's weights."""
-    with _trainer_kwargs(config, curve) as settings:
-        best = pl.callbacks.ModelCheckpoint(
-            settings["default_root_dir"], monitor="val_loss", save_weights_only=True
-        )
-        yield pl.Trainer(**{**settings, "callbacks": [*settings["callbacks"], best]})
 
 
 def _validation_loader(task: Task, spec: WindowSpec, config: CompareConfig) -> DataLoader:

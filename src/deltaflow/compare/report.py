@@ -1,4 +1,4 @@
-"""The results of a comparison as files: CSV, Markdown, figures, and one page that holds them all."""
+"""The results of a comparison as files: CSV, Markdown, figures, and one page with everything."""
 
 from __future__ import annotations
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
+import random
 import re
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -26,15 +29,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deltaflow.compare.config import CompareConfig
 from deltaflow.compare.datasets import load_task
-from deltaflow.compare.models import quiet, seeded, train_row
+from deltaflow.compare.models import train_row
 from deltaflow.compare.score import accuracy, channel_units, timed_forecasts
 from deltaflow.data.series import is_irregular
 from deltaflow.tasks import TASKS, Task
 
 Run = dict[str, Any]
 """One finished or failed run, as its JSON file holds it: `dataset, encoder, seed, status`
-("finished" or "failed"), `settings`, `curve` (see `Trained`), `scores` (by test, then by measure),
-`examples` (by test, see `example_forecasts`) and `errors` (by stage)."""
+("finished" or "failed"), `settings`, `environment`, `curve` (see `Trained`), `scores` (by test,
+then by measure), `examples` (by test, see `example_forecasts`) and `errors` (tracebacks, by stage:
+`training` or a test)."""
 
 NUM_EXAMPLES = 3
 """Items per test whose forecasts are kept, to be drawn."""
@@ -122,10 +126,11 @@ def execute(
     tell
         Told the number of finished epochs.
     """
-    run: Run = {"settings": config.settings(row), "curve": [], "scores": {}, "examples": {}}
+    run: Run = {"settings": config.settings(row), "environment": environment()}
+    run |= {"curve": [], "scores": {}, "examples": {}}
     errors: dict[str, str] = {}
     trained = None
-    with quiet(), seeded(seed):
+    with _quiet(), _seeded(seed):
         with _recorded(errors, "training"):
             trained = train_row(row, task, config, seed, tell)
             run["curve"] = trained.curve
@@ -145,9 +150,9 @@ def example_forecasts(
     Returns
     -------
     list of dict
-        `item`; `channels`, the D names; `past_times` (T), `past` (D, T), `times` (Q), `future`
-        (D, Q), and `low`, `median` and `high`, the quantiles of level 0.1, 0.5 and 0.9 (D, Q).
-        Times are counted in the time unit of the data.
+        `item`; `channels`, the D names; `time_unit`; `past_times` (T), `past` (D, T), `times` (Q),
+        `future` (D, Q), and `low`, `median` and `high`, the quantiles of level 0.1, 0.5 and 0.9
+        (D, Q).
     """
     pairs = list(test)
     seen = [sum(np.isfinite(part["target"]).sum() for part in pair) for pair in pairs]
@@ -156,8 +161,10 @@ def example_forecasts(
         (past, label), forecast = pairs[number], forecasts[number]
         length, count = past["target"].shape[-1], label["target"].shape[-1]
         times = np.arange(float(length + count))
+        time_unit = "periods"
         if is_irregular(past):
             times = past["feat_dynamic_real"][0]
+            time_unit = past["info"]["time_unit"]
         asked = np.isfinite(times[length:])
         matrices = {
             "past": past["target"],
@@ -171,6 +178,7 @@ def example_forecasts(
             {
                 "item": str(past.get("item_id")),
                 "channels": list(channels),
+                "time_unit": time_unit,
                 "past_times": times[:length].tolist(),
                 "times": times[length:][asked].tolist(),
                 **{name: np.atleast_2d(values).tolist() for name, values in matrices.items()},
@@ -220,6 +228,36 @@ def _recorded(errors: dict[str, str], stage: str) -> Iterator[None]:
         yield
     except Exception:
         errors[stage] = traceback.format_exc()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed every random generator that a training may use, and restore their states afterwards."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the hints of Lightning and GluonTS, which are not about the comparison."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning|gluonts")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

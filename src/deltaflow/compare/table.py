@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deltaflow.compare.run import Run
@@ -25,6 +26,21 @@ SUMMARY = {
     "evaluations_per_batch": "f evaluations / batch",
 }
 """The columns of the summary: a measure, and its heading."""
+
+TERMINAL = {
+    "balanced quantile loss": "quantile\nloss",
+    "balanced MSE": "MSE",
+    "balanced NLL": "NLL",
+    "80 % interval covers": "80 %\ncovers",
+    "parameters": "weights",
+    "s / epoch": "s per\nepoch",
+    "ms / forecast": "ms per\nforecast",
+}
+"""The columns of the summary that the terminal shows, and their headings there. Losses are
+balanced."""
+
+COUNTS = ("parameters", "evaluations_per_batch")
+"""Measures that are whole numbers."""
 
 BY_CHANNEL = {
     "mean_weighted_quantile_loss": "quantile loss",
@@ -100,12 +116,13 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def as_rich(table: pd.DataFrame, title: str) -> Table:
-    """Return a table of text for the terminal."""
-    printed = Table("encoder", title=title)
-    for heading in table.columns:
-        printed.add_column(str(heading), justify="right")
-    for name, row in zip(table.index, table.to_numpy(), strict=True):
-        printed.add_row(str(name), *row)
+    """Return the `TERMINAL` columns of a summary, narrow enough for 80 characters."""
+    shown = {heading: short for heading, short in TERMINAL.items() if heading in table}
+    printed = Table("encoder", title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    for short in shown.values():
+        printed.add_column(short, justify="right")
+    for name, row in table[list(shown)].iterrows():
+        printed.add_row(str(name), *(cell.replace(" ± ", "\n± ") for cell in row))
     return printed
 
 
@@ -114,23 +131,28 @@ def _readable(own: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     grouped = own.groupby(["encoder", "metric"], sort=False)["value"]
     mean, deviation = grouped.mean(), grouped.std()
     text = pd.Series(
-        [_rounded(*pair) for pair in zip(mean, deviation, strict=True)], index=mean.index, dtype=str
+        [
+            _rounded(mean[key], deviation[key], digits=0 if key[1] in COUNTS else 4)
+            for key in mean.index
+        ],
+        index=mean.index,
+        dtype=str,
     )
     wide = text.unstack("metric").fillna("")
     present = [metric for metric in metrics if metric in wide]
     return wide.loc[list(own["encoder"].unique()), present].rename_axis(index=None, columns=None)
 
 
-def _rounded(mean: float, deviation: float) -> str:
-    """Write a number to four digits, and its deviation to the same place.
+def _rounded(mean: float, deviation: float, digits: int) -> str:
+    """Write a number to so many significant digits, and its deviation to the same place.
 
-    >>> _rounded(0.123456, 0.01), _rounded(12345.6, float("nan")), _rounded(float("inf"), 0.0)
-    ('0.1235 ± 0.0100', '12,346', 'inf')
+    >>> _rounded(0.123456, 0.01, 4), _rounded(12345.6, float("nan"), 4), _rounded(1.0, 0.0, 4)
+    ('0.1235 ± 0.0100', '12,346', '1.000')
     """
     if not np.isfinite(mean):
         return f"{mean}"
-    places = 4 if mean == 0 else max(0, 3 - int(np.floor(np.log10(abs(mean)))))
-    places = min(places, 4)
+    leading = int(np.floor(np.log10(abs(mean)))) + 1 if mean else 1
+    places = min(4, max(0, digits - leading))
     if not deviation > 0:
         return f"{mean:,.{places}f}"
     return f"{mean:,.{places}f} ± {deviation:,.{places}f}"

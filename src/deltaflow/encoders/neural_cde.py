@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchcde
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from deltaflow.encoders.encoder import Encoder, State, known_before
 from deltaflow.encoders.evolution import Evolution, FlowEvolution, VectorField
-from deltaflow.encoders.neural_ode import MLPField, ODEEvolution, Solver, divergence
+from deltaflow.encoders.neural_ode import MLPField, ODEEvolution, Solver, divergence, start_slowly
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.flows import CouplingFlow, ResNetFlow
 
@@ -29,12 +30,9 @@ class ControlledField(VectorField):
     def __init__(self, hidden_size: int, control_size: int, width: int) -> None:
         super().__init__()
         self.shape = (hidden_size, control_size)
-        self.network = nn.Sequential(
-            nn.Linear(hidden_size, width),
-            nn.ReLU(),
-            nn.Linear(width, hidden_size * control_size),
-            nn.Tanh(),
-        )
+        last = nn.Linear(width, hidden_size * control_size)
+        start_slowly(last)
+        self.network = nn.Sequential(nn.Linear(hidden_size, width), nn.ReLU(), last, nn.Tanh())
 
     def forward(self, time: Tensor, hidden: Tensor) -> Tensor:
         """Return the matrices ``(B, H, P)`` at states ``(B, H)``."""
@@ -88,7 +86,7 @@ class NeuralCDEEncoder(Encoder):
         The size of the vector fields' hidden layers; by default twice the state's.
     solver, num_steps, rtol, atol, adjoint
         See `Solver`; ``num_steps`` are per segment. One midpoint step is the cheapest that feels
-        how f changes along a segment.
+        how f changes along a segment; ``"euler"`` takes half the time.
 
     Raises
     ------
@@ -138,7 +136,7 @@ class NeuralCDEEncoder(Encoder):
         hidden = values.new_zeros(len(values), self.hidden_size)
         last, _ = known_before(values, observed, delta_t)
         increments = _increments(values, observed, last, delta_t, features)
-        return self._solve(hidden, increments * running.unsqueeze(-1))
+        return self._solve(hidden, torch.where(running.unsqueeze(-1), increments, 0.0))
 
     def step(
         self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
@@ -159,17 +157,18 @@ class NeuralCDEEncoder(Encoder):
     def _solve(self, hidden: Tensor, increments: Tensor) -> Tensor:
         """Drive the state ``(B, H)`` along increments ``(B, T, P)`` of the control."""
         control = INTERPOLATIONS[self.interpolation](increments)
-        # A feature may be learned (an embedding), and the adjoint equation must know of it.
-        learned = [buffer for buffer in control.buffers() if buffer.requires_grad]
-        length = len(control.grid_points) - 1
+        parameters: list[Tensor] = [*self.field.parameters()]
+        if increments.requires_grad:  # a feature may be learned, as an embedding is
+            parameters.append(increments)
+        cdeint: Any = torchcde.cdeint  # its inferred type admits states that are tuples
         try:
-            solved = torchcde.cdeint(
+            solved: Tensor = cdeint(
                 control,
                 self.field,
                 hidden,
                 control.interval,
                 adjoint=self.solver.adjoint,
-                **self.solver.arguments(length, hidden, [*self.field.parameters(), *learned]),
+                **self.solver.arguments(int(control.interval[1]), hidden, parameters),
             )[:, -1]
         except AssertionError as error:  # torchdiffeq's word for steps too small or too many
             raise divergence(increments[..., 0], str(error)) from error

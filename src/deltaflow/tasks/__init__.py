@@ -1,4 +1,4 @@
-"""Named data sets and forecasting tasks: shipped clinical data, synthetic series, PhysioNet 2012."""
+"""Named data sets and forecasting tasks: clinical data, synthetic series, PhysioNet 2012."""
 
 from collections.abc import Callable
 from functools import partial

@@ -22,12 +22,15 @@ from deltaflow.tasks.task import Task
 DESCRIPTORS = ("Age", "Gender", "Height", "ICUType", "Weight")
 """Recorded at 00:00, -1 where unknown: years, 0 female or 1 male, cm, 1 to 4, kg."""
 
+# fmt: off
 PARAMETERS = (
     *DESCRIPTORS,
-    *"Albumin ALP ALT AST Bilirubin BUN Cholesterol Creatinine DiasABP FiO2 GCS Glucose".split(),
-    *"HCO3 HCT HR K Lactate Mg MAP MechVent Na NIDiasABP NIMAP NISysABP PaCO2 PaO2 pH".split(),
-    *"Platelets RespRate SaO2 SysABP Temp TroponinI TroponinT Urine WBC".split(),
+    "Albumin", "ALP", "ALT", "AST", "Bilirubin", "BUN", "Cholesterol", "Creatinine", "DiasABP",
+    "FiO2", "GCS", "Glucose", "HCO3", "HCT", "HR", "K", "Lactate", "Mg", "MAP", "MechVent", "Na",
+    "NIDiasABP", "NIMAP", "NISysABP", "PaCO2", "PaO2", "pH", "Platelets", "RespRate", "SaO2",
+    "SysABP", "Temp", "TroponinI", "TroponinT", "Urine", "WBC",
 )
+# fmt: on
 """The 41 parameters, in the order of the challenge's description."""
 
 _MINUTES = 100 * 60
@@ -73,12 +76,16 @@ def read_physionet2012(
 def physionet2012(
     path: str | Path, sets: Sequence[str] = ("a", "b"), cache: str | Path | None = None
 ) -> IrregularDataset:
-    """Return :func:`read_physionet2012` as a data set: a record an item, a parameter a channel."""
+    """Return :func:`read_physionet2012` as a data set: a record an item, a parameter a channel.
+
+    A parameter that no record of the sets has is left out.
+    """
+    frame = read_physionet2012(path, sets, cache)
     return IrregularDataset.from_long_dataframe(
-        read_physionet2012(path, sets, cache),
+        frame,
         item_id="record",
         timestamp="minutes",
-        target=list(PARAMETERS),
+        target=[name for name in PARAMETERS if frame[name].notna().any()],
         time_unit="min",
     )
 
@@ -106,11 +113,9 @@ def physionet2012_task(
     training, validation, test = (data.select(part) for part in split_records(len(data)))
     splitter = TimeSplitter(after="24h")
     length = splitter.prediction_length(data)
-    low = np.full(len(PARAMETERS), np.inf)
-    high = -low
-    for entry in (*training, *validation):
-        low = np.fmin(low, np.fmin.reduce(entry["target"], axis=1))
-        high = np.fmax(high, np.fmax.reduce(entry["target"], axis=1))
+    seen = [*training, *validation]
+    low = np.fmin.reduce([np.fmin.reduce(entry["target"], axis=1) for entry in seen])
+    high = np.fmax.reduce([np.fmax.reduce(entry["target"], axis=1) for entry in seen])
     return Task(
         name="physionet2012",
         training=training,
@@ -130,7 +135,7 @@ def split_records(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     >>> [len(part) for part in split_records(8000)]
     [4800, 1600, 1600]
     """
-    order = np.random.RandomState(42).permutation(count)  # noqa: NPY002
+    order = np.random.RandomState(42).permutation(count)
     tested = count - int(0.8 * count)
     test, seen = order[:tested], order[tested:]
     training = int(0.75 * len(seen))

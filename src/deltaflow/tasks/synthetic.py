@@ -59,7 +59,7 @@ def sink(start: np.ndarray, times: np.ndarray) -> np.ndarray:
 
     As :math:`(A + I)^2 = -\omega^2 I` with :math:`\omega = \sqrt{21}`, the matrix exponential is
 
-    .. math:: e^{A t} = e^{-t} \left(\cos \omega t \; I + \frac{\sin \omega t}{\omega} (A + I)\right).
+    .. math:: e^{A t} = e^{-t} (\cos \omega t \; I + \omega^{-1} \sin \omega t \; (A + I)).
 
     Arguments:
         start: `(N, 2)` states at time 0.
@@ -90,7 +90,7 @@ def ellipse(start: np.ndarray, times: np.ndarray) -> np.ndarray:
 def lorenz(start: np.ndarray, times: np.ndarray) -> np.ndarray:
     r"""Solve the chaotic system of Lorenz (1963) with :math:`\sigma, \rho, \beta = 10, 28, 8/3`.
 
-    .. math:: \dot x = \sigma (y - x), \quad \dot y = x (\rho - z) - y, \quad \dot z = x y - \beta z.
+    .. math:: \dot x = \sigma (y - x), \; \dot y = x (\rho - z) - y, \; \dot z = x y - \beta z.
 
     Arguments and result as in :func:`sink`, in three dimensions, times in increasing order.
     """
@@ -141,7 +141,7 @@ class System(NamedTuple):
 
 def _near_the_attractor(rng: np.random.Generator, num_series: int) -> np.ndarray:
     """Draw states of the Lorenz system after ten units of time, when the start is forgotten."""
-    start = rng.normal(size=(num_series, 3)) + [0.0, 0.0, 25.0]
+    start = rng.normal(loc=[0.0, 0.0, 25.0], size=(num_series, 3))
     return lorenz(start, np.full((num_series, 1), 10.0))[:, 0]
 
 

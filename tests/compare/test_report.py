@@ -1,0 +1,80 @@
+import re
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from deltaflow.compare import CompareConfig, compare, table
+from deltaflow.compare.table import COLUMNS
+
+
+def test_results_are_long_and_named_as_promised(finished):
+    results = pd.read_csv(finished / "results.csv")
+    assert list(results) == COLUMNS == ["dataset", "encoder", "seed", "metric", "value"]
+    assert set(results["dataset"]) == {"sine", "sine_beyond"}
+    assert set(results["encoder"]) == {"hold", "gru"}
+    assert set(results["seed"]) == {0, 1}
+    assert not results.duplicated(COLUMNS[:4]).any()
+    wanted = {"mean_weighted_quantile_loss", "mse", "mae", "nll", "coverage_80", "parameters"}
+    assert wanted <= set(results["metric"])
+
+
+def test_page_holds_everything_itself(finished):
+    page = (finished / "index.html").read_text()
+    pictures = list((finished / "figures").glob("*.png"))
+    assert pictures
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == len(pictures)
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "href=" not in page
+    assert "<link" not in page
+    assert "<script" not in page
+    for text in ("Failed runs", "depth", "dataset: sine", "torchdiffeq"):
+        assert text in page
+
+
+def test_configuration_and_versions_stand_beside_the_results(finished):
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["seeds"] == [0, 1]
+    assert set(config) == set(CompareConfig.__dataclass_fields__)
+    assert '"torch"' in (finished / "environment.json").read_text()
+
+
+def test_markdown_has_a_row_per_encoder(finished):
+    lines = (finished / "table.md").read_text().splitlines()
+    assert "## sine" in lines
+    assert sum(line.startswith("| gru |") for line in lines) == 2
+    assert not list(finished.rglob("*.unfinished"))
+
+
+def test_tables_show_means_and_deviations_over_seeds():
+    values = {("gru", 0): 1.0, ("gru", 1): 2.0, ("hold", 0): 3.0}
+    rows = [
+        ("d", encoder, seed, metric, value)
+        for (encoder, seed), value in values.items()
+        for metric in ("mse[HR]", "mse[Temp]", "balanced_mse")
+    ]
+    scores = pd.DataFrame(rows, columns=COLUMNS)
+    assert table.summary(scores, "d")["balanced MSE"].to_dict() == {
+        "gru": "1.500 ± 0.707",
+        "hold": "3.000",
+    }
+    assert list(table.by_channel(scores, "d", "mse")) == ["HR", "Temp"]
+    assert table.by_channel(scores, "d", "mae").empty
+
+
+def test_losses_that_are_not_finite_are_shown_as_such():
+    scores = pd.DataFrame([("d", "gru", 0, "balanced_mse", np.inf)], columns=COLUMNS)
+    assert table.summary(scores, "d").iloc[0, 0] == "inf"
+
+
+def test_everything_may_fail(tiny, monkeypatch):
+    def fail(*args):
+        raise ValueError("no luck")
+
+    monkeypatch.setattr("deltaflow.compare.run.train_row", fail)
+    config = tiny()
+    runs = compare(config)
+    assert {run["status"] for run in runs} == {"failed"}
+    assert pd.read_csv(config.output / "results.csv").empty
+    assert "no luck" in (config.output / "index.html").read_text()

@@ -1,0 +1,163 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from deltaflow.compare import Variant, run, run_comparison
+from deltaflow.compare.models import _joined, matching_size
+from deltaflow.compare.run import execute
+from deltaflow.compare.score import channel_units
+from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.tasks import TASKS
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[str]:
+    """The rows that were trained, in order."""
+    rows = []
+
+    def counted(row, *args):
+        rows.append(row)
+        return train_row(row, *args)
+
+    train_row = run.train_row
+    monkeypatch.setattr(run, "train_row", counted)
+    return rows
+
+
+def test_hold_and_every_encoder_are_run_with_every_seed(tiny):
+    runs = run_comparison(tiny(seeds=[0, 1]))
+    assert [(r["encoder"], r["seed"]) for r in runs] == [
+        ("hold", 0),
+        ("hold", 1),
+        ("gru", 0),
+        ("gru", 1),
+    ]
+    assert {r["status"] for r in runs} == {"finished"}
+    for finished in runs:
+        assert list(finished["scores"]) == ["sine", "sine_beyond"]
+        stored = finished["scores"]["sine"]
+        assert {"mse", "nll", "balanced_mse", "mse[x1]", "parameters"} <= set(stored)
+    first, second = (r["curve"] for r in runs[2:])
+    assert len(first) == 2
+    assert first[0]["val_loss"] != second[0]["val_loss"]
+
+
+def test_finished_runs_are_not_repeated(tiny, trained):
+    before = run_comparison(tiny())
+    assert trained == ["hold", "gru"]
+    assert json.dumps(run_comparison(tiny())) == json.dumps(before)
+    run_comparison(tiny(seeds=[0, 1]))
+    assert trained == ["hold", "gru", "hold", "gru"]
+
+
+def test_changed_settings_repeat_a_run(tiny, trained):
+    run_comparison(tiny())
+    run_comparison(tiny(epochs=1))
+    assert trained == ["hold", "gru"] * 2
+
+
+def test_failed_run_is_recorded_goes_last_and_is_tried_again(tiny, trained):
+    broken = {"broken": Variant("gru_flow", {"time_embedding": "nonsense"})}
+    config = tiny(encoders=["broken", "gru"], variants=broken)
+    statuses = {r["encoder"]: r["status"] for r in run_comparison(config)}
+    assert statuses == {"hold": "finished", "broken": "failed", "gru": "finished"}
+    stored = json.loads((config.output / "runs" / "sine-broken-seed0.json").read_text())
+    assert "nonsense" in stored["errors"]["training"]
+    assert stored["scores"] == {}
+    run_comparison(config)
+    assert trained == ["hold", "broken", "gru", "broken"]
+
+
+def test_interruption_keeps_what_is_finished(tiny, monkeypatch, trained):
+    interrupted = tiny(encoders=["gru", "gru_d"])
+
+    def interrupt(row, *args):
+        if row == "gru_d":
+            raise KeyboardInterrupt
+        return counted(row, *args)
+
+    counted = run.train_row
+    monkeypatch.setattr(run, "train_row", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_comparison(interrupted)
+    monkeypatch.setattr(run, "train_row", counted)
+    run_comparison(interrupted)
+    assert trained == ["hold", "gru", "gru_d"]
+
+
+def test_failure_of_one_test_keeps_the_others(tiny, monkeypatch):
+    def fail_beyond(trained, test):
+        if test is task.tests["sine_beyond"]:
+            raise DeltaflowError("too far")
+        return timed(trained, test)
+
+    timed = run.timed_forecasts
+    monkeypatch.setattr(run, "timed_forecasts", fail_beyond)
+    config = tiny()
+    task = TASKS["sine"](**config.dataset_kwargs)
+    result = execute("hold", 0, config, task, channel_units(task), print)
+    assert result["status"] == "failed"
+    assert list(result["scores"]) == ["sine"]
+    assert "too far" in result["errors"]["sine_beyond"]
+
+
+def test_seed_decides_a_run_and_the_global_generators_are_left_alone(tiny, tmp_path):
+    torch.manual_seed(5)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    runs = [run_comparison(tiny(output=tmp_path / name))[1] for name in ("one", "two")]
+    assert runs[0]["scores"]["sine"]["mse"] == runs[1]["scores"]["sine"]["mse"]
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def test_resampled_deepar_is_a_row_and_has_no_likelihood(tiny):
+    config = tiny(encoders=["resampled_deepar"], epochs=1, resampled_step="8h")
+    (_, deepar) = run_comparison(config)
+    assert deepar["status"] == "finished"
+    assert "nll" not in deepar["scores"]["sine"]
+    assert deepar["scores"]["sine"]["parameters"] > 0
+
+
+def test_variants_have_options_of_their_own(tiny):
+    wide = {"wide": Variant("gru", hidden_size=9)}
+    runs = run_comparison(tiny(encoders=["gru", "wide"], variants=wide, epochs=1))
+    sizes = [r["scores"]["sine"]["parameters"] for r in runs]
+    assert sizes[0] == 0
+    assert sizes[1] < sizes[2]
+
+
+def test_number_of_parameters_is_matched(tiny):
+    runs = run_comparison(tiny(encoders=["gru", "gru_flow"], num_parameters=3000, epochs=1))
+    for encoder in runs[1:]:
+        assert encoder["scores"]["sine"]["parameters"] == pytest.approx(3000, rel=0.1)
+
+
+@pytest.mark.parametrize("wanted", [0, 7, 100, 10**9])
+def test_matching_size_is_the_closest(wanted):
+    sizes = range(1, 1025)
+    best = min(abs(size**2 - wanted) for size in sizes)
+    assert abs(matching_size(lambda size: size**2, wanted) ** 2 - wanted) == best
+
+
+def test_validated_windows_are_the_split_items():
+    task = TASKS["clinical_sample"]()
+    whole = {entry["item_id"]: entry for entry in task.validation.dataset}
+    for past, label in task.validation:
+        joined, entry = _joined(past, label), whole[past["item_id"]]
+        count = joined["target"].shape[-1]
+        np.testing.assert_array_equal(joined["target"], entry["target"][:, :count])
+        np.testing.assert_array_equal(
+            joined["feat_dynamic_real"], entry["feat_dynamic_real"][:, :count]
+        )
+        assert entry["feat_dynamic_real"][0, count - 1] < 48 * 60
+
+
+def test_misspelt_encoder_is_refused_before_anything_runs(tiny):
+    with pytest.raises(UnknownNameError, match="did you mean 'gru_flow'"):
+        tiny(encoders=["gru_flo"])
+    with pytest.raises(UnknownNameError, match="did you mean 'gru_d'"):
+        tiny(variants={"mine": Variant("gru_dd")})
+    with pytest.raises(DeltaflowError, match="epochs must be at least 1"):
+        tiny(epochs=0)

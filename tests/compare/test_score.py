@@ -1,0 +1,80 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.distributions import Normal
+
+from deltaflow import IrregularDataset, TimeSplitter
+from deltaflow.compare.score import ACCURACY, accuracy
+from deltaflow.model.forecast import DistributionForecast
+
+LOC, SCALE = (70.0, 37.0), (10.0, 0.5)
+
+
+@pytest.fixture
+def test_data():
+    """Two items, of which the second has no value of the second channel; the third never has."""
+    frame = pd.DataFrame(
+        {
+            "item_id": ["a"] * 4 + ["b"] * 3,
+            "timestamp": [0.0, 1, 25, 30, 0, 24, 40],
+            "HR": [80.0, 81, 75, np.nan, 60, 62, 90],
+            "Temp": [36.0, np.nan, 37.5, 36.5, 38, np.nan, np.nan],
+            "Lactate": [1.0, 2.0, *[np.nan] * 5],
+        }
+    )
+    data = IrregularDataset.from_long_dataframe(frame, target=["HR", "Temp", "Lactate"])
+    return TimeSplitter(after="24h").split(data)[1].generate_instances(2)
+
+
+def forecasts(count: int):
+    loc, scale = (torch.tensor([[*pair, 1.0]] * 2).double() for pair in (LOC, SCALE))
+    for item in range(count):
+        start = pd.Period("2024", "h")
+        forecast = DistributionForecast(Normal(loc, scale), start, str(item))
+        yield forecast.on_real_time(np.arange(2.0), ("HR", "Temp", "Lactate"))
+
+
+def test_scores_are_those_of_their_formulas(test_data):
+    scores = accuracy(
+        list(forecasts(2)), test_data, ("HR", "Temp", "Lactate"), np.array([20.0, 1.0, 5.0])
+    )
+    heart, temperature = np.array([75.0, 62, 90]), np.array([37.5, 36.5])
+    errors = heart - 70, temperature - 37
+    assert scores["mse[HR]"] == pytest.approx((errors[0] ** 2).mean())
+    assert scores["mae[Temp]"] == pytest.approx(0.5)
+    assert scores["mse"] == pytest.approx(np.mean(np.concatenate(errors) ** 2))
+    assert scores["balanced_mse"] == pytest.approx(
+        ((errors[0] ** 2).mean() / 400 + (errors[1] ** 2).mean()) / 2
+    )
+    expected = [
+        -Normal(loc, scale).log_prob(torch.tensor(values)).numpy()
+        for loc, scale, values in zip(LOC, SCALE, (heart, temperature), strict=True)
+    ]
+    assert scores["nll[HR]"] == pytest.approx(expected[0].mean())
+    assert scores["nll"] == pytest.approx(np.concatenate(expected).mean())
+    assert scores["balanced_nll"] == pytest.approx(
+        (expected[0].mean() - np.log(20) + expected[1].mean()) / 2
+    )
+    # The 80 % interval is ± 1.2816 standard deviations.
+    assert scores["coverage_80[HR]"] == pytest.approx(2 / 3)
+    assert scores["coverage_80"] == pytest.approx(4 / 5)
+
+
+def test_pooled_quantile_loss_is_that_of_gluonts(test_data):
+    from gluonts.ev.metrics import MeanWeightedSumQuantileLoss
+    from gluonts.model import evaluate_forecasts
+
+    scores = accuracy(list(forecasts(2)), test_data, ("HR", "Temp", "Lactate"), np.ones(3))
+    levels = [level / 10 for level in range(1, 10)]
+    pooled = evaluate_forecasts(
+        forecasts(2), test_data=test_data, metrics=[MeanWeightedSumQuantileLoss(levels)]
+    )
+    assert scores["mean_weighted_quantile_loss"] == pytest.approx(pooled.iloc[0, 0])
+
+
+def test_channel_that_is_never_observed_is_left_out(test_data):
+    scores = accuracy(list(forecasts(2)), test_data, ("HR", "Temp", "Lactate"), np.ones(3))
+    assert not [name for name in scores if "Lactate" in name]
+    assert np.isfinite(list(scores.values())).all()
+    assert {f"balanced_{name}" for name in ACCURACY} <= set(scores)

@@ -1,0 +1,82 @@
+import runpy
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+
+import deltaflow
+from deltaflow.cli import main
+
+pytest.importorskip("jsonargparse")
+
+CONFIG = {
+    "dataset": "sine",
+    "dataset_kwargs": {"num_series": 15, "length": 30},
+    "encoders": ["gru", "gru_d"],
+    "seeds": [0],
+    "hidden_size": 4,
+    "epochs": 2,
+    "num_batches_per_epoch": 2,
+    "batch_size": 4,
+}
+
+
+@pytest.fixture
+def config(tmp_path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return str(path)
+
+
+def test_options_override_the_configuration(config, tmp_path, capsys):
+    output = tmp_path / "out"
+    options = ["--config", config, "--output", str(output), "--encoders", "[gru]", "--seeds=[3]"]
+    assert main(["compare", *options, "--epochs", "1"]) == 0
+    results = pd.read_csv(output / "results.csv")
+    assert set(results["encoder"]) == {"hold", "gru"}
+    assert set(results["seed"]) == {3}
+    stored = yaml.safe_load((output / "config.yaml").read_text())
+    assert (stored["epochs"], stored["hidden_size"]) == (1, 4)
+    printed = capsys.readouterr().out
+    assert "sine_beyond" in printed
+    assert "index.html" in printed
+
+
+def test_stored_configuration_repeats_a_comparison(config, tmp_path):
+    output = tmp_path / "out"
+    assert main(["compare", "--config", config, "--output", str(output), "--encoders=[gru]"]) == 0
+    run = output / "runs" / "sine-gru-seed0.json"
+    before = run.stat().st_mtime_ns
+    assert main(["compare", "--config", str(output / "config.yaml")]) == 0
+    assert run.stat().st_mtime_ns == before
+
+
+def test_failed_run_shows_in_the_status(config, tmp_path, capsys):
+    variants = '{"bad": {"encoder": "gru", "encoder_kwargs": {"depth": 3}}}'
+    options = ["--config", config, "--output", str(tmp_path / "out"), "--variants", variants]
+    assert main(["compare", *options, "--encoders", "[bad]"]) == 1
+    assert "depth" in capsys.readouterr().out
+    assert set(pd.read_csv(tmp_path / "out" / "results.csv")["encoder"]) == {"hold"}
+
+
+def test_unknown_names_are_refused(config, capsys):
+    for option, hint in (("--encoders=[gru_dd]", "gru_d"), ("--dataset=sinne", "sine")):
+        assert main(["compare", "--config", config, option]) == 2
+        assert f"did you mean '{hint}'" in capsys.readouterr().err
+
+
+def test_module_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["deltaflow", "--version"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module("deltaflow", run_name="__main__")
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.strip() == f"deltaflow {deltaflow.__version__}"
+
+
+def test_command_without_name_or_with_a_wrong_one_explains_itself(capsys):
+    for arguments in ([], ["compere"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 2
+        assert "usage: deltaflow" in capsys.readouterr().err
