@@ -98,9 +98,9 @@ def test_item_without_a_past_is_forecast_from_the_mean(frame):
     assert next(predictor.predict([entry])).mean == pytest.approx([82 + 1])
 
 
-def test_deepar_trains_on_channels_is_evaluated_and_pickled(multivariate):
+def test_deepar_trains_on_channels_is_evaluated_and_pickled(multivariate, tmp_path):
     trainer = {"max_epochs": 1, "enable_progress_bar": False, "logger": False}
-    trainer |= {"enable_checkpointing": False, "enable_model_summary": False}
+    trainer |= {"default_root_dir": tmp_path, "enable_model_summary": False}
     estimator = deepar(
         "4h", "12h", num_channels=2, hidden_size=4, num_batches_per_epoch=1, trainer_kwargs=trainer
     )

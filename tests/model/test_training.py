@@ -159,7 +159,7 @@ def test_the_loss_is_the_mean_over_all_observed_targets(multivariate):
     with torch.no_grad():
         totals, counts = zip(*(module.network.loss(b) for b in data.val_dataloader()), strict=True)
     assert len({int(count) for count in counts}) == 3
-    assert logged["val_loss"] == pytest.approx(sum(totals) / sum(counts), rel=1e-5)
+    assert logged["val_loss"] == pytest.approx(float(sum(totals) / sum(counts)), rel=1e-5)
 
 
 @pytest.mark.parametrize("head", ["student_t", "quantile"])

@@ -137,7 +137,7 @@ class CompareConfig:
     lr
         Learning rate.
     weight_decay
-        Weight decay.
+        Weight decay of the encoders' AdamW.
     epochs
         The largest number of epochs.
     num_batches_per_epoch

@@ -120,18 +120,13 @@ def accuracy_by_cost(scores: pd.DataFrame, dataset: str, cost: str, label: str) 
 
 
 def _panels(examples: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Return (item, channel) of each panel: channels most often observed, then further items."""
-    counts = [
-        (
-            np.isfinite(np.array(e["past"], float)).sum(1),
-            np.isfinite(np.array(e["future"], float)).sum(1),
-        )
-        for e in examples
-    ]
-    order = np.argsort(-np.minimum(*counts[0]), kind="stable")
-    if len(order) == 1:
+    """Return (item, channel) of each panel: several items, or several channels of the first."""
+    first = examples[0]
+    if len(first["channels"]) == 1:
         return [(item, 0) for item in range(min(NUM_PANELS, len(examples)))]
-    return [(0, int(channel)) for channel in order[:NUM_PANELS]]
+    known = [np.isfinite(np.array(first[part], float)) for part in ("past", "future")]
+    counts = np.minimum(known[0].sum(axis=1), known[1].sum(axis=1))
+    return [(0, int(channel)) for channel in np.argsort(-counts, kind="stable")[:NUM_PANELS]]
 
 
 def _draw_forecast(axes: Axes, example: Mapping[str, Any], channel: int) -> None:

@@ -21,6 +21,7 @@ from deltaflow.data.schema import unit_seconds
 from deltaflow.data.series import schema_of
 from deltaflow.data.windows import WindowSpec, collate
 from deltaflow.encoders import Encoder
+from deltaflow.errors import DataError
 from deltaflow.model.estimator import IrregularEstimator
 from deltaflow.model.hold import HoldPredictor
 from deltaflow.model.resampled import ResampledEstimator, deepar
@@ -114,7 +115,10 @@ def _train_resampled(
     row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd
 ) -> Trained:
     """Train DeepAR on the grid, in batches of as many series of all channels as the encoders."""
-    channels = len(schema_of(task.training).target)
+    schema = schema_of(task.training)
+    if schema.time == "regular":
+        raise DataError("the series are regular already", f"compare without {row}")
+    channels = len(schema.target)
     curve = LearningCurve(tell)
     with _trainer_kwargs(config, curve) as trainer_kwargs:
         estimator = deepar(
@@ -124,7 +128,7 @@ def _train_resampled(
             hidden_size=config.hidden_size,
             dropout_rate=config.dropout,
             lr=config.lr,
-            weight_decay=config.weight_decay,
+            # Not weight_decay: that of AdamW, in DeepAR's Adam, is an L2 penalty that cripples it.
             batch_size=config.batch_size * channels,
             num_batches_per_epoch=config.num_batches_per_epoch,
             trainer_kwargs=trainer_kwargs,

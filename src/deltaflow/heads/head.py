@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from gluonts.torch.distributions import DistributionOutput, ISQFOutput, Output, QuantileOutput
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, TransformedDistribution, constraints
 
 
 def is_discrete(output: Output) -> bool:
@@ -108,7 +109,8 @@ class Head(nn.Module):
         distribution = self.output.distribution(args, loc=loc, scale=scale)
         if isinstance(self.output, ISQFOutput):
             # GluonTS gives the spline's inverse distribution function another name.
-            spline = distribution.base_dist
+            assert isinstance(distribution, TransformedDistribution)
+            spline: Any = distribution.base_dist
             spline.icdf = lambda level: spline.quantile_internal(level.expand(spline.batch_shape))
         return distribution
 

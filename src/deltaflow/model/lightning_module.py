@@ -95,6 +95,15 @@ class ForecastLightningModule(pl.LightningModule):
         """Log the mean loss over the observed targets of a batch."""
         return self._mean_loss(batch, "val_loss")
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Start counting the evaluations of vector fields."""
+        self.network.encoder.reset_num_evaluations()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the evaluations of vector fields, those of an adjoint backward pass included."""
+        if count := self.network.encoder.num_evaluations:
+            self.log("num_evaluations", float(count), on_epoch=True, on_step=False, batch_size=1)
+
     def to_predictor(
         self, sampling: str = "marginal", num_parallel_samples: int = 100, batch_size: int = 64
     ) -> IrregularPredictor:

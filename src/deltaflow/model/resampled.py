@@ -23,6 +23,9 @@ from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.model.forecast import SampleForecast
 from deltaflow.model.predictor import query_times_of
 
+_BATCH = 64
+"""Items forecast at once."""
+
 
 class ResampledEstimator(Estimator):
     """Trains a GluonTS estimator of regular series on an irregular data set.
@@ -241,9 +244,6 @@ class _Grid:
                 "target": target.astype(np.float32),
                 "feat_static_cat": np.array([channel]),
             }
-
-
-_BATCH = 64
 
 
 def _end(series: Series) -> float:

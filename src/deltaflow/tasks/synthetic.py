@@ -151,7 +151,7 @@ SYSTEMS: dict[str, System] = {
     "lorenz": System(lorenz, _near_the_attractor, pace=1.0),
 }
 """Dynamical systems by name. Sink and ellipse start in the unit square and have the constants of
-Biloš et al. (2021), section 4.1; at the paces chosen here a sink turns 1.5 times and falls to
+Biloš et al. (2021); at the paces chosen here a sink turns 1.5 times and falls to
 13 % in four days, an orbit takes 1.5 days or more, and two near Lorenz states part by e in 1.1."""
 
 SPAN = 4 * DAY
