@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 import torch
 from gluonts.ev.metrics import MSE, MeanWeightedSumQuantileLoss
-from gluonts.model import evaluate_model
+from gluonts.model import Predictor, evaluate_model
 from torch import Tensor, nn
 
 from deltaflow import HoldPredictor, IrregularDataset, IrregularEstimator, TimeSplitter
@@ -59,7 +59,7 @@ def main(quick: bool) -> None:
     splitter = TimeSplitter(after="72h", horizon="24h")
     length = splitter.prediction_length(data)
     train, template = splitter.split(data)
-    models = {"hold": HoldPredictor.fit(train, length)}
+    models: dict[str, Predictor] = {"hold": HoldPredictor.fit(train, length)}
     for encoder in ("rotation", "gru_flow"):
         models[encoder] = IrregularEstimator(
             prediction_length=length,

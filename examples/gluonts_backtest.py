@@ -7,7 +7,7 @@ import sys
 
 import pandas as pd
 from gluonts.ev.metrics import MSE, MeanWeightedSumQuantileLoss
-from gluonts.model import evaluate_model
+from gluonts.model import Predictor, evaluate_model
 
 from deltaflow import (
     CouplingFlowEstimator,
@@ -32,7 +32,7 @@ def main(quick: bool) -> None:
     train, template = splitter.split(data)
     instances = template.generate_instances(length)
 
-    models = {"hold": HoldPredictor.fit(train, length)}
+    models: dict[str, Predictor] = {"hold": HoldPredictor.fit(train, length)}
     for estimator in ESTIMATORS:
         models[estimator.__name__] = estimator(
             prediction_length=length,

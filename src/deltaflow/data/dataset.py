@@ -19,6 +19,7 @@ from deltaflow.data.validation import (
     check_queries,
     gather_rows,
     read_constants,
+    read_levels,
     read_numbers,
     read_times,
 )
@@ -64,10 +65,11 @@ class IrregularDataset(Sequence[DataEntry]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return IrregularDataset(self._entries[index], self.schema)
-        return self._entries[index]
+        return dict(self._entries[index])
 
     def __iter__(self) -> Iterator[DataEntry]:
-        return iter(self._entries)
+        # Copies, since GluonTS's ListDataset replaces fields of what it is given.
+        return map(dict, self._entries)
 
     def __repr__(self) -> str:
         rows = sum(entry["target"].shape[-1] for entry in self)
@@ -160,7 +162,7 @@ class IrregularDataset(Sequence[DataEntry]):
             past_feat_dynamic_real=roles["past_feat_dynamic_real"],
             feat_static_real=roles["feat_static_real"],
             feat_static_cat={
-                name: tuple(sorted(dataframe[name].dropna().astype(str).unique()))
+                name: tuple(sorted(read_levels(dataframe[name]).dropna().unique()))
                 for name in feat_static_cat
             },
         )
@@ -316,8 +318,7 @@ def read_entries(
         for name in schema.feat_static_real
     }
     static_cat = {
-        name: read_constants(dataframe[name].astype("object").map(str, na_action="ignore"), rows)
-        for name in schema.feat_static_cat
+        name: read_constants(read_levels(dataframe[name]), rows) for name in schema.feat_static_cat
     }
     levels = {
         name: {level: code for code, level in enumerate(known_levels)}

@@ -160,7 +160,9 @@ def read_numbers(column: pd.Series, rows: Rows) -> np.ndarray:
     field = str(column.name)
     column = column.iloc[rows.order]
     if column.dtype == object:
-        wrong = [not (v is None or v is pd.NA or isinstance(v, numbers.Real)) for v in column]
+        wrong = [
+            not (v is None or v is pd.NA or isinstance(v, (numbers.Real, np.bool_))) for v in column
+        ]
         wrong = np.array(wrong, dtype=bool)
         if wrong.any():
             kind = type(column.iloc[int(wrong.argmax())]).__name__
@@ -195,6 +197,16 @@ def read_constants(column: pd.Series, rows: Rows) -> pd.Series:
             field=str(column.name),
         )
     return column.groupby(codes).first()
+
+
+def read_levels(column: pd.Series) -> pd.Series:
+    """Read a column of categories as text, missing where it is; 1 and 1.0 are the same level."""
+
+    def name(value: object) -> str:
+        whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
+        return str(int(value)) if whole else str(value)  # pyright: ignore[reportArgumentType]
+
+    return column.astype("object").map(name, na_action="ignore")
 
 
 def check_increasing(

@@ -15,7 +15,7 @@ from gluonts.torch.distributions import (
 )
 
 from deltaflow.errors import DeltaflowError, UnknownNameError
-from deltaflow.heads.head import Head, is_centred, is_discrete
+from deltaflow.heads.head import Head, has_quantiles, is_centred, is_discrete
 from deltaflow.heads.quantile import MonotoneQuantileOutput
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Head",
     "MonotoneQuantileOutput",
     "describe_output",
+    "has_quantiles",
     "is_centred",
     "is_discrete",
     "make_output",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from gluonts.torch.distributions import DistributionOutput, ISQFOutput, Output, QuantileOutput
 from torch import Tensor, nn
-from torch.distributions import Distribution, TransformedDistribution, constraints
+from torch.distributions import Distribution, constraints
 
 
 def is_discrete(output: Output) -> bool:
@@ -24,6 +23,15 @@ def is_centred(output: Output) -> bool:
     return not is_discrete(output) and (
         support is constraints.real or not isinstance(support, constraints.Constraint)
     )
+
+
+def has_quantiles(distribution: Distribution) -> bool:
+    """Tell whether a distribution has an inverse distribution function."""
+    try:
+        distribution.icdf(torch.tensor(0.5))
+    except NotImplementedError:
+        return False
+    return True
 
 
 class Head(nn.Module):
@@ -106,13 +114,7 @@ class Head(nn.Module):
             return self.output.distribution(_copied(args))
         if is_discrete(self.output):
             return self.output.distribution(_copied(args), scale=scale)
-        distribution = self.output.distribution(args, loc=loc, scale=scale)
-        if isinstance(self.output, ISQFOutput):
-            # GluonTS gives the spline's inverse distribution function another name.
-            assert isinstance(distribution, TransformedDistribution)
-            spline: Any = distribution.base_dist
-            spline.icdf = lambda level: spline.quantile_internal(level.expand(spline.batch_shape))
-        return distribution
+        return self.output.distribution(args, loc=loc, scale=scale)
 
     @property
     def quantile_levels(self) -> list[float] | None:

@@ -102,6 +102,13 @@ def predict_df(
             "give the same kind of time",
             field=timestamp,
         )
+    if (times.time_zone is None) != (schema.time_zone is None):
+        trained = "without" if schema.time_zone is None else "with"
+        raise DataError(
+            f"the predictor was trained on timestamps {trained} a time zone, unlike these",
+            "localize the timestamps, or remove their time zone",
+            field=timestamp,
+        )
     entries = read_entries(both, rows, times, timestamp, schema, asked)
     length = predictor.prediction_length
     for entry in entries:

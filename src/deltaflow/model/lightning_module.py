@@ -12,6 +12,7 @@ from gluonts.torch.distributions import Output
 from torch import Tensor
 
 from deltaflow.data import Batch, WindowSpec
+from deltaflow.errors import DeltaflowError
 from deltaflow.heads import describe_output, make_output
 from deltaflow.model.module import ForecastNetwork
 from deltaflow.model.predictor import IrregularPredictor
@@ -123,6 +124,11 @@ class ForecastLightningModule(pl.LightningModule):
     def _mean_loss(self, batch: Batch, name: str) -> Tensor:
         total, count = self.network.loss(batch)
         loss = total / count.clamp(min=1)
+        if not torch.isfinite(loss):
+            raise DeltaflowError(
+                f"{name} became {loss.item()} in epoch {self.current_epoch}: lower the learning "
+                "rate, or choose a distr_output whose distribution covers the targets"
+            )
         # Weighted by the number of observed targets, an epoch's mean is that over all of them.
         self.log(name, loss, on_epoch=True, on_step=False, prog_bar=True, batch_size=int(count))
         return loss

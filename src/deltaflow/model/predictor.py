@@ -23,7 +23,7 @@ from deltaflow.data import WindowSpec
 from deltaflow.data.series import Series, is_irregular
 from deltaflow.data.windows import Batch, collate
 from deltaflow.errors import DeltaflowError, DeltaflowWarning, UnknownNameError
-from deltaflow.heads import is_discrete, make_output
+from deltaflow.heads import has_quantiles, is_discrete, make_output
 from deltaflow.model.forecast import (
     DistributionForecast,
     QuantileForecast,
@@ -113,7 +113,8 @@ class IrregularPredictor(RepresentablePredictor):
             after the last observation; ordinary GluonTS entries if the model is of such.
         num_samples
             Number of samples per series. If None, a marginal forecast is an exact distribution,
-            or quantiles, and a path forecast has ``num_parallel_samples`` trajectories.
+            or quantiles, and a path forecast has ``num_parallel_samples`` trajectories; so many
+            samples also stand for a distribution that has no quantile function in GluonTS.
         seed
             Seed of the samples; the global random state is left alone then.
 
@@ -191,8 +192,9 @@ class IrregularPredictor(RepresentablePredictor):
             quantiles = loc.unsqueeze(-1) + scale.unsqueeze(-1) * args[0]  # (B, Q, D, K)
             arrays = self._univariate(quantiles.movedim(-1, 1)).numpy()
             return (partial(QuantileForecast, own, forecast_keys=keys) for own in arrays)
-        if num_samples:
-            drawn = head.distribution(args, loc, scale).sample(torch.Size((num_samples,)))
+        joint = head.distribution(args, loc, scale)
+        if num_samples or not has_quantiles(joint):
+            drawn = joint.sample(torch.Size((num_samples or self.num_parallel_samples,)))
             return (
                 partial(SampleForecast, self._univariate(own).numpy()) for own in drawn.unbind(1)
             )
