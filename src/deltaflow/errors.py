@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 
 class DeltaflowError(Exception):
     """Base class of every error that deltaflow raises on purpose."""
@@ -37,7 +39,7 @@ class DataError(DeltaflowError, ValueError):
     ) -> None:
         self.item, self.field, self.position = item, field, position
         where = [
-            f"{name} {value!r}"
+            f"{name} {value.item() if isinstance(value, np.generic) else value!r}"
             for name, value in (("item", item), ("field", field), ("row", position))
             if value is not None
         ]

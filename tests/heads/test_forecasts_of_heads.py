@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from gluonts.torch.distributions import ISQFOutput, LaplaceOutput, PoissonOutput
 
 from deltaflow import (

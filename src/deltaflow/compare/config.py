@@ -133,7 +133,8 @@ class CompareConfig:
     distr_output
         Head of every network, such as student_t, normal or quantile.
     dropout
-        Share of the head's inner features that is dropped in training.
+        Share of the head's inner features that is dropped in training; resampled_deepar has its
+        own regularisation.
     lr
         Learning rate.
     weight_decay

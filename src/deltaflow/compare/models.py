@@ -114,7 +114,11 @@ def _train_hold(row: str, task: Task, config: CompareConfig, seed: int, tell: Ep
 def _train_resampled(
     row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd
 ) -> Trained:
-    """Train DeepAR on the grid, in batches of as many series of all channels as the encoders."""
+    """Train DeepAR on the grid, in batches of as many series of all channels as the encoders.
+
+    It keeps its own dropout and weight decay: the comparison's decay, meant for AdamW, would be an
+    L2 penalty in DeepAR's Adam and cripple it, and without dropout its sampled paths drift.
+    """
     schema = schema_of(task.training)
     if schema.time == "regular":
         raise DataError("the series are regular already", f"compare without {row}")
@@ -126,9 +130,7 @@ def _train_resampled(
             horizon=f"{_horizon_seconds(task)}s",
             num_channels=channels,
             hidden_size=config.hidden_size,
-            dropout_rate=config.dropout,
             lr=config.lr,
-            # Not weight_decay: that of AdamW, in DeepAR's Adam, is an L2 penalty that cripples it.
             batch_size=config.batch_size * channels,
             num_batches_per_epoch=config.num_batches_per_epoch,
             trainer_kwargs=trainer_kwargs,

@@ -118,7 +118,8 @@ def as_markdown(table: pd.DataFrame) -> str:
 def as_rich(table: pd.DataFrame, title: str) -> Table:
     """Return the `TERMINAL` columns of a summary, narrow enough for 80 characters."""
     shown = {heading: short for heading, short in TERMINAL.items() if heading in table}
-    printed = Table("encoder", title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    printed = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    printed.add_column("encoder", overflow="fold")
     for short in shown.values():
         printed.add_column(short, justify="right")
     for name, row in table[list(shown)].iterrows():
