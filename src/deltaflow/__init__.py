@@ -25,6 +25,7 @@ from deltaflow.model.hold import HoldEstimator, HoldPredictor
 from deltaflow.model.lightning_module import ForecastLightningModule
 from deltaflow.model.loading import load_predictor
 from deltaflow.model.predictor import IrregularPredictor
+from deltaflow.model.resampled import ResampledEstimator
 
 __all__ = [
     "CouplingFlowEstimator",
@@ -45,6 +46,7 @@ __all__ = [
     "NeuralCDEEstimator",
     "ODERNNEstimator",
     "ResNetFlowEstimator",
+    "ResampledEstimator",
     "TimeSplitter",
     "UnknownNameError",
     "__version__",

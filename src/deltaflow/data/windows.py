@@ -289,6 +289,9 @@ class TrainingWindows(Dataset[Window]):
 class LastWindows(Dataset[Window]):
     """The last window of every series that has one: what validation measures.
 
+    It has ``prediction_length`` queries, but no more than leave the earlier half of the possible
+    origins to the context: a horizon as long as the series would leave nothing to forecast from.
+
     Parameters
     ----------
     data, spec
@@ -299,7 +302,7 @@ class LastWindows(Dataset[Window]):
         channels = len(spec.schema.target)
         self.spec = spec
         self.windows = [
-            (series, max(low, high + 1 - spec.prediction_length))
+            (series, max((low + high) // 2, high + 1 - spec.prediction_length))
             for series in data
             for low, high in [_origins(series, channels)]
             if low <= high
