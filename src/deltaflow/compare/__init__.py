@@ -33,5 +33,5 @@ def compare(config: CompareConfig, console: Console | None = None) -> list[Run]:
         scores = table.results(runs)
         for test in tests_of(runs):
             console.print(table.as_rich(table.summary(scores, test), title=test))
-        console.print(f"Report: {config.output / 'index.html'}")
+        console.print(f"Report: {config.output / 'index.html'}", soft_wrap=True)
     return runs
