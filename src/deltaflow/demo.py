@@ -39,7 +39,7 @@ from deltaflow import (
     predict_df,
     split_items,
 )
-from deltaflow.tasks import VITALS, clinical_sample
+from deltaflow.tasks import VITALS, clinical_dataset, clinical_sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +94,7 @@ def run(config: dict[str, Any], output: Path, console: Console) -> pd.DataFrame:
     """Train, backtest, print the table, and write table, figure and predictor."""
     output.mkdir(parents=True, exist_ok=True)
     split = config["split"]
-    data = read_patients()
+    data = clinical_dataset()
     rest, test = split_items(data, split["test_share"], seed=split["seed"])
     training, validation = split_items(rest, split["validation_share"], seed=split["seed"])
     splitter = TimeSplitter(after=split["after"], horizon=split["horizon"])
@@ -129,19 +129,6 @@ def read_config() -> dict[str, Any]:
     checkout = Path(__file__).parents[2] / "configs" / "demo.yaml"
     file = packaged if packaged.is_file() else checkout
     return yaml.safe_load(file.read_text(encoding="utf-8"))
-
-
-def read_patients() -> IrregularDataset:
-    """Read the clinical sample: every vital sign a channel, every stay an item."""
-    return IrregularDataset.from_long_dataframe(
-        clinical_sample(),
-        item_id="patient",
-        timestamp="minutes",
-        time_unit="min",
-        target=list(VITALS),
-        feat_static_real=["age"],
-        feat_static_cat=["gender", "icu"],
-    )
 
 
 def score(model: Predictor, instances: TestData) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from .clinical import VITALS, clinical_sample, clinical_task
+from .clinical import VITALS, clinical_dataset, clinical_sample, clinical_task
 from .physionet2012 import PARAMETERS, physionet2012, physionet2012_task, read_physionet2012
 from .synthetic import (
     SYSTEMS,
@@ -23,6 +23,7 @@ __all__ = [
     "VITALS",
     "WAVES",
     "Task",
+    "clinical_dataset",
     "clinical_sample",
     "clinical_task",
     "irregular_sine",

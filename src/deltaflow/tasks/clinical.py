@@ -43,36 +43,32 @@ def clinical_sample() -> pd.DataFrame:
     The data come from the PhysioNet/CinC Challenge 2012 under ODC-By 1.0; attribution and changes
     are listed in `clinical_sample/LICENSE.md` beside this module.
 
-    References:
-        | Predicting in-hospital mortality of ICU patients: The PhysioNet/Computing in Cardiology
-          Challenge 2012 (Silva et al., 2012)
-        | https://physionet.org/content/challenge-2012/1.0.0/
-        | PhysioBank, PhysioToolkit, and PhysioNet (Goldberger et al., 2000)
+    References
+    ----------
+    Predicting in-hospital mortality of ICU patients: The PhysioNet/Computing in Cardiology
+    Challenge 2012 (Silva et al., 2012)
+    https://physionet.org/content/challenge-2012/1.0.0/
+    PhysioBank, PhysioToolkit, and PhysioNet (Goldberger et al., 2000)
 
-    Example:
-        >>> sample = clinical_sample()
-        >>> sample["patient"].nunique()
-        300
-        >>> sample[["minutes", "gender", "HR", "Temp"]].head(3)
-           minutes gender    HR  Temp
-        0       73   male   NaN   NaN
-        1       78   male  73.0  34.7
-        2       83   male  84.0  34.7
+    Examples
+    --------
+    >>> sample = clinical_sample()
+    >>> sample["patient"].nunique()
+    300
+    >>> sample[["minutes", "gender", "HR", "Temp"]].head(3)
+       minutes gender    HR  Temp
+    0       73   male   NaN   NaN
+    1       78   male  73.0  34.7
+    2       83   male  84.0  34.7
     """
     path = resources.files("deltaflow.tasks") / "clinical_sample" / "vitals.csv.gz"
     with path.open("rb") as file:
         return pd.read_csv(file, compression="gzip", dtype=dict.fromkeys(["age", *VITALS], float))
 
 
-def clinical_task(seed: int = 0) -> Task:
-    """Return the task to forecast hours 24 to 48 of unseen patients from the hours before.
-
-    A fifth of the patients is tested and a fifth of the others validated.
-
-    Arguments:
-        seed: seed of the choice of patients.
-    """
-    data = IrregularDataset.from_long_dataframe(
+def clinical_dataset() -> IrregularDataset:
+    """Read the clinical sample: every vital sign a channel, every stay an item."""
+    return IrregularDataset.from_long_dataframe(
         clinical_sample(),
         item_id="patient",
         timestamp="minutes",
@@ -81,5 +77,17 @@ def clinical_task(seed: int = 0) -> Task:
         feat_static_real=["age"],
         feat_static_cat=["gender", "icu"],
     )
+
+
+def clinical_task(seed: int = 0) -> Task:
+    """Return the task to forecast hours 24 to 48 of unseen patients from the hours before.
+
+    A fifth of the patients is tested and a fifth of the others validated.
+
+    Parameters
+    ----------
+    seed
+        Seed of the choice of patients.
+    """
     splitter = TimeSplitter(after="24h", horizon="24h")
-    return unseen_items("clinical_sample", data, splitter, seed=seed)
+    return unseen_items("clinical_sample", clinical_dataset(), splitter, seed=seed)

@@ -61,12 +61,16 @@ def sink(start: np.ndarray, times: np.ndarray) -> np.ndarray:
 
     .. math:: e^{A t} = e^{-t} (\cos \omega t \; I + \omega^{-1} \sin \omega t \; (A + I)).
 
-    Arguments:
-        start: `(N, 2)` states at time 0.
-        times: `(N, T)` times.
+    Parameters
+    ----------
+    start
+        `(N, 2)` states at time 0.
+    times
+        `(N, T)` times.
 
-    Returns:
-        `(N, T, 2)` states.
+    Returns
+    -------
+    `(N, T, 2)` states.
     """
     omega = np.sqrt(21.0)
     turned = start @ (SINK_MATRIX + np.eye(2)).T / omega
@@ -174,21 +178,29 @@ def synthetic_task(
     asks for the second half, at horizons as in training. The other, `name_beyond`, asks for the
     last quarter of the double span: horizons that are longer than any training series.
 
-    Arguments:
-        name: a wave of :data:`WAVES`, with a random phase, or a system of :data:`SYSTEMS`.
-        num_series: number of series.
-        length: observations per series, before it is cut.
-        noise: standard deviation of the measurement noise, as a share of a channel's own.
-        seed: seed of the random generator.
+    Parameters
+    ----------
+    name
+        A wave of :data:`WAVES`, with a random phase, or a system of :data:`SYSTEMS`.
+    num_series
+        Number of series.
+    length
+        Observations per series, before it is cut.
+    noise
+        Standard deviation of the measurement noise, as a share of a channel's own.
+    seed
+        Seed of the random generator.
 
-    References:
-        | Neural Flows: Efficient Alternative to Neural ODEs (Biloš et al., 2021), section 4.1
-        | https://arxiv.org/abs/2110.13040
+    References
+    ----------
+    Neural Flows: Efficient Alternative to Neural ODEs (Biloš et al., 2021), section 4.1
+    https://arxiv.org/abs/2110.13040
 
-    Example:
-        >>> task = synthetic_task("sine", num_series=10)
-        >>> {name: len(test) for name, test in task.tests.items()}
-        {'sine': 2, 'sine_beyond': 2}
+    Examples
+    --------
+    >>> task = synthetic_task("sine", num_series=10)
+    >>> {name: len(test) for name, test in task.tests.items()}
+    {'sine': 2, 'sine_beyond': 2}
     """
     rng = np.random.default_rng(seed)
     hours = np.sort(rng.uniform(0, 2 * SPAN, size=(num_series, length)), axis=1)
@@ -252,24 +264,33 @@ def irregular_wave(
     The times of a series are a Poisson process, its gaps independent and exponential; its phase is
     uniform over the period.
 
-    Arguments:
-        wave: a name in :data:`WAVES`.
-        num_series: number of series.
-        length: observations per series.
-        mean_gap: mean time between two observations, in hours.
-        noise: standard deviation of the Gaussian measurement noise; the amplitude is 1.
-        seed: seed of the random generator.
+    Parameters
+    ----------
+    wave
+        A name in :data:`WAVES`.
+    num_series
+        Number of series.
+    length
+        Observations per series.
+    mean_gap
+        Mean time between two observations, in hours.
+    noise
+        Standard deviation of the Gaussian measurement noise; the amplitude is 1.
+    seed
+        Seed of the random generator.
 
-    Returns:
-        A long table of `num_series * length` rows with columns `item_id` (str), `timestamp` and
-        `target`, ordered by series and time.
+    Returns
+    -------
+    A long table of `num_series * length` rows with columns `item_id` (str), `timestamp` and
+    `target`, ordered by series and time.
 
-    Example:
-        >>> irregular_wave("square", num_series=1, length=3, noise=0.0)
-            item_id                  timestamp  target
-        0  series_0 2024-01-01 01:21:35.509709     1.0
-        1  series_0 2024-01-01 03:23:56.608839     1.0
-        2  series_0 2024-01-01 03:26:19.216810     1.0
+    Examples
+    --------
+    >>> irregular_wave("square", num_series=1, length=3, noise=0.0)
+        item_id                  timestamp  target
+    0  series_0 2024-01-01 01:21:35.509709     1.0
+    1  series_0 2024-01-01 03:23:56.608839     1.0
+    2  series_0 2024-01-01 03:26:19.216810     1.0
     """
     rng = np.random.default_rng(seed)
     hours = _exponential_times(rng, num_series, length, mean_gap)  # (N, T)
@@ -315,20 +336,30 @@ def sparse_multivariate(
     so the best possible forecast is known, and a channel that was not measured is best guessed
     from those that were.
 
-    Arguments:
-        num_series: number of series.
-        length: observation times per series; gaps are independent and exponential.
-        num_channels: number of channels.
-        mean_gap: mean time between two observation times, in hours.
-        observed: probability that a channel is measured at an observation time. At each time one
-            channel, drawn at random, is measured in any case.
-        correlation: correlation between any two channels, from 0 to 1.
-        noise: standard deviation of the Gaussian measurement noise.
-        seed: seed of the random generator.
+    Parameters
+    ----------
+    num_series
+        Number of series.
+    length
+        Observation times per series; gaps are independent and exponential.
+    num_channels
+        Number of channels.
+    mean_gap
+        Mean time between two observation times, in hours.
+    observed
+        Probability that a channel is measured at an observation time. At each time one
+        channel, drawn at random, is measured in any case.
+    correlation
+        Correlation between any two channels, from 0 to 1.
+    noise
+        Standard deviation of the Gaussian measurement noise.
+    seed
+        Seed of the random generator.
 
-    Returns:
-        A long table of `num_series * length` rows with columns `item_id` (str), `timestamp` and
-        `target_0`, `target_1`, …, NaN where a channel is missing, ordered by series and time.
+    Returns
+    -------
+    A long table of `num_series * length` rows with columns `item_id` (str), `timestamp` and
+    `target_0`, `target_1`, …, NaN where a channel is missing, ordered by series and time.
     """
     rng = np.random.default_rng(seed)
     shape = (num_series, length, num_channels)
@@ -357,19 +388,25 @@ def regular_seasonal(
     Each series is its own level (from 5 to 15), a slow linear trend (up to 2 a week, up or down), a
     daily sine (amplitude from 1 to 3, any phase) and Gaussian noise of standard deviation 0.3.
 
-    Arguments:
-        num_series: number of series.
-        length: hours per series.
-        seed: seed of the random generator.
+    Parameters
+    ----------
+    num_series
+        Number of series.
+    length
+        Hours per series.
+    seed
+        Seed of the random generator.
 
-    Returns:
-        Entries `{"item_id": str, "start": pd.Period, "target": (length,) float32}`, as GluonTS
-        estimators with `freq="h"` take them.
+    Returns
+    -------
+    Entries `{"item_id": str, "start": pd.Period, "target": (length,) float32}`, as GluonTS
+    estimators with `freq="h"` take them.
 
-    Example:
-        >>> entry = regular_seasonal(num_series=3, length=48)[0]
-        >>> str(entry["start"]), entry["target"].shape
-        ('2024-01-01 00:00', (48,))
+    Examples
+    --------
+    >>> entry = regular_seasonal(num_series=3, length=48)[0]
+    >>> str(entry["start"]), entry["target"].shape
+    ('2024-01-01 00:00', (48,))
     """
     rng = np.random.default_rng(seed)
     hours = np.arange(length)
