@@ -10,6 +10,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from deltaflow.flows import Flow
+from deltaflow.flows.stage import Stage
 
 Evolve: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A map ``(hidden, delta_t) -> hidden`` from ``(..., H)`` and ``(...)`` to ``(..., H)``."""
@@ -25,6 +26,13 @@ class Evolution(nn.Module, ABC):
         ``hidden`` is ``(..., H)`` and ``delta_t`` ``(...)``, in typical gaps; their leading axes
         broadcast. Prepare it once per forward pass, outside the loop over time.
         """
+
+    def stages(self, gaps: Tensor) -> list[Stage] | None:
+        """Return the evolution across all gaps of a recurrence as stages; see `Flow.stages`.
+
+        ``gaps`` is ``(T, 1, B)``. None where there is no such form, which is slower.
+        """
+        return None
 
     def to_queries(self, hidden: Tensor, delta_t: Tensor) -> Tensor:
         """Carry one state to many times: ``(B, H)`` and ``(B, Q)`` to ``(B, Q, H)``.
@@ -53,6 +61,10 @@ class FlowEvolution(Evolution):
         step = self.flow.prepare()
         return lambda hidden, delta_t: step(delta_t.unsqueeze(-1), hidden)
 
+    def stages(self, gaps: Tensor) -> list[Stage] | None:
+        """Return the stages of the flow."""
+        return self.flow.stages(gaps)
+
 
 class NoEvolution(Evolution):
     """The state stays as it is: the network learns of Δt from its inputs alone."""
@@ -60,6 +72,10 @@ class NoEvolution(Evolution):
     def prepare(self) -> Evolve:
         """Return the map that repeats the state."""
         return lambda hidden, delta_t: hidden.expand(*delta_t.shape, hidden.shape[-1])
+
+    def stages(self, gaps: Tensor) -> list[Stage]:
+        """Return none at all."""
+        return []
 
 
 class VectorField(nn.Module, ABC):

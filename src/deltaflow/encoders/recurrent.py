@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deltaflow.encoders.cell import ClampStage, GRUCellStage
 from deltaflow.encoders.encoder import Encoder, State
 from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution
+from deltaflow.encoders.recurrence import recur
 from deltaflow.flows import CouplingFlow, GRUFlow, ResNetFlow
 
 STATE_LIMIT = 5.0
@@ -45,7 +47,46 @@ class RecurrentEncoder(Encoder):
     def read(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
     ) -> Tensor:
-        """Read a whole batch; see `Encoder.read`."""
+        """Read a whole batch; see `Encoder.read`.
+
+        An evolution that has stages is read by `recur`, any other one by `read_plainly`. The states
+        are the same, to within rounding.
+        """
+        lengths, order = running.sum(1).sort(descending=True, stable=True)
+        steps = torch.arange(running.shape[1], device=running.device)
+        counts = [count for count in (lengths > steps.unsqueeze(-1)).sum(1).tolist() if count]
+        num_steps, num_series = len(counts), max(counts, default=0)
+        order = order[:num_series]
+
+        def columns(rows: Tensor) -> Tensor:
+            """Turn ``(B, T, R)`` into ``(T, R, N)``, the longest series first."""
+            rows = rows.index_select(0, order)[:, :num_steps]
+            return rows.flatten(1).T.contiguous().view(num_steps, rows.shape[-1], num_series)
+
+        with _own_precision(values):
+            delta_t = delta_t.masked_fill(~running, 0.0)
+            stages = self.evolution.stages(columns(delta_t.unsqueeze(-1)))
+            if stages is None:
+                return self.read_plainly(values, observed, delta_t, running, features)
+            if any(stage.stretches for stage in stages):
+                stages = [*stages, ClampStage(self.hidden_size, STATE_LIMIT)]
+            observations = columns(self._inputs(values, observed, delta_t, features))
+            if counts and counts[-1] < num_series:
+                padding = ~columns(running.unsqueeze(-1))
+                observations = observations.masked_fill(padding, 0.0)
+            hidden, inputs = self.hidden_projection, self.input_projection
+            cell = GRUCellStage(
+                torch.cat([hidden.bias.unsqueeze(-1), hidden.weight], -1).roll(self.hidden_size, 0),
+                torch.cat([inputs.weight, inputs.bias.unsqueeze(-1)], -1),
+                observations,
+            )
+            states = recur([*stages, cell], counts).T
+            return states.new_zeros(len(values), self.hidden_size).index_copy(0, order, states)
+
+    def read_plainly(
+        self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
+    ) -> Tensor:
+        """Read a whole batch step by step, differentiated by autograd; see `Encoder.read`."""
         evolve = self.evolution.prepare()
         projected = self._project(values, observed, delta_t, features)
         hidden = values.new_zeros(len(values), self.hidden_size)
@@ -61,19 +102,25 @@ class RecurrentEncoder(Encoder):
         self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
     ) -> Tensor:
         """Read one observation; see `Encoder.step`."""
-        hidden = self.evolution.prepare()(state.hidden, delta_t)
-        return self._cell(self._project(values, observed, delta_t, features), hidden)
+        with _own_precision(values):
+            hidden = self.evolution.prepare()(state.hidden, delta_t)
+            return self._cell(self._project(values, observed, delta_t, features), hidden)
 
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
         """Carry the state to the queries; see `Encoder.evolve`."""
-        return self.evolution.to_queries(state.hidden, delta_t)
+        with _own_precision(delta_t):
+            return self.evolution.to_queries(state.hidden, delta_t)
 
     def _project(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, features: Tensor
     ) -> Tensor:
+        return self.input_projection(self._inputs(values, observed, delta_t, features))
+
+    def _inputs(
+        self, values: Tensor, observed: Tensor, delta_t: Tensor, features: Tensor
+    ) -> Tensor:
         gap = delta_t.log1p().unsqueeze(-1)
-        inputs = torch.cat([values, observed.to(values.dtype), features, gap], dim=-1)
-        return self.input_projection(inputs)
+        return torch.cat([values, observed.to(values.dtype), features, gap], dim=-1)
 
     def _cell(self, inputs: Tensor, hidden: Tensor) -> Tensor:
         """Update by a GRU cell (Cho et al., 2014), in the form of ``torch.nn.GRU``."""
@@ -85,6 +132,11 @@ class RecurrentEncoder(Encoder):
         reset, keep = torch.sigmoid(input_gates + gates).chunk(2, dim=-1)
         candidate = torch.tanh(torch.addcmul(input_new, reset, new))
         return torch.lerp(candidate, hidden, keep)
+
+
+def _own_precision(tensor: Tensor) -> torch.autocast:
+    """Leave autocast: a state carries its roundings along, over hundreds of steps."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def gru_flow(
@@ -109,7 +161,12 @@ def resnet_flow(
     time_embedding: str = "tanh",
 ) -> RecurrentEncoder:
     """ResNet flow across the gaps. Options as in `ResNetFlow`."""
-    flow = ResNetFlow(hidden_size, num_layers=num_layers, time_embedding=time_embedding)
+    flow = ResNetFlow(
+        hidden_size,
+        hidden_dims=(hidden_size,),
+        num_layers=num_layers,
+        time_embedding=time_embedding,
+    )
     return RecurrentEncoder(num_channels, num_features, hidden_size, FlowEvolution(flow))
 
 
@@ -122,7 +179,12 @@ def coupling_flow(
     time_embedding: str = "tanh",
 ) -> RecurrentEncoder:
     """Affine coupling flow across the gaps. Options as in `CouplingFlow`."""
-    flow = CouplingFlow(hidden_size, num_layers=num_layers, time_embedding=time_embedding)
+    flow = CouplingFlow(
+        hidden_size,
+        hidden_dims=(hidden_size,),
+        num_layers=num_layers,
+        time_embedding=time_embedding,
+    )
     return RecurrentEncoder(num_channels, num_features, hidden_size, FlowEvolution(flow))
 
 

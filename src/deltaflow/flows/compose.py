@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaflow.flows.flow import Flow, FlowMap
+from deltaflow.flows.stage import Stage
 
 
 class FlowStack(Flow):
@@ -57,6 +58,16 @@ class FlowStack(Flow):
             return x
 
         return stacked
+
+    def stages(self, t: Tensor) -> list[Stage] | None:
+        """Return the stages of all flows, if each of them has some."""
+        stages: list[Stage] = []
+        for flow in self:
+            part = flow.stages(t)
+            if part is None:
+                return None
+            stages += part
+        return stages
 
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deltaflow.flows.flow import FlowMap
 from deltaflow.flows.time_mlp import TimeMLP
 
 
@@ -44,8 +43,11 @@ def spectral_normalise(weight: Tensor, coefficient: float) -> Tensor:
     tensor([[0.5000, 0.0000],
             [0.0000, 0.2500]])
     """
-    norm = torch.linalg.matrix_norm(weight, ord=2, keepdim=True)
-    return weight * (coefficient / norm.clamp(min=coefficient))
+    wide = weight.shape[-2] < weight.shape[-1]
+    gram = weight @ weight.mT if wide else weight.mT @ weight
+    # The square of the norm. Its derivative needs half of the decomposition that the norm's does.
+    square = torch.linalg.eigvalsh(gram)[..., -1, None, None]
+    return weight * (coefficient * square.clamp(min=coefficient**2).rsqrt())
 
 
 class ContractiveMLP(TimeMLP):
@@ -82,10 +84,10 @@ class ContractiveMLP(TimeMLP):
         super().__init__(in_dim, out_dim, hidden_dims, activation=F.elu)
         self.lipschitz = lipschitz
 
-    def prepare(self) -> FlowMap:
-        """Return the network with its matrices normalised, once."""
+    def matrices(self) -> list[Tensor]:
+        """Return the matrices, normalised."""
         coefficient = self.lipschitz ** (1 / len(self.weights))
-        return self.bind([spectral_normalise(weight, coefficient) for weight in self.weights])
+        return [spectral_normalise(weight, coefficient) for weight in self.weights]
 
     def extra_repr(self) -> str:
         """Name the widths and the bound."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.flow import Flow, FlowMap
+from deltaflow.flows.stage import Product, Rows, Stage, Views, clock_of
 from deltaflow.flows.time_embedding import TIME_EMBEDDINGS, make_time_embedding
 from deltaflow.flows.time_mlp import TimeMLP
 
@@ -132,6 +133,18 @@ class CouplingLayer(Flow):
 
         return step
 
+    def stages(self, t: Tensor) -> list[Stage] | None:
+        """Return both steps as stages, if they have one hidden layer each and a part to read."""
+        stages: list[Stage] = []
+        for part in (self.first, self.second):
+            matrices = part.network.matrices_with_clock()
+            if matrices is None or self.dim == 1:
+                return None
+            stages.append(
+                CouplingStage(*matrices, clock_of(t), part.phi.columns(t), part.max_log_scale)
+            )
+        return stages
+
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
     ) -> Tensor:
@@ -151,6 +164,107 @@ class CouplingLayer(Flow):
         log_scale_a, shift = self.first.prepare()(t, x_b)
         log_scale_b, _ = self.second.prepare()(t, x_a * log_scale_a.exp() + shift)
         return log_scale_a.sum(-1) + log_scale_b.sum(-1)
+
+
+class CouplingStage(Stage):
+    r"""The step :math:`(x, x') \mapsto (x', x \odot e^s + b)`: the next one moves the other part.
+
+    With :math:`s = s_{\max} \tanh(u \varphi_u)`, :math:`b = v \varphi_v` and
+    :math:`(u, v) = W_2 \tanh(p) + b_2`, the Jacobian of the part that moves is
+
+    .. math:: D_{e^s} \quad \text{by } x, \qquad
+              \begin{pmatrix} D_{q \varphi_u} & D_{\varphi_v} \end{pmatrix}
+              W_2 D_{\tanh'(p)} W_1 \quad \text{by } x',
+
+    where :math:`q = x e^s s_{\max} \tanh'(u \varphi_u)`. In memory there are
+    :math:`\sigma(2p) = (1 + \tanh(p)) / 2` in the place of every tanh, and :math:`2u`.
+
+    Parameters
+    ----------
+    first, second
+        ``[W, w, b]`` and ``[0, b, W]``, see :meth:`TimeMLP.matrices_with_clock`.
+    clock, phi
+        The rows of the clock, and :math:`\varphi` in columns.
+    max_log_scale
+        The bound :math:`s_{\max}`.
+    """
+
+    state = slice("x", "given")
+    gradient = slice("y_given", "y")
+
+    def __init__(
+        self, first: Tensor, second: Tensor, clock: Tensor, phi: Tensor, max_log_scale: float
+    ) -> None:
+        moved, (hidden, given) = phi.shape[1] // 2, (len(first), first.shape[1] - 2)
+        self.dim = moved + given
+        self.tape = {"phi": 2 * moved, "x": moved, "given": given, "clock": 2, "a": hidden}
+        self.tape |= {"u": moved, "v": moved, "s": moved, "shift": moved, "scale": moved}
+        self.work = {"y_given": given, "y": moved, "u": moved, "v": moved, "a": hidden}
+        self.work |= {"q": moved, "scale": moved, "back": hidden}
+        self.inputs = {"clock": clock, "phi": phi}
+        self.products = [
+            Product(first, of=slice("given", "clock"), gradient="a"),
+            Product(second, of=slice("clock", "a"), gradient=slice("u", "v")),
+        ]
+        first, second = first.detach(), second.detach()
+        self.first_back = first[:, :given].T.contiguous()
+        self.second_back = second[:, 2:].T.contiguous()
+        self.first, self.second = 2 * first, second.clone()
+        self.second[:, 1] -= second[:, 2:].sum(1)
+        self.second[:, 2:] *= 2
+        self.second[:moved] *= 2
+        self.limit = first.new_tensor(max_log_scale)
+        self.max_log_scale = max_log_scale
+
+    def forward_views(self, tape: Rows, out: Sequence[Tensor]) -> Views:
+        """See :meth:`Stage.forward_views`."""
+        given = self.tape["given"]
+        names = ("x", "given", "phi", "a", "s", "shift", "scale")
+        products = (tape["given":"clock"], tape["clock":"a"], tape["u":"v"], tape["s":"shift"])
+        out_parts = [part[:given] for part in out], [part[given:] for part in out]
+        return *out_parts, *(tape[name] for name in names), *products
+
+    def forward(
+        self, out_given, out, x, given, phi, a, s, shift, scale, given_clock, clock_a, uv, s_shift
+    ) -> None:
+        """See :meth:`Stage.forward`."""
+        torch.mm(self.first, given_clock, out=a).sigmoid_()
+        torch.mm(self.second, clock_a, out=uv)
+        torch.mul(phi, uv, out=s_shift)
+        s.sigmoid_()
+        torch.add(-self.limit, s, alpha=2 * self.max_log_scale, out=scale).exp_()
+        torch.addcmul(shift, x, scale, out=out)
+        out_given.copy_(given)
+
+    def factors(self, tape: Rows, work: Rows) -> None:
+        """Fill in the diagonals of the Jacobian."""
+        x, s, a, scale = (tape[name] for name in ("x", "s", "a", "scale"))
+        q = torch.mul(x, scale, out=work["q"]).mul_(torch.addcmul(s, s, s, value=-1))
+        q *= 4 * self.max_log_scale
+        a.mul_(2).sub_(1)
+        work["u":"v"].copy_(tape["phi"])
+        work["u"].mul_(q)
+        torch.addcmul(torch.ones_like(a), a, a, value=-1, out=work["a"])
+        work["scale"].copy_(scale)
+
+    def backward_views(self, work: Rows, out: Sequence[Tensor]) -> Views:
+        """See :meth:`Stage.backward_views`."""
+        moved = self.work["y"]
+        rows = (work[name] for name in ("y", "y_given", "a", "back", "scale"))
+        out_parts = [part[:moved] for part in out], [part[moved:] for part in out]
+        return *out_parts, *rows, work["u":"v"], work.stacked("u", "v")
+
+    def backward(self, out, out_given, y, y_given, a, back, scale, uv, u_v) -> None:
+        """See :meth:`Stage.backward`."""
+        u_v.mul_(y)
+        a.mul_(torch.mm(self.second_back, uv, out=back))
+        torch.mul(y, scale, out=out)
+        torch.addmm(y_given, self.first_back, a, out=out_given)
+
+    def input_gradients(self, tape: Rows, work: Rows) -> dict[str, Tensor]:
+        """See :meth:`Stage.input_gradients`."""
+        by_phi = torch.cat([work["q"] * tape["u"] / 2, tape["v"]], 1)
+        return {"phi": by_phi * work["y"].repeat(1, 2, 1)}
 
 
 class CouplingFlow(FlowStack):

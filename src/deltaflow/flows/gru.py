@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +12,7 @@ from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.contractive import check_coefficient, spectral_normalise
 from deltaflow.flows.fixed_point import solve
 from deltaflow.flows.flow import Flow, FlowMap
+from deltaflow.flows.stage import Product, Rows, Stage, Views, clock_of
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
 # Theorem 1 of Biloš et al.: with these bounds on the gates, the residual contracts.
@@ -97,6 +100,14 @@ class GRULayer(Flow):
 
         return step
 
+    def stages(self, t: Tensor) -> list[Stage]:
+        """Normalise the three gates in one call, and return the step as a stage."""
+        weight = spectral_normalise(self.weight, self.coefficient)
+        clock = torch.stack([self.time_weight, self.bias], -1)  # (3, D, 2)
+        gates = torch.cat([clock[:2], weight[:2]], -1).flatten(0, 1)
+        candidate = torch.cat([BETA * weight[2], clock[2]], -1)
+        return [GRUStage(gates, candidate, clock_of(t), ALPHA * self.phi.columns(t))]
+
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
     ) -> Tensor:
@@ -123,6 +134,83 @@ class GRULayer(Flow):
     def extra_repr(self) -> str:
         """Name the dimension and the bound."""
         return f"{super().extra_repr()}, coefficient={self.coefficient}"
+
+
+class GRUStage(Stage):
+    r"""The gated step :math:`y = x + w \odot (c - x)`, where :math:`w = \alpha \varphi \odot z`.
+
+    Its Jacobian is
+
+    .. math:: D_{1 - w} + D_{w (1 - c^2)} W_c (D_r + D_{r x (1 - r)} W_r)
+              + D_{(c - x) z (\alpha \varphi - w)} W_z.
+
+    Parameters
+    ----------
+    gates, candidate
+        ``[w, b, W]`` of z and r, and ``[W, w, b]`` of c.
+    clock, phi
+        The rows of the clock, and :math:`\alpha \varphi` in columns.
+    """
+
+    stretches = False
+
+    def __init__(self, gates: Tensor, candidate: Tensor, clock: Tensor, phi: Tensor) -> None:
+        dim = self.dim = phi.shape[1]
+        self.tape = {"phi": dim, "w": dim, "rx": dim, "clock": 2, "x": dim}
+        self.tape |= {"z": dim, "r": dim, "c": dim}
+        self.work = dict.fromkeys(("y", "c", "kept", "z", "r", "rx", "phi"), dim)
+        self.inputs = {"clock": clock, "phi": phi}
+        self.products = [
+            Product(gates, of=slice("clock", "x"), gradient=slice("z", "r")),
+            Product(candidate, of=slice("rx", "clock"), gradient="c"),
+        ]
+        gates, candidate = gates.detach(), candidate.detach()
+        self.gates, self.twice_candidate = gates, 2 * candidate
+        self.candidate_back = candidate[:, :dim].T.contiguous()
+        identity = torch.eye(dim, dtype=gates.dtype, device=gates.device)
+        self.gates_back = torch.cat([gates[:, 2:].T, identity], 1)
+        self.minus_one = gates.new_tensor(-1.0)
+
+    def forward_views(self, tape: Rows, out: Sequence[Tensor]) -> Views:
+        """See :meth:`Stage.forward_views`."""
+        rows = (tape[name] for name in ("x", "phi", "w", "rx", "z", "r", "c"))
+        return out, tape["clock":"x"], tape["rx":"clock"], tape["z":"r"], *rows
+
+    def forward(self, out, clock_x, rx_clock, zr, x, phi, w, rx, z, r, c) -> None:
+        """See :meth:`Stage.forward`; the candidate is ``2 σ(2p) - 1``, the tanh of p."""
+        torch.mm(self.gates, clock_x, out=zr).sigmoid_()
+        torch.mul(r, x, out=rx)
+        torch.mm(self.twice_candidate, rx_clock, out=c).sigmoid_()
+        torch.add(self.minus_one, c, alpha=2, out=c)
+        torch.mul(phi, z, out=w)
+        torch.lerp(x, c, w, out=out)
+
+    def factors(self, tape: Rows, work: Rows) -> None:
+        """Fill in the diagonals of the Jacobian."""
+        x, z, r, c, phi = (tape[name] for name in ("x", "z", "r", "c", "phi"))
+        rx = torch.mul(r, x, out=tape["rx"])
+        w = torch.mul(phi, z, out=tape["w"])
+        torch.addcmul(w, w * c, c, value=-1, out=work["c"])
+        torch.add(-self.minus_one, w, alpha=-1, out=work["kept"])
+        by_phi = torch.sub(c, x, out=work["phi"]).mul_(z)
+        torch.mul(phi - w, by_phi, out=work["z"])
+        torch.addcmul(rx, rx, r, value=-1, out=work["r"])
+        work["rx"].copy_(r)
+
+    def backward_views(self, work: Rows, out: Sequence[Tensor]) -> Views:
+        """See :meth:`Stage.backward_views`."""
+        outer, inner = work.stacked("c", "z"), work.stacked("r", "rx")
+        return out, work["y"], outer, inner, work["c"], work["kept"], work["z":"rx"]
+
+    def backward(self, out, y, c_kept_z, r_rx, c, kept, z_r_rx) -> None:
+        """See :meth:`Stage.backward`."""
+        c_kept_z.mul_(y)
+        r_rx.mul_(torch.mm(self.candidate_back, c, out=out))
+        torch.addmm(kept, self.gates_back, z_r_rx, out=out)
+
+    def input_gradients(self, tape: Rows, work: Rows) -> dict[str, Tensor]:
+        """See :meth:`Stage.input_gradients`."""
+        return {"phi": work["phi"] * work["y"]}
 
 
 class GRUFlow(FlowStack):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaflow.errors import UnknownNameError
+from deltaflow.flows.stage import tanh
 
 TimeMap: TypeAlias = Callable[[Tensor], Tensor]
 """A map ``t -> phi(t)`` whose weights are fixed."""
@@ -60,6 +61,10 @@ class TimeEmbedding(nn.Module, ABC):
         r"""Map times :math:`(*, 1)` to :math:`\varphi(t)`, of shape :math:`(*, D)`."""
         return self.prepare()(t)
 
+    def columns(self, t: Tensor) -> Tensor:
+        r"""Map times :math:`(T, 1, N)` to :math:`\varphi(t)` in columns, :math:`(T, D, N)`."""
+        return self(t.mT).mT
+
     def derivative(self, t: Tensor) -> Tensor:
         r"""Return :math:`\varphi'(t)`, of shape :math:`(*, D)`, exactly (in forward mode)."""
         return torch.func.jvp(self.prepare(), (t,), (torch.ones_like(t),))[1]
@@ -96,6 +101,10 @@ class TanhTime(TimeEmbedding):
         r"""Return :math:`\tanh(a t)`."""
         rate = self.rate()
         return lambda t: torch.tanh(rate * t)
+
+    def columns(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\tanh(a t)` in columns, without a transposition."""
+        return tanh(self.rate().unsqueeze(-1) * t)
 
 
 class LinearTime(TimeEmbedding):

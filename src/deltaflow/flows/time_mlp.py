@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -57,17 +57,29 @@ class TimeMLP(nn.Module):
         self.biases = nn.ParameterList(torch.zeros(n_out) for n_out in self.widths[1:])
         self.time_weight = nn.Parameter(torch.empty(self.widths[1]).uniform_(-1, 1))
 
-    def prepare(self) -> FlowMap:
-        """Return the network as a function of ``(t, x)`` for use in a loop."""
-        return self.bind(self.weights)
-
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         r"""Map times :math:`(*, 1)` and states :math:`(*, D_{in})` to :math:`(*, D_{out})`."""
         return self.prepare()(t, x)
 
-    def bind(self, weights: Iterable[Tensor]) -> FlowMap:
-        """Return the network with ``weights`` in the place of its own matrices."""
-        first, *others = zip(weights, self.biases, strict=True)
+    def matrices(self) -> list[Tensor]:
+        """Return the matrices that the network multiplies by."""
+        return list(self.weights)
+
+    def matrices_with_clock(self) -> tuple[Tensor, Tensor] | None:
+        """Return ``[W_1, w, b_1]`` and ``[0, b_2, W_2]``, if there is one hidden layer.
+
+        The columns in the middle are for the rows of :func:`~deltaflow.flows.stage.clock_of`.
+        """
+        if len(self.widths) != 3:
+            return None
+        (first, second), (bias, out_bias) = self.matrices(), self.biases
+        clock = torch.stack([self.time_weight, bias], -1)
+        out_clock = torch.stack([torch.zeros_like(out_bias), out_bias], -1)
+        return torch.cat([first, clock], -1), torch.cat([out_clock, second], -1)
+
+    def prepare(self) -> FlowMap:
+        """Return the network as a function of ``(t, x)`` for use in a loop."""
+        first, *others = zip(self.matrices(), self.biases, strict=True)
         time_weight, activation = self.time_weight, self.activation
 
         def network(t: Tensor, x: Tensor) -> Tensor:

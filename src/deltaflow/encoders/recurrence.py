@@ -1,0 +1,255 @@
+"""The recurrence of an evolution and an update, forward and backward, as one step of autograd.
+
+Steps are done in blocks, in scratch memory that stays in the cache; what the backward pass needs is
+copied out once per block. Series stand side by side, the longest first. Those that have ended leave
+with the next block, and until then run on unheard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, pairwise
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from deltaflow.errors import DeltaflowError
+from deltaflow.flows.stage import Rows, Stage, Views
+
+BLOCK = 10
+"""The number of steps that are done in one piece of scratch memory."""
+
+Program: TypeAlias = "list[tuple[tuple[Callable[..., None], tuple[Tensor, ...]], ...]]"
+"""For each step of a block, the calls to be made and their arguments."""
+
+
+def recur(stages: Sequence[Stage], counts: Sequence[int]) -> Tensor:
+    """Repeat stages, step after step, from a state of zeros.
+
+    The result can be differentiated once, not twice.
+
+    Parameters
+    ----------
+    stages
+        The stages of each step, the first one to be applied first.
+    counts
+        The number of series that take part in each step: the first ones. It never rises.
+
+    Raises
+    ------
+    DeltaflowError
+        In the backward pass, if its own derivative is asked for.
+
+    Returns
+    -------
+    Tensor
+        ``(D, N)`` the state of each series after its last step.
+    """
+    recurrence = _Recurrence(stages, counts)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in recurrence.tensors):
+        return _Differentiable.apply(recurrence, *recurrence.tensors)  # type: ignore[return-value]
+    return recurrence.forward()
+
+
+class _Differentiable(torch.autograd.Function):
+    """A recurrence as a function of its tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, recurrence: _Recurrence, *tensors: Tensor) -> Tensor:
+        ctx.recurrence, ctx.kept = recurrence, {}
+        ctx.save_for_backward(*tensors)
+        return recurrence.forward(ctx.kept)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # by create_graph
+            raise DeltaflowError(
+                "the recurrence of an encoder can be differentiated once, not twice; "
+                "for second derivatives, read the batch by RecurrentEncoder.read_plainly"
+            )
+        _ = ctx.saved_tensors  # autograd refuses here if they were changed, or freed
+        with torch.autocast(gradient.device.type, enabled=False):
+            return None, *ctx.recurrence.backward(ctx.kept, gradient)
+
+
+class _Block(NamedTuple):
+    """Some consecutive steps, and the number of series that take part in the first of them."""
+
+    start: int
+    stop: int
+    width: int
+
+    @property
+    def steps(self) -> int:
+        return self.stop - self.start
+
+
+class _Recurrence:
+    """Stages that are repeated, and the derivative of that; see `recur`."""
+
+    def __init__(self, stages: Sequence[Stage], counts: Sequence[int]) -> None:
+        self.stages = stages
+        self.num_series = max(counts, default=0)
+        self.blocks = [
+            _Block(start, min(start + BLOCK, len(counts)), counts[start])
+            for start in range(0, len(counts), BLOCK)
+        ]
+        self.ends = {
+            step: slice(after, now)
+            for step, (now, after) in enumerate(pairwise([*counts, 0]))
+            if after < now
+        }
+        self.tensors = [tensor for stage in stages for tensor in stage.tensors()]
+
+    def forward(self, kept: dict[_Block, list[Tensor]] | None = None) -> Tensor:
+        """Return the last states; what the backward pass will need is added to ``kept``."""
+        final = self.tensors[-1].new_zeros(self.stages[0].dim, self.num_series)
+        self._forward(final, kept)
+        return final
+
+    def backward(self, kept: dict[_Block, list[Tensor]], gradient: Tensor) -> list[Tensor | None]:
+        """Return the gradients of the tensors that require one."""
+        totals = [torch.zeros_like(t) if t.requires_grad else None for t in self.tensors]
+        self._backward(kept, gradient, totals)
+        return totals
+
+    # Scratch memory never meets autograd. Told so, torch saves a tenth of the time.
+    @torch.inference_mode()
+    def _forward(self, final: Tensor, kept: dict[_Block, list[Tensor]] | None) -> None:
+        storage = self._storage(final) if kept is not None else iter(())
+        last = final
+        for width, blocks in groupby(self.blocks, key=lambda block: block.width):
+            lanes = [_Lane(stage, final, width) for stage in self.stages]
+            entering = [lane.tape[lane.stage.state] for lane in lanes]
+            # The last stage of a step writes where the first one of the next step reads.
+            leaving = [*entering[0][1:].unbind(0), torch.empty_like(entering[0][0])]
+            outs = [*(states.unbind(0) for states in entering[1:]), leaving]
+            program = _program(
+                (lane.stage.forward, lane.stage.forward_views(lane.tape, out))
+                for lane, out in zip(lanes, outs, strict=True)
+            )
+            for block in blocks:
+                entering[0][0] = last[:, :width]
+                for lane in lanes:
+                    lane.load(block)
+                for calls in program[: block.steps]:
+                    for call, views in calls:
+                        call(*views)
+                last = leaving[block.steps - 1]
+                for step in range(block.steps):
+                    if ended := self.ends.get(block.start + step):
+                        final[:, ended] = leaving[step][:, ended]
+                if kept is not None:
+                    kept[block] = [next(storage).copy_(lane.kept(block)) for lane in lanes]
+
+    @torch.inference_mode()
+    def _backward(
+        self, kept: dict[_Block, list[Tensor]], gradient: Tensor, totals: list[Tensor | None]
+    ) -> None:
+        remaining = iter(totals)
+        sums = [_Sums(stage, remaining) for stage in self.stages]
+        carry = torch.zeros_like(gradient)
+        for width, blocks in groupby(reversed(self.blocks), key=lambda block: block.width):
+            lanes = [_Lane(stage, gradient, width) for stage in self.stages]
+            entering = [lane.work[lane.stage.gradient].unbind(0) for lane in lanes]
+            # The first stage of a step writes where the last one of the step before reads.
+            last = entering[-1]
+            outs = [[carry[:, :width], *last[:-1]], *entering[:-1]]
+            program = _program(
+                (lane.stage.backward, lane.stage.backward_views(lane.work, out))
+                for lane, out in zip(reversed(lanes), reversed(outs), strict=True)
+            )
+            for block in blocks:
+                for lane, part in zip(lanes, kept[block], strict=True):
+                    lane.load(block)
+                    lane.kept(block).copy_(part)
+                    lane.stage.factors(lane.tape, lane.work)
+                last[block.steps - 1].copy_(carry[:, :width])
+                for step in reversed(range(block.steps)):
+                    if ended := self.ends.get(block.start + step):
+                        last[step][:, ended] = gradient[:, ended]
+                    for call, views in program[step]:
+                        call(*views)
+                for lane, total in zip(lanes, sums, strict=True):
+                    total.add(lane, block)
+        for total in sums:
+            total.close()
+
+    def _storage(self, like: Tensor) -> Iterator[Tensor]:
+        """Yield memory for what is kept, in one piece: the allocator holds on to that."""
+        layouts = [_Lane(stage, like, 0) for stage in self.stages]
+        shapes = [
+            (block.steps, layout.kept(block).shape[1], block.width)
+            for block in self.blocks
+            for layout in layouts
+        ]
+        sizes = [prod(shape) for shape in shapes]
+        parts = like.new_empty(sum(sizes)).split(sizes)
+        return (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+
+
+class _Lane:
+    """A stage, and the memory lent to it for the steps of a block of some width."""
+
+    def __init__(self, stage: Stage, like: Tensor, width: int) -> None:
+        def rows(sizes: dict[str, int]) -> Rows:
+            return Rows(like.new_empty(BLOCK, sum(sizes.values()), width), sizes)
+
+        self.stage, self.tape, self.work = stage, rows(stage.tape), rows(stage.work)
+
+    def load(self, block: _Block) -> None:
+        """Copy the inputs of a block to the tape."""
+        for name, values in self.stage.inputs.items():
+            part = values[block.start : block.stop, :, : block.width]
+            self.tape[name][: block.steps] = part
+
+    def kept(self, block: _Block) -> Tensor:
+        """Return the rows that a block keeps for its backward pass."""
+        start, _ = self.tape.range(self.stage.state)
+        return self.tape.data[: block.steps, start:]
+
+
+class _Sums:
+    """The gradients of the tensors of a stage, added up over blocks."""
+
+    def __init__(self, stage: Stage, totals: Iterator[Tensor | None]) -> None:
+        self.products = [(product, next(totals)) for product in stage.products]
+        self.inputs = {name: next(totals) for name in stage.inputs}
+        # One sum for each place in a block, added up in the end: products of batches are faster.
+        self.places = [p.weight.new_zeros(BLOCK, *p.weight.shape) for p in stage.products]
+
+    def add(self, lane: _Lane, block: _Block) -> None:
+        """Add the gradients of a block."""
+        tape, work, steps = lane.tape, lane.work, block.steps
+        parts = list(lane.stage.input_gradients(tape, work).items())
+        for (product, _), sums in zip(self.products, self.places, strict=True):
+            gradient = work[product.gradient]
+            sums[:steps].baddbmm_(gradient[:steps], tape[product.of][:steps].mT)
+            begin, end = tape.range(product.of)
+            for name, total in self.inputs.items():
+                start, stop = tape.range(name)
+                if total is not None and begin <= start < end:
+                    parts.append(
+                        (name, product.weight[:, start - begin : stop - begin].mT @ gradient)
+                    )
+        for name, part in parts:
+            total = self.inputs[name]
+            if total is not None:
+                total[block.start : block.stop, :, : block.width] += part[:steps]
+
+    def close(self) -> None:
+        """Write the gradients of the weights."""
+        for (_, total), sums in zip(self.products, self.places, strict=True):
+            if total is not None:
+                torch.sum(sums, 0, out=total)
+
+
+def _program(calls: Iterable[tuple[Callable[..., None], Views]]) -> Program:
+    """Take the views of all calls apart by steps."""
+    by_call = []
+    for call, views in calls:
+        steps = zip(*(v.unbind(0) if isinstance(v, Tensor) else v for v in views), strict=True)
+        by_call.append([(call, arguments) for arguments in steps])
+    return list(zip(*by_call, strict=True))
