@@ -1,0 +1,384 @@
+"""The benchmark: what every encoder costs, beside a plain `torch.nn.GRU` of the same width.
+
+    python -m deltaflow.benchmark --output benchmark
+
+The floor reads as many inputs per observation as the encoders' own cells do, in the same process,
+and is timed again in every round, so that its ratios hold on a machine with other work to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from deltaflow.encoders import ENCODERS, Encoder, make_encoder
+from deltaflow.errors import DeltaflowError
+from deltaflow.model.estimator import GRUFlowEstimator
+from deltaflow.tasks import clinical_task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FLOOR = "nn.GRU"
+
+PASSES = {"train": "training step", "forward": "forward only"}
+"""The passes that are timed: their names in the tables, and in words."""
+
+GROWTH = {
+    "observations": (50, 100, 200, 400, 800),
+    "hidden_size": (16, 32, 64, 128, 256),
+    "series": (16, 64, 256),
+    "queries": (1, 10, 100, 1000),
+}
+"""The sizes along each axis of growth."""
+
+MAX_ROUNDS = 30
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is read in one call.
+
+    An observation has 16 inputs: 7 values and their masks, a covariate and the gap.
+
+    Attributes
+    ----------
+    series, observations
+        The size of the batch.
+    hidden_size
+        The width of encoders and floor.
+    queries
+        The number of times per series at which the state is asked for.
+    """
+
+    series: int = 64
+    observations: int = 100
+    hidden_size: int = 32
+    queries: int = 1
+
+    num_channels, num_features = 7, 1
+
+    def batch(self, device: torch.device) -> dict[str, Tensor]:
+        """Draw a batch for an encoder, with half of the values observed."""
+        random = torch.Generator().manual_seed(0)
+        shape = self.series, self.observations
+        observed = torch.rand(*shape, self.num_channels, generator=random) < 0.5
+        batch = {
+            "values": torch.randn(observed.shape, generator=random) * observed,
+            "observed": observed,
+            "delta_t": torch.empty(shape).exponential_(generator=random),
+            "lengths": torch.full((self.series,), self.observations),
+            "features": torch.randn(*shape, self.num_features, generator=random),
+        }
+        return {name: part.to(device) for name, part in batch.items()}
+
+    def inputs(self, device: torch.device) -> Tensor:
+        """Draw the inputs of the floor."""
+        num_inputs = 2 * self.num_channels + self.num_features + 1
+        return torch.randn(self.series, self.observations, num_inputs, device=device)
+
+    def gaps(self, device: torch.device) -> Tensor:
+        """Return the times of the queries."""
+        return torch.rand(self.series, self.queries, device=device).cumsum(-1)
+
+
+def benchmark(
+    output: Path,
+    *,
+    quick: bool = False,
+    device: str = "cpu",
+    workload: Workload | None = None,
+    growth: Mapping[str, Sequence[int]] | None = None,
+    seconds: float = 1.5,
+    console: Console | None = None,
+) -> pd.DataFrame:
+    """Time all encoders, print the tables, and write them to ``output``, with a figure.
+
+    Parameters
+    ----------
+    output
+        The directory for ``benchmark.csv``, ``benchmark_growth.csv``, ``benchmark_epoch.csv`` and
+        ``benchmark.png``.
+    quick
+        Whether to stop after the first table.
+    device
+        Where to run.
+    workload
+        The sizes of the first table, from which growth starts.
+    growth
+        The sizes along each axis; by default `GROWTH`.
+    seconds
+        How long each number is measured for.
+    console
+        Where to print.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The first table, with the columns ``encoder``, ``pass``, ``ms`` and ``ratio``.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise DeltaflowError(
+            "the figure needs matplotlib: pip install 'deltaflow[plot]'"
+        ) from error
+    mpl.use("Agg")
+    place, workload, console = torch.device(device), workload or Workload(), console or Console()
+    output.mkdir(parents=True, exist_ok=True)
+    with _one_thread():
+        table = time_reading(workload, place, seconds)
+        table.to_csv(output / "benchmark.csv", index=False)
+        console.print(_as_rich(table, workload))
+        if quick:
+            return table
+        grown = time_growth(workload, growth or GROWTH, place, seconds / 3)
+        grown.to_csv(output / "benchmark_growth.csv", index=False)
+        for axis in grown["axis"].unique():
+            console.print(_growth_as_rich(grown, axis))
+        epoch = time_epoch(place)
+        epoch.to_csv(output / "benchmark_epoch.csv", index=False)
+        console.print(_epoch_as_rich(epoch))
+    figure = draw(table, grown)
+    figure.savefig(output / "benchmark.png", dpi=120)
+    return table
+
+
+def time_reading(workload: Workload, device: torch.device, seconds: float) -> pd.DataFrame:
+    """Time the reading of a batch by every encoder and by the floor, with and without gradients."""
+    batch, inputs = workload.batch(device), workload.inputs(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoders = {name: _encoder(name, workload, device) for name in ENCODERS}
+        floor = nn.GRU(inputs.shape[-1], workload.hidden_size, batch_first=True).to(device)
+    readers: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+        FLOOR: (floor, lambda: floor(inputs)[1])
+    }
+    for name, encoder in encoders.items():
+        readers[name] = (encoder, lambda encoder=encoder: encoder(**batch).hidden)
+
+    def train(module: nn.Module, read: Callable[[], Tensor]) -> None:
+        module.zero_grad()
+        read().sum().backward()
+
+    def forward(_: nn.Module, read: Callable[[], Tensor]) -> None:
+        with torch.no_grad():
+            read()
+
+    tables = []
+    for label, run in (("train", train), ("forward", forward)):
+        calls = {name: lambda r=reader, run=run: run(*r) for name, reader in readers.items()}
+        tables.append(_timed(calls, seconds, device).assign(**{"pass": label}))
+    return pd.concat(tables, ignore_index=True)[["encoder", "pass", "ms", "ratio"]]
+
+
+def time_queries(workload: Workload, device: torch.device, seconds: float) -> pd.DataFrame:
+    """Time the answers to queries, once a batch was read; the floor reads a batch."""
+    batch, inputs, gaps = workload.batch(device), workload.inputs(device), workload.gaps(device)
+    floor = nn.GRU(inputs.shape[-1], workload.hidden_size, batch_first=True).to(device)
+    calls: dict[str, Callable[[], object]] = {FLOOR: lambda: floor(inputs)}
+    with torch.no_grad():
+        for name in ENCODERS:
+            encoder = _encoder(name, workload, device)
+            state = encoder(**batch)
+            calls[name] = lambda e=encoder, s=state: e.evolve(s, gaps)
+        table = _timed(calls, seconds, device).assign(**{"pass": "forward"})
+    return table[["encoder", "pass", "ms", "ratio"]]
+
+
+def time_growth(
+    workload: Workload, growth: Mapping[str, Sequence[int]], device: torch.device, seconds: float
+) -> pd.DataFrame:
+    """Time the reading, and the queries, at several sizes along each axis of growth."""
+    tables = []
+    for axis, sizes in growth.items():
+        measure = time_queries if axis == "queries" else time_reading
+        for size in sizes:
+            grown = replace(workload, **{axis: size})
+            tables.append(measure(grown, device, seconds).assign(axis=axis, size=size))
+    return pd.concat(tables, ignore_index=True)
+
+
+def time_epoch(device: torch.device, num_batches: int = 40) -> pd.DataFrame:
+    """Time the parts of training a GRU flow on the clinical sample, per batch."""
+    task = clinical_task()
+    estimator = GRUFlowEstimator(
+        prediction_length=task.prediction_length, num_batches_per_epoch=num_batches, seed=0
+    )
+    data = estimator.create_data_module(task.training)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = estimator.create_lightning_module(data).network.to(device)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    spent: dict[str, float] = defaultdict(float)
+    for _ in range(2):  # the first one to warm up
+        spent.clear()
+        with _stopwatch(spent, "data", device):
+            batches = iter(data.train_dataloader())
+        for _ in range(num_batches):
+            with _stopwatch(spent, "data", device):
+                batch = next(batches)
+                batch = type(batch)(*(part.to(device) for part in batch))
+            with _stopwatch(spent, "forward", device):
+                total, count = network.loss(batch)
+                loss = total / count.clamp(min=1)
+            with _stopwatch(spent, "backward", device):
+                network.zero_grad()
+                loss.backward()
+            with _stopwatch(spent, "optimiser", device):
+                optimiser.step()
+    parts = pd.DataFrame(
+        {"part": list(spent), "ms": [1e3 * s / num_batches for s in spent.values()]}
+    )
+    return parts.assign(share=parts["ms"] / parts["ms"].sum())
+
+
+def draw(table: pd.DataFrame, grown: pd.DataFrame) -> Figure:
+    """Draw the ratios of the training step, and how costs grow along each axis."""
+    from matplotlib import pyplot as plt
+
+    axes_of_growth = list(grown["axis"].unique())
+    figure, panels = plt.subplots(
+        1, 1 + len(axes_of_growth), figsize=(4 * (1 + len(axes_of_growth)), 4), layout="constrained"
+    )
+    ratios = table[table["pass"] == "train"].set_index("encoder")["ratio"].iloc[::-1]
+    panels[0].barh(ratios.index, ratios, color="#2166ac")
+    panels[0].set(xscale="log", xlabel=f"training step, as a multiple of {FLOOR}")
+    for panel, axis in zip(panels[1:], axes_of_growth, strict=True):
+        label = "forward" if axis == "queries" else "train"
+        own = grown[(grown["axis"] == axis) & (grown["pass"] == label)]
+        for encoder, line in own.groupby("encoder", sort=False):
+            if axis != "queries" or encoder != FLOOR:
+                panel.plot(line["size"], line["ms"], marker="o", ms=3, lw=1, label=encoder)
+        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=f"ms, {PASSES[label]}")
+    panels[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _encoder(name: str, workload: Workload, device: torch.device) -> Encoder:
+    encoder = make_encoder(name, workload.num_channels, workload.num_features, workload.hidden_size)
+    return encoder.to(device)
+
+
+def _timed(
+    calls: Mapping[str, Callable[[], object]], seconds: float, device: torch.device
+) -> pd.DataFrame:
+    """Time calls in turn: the medians of their times, and of the ratios to the floor's.
+
+    Each call takes part in the rounds until it has used up its ``seconds``, but in three at least.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    ratios: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for number in range(MAX_ROUNDS):
+        waiting = [n for n in calls if n != FLOOR and (number < 3 or sum(times[n]) < seconds)]
+        for name in [FLOOR, *waiting] if waiting else []:
+            spent: dict[str, float] = defaultdict(float)
+            with _stopwatch(spent, name, device):
+                calls[name]()
+            times[name].append(spent[name])
+            ratios[name].append(spent[name] / times[FLOOR][-1])
+    rows = [
+        (name, 1e3 * statistics.median(times[name]), statistics.median(ratios[name]))
+        for name in calls
+    ]
+    return pd.DataFrame(rows, columns=["encoder", "ms", "ratio"])
+
+
+@contextmanager
+def _stopwatch(spent: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+    """Add the time that passes inside, until the device has done its work."""
+    _wait(device)
+    began = time.perf_counter()
+    yield
+    _wait(device)
+    spent[name] += time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one thread: on tensors this small, threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _as_rich(table: pd.DataFrame, workload: Workload) -> Table:
+    """Return the first table for the terminal."""
+    title = f"{workload.series} series × {workload.observations} observations × 16 inputs"
+    printed = Table(title=f"{title}, hidden size {workload.hidden_size}", box=SIMPLE_HEAD)
+    printed.add_column("encoder")
+    for heading in PASSES.values():
+        printed.add_column(f"{heading}\nms", justify="right")
+        printed.add_column(f"\n× {FLOOR}", justify="right")
+    for encoder, own in table.groupby("encoder", sort=False):
+        cells = own.set_index("pass").loc[list(PASSES), ["ms", "ratio"]].to_numpy().ravel()
+        printed.add_row(str(encoder), *(f"{cell:.3g}" for cell in cells))
+    return printed
+
+
+def _growth_as_rich(grown: pd.DataFrame, axis: str) -> Table:
+    """Return the growth along one axis for the terminal: milliseconds of a training step."""
+    label = "forward" if axis == "queries" else "train"
+    own = grown[(grown["axis"] == axis) & (grown["pass"] == label)]
+    wide = own.pivot_table(index="encoder", columns="size", values="ms", sort=False)
+    printed = Table(title=f"{axis}: ms, {PASSES[label]}", box=SIMPLE_HEAD)
+    printed.add_column("encoder")
+    for size in wide.columns:
+        printed.add_column(str(size), justify="right")
+    for encoder, row in zip(wide.index, wide.to_numpy(), strict=True):
+        printed.add_row(str(encoder), *(f"{cell:.3g}" for cell in row))
+    return printed
+
+
+def _epoch_as_rich(epoch: pd.DataFrame) -> Table:
+    """Return the parts of a training batch for the terminal."""
+    printed = Table(title="training of gru_flow on the clinical sample", box=SIMPLE_HEAD)
+    for heading in ("part", "ms per batch", "share"):
+        printed.add_column(heading, justify="left" if heading == "part" else "right")
+    for part, ms, share in epoch.itertuples(index=False):
+        printed.add_row(part, f"{ms:.3g}", f"{share:.0%}")
+    return printed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark from the command line, and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deltaflow.benchmark", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmark"), help="directory to write to"
+    )
+    parser.add_argument("--quick", action="store_true", help="stop after the first table")
+    parser.add_argument("--device", default="cpu", help="where to run, such as cuda")
+    options = parser.parse_args(arguments)
+    benchmark(options.output, quick=options.quick, device=options.device)
+    print(f"Tables and figure: {options.output}/")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
