@@ -38,6 +38,8 @@ class IrregularDataModule(pl.LightningDataModule):
         gives a regular data set those that fit its frequency, and an irregular one none.
     centred
         Whether targets are centred, or only scaled as positive numbers need it.
+    scaling
+        What values are measured against, see `WindowSpec`.
     batch_size, num_batches_per_epoch
         Size of a batch, and number of training batches of an epoch.
     num_workers
@@ -63,6 +65,7 @@ class IrregularDataModule(pl.LightningDataModule):
         context_length: int,
         seasonality: tuple[str, ...] | None = None,
         centred: bool = True,
+        scaling: str = "window",
         batch_size: int = 32,
         num_batches_per_epoch: int = 50,
         num_workers: int = 0,
@@ -83,6 +86,7 @@ class IrregularDataModule(pl.LightningDataModule):
                 prediction_length=prediction_length,
                 seasonality=seasonality,
                 centred=centred,
+                scaling=scaling,
             )
         else:
             training = [spec.read(entry) for entry in entries]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +34,11 @@ class Statistics:
         Mean and standard deviation of each of the C channels over all observations.
     within
         Typical (median) standard deviation of a channel within one item.
+    variation
+        Root mean square deviation of a channel from its mean within one item, over all items
+        that observed it more than once.
+    count
+        The number of observations of each channel.
     magnitude
         Mean absolute value of each channel.
     covariate_center, covariate_spread
@@ -46,6 +51,8 @@ class Statistics:
     center: list[float]
     spread: list[float]
     within: list[float]
+    variation: list[float]
+    count: list[int]
     magnitude: list[float]
     covariate_center: list[float]
     covariate_spread: list[float]
@@ -84,6 +91,10 @@ class Statistics:
         spread = _first_positive(spread, MINIMUM_SCALE * magnitude)
         owns = np.stack([_moments(series.values)[1] for series in data])
         within = _first_positive(_median_of_positive(owns), spread)
+        repeated = np.stack([np.isfinite(series.values).sum(axis=0) for series in data])
+        repeated = np.where(repeated > 1, repeated, 0)
+        variation = np.sqrt((owns**2 * repeated).sum(axis=0) / np.maximum(repeated.sum(axis=0), 1))
+        variation = _first_positive(variation, spread)
         covariates = _moments(np.concatenate([s.covariates[: s.length] for s in data]))
         static = _moments(np.stack([series.static_real for series in data]))
         return cls(
@@ -91,6 +102,8 @@ class Statistics:
             center=center.tolist(),
             spread=spread.tolist(),
             within=within.tolist(),
+            variation=variation.tolist(),
+            count=counts.tolist(),
             magnitude=magnitude.tolist(),
             covariate_center=covariates[0].tolist(),
             covariate_spread=_first_positive(covariates[1], 1.0).tolist(),
@@ -137,6 +150,33 @@ def scale_of(
     scale = np.where(count > 0, scale, overall)
     loc = np.where(centred, np.where(count > 0, mean, center), 0.0)
     return loc, scale
+
+
+def anchor_of(
+    values: np.ndarray, statistics: Statistics, centred: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Location at each channel's last observed value, and the training set's `variation` as scale.
+
+    A model then forecasts the change from the last value, in a unit that is the same for all
+    windows. Without an observation the location is the training set's mean. A channel that is not
+    centred keeps location 0 and the training set's mean absolute value as scale.
+
+    Parameters and returned values are those of `scale_of`.
+    """
+    observed = np.isfinite(values)
+    last = np.array(statistics.center)
+    if len(values):
+        newest = len(values) - 1 - observed[::-1].argmax(axis=0)
+        last = np.where(observed.any(axis=0), values[newest, np.arange(values.shape[1])], last)
+    scale = np.where(centred, statistics.variation, statistics.magnitude)
+    return np.where(centred, last, 0.0), scale
+
+
+SCALINGS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
+    "window": scale_of,
+    "last": anchor_of,
+}
+"""How values are located and scaled: functions of (values, statistics, centred)."""
 
 
 def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

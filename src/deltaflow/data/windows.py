@@ -19,8 +19,8 @@ from torch.utils.data import Dataset, Sampler
 
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series
-from deltaflow.data.statistics import LIMIT, Statistics, scale_of
-from deltaflow.errors import DataError, DeltaflowWarning
+from deltaflow.data.statistics import LIMIT, SCALINGS, Statistics
+from deltaflow.errors import DataError, DeltaflowWarning, UnknownNameError
 
 _FAR = 1e6
 """Scaled training targets are clipped here, far outside of any use, to stay finite in float32."""
@@ -90,6 +90,10 @@ class WindowSpec:
         Calendar cycles given as covariates, see `calendar_phases`.
     centred
         Whether the targets are centred, or only scaled (for distributions on positive numbers).
+    scaling
+        What values are measured against: ``"window"``, mean and deviation of the context, or
+        ``"last"``, the last value and the training set's typical variation, so that the model
+        forecasts the change from the last value. See `SCALINGS`.
     """
 
     schema: Schema
@@ -98,6 +102,11 @@ class WindowSpec:
     prediction_length: int
     seasonality: tuple[str, ...] = ()
     centred: bool = True
+    scaling: str = "window"
+
+    def __post_init__(self) -> None:
+        if self.scaling not in SCALINGS:
+            raise UnknownNameError("scaling", self.scaling, SCALINGS)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain, JSON-compatible values."""
@@ -108,6 +117,7 @@ class WindowSpec:
             "prediction_length": self.prediction_length,
             "seasonality": list(self.seasonality),
             "centred": self.centred,
+            "scaling": self.scaling,
         }
 
     @classmethod
@@ -120,6 +130,7 @@ class WindowSpec:
             prediction_length=plain["prediction_length"],
             seasonality=tuple(plain["seasonality"]),
             centred=plain["centred"],
+            scaling=plain["scaling"],
         )
 
     def read(self, entry: DataEntry, num_queries: int | None = None) -> Series:
@@ -146,7 +157,7 @@ class WindowSpec:
         channels = len(self.schema.target)
         centred = np.ones(raw.shape[1], dtype=bool)
         centred[:channels] = self.centred
-        loc, scale = scale_of(raw, self.statistics, centred)
+        loc, scale = SCALINGS[self.scaling](raw, self.statistics, centred)
 
         times = series.times[context]
         asked = series.times[queries]

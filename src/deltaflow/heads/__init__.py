@@ -16,11 +16,12 @@ from gluonts.torch.distributions import (
 
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.heads.head import Head, has_quantiles, is_centred, is_discrete
-from deltaflow.heads.quantile import MonotoneQuantileOutput
+from deltaflow.heads.quantile import MeanQuantileOutput, MonotoneQuantileOutput
 
 __all__ = [
     "HEADS",
     "Head",
+    "MeanQuantileOutput",
     "MonotoneQuantileOutput",
     "describe_output",
     "has_quantiles",
@@ -54,9 +55,8 @@ def make_output(description: str | Mapping[str, Any] | Output) -> Output:
             raise UnknownNameError("head", description, HEADS)
         return HEADS[description]()
     name = description.get("output")
-    cls = MonotoneQuantileOutput if name == "MonotoneQuantileOutput" else getattr(
-        gluonts_distributions, str(name), None
-    )  # fmt: skip
+    own = {cls.__name__: cls for cls in (MonotoneQuantileOutput, MeanQuantileOutput)}
+    cls = own.get(str(name)) or getattr(gluonts_distributions, str(name), None)
     if not (isinstance(cls, type) and issubclass(cls, Output)):
         raise DeltaflowError(f"{name!r} is not an output of gluonts.torch.distributions")
     return cls(**description["arguments"])
@@ -94,10 +94,16 @@ def quantile_output() -> MonotoneQuantileOutput:
     return MonotoneQuantileOutput(DECILES)
 
 
+def mean_quantile_output() -> MeanQuantileOutput:
+    """Return the mean beside the deciles, the quartiles and the bounds of the central 95 %."""
+    return MeanQuantileOutput(sorted([0.025, 0.25, 0.75, 0.975, *DECILES]))
+
+
 HEADS: dict[str, Callable[[], Output]] = {
     "student_t": StudentTOutput,
     "normal": NormalOutput,
     "negative_binomial": NegativeBinomialOutput,
     "quantile": quantile_output,
+    "mean_quantile": mean_quantile_output,
 }
 """Every head by its name: a function that returns a GluonTS output."""

@@ -74,27 +74,34 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         """Map ``(..., I)`` to the arguments, each ``(..., D)`` (quantiles: ``(..., D, K)``)."""
-        raw = (self.network(features) + self.skip(features)).unflatten(-1, (self.num_targets, -1))
+        return self.arguments(self.raw(features).unflatten(-1, (self.num_targets, -1)))
+
+    def raw(self, features: Tensor) -> Tensor:
+        """Map ``(..., I)`` to the unbounded numbers that become the arguments of all targets."""
+        return self.network(features) + self.skip(features)
+
+    def arguments(self, raw: Tensor) -> tuple[Tensor, ...]:
+        """Map unbounded numbers, ``(..., A)`` for each target, to the distribution's arguments."""
         return self.output.domain_map(*raw.split(self.sizes, dim=-1))
 
     def loss(
         self, target: Tensor, observed: Tensor, args: tuple[Tensor, ...], scale: Tensor
     ) -> Tensor:
-        """Return the loss of each scaled target, ``(B, Q, D)``; meaningless where not observed.
+        """Return the loss of each scaled target; meaningless where not observed.
 
         Parameters
         ----------
         target, observed
-            ``(B, Q, D)`` scaled targets and their mask.
+            ``(...)`` scaled targets and their mask.
         args
             What :meth:`forward` returned.
         scale
-            ``(B, D)`` scale of each channel, for distributions of counts.
+            ``(...)`` scale of each target, for distributions of counts.
         """
         if is_discrete(self.output):
-            scale = scale.to(target.dtype).unsqueeze(1)
+            scale = scale.to(target.dtype)
             counts = torch.where(observed, (target * scale).round(), self.output.value_in_support)
-            return self.output.loss(counts, _copied(args), scale=scale.expand_as(target))
+            return self.output.loss(counts, _copied(args), scale=scale)
         target = torch.where(observed, target, self.output.value_in_support)
         if isinstance(self.output, ISQFOutput):
             # A spline of quantiles has no density here: its CRPS is its loss.

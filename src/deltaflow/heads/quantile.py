@@ -36,3 +36,41 @@ class MonotoneQuantileOutput(QuantileOutput):
         middle = self.num_quantiles // 2
         steps = F.pad(F.softplus(raw[..., 1:]).cumsum(-1), (1, 0))
         return (raw[..., :1] + steps - steps[..., middle : middle + 1],)
+
+
+class MeanQuantileOutput(MonotoneQuantileOutput):
+    """Monotone quantiles, and beside them the mean, learned by the squared error.
+
+    The mean of a skewed or heavy-tailed distribution is far from its median and cannot be read
+    off a few quantiles. The loss is the sum of the mean pinball loss and half the squared error.
+
+    Parameters
+    ----------
+    quantiles
+        The levels, between 0 and 1.
+    """
+
+    @validated()
+    def __init__(self, quantiles: list[float]) -> None:
+        super().__init__(quantiles)
+        self.args_dim = {"mean": 1, **self.args_dim}
+
+    def domain_map(self, *args: Tensor) -> tuple[Tensor, ...]:
+        """Map ``(..., 1)`` and ``(..., K)`` numbers to the mean ``(...)`` and the quantiles."""
+        mean, quantiles = args
+        return mean.squeeze(-1), *super().domain_map(quantiles)
+
+    def loss(
+        self,
+        target: Tensor,
+        distr_args: tuple[Tensor, ...],
+        loc: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of each target ``(...)``."""
+        mean, quantiles = distr_args
+        if scale is not None:
+            mean = mean * scale
+        if loc is not None:
+            mean = mean + loc
+        return super().loss(target, (quantiles,), loc, scale) + (target - mean) ** 2 / 2

@@ -16,10 +16,12 @@ from gluonts.model.estimator import Estimator
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from deltaflow.data import IrregularDataModule
+from deltaflow.data.statistics import SCALINGS
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
 from deltaflow.model.lightning_module import ForecastLightningModule
+from deltaflow.model.networks import NETWORKS
 from deltaflow.model.predictor import SAMPLING, IrregularPredictor
 
 
@@ -45,11 +47,21 @@ class IrregularEstimator(Estimator):
         Name of a registered encoder; by default the one that gives the estimator its name.
     encoder_kwargs
         Its options.
+    network, network_kwargs
+        ``"joint"``: one hidden state per series; ``"channelwise"``: one per channel, with an
+        exchange between them, for many channels that are observed at times of their own. And the
+        network's own options, see `ChannelwiseNetwork`.
+    scaling
+        ``"window"``: values are scaled by mean and deviation of their context; ``"last"``: the
+        change from the last observed value is forecast, in units of its typical variation.
+    balance
+        How much rare channels count in the loss: 0, every value counts the same; 1, every
+        channel.
     hidden_size, dropout
         Width of the network, and share of the head's inner features dropped in training.
     distr_output
-        ``"student_t"``, ``"normal"``, ``"negative_binomial"``, ``"quantile"``, or an output of
-        ``gluonts.torch.distributions``.
+        ``"student_t"``, ``"normal"``, ``"negative_binomial"``, ``"quantile"``,
+        ``"mean_quantile"``, or an output of ``gluonts.torch.distributions``.
     sampling, num_parallel_samples
         How several queries are forecast, see `IrregularPredictor`.
     seasonality
@@ -86,6 +98,10 @@ class IrregularEstimator(Estimator):
         context_length: int | None = None,
         encoder: str | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
+        network: str = "joint",
+        network_kwargs: dict[str, Any] | None = None,
+        scaling: str = "window",
+        balance: float = 0.0,
         hidden_size: int = 32,
         dropout: float = 0.0,
         distr_output: Any = "student_t",
@@ -105,12 +121,21 @@ class IrregularEstimator(Estimator):
         encoder = encoder or self.default_encoder
         if encoder not in ENCODERS:
             raise UnknownNameError("encoder", encoder, ENCODERS)
-        if sampling not in SAMPLING:
-            raise UnknownNameError("sampling", sampling, SAMPLING)
+        for kind, name, known in (
+            ("network", network, NETWORKS),
+            ("scaling", scaling, SCALINGS),
+            ("sampling", sampling, SAMPLING),
+        ):
+            if name not in known:
+                raise UnknownNameError(kind, name, known)
         self.prediction_length = prediction_length
         self.context_length = context_length or max(64, 2 * prediction_length)
         self.encoder = encoder
         self.encoder_kwargs = encoder_kwargs or {}
+        self.network = network
+        self.network_kwargs = network_kwargs or {}
+        self.scaling = scaling
+        self.balance = balance
         self.hidden_size = hidden_size
         self.dropout = dropout
         self.distr_output = describe_output(distr_output)
@@ -212,6 +237,7 @@ class IrregularEstimator(Estimator):
             context_length=self.context_length,
             seasonality=None if self.seasonality is None else tuple(self.seasonality),
             centred=is_centred(output),
+            scaling=self.scaling,
             batch_size=self.batch_size,
             num_batches_per_epoch=self.num_batches_per_epoch,
             seed=seed,
@@ -227,6 +253,9 @@ class IrregularEstimator(Estimator):
             data.spec,
             encoder=self.encoder,
             encoder_kwargs=self.encoder_kwargs,
+            network=self.network,
+            network_kwargs=self.network_kwargs,
+            balance=self.balance,
             hidden_size=self.hidden_size,
             dropout=self.dropout,
             distr_output=self.distr_output,

@@ -14,9 +14,18 @@ from torch import Tensor
 from deltaflow.data import Batch, WindowSpec
 from deltaflow.errors import DeltaflowError
 from deltaflow.heads import describe_output, make_output
-from deltaflow.model.module import ForecastNetwork
+from deltaflow.model.networks import make_network
 from deltaflow.model.predictor import IrregularPredictor
 
+_NETWORK_OPTIONS = (
+    "network",
+    "network_kwargs",
+    "encoder",
+    "encoder_kwargs",
+    "hidden_size",
+    "dropout",
+    "balance",
+)
 _WARM_UP = 0.05
 _FINAL = 0.02
 
@@ -30,7 +39,11 @@ class ForecastLightningModule(pl.LightningModule):
         How windows are cut: ``data_module.spec``.
     encoder, encoder_kwargs
         Name of a registered encoder, and its options.
+    network, network_kwargs
+        Name of a registered network, ``"joint"`` or ``"channelwise"``, and its own options.
     hidden_size, dropout
+        See `JointNetwork`.
+    balance
         See `ForecastNetwork`.
     distr_output
         A registered head's name, or a GluonTS output.
@@ -52,8 +65,11 @@ class ForecastLightningModule(pl.LightningModule):
         spec: WindowSpec | Mapping[str, Any],
         encoder: str = "gru_flow",
         encoder_kwargs: Mapping[str, Any] | None = None,
+        network: str = "joint",
+        network_kwargs: Mapping[str, Any] | None = None,
         hidden_size: int = 32,
         dropout: float = 0.0,
+        balance: float = 0.0,
         distr_output: str | Mapping[str, Any] | Output = "student_t",
         lr: float = 3e-3,
         weight_decay: float = 1e-4,
@@ -66,8 +82,11 @@ class ForecastLightningModule(pl.LightningModule):
                 "spec": self.spec.to_dict(),
                 "encoder": encoder,
                 "encoder_kwargs": dict(encoder_kwargs or {}),
+                "network": network,
+                "network_kwargs": dict(network_kwargs or {}),
                 "hidden_size": hidden_size,
                 "dropout": dropout,
+                "balance": balance,
                 "distr_output": describe_output(distr_output),
                 "lr": lr,
                 "weight_decay": weight_decay,
@@ -75,13 +94,10 @@ class ForecastLightningModule(pl.LightningModule):
         )
         self.lr = lr
         self.weight_decay = weight_decay
-        self.network = ForecastNetwork(
+        self.network = make_network(
             self.spec,
             make_output(distr_output),
-            encoder=encoder,
-            encoder_kwargs=dict(encoder_kwargs or {}),
-            hidden_size=hidden_size,
-            dropout=dropout,
+            **{name: self.hparams[name] for name in _NETWORK_OPTIONS},
         )
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -109,10 +125,9 @@ class ForecastLightningModule(pl.LightningModule):
         self, sampling: str = "marginal", num_parallel_samples: int = 100, batch_size: int = 64
     ) -> IrregularPredictor:
         """Return a GluonTS predictor with a copy of the weights, see `IrregularPredictor`."""
-        names = ("encoder", "encoder_kwargs", "hidden_size", "dropout")
         predictor = IrregularPredictor(
             spec=self.spec.to_dict(),
-            network={name: self.hparams[name] for name in names},
+            network={name: self.hparams[name] for name in _NETWORK_OPTIONS},
             distr_output=self.hparams["distr_output"],
             sampling=sampling,
             num_parallel_samples=num_parallel_samples,

@@ -1,100 +1,74 @@
-"""The network: a batch of windows in, the arguments of distributions at the queries out."""
+"""The contract of a network: a batch of windows in, distributions at the queries out."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sized
-from typing import NamedTuple
+from typing import Generic, TypeVar
 
 import torch
-from gluonts.torch.distributions import Output
 from torch import Tensor, nn
 
 from deltaflow.data import Batch, WindowSpec
 from deltaflow.data.statistics import LIMIT
-from deltaflow.encoders import State, make_encoder
+from deltaflow.encoders import Encoder
 from deltaflow.heads import Head, is_discrete
 
-
-class Encoded(NamedTuple):
-    """A batch after its observations were read: the state, and the static features ``(B, S)``."""
-
-    state: State
-    static: Tensor
-
-    def repeat(self, count: int) -> Encoded:
-        """Return each series ``count`` times in a row: ``(B · count, …)``."""
-        state = State(*(part.repeat_interleave(count, dim=0) for part in self.state))
-        return Encoded(state, self.static.repeat_interleave(count, dim=0))
+E = TypeVar("E")
+"""What a network knows of a batch after reading its observations."""
 
 
-class ForecastNetwork(nn.Module):
+class ForecastNetwork(nn.Module, ABC, Generic[E]):
     """Encoder, evolution to the queries, and head.
-
-    What the head reads at a query: the evolved hidden state, Δt, each channel's last value and
-    its age, the covariates at the query and the static features.
 
     Parameters
     ----------
     spec
         What the windows hold.
-    output
-        The GluonTS output.
-    encoder, encoder_kwargs
-        Name of a registered encoder, and its options.
-    hidden_size
-        The size of the encoder's state and of the head.
-    dropout
-        The share of the head's inner features that is dropped in training.
+    balance
+        Exponent b by which rare channels count more in the loss: a target of channel d weighs
+        :math:`n_d^{-b}`, with :math:`n_d` its observations in the training set. With 0 every
+        value counts the same, with 1 every channel.
     """
 
-    def __init__(
-        self,
-        spec: WindowSpec,
-        output: Output,
-        *,
-        encoder: str,
-        encoder_kwargs: dict | None = None,
-        hidden_size: int = 32,
-        dropout: float = 0.0,
-    ) -> None:
+    encoder: Encoder
+    head: Head
+    channel_weights: Tensor
+
+    def __init__(self, spec: WindowSpec, balance: float = 0.0) -> None:
         super().__init__()
-        statistics, schema = spec.statistics, spec.schema
-        num_channels = len(statistics.center)
-        num_covariates = len(statistics.covariate_center)
+        schema, statistics = spec.schema, spec.statistics
+        self.num_channels = len(statistics.center)
+        self.num_targets = len(schema.target)
+        self.num_covariates = len(statistics.covariate_center)
         # Code 0, an unknown level, is embedded as zero.
         self.embeddings = nn.ModuleList(
             nn.Embedding(len(levels) + 1, _embedding_size(levels), padding_idx=0)
             for levels in schema.feat_static_cat.values()
         )
         embedded = sum(_embedding_size(levels) for levels in schema.feat_static_cat.values())
-        num_static = len(statistics.static_center) + 2 * num_channels + embedded
-        num_features = num_covariates + num_static
-        self.num_targets = len(schema.target)
-        self.encoder = make_encoder(
-            encoder, num_channels, num_features, hidden_size, **(encoder_kwargs or {})
-        )
-        self.head = Head(
-            hidden_size + 3 * num_channels + 1 + num_features,
-            self.num_targets,
-            output,
-            width=2 * hidden_size,
-            dropout=dropout,
-        )
+        self.num_static = len(statistics.static_center) + embedded
+        counts = torch.tensor(statistics.count[: self.num_targets], dtype=torch.float64)
+        weights = counts.clamp(min=1) ** -balance
+        weights *= counts.sum() / (weights * counts).sum()  # a training target weighs 1 on average
+        self.register_buffer("channel_weights", weights.float(), persistent=False)
 
-    def encode(self, batch: Batch) -> Encoded:
-        """Read the observations of a batch."""
+    def static_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the static features ``(B, S)``, and each channel's level ``(B, 2C)``.
+
+        The level is where the window stands among the training set: location and log-scale.
+        """
         embedded = [embed(batch.static_cat[:, i]) for i, embed in enumerate(self.embeddings)]
-        static = torch.cat([batch.static_real, *embedded], dim=-1)  # (B, S)
-        state = self.encoder(
-            batch.values,
-            batch.observed,
-            batch.delta_t,
-            batch.lengths,
-            _beside(batch.covariates, static),
-        )
-        return Encoded(state, static)
+        split = batch.static_real.shape[-1] - 2 * self.num_channels
+        static, level = batch.static_real.tensor_split([split], dim=-1)
+        return torch.cat([static, *embedded], dim=-1), level
 
-    def decode(self, encoded: Encoded, delta_t: Tensor, covariates: Tensor) -> tuple[Tensor, ...]:
+    @abstractmethod
+    def encode(self, batch: Batch) -> E:
+        """Read the observations of a batch."""
+
+    @abstractmethod
+    def decode(self, encoded: E, delta_t: Tensor, covariates: Tensor) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at queries.
 
         Parameters
@@ -111,21 +85,32 @@ class ForecastNetwork(nn.Module):
         tuple of Tensor
             The arguments, each ``(B, Q, D)``, of the distributions of scaled values.
         """
-        state = encoded.state
-        hidden = self.encoder.evolve(state, delta_t)  # (B, Q, H)
-        age = state.age.unsqueeze(1) + delta_t.unsqueeze(-1)  # (B, Q, C)
-        known = torch.cat([state.last, state.seen.to(hidden.dtype), encoded.static], dim=-1)
-        features = [hidden, delta_t.log1p().unsqueeze(-1), age.log1p()]
-        return self.head(torch.cat([*features, _beside(covariates, known)], dim=-1))
+
+    @abstractmethod
+    def update(
+        self, encoded: E, delta_t: Tensor, values: Tensor, observed: Tensor, covariates: Tensor
+    ) -> E:
+        """Read one more observation of each series; the arguments are as in `Encoder.update`."""
+
+    @abstractmethod
+    def repeat(self, encoded: E, count: int) -> E:
+        """Return each series ``count`` times in a row: ``(B · count, …)``."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at the queries of a batch, each ``(B, Q, D)``."""
         return self.decode(self.encode(batch), batch.query_delta_t, batch.query_covariates)
 
+    def losses(self, batch: Batch) -> Tensor:
+        """Return the loss ``(N,)`` of each observed target, in the order of ``nonzero``."""
+        scale = batch.scale.unsqueeze(1).expand(batch.target.shape)
+        losses = self.head.loss(batch.target, batch.target_observed, self(batch), scale)
+        return losses[batch.target_observed]
+
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss of the observed targets of a batch, and their number."""
-        losses = self.head.loss(batch.target, batch.target_observed, self(batch), batch.scale)
-        return losses[batch.target_observed].sum(), batch.target_observed.sum()
+        """Return the weighted sum of the observed targets' losses, and their number."""
+        channel = batch.target_observed.nonzero(as_tuple=True)[2]
+        losses = self.losses(batch) * self.channel_weights[channel]
+        return losses.sum(), batch.target_observed.sum()
 
     def sample_paths(self, batch: Batch, num_samples: int) -> Tensor:
         """Draw coherent trajectories: sample a query, feed it back, go on to the next in time.
@@ -135,13 +120,13 @@ class ForecastNetwork(nn.Module):
         Tensor
             ``(B, num_samples, Q, D)`` scaled values; for a head of counts, the counts themselves.
         """
-        encoded = self.encode(batch).repeat(num_samples)
+        encoded = self.repeat(self.encode(batch), num_samples)
         gaps = batch.query_delta_t.repeat_interleave(num_samples, dim=0)
         covariates = batch.query_covariates.repeat_interleave(num_samples, dim=0)
         scale = batch.scale.repeat_interleave(num_samples, dim=0).to(gaps.dtype)
         gaps, order = gaps.sort(dim=1)
         covariates = covariates.gather(1, order.unsqueeze(-1).expand_as(covariates))
-        unread = self.encoder.num_channels - self.num_targets
+        unread = self.num_channels - self.num_targets
         discrete = is_discrete(self.head.output)
 
         paths = []
@@ -155,9 +140,7 @@ class ForecastNetwork(nn.Module):
             values = (drawn / scale if discrete else drawn).clamp(-LIMIT, LIMIT)
             values = nn.functional.pad(values, (0, unread))
             observed = nn.functional.pad(torch.ones_like(drawn, dtype=torch.bool), (0, unread))
-            features = torch.cat([known, encoded.static], dim=-1)
-            state = self.encoder.update(encoded.state, delta_t, values, observed, features)
-            encoded = encoded._replace(state=state)
+            encoded = self.update(encoded, delta_t, values, observed, known)
             before = gap
         stacked = torch.stack(paths, dim=1)  # (B · num_samples, Q, D), in order of time
         unsorted = torch.empty_like(stacked)
@@ -167,9 +150,3 @@ class ForecastNetwork(nn.Module):
 
 def _embedding_size(levels: Sized) -> int:
     return min(16, (len(levels) + 3) // 2)
-
-
-def _beside(sequence: Tensor, static: Tensor) -> Tensor:
-    """Put static features ``(B, S)`` beside each step of ``(B, T, K)``: ``(B, T, K + S)``."""
-    repeated = static.unsqueeze(1).expand(-1, sequence.shape[1], -1)
-    return torch.cat([sequence, repeated], dim=-1)

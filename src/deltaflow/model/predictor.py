@@ -30,7 +30,7 @@ from deltaflow.model.forecast import (
     RealTime,
     SampleForecast,
 )
-from deltaflow.model.module import ForecastNetwork
+from deltaflow.model.networks import make_network
 
 _WEIGHTS = "prediction-net-state.pt"
 _T = TypeVar("_T")
@@ -50,7 +50,7 @@ class IrregularPredictor(RepresentablePredictor):
     spec
         How windows are cut, as `WindowSpec.to_dict` gives it.
     network
-        Arguments of `ForecastNetwork`: encoder, encoder_kwargs, hidden_size, dropout.
+        Arguments of `make_network`.
     distr_output
         The head, as `describe_output` gives it.
     sampling
@@ -92,7 +92,7 @@ class IrregularPredictor(RepresentablePredictor):
         self.batch_size = batch_size
         # The initial weights are never used, so they must not move the caller's random state.
         with torch.random.fork_rng(devices=[]):
-            self.network = ForecastNetwork(self.spec, output, **network).eval()
+            self.network = make_network(self.spec, output, **network).eval()
         self.to(device)
 
     def to(self, device: str | torch.device) -> "IrregularPredictor":
@@ -188,9 +188,11 @@ class IrregularPredictor(RepresentablePredictor):
     ) -> Iterator[Callable[..., RealTime]]:
         head = self.network.head
         if head.quantile_levels is not None:
-            keys = [str(level) for level in head.quantile_levels]
-            quantiles = loc.unsqueeze(-1) + scale.unsqueeze(-1) * args[0]  # (B, Q, D, K)
-            arrays = self._univariate(quantiles.movedim(-1, 1)).numpy()
+            *mean, quantiles = args
+            keys = ["mean"] * len(mean) + [str(level) for level in head.quantile_levels]
+            scaled = torch.cat([*(part.unsqueeze(-1) for part in mean), quantiles], dim=-1)
+            values = loc.unsqueeze(-1) + scale.unsqueeze(-1) * scaled  # (B, Q, D, K)
+            arrays = self._univariate(values.movedim(-1, 1)).numpy()
             return (partial(QuantileForecast, own, forecast_keys=keys) for own in arrays)
         joint = head.distribution(args, loc, scale)
         if num_samples or not has_quantiles(joint):

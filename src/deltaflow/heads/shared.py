@@ -1,0 +1,56 @@
+"""One head for all channels, for networks with a state per channel."""
+
+from __future__ import annotations
+
+import torch
+from gluonts.torch.distributions import Output
+from torch import Tensor, nn
+
+from deltaflow.heads.head import Head
+
+
+class SharedHead(Head):
+    r"""The same small network for every channel, which may know little of a rare one.
+
+    The unbounded arguments of channel d are :math:`b_d + n_d / (n_d + \lambda) f(x)`: where the
+    training set has few observations :math:`n_d`, hardly anything but the constant :math:`b_d` is
+    learned.
+
+    Parameters
+    ----------
+    in_features
+        The number of features I of a channel at a query.
+    counts
+        ``(D,)`` observations of each channel in the training set.
+    output
+        A GluonTS output of univariate distributions or quantiles.
+    width
+        The width of the network's two layers.
+    shrinkage
+        The :math:`\lambda`, in observations; 0 trusts every channel the same.
+    dropout
+        The share of the inner features that is dropped in training.
+    """
+
+    trust: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        counts: Tensor,
+        output: Output,
+        width: int,
+        *,
+        shrinkage: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(in_features, 1, output, width, dropout)
+        self.bias = nn.Parameter(torch.zeros(len(counts), sum(self.sizes)))
+        counts = counts.clamp(min=1)
+        self.register_buffer("trust", counts / (counts + shrinkage), persistent=False)
+
+    def forward(self, features: Tensor, channel: Tensor) -> tuple[Tensor, ...]:
+        """Map features ``(N, Q, I)`` of channels ``(N,)`` to the arguments, each ``(N, Q)``."""
+        trust = self.trust[channel].view(-1, 1, 1)
+        bias = self.bias[channel].unsqueeze(1)
+        return self.arguments(torch.addcmul(bias, trust, self.raw(features)))

@@ -1,0 +1,365 @@
+"""The network with one state per channel, for channels that are observed at times of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from gluonts.torch.distributions import Output
+from torch import Tensor, nn
+
+from deltaflow.data import Batch, WindowSpec
+from deltaflow.encoders import State, make_encoder
+from deltaflow.heads.shared import SharedHead
+from deltaflow.model.module import ForecastNetwork
+
+TIMESCALES = (2.0, 8.0, 32.0)
+"""Where the learned timescales of the recent means begin, in typical gaps."""
+
+
+class History(NamedTuple):
+    """Sums over the observations of each channel, from which its summary is made.
+
+    Attributes
+    ----------
+    count, total, squares
+        ``(B, C)`` number of values, their sum and the sum of their squares.
+    lowest, highest, first
+        ``(B, C)`` values; infinite, or 0, before the first.
+    recent_count, recent_total
+        ``(B, C, K)`` number and sum, each value weighted by ``exp(-age / timescale)``.
+    """
+
+    count: Tensor
+    total: Tensor
+    squares: Tensor
+    lowest: Tensor
+    highest: Tensor
+    first: Tensor
+    recent_count: Tensor
+    recent_total: Tensor
+
+    def summary(self) -> Tensor:
+        """Return features ``(B, C, 6 + 2K)``: mean, deviation, extremes, first, recent means."""
+        count = self.count.clamp(min=1)
+        mean = self.total / count
+        deviation = (self.squares / count - mean**2).clamp(min=1e-6).sqrt()
+        seen = self.count > 0
+        extremes = [torch.where(seen, bound, 0.0) for bound in (self.lowest, self.highest)]
+        plain = [mean, deviation, *extremes, self.first, self.count.log1p()]
+        recent = self.recent_total / (self.recent_count + 0.1)
+        return torch.cat([torch.stack(plain, -1), recent, self.recent_count.log1p()], dim=-1)
+
+
+class ChannelsEncoded(NamedTuple):
+    """A batch after its observations were read.
+
+    Attributes
+    ----------
+    state
+        A state per channel: its hidden ``(B, C, H)`` stands at the channel's own last observation.
+    history
+        What summarises the observations of each channel.
+    level
+        ``(B, C, 2)`` where each channel stands among the training set.
+    static
+        ``(B, S)`` static features.
+    """
+
+    state: State
+    history: History
+    level: Tensor
+    static: Tensor
+
+
+class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
+    """Every channel moves a hidden state of its own, at its own observations.
+
+    One encoder reads all channels, told apart by an embedding. At the forecast origin the states
+    have been carried to the same time; there they attend to each other (a transformer without
+    positions, for which the embedding stands), and are then carried on to the queries. It costs
+    as much as the values that were observed, not as series × channels.
+
+    What the shared head reads of a channel at a query: its evolved hidden state, Δt, its last value
+    and age, a summary of its history, its level, its embedding, the covariates at the query and
+    the static features.
+
+    Parameters
+    ----------
+    spec, balance
+        See `ForecastNetwork`.
+    output
+        The GluonTS output.
+    encoder, encoder_kwargs
+        Name of a registered encoder, and its options.
+    hidden_size
+        The size of a channel's hidden state; a multiple of `num_heads`.
+    dropout
+        The share of inner features of the head and of the exchange that is dropped in training.
+    embedding_size
+        The size of a channel's embedding.
+    num_exchange_layers, num_heads
+        Layers and attention heads by which the channels learn of each other; without layers,
+        each is forecast on its own.
+    summary
+        Whether summaries of the history stand beside the states.
+    shrinkage
+        See `SharedHead`: how many observations of a channel it takes to trust the network's
+        forecast of it half. For many patients and rare measurements, some thousands.
+    """
+
+    def __init__(
+        self,
+        spec: WindowSpec,
+        output: Output,
+        *,
+        encoder: str,
+        encoder_kwargs: Mapping[str, Any] | None = None,
+        hidden_size: int = 32,
+        dropout: float = 0.0,
+        balance: float = 0.0,
+        embedding_size: int = 16,
+        num_exchange_layers: int = 2,
+        num_heads: int = 4,
+        summary: bool = True,
+        shrinkage: float = 0.0,
+    ) -> None:
+        super().__init__(spec, balance)
+        self.embedding = nn.Parameter(torch.randn(self.num_channels, embedding_size) / 2)
+        self.encoder = make_encoder(
+            encoder, 1, embedding_size + self.num_covariates, hidden_size, **(encoder_kwargs or {})
+        )
+        self.log_timescales = nn.Parameter(torch.tensor(TIMESCALES).log()) if summary else None
+        num_known = 5 + embedding_size + self.num_static
+        if summary:
+            num_known += 6 + 2 * len(TIMESCALES)
+        self.token = nn.Linear(hidden_size + num_known, hidden_size)
+        self.exchange = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                hidden_size,
+                num_heads,
+                dim_feedforward=2 * hidden_size,
+                dropout=dropout,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(num_exchange_layers)
+        )
+        for layer in self.exchange:
+            layer.self_attn.dropout = 0.0  # type: ignore[union-attr]
+        self.norm = nn.LayerNorm(hidden_size)
+        self.head = SharedHead(
+            hidden_size + 2 + num_known + self.num_covariates,
+            torch.tensor(spec.statistics.count[: self.num_targets], dtype=torch.float32),
+            output,
+            width=2 * hidden_size,
+            shrinkage=shrinkage,
+            dropout=dropout,
+        )
+
+    def encode(self, batch: Batch) -> ChannelsEncoded:
+        """Read the observations of a batch, those of each channel as a series of its own."""
+        size, steps, channels = batch.values.shape
+        elapsed = batch.delta_t.cumsum(-1)  # (B, T)
+        end = elapsed[:, -1:]
+        series, channel = batch.observed.any(1).nonzero(as_tuple=True)  # N rows with observations
+        observed = batch.observed[series, :, channel]  # (N, T)
+        lengths = observed.sum(1)
+        longest = int(lengths.max()) if len(lengths) else 1
+        # A stable sort puts the observed steps of a row first, in their order.
+        order = observed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+        running = torch.arange(longest, device=order.device) < lengths.unsqueeze(-1)
+        times = elapsed[series].gather(1, order)
+        delta_t = times.diff(dim=1, prepend=torch.zeros_like(times[:, :1]))
+        values = batch.values[series, :, channel].gather(1, order)
+        own = self.encoder(
+            values.masked_fill(~running, 0.0).unsqueeze(-1),
+            running.unsqueeze(-1),
+            delta_t.masked_fill(~running, 0.0),
+            lengths,
+            self._features(channel, batch.covariates[series.unsqueeze(-1), order]),
+        )
+        rows = series * channels + channel
+        newest = times.gather(1, lengths.unsqueeze(-1) - 1).squeeze(1)
+        initial = self.encoder.initial_state(size * channels)
+        state = State(
+            hidden=initial.hidden.index_copy(0, rows, own.hidden),
+            last=initial.last.index_copy(0, rows, own.last),
+            age=end.repeat(1, channels).view(-1, 1).index_add(0, rows, -newest.unsqueeze(-1)),
+            seen=initial.seen.index_copy(0, rows, own.seen),
+        )
+        static, level = self.static_features(batch)
+        return ChannelsEncoded(
+            State(*(part.view(size, channels, -1) for part in state)),
+            self._history(batch.values, batch.observed, end - elapsed),
+            level.view(size, 2, channels).transpose(1, 2),
+            static,
+        )
+
+    def decode(
+        self, encoded: ChannelsEncoded, delta_t: Tensor, covariates: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the distribution's arguments at queries; see `ForecastNetwork.decode`."""
+        size, targets = len(delta_t), self.num_targets
+        series = torch.arange(size, device=delta_t.device).repeat_interleave(targets)
+        channel = torch.arange(targets, device=delta_t.device).repeat(size)
+        args = self._ask(encoded, series, channel, delta_t[series], covariates[series])
+        return tuple(arg.unflatten(0, (size, targets)).transpose(1, 2) for arg in args)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Return the loss of each observed target; only they are forecast."""
+        series, query, channel = batch.target_observed.nonzero(as_tuple=True)
+        delta_t = batch.query_delta_t[series, query].unsqueeze(-1)
+        covariates = batch.query_covariates[series, query].unsqueeze(1)
+        args = self._ask(self.encode(batch), series, channel, delta_t, covariates)
+        target = batch.target[series, query, channel]
+        return self.head.loss(
+            target,
+            torch.ones_like(target, dtype=torch.bool),
+            tuple(arg.squeeze(1) for arg in args),
+            batch.scale[series, channel],
+        )
+
+    def update(
+        self,
+        encoded: ChannelsEncoded,
+        delta_t: Tensor,
+        values: Tensor,
+        observed: Tensor,
+        covariates: Tensor,
+    ) -> ChannelsEncoded:
+        """Read one more observation of each series; only observed channels move."""
+        state = encoded.state
+        age = state.age + delta_t.view(-1, 1, 1)
+        channel = torch.arange(self.num_channels, device=age.device).repeat(len(age))
+        beside = covariates.repeat_interleave(self.num_channels, dim=0).unsqueeze(1)
+        updated = self.encoder.update(
+            _at_own_time(State(*(part.flatten(0, 1) for part in state))),
+            age.view(-1),
+            values.view(-1, 1),
+            observed.view(-1, 1),
+            self._features(channel, beside).squeeze(1),
+        )
+        mask = observed.unsqueeze(-1)
+        state = State(
+            hidden=torch.where(mask, updated.hidden.view_as(state.hidden), state.hidden),
+            last=updated.last.view_as(state.last),
+            age=torch.where(mask, 0.0, age),
+            seen=updated.seen.view_as(state.seen),
+        )
+        history = self._extended(encoded.history, delta_t, values, observed)
+        return encoded._replace(state=state, history=history)
+
+    def repeat(self, encoded: ChannelsEncoded, count: int) -> ChannelsEncoded:
+        """Return each series ``count`` times in a row."""
+
+        def repeated(part: Tensor) -> Tensor:
+            return part.repeat_interleave(count, dim=0)
+
+        return ChannelsEncoded(
+            State(*map(repeated, encoded.state)),
+            History(*map(repeated, encoded.history)),
+            repeated(encoded.level),
+            repeated(encoded.static),
+        )
+
+    def _ask(
+        self,
+        encoded: ChannelsEncoded,
+        series: Tensor,
+        channel: Tensor,
+        delta_t: Tensor,
+        covariates: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Return the arguments ``(N, Q)`` of channels ``(N,)`` of series ``(N,)``.
+
+        ``delta_t`` is ``(N, Q)`` and ``covariates`` ``(N, Q, K)``.
+        """
+        hidden, known = self._present(encoded)
+        state = State(hidden, *encoded.state[1:])
+        evolved = self.encoder.evolve(State(*(p[series, channel] for p in state)), delta_t)
+        age = state.age[series, channel] + delta_t
+        known = known[series, channel].unsqueeze(1).expand(-1, delta_t.shape[1], -1)
+        spans = torch.stack([delta_t, age], dim=-1).log1p()
+        return self.head(torch.cat([evolved, spans, known, covariates], dim=-1), channel)
+
+    def _present(self, encoded: ChannelsEncoded) -> tuple[Tensor, Tensor]:
+        """Carry all channels to the forecast origin, and let them learn of each other.
+
+        Returns
+        -------
+        hidden, known
+            ``(B, C, H)`` states in [-1, 1], and ``(B, C, …)`` what is known beside them.
+        """
+        state = encoded.state
+        size, channels = state.hidden.shape[:2]
+        rows = State(*(part.flatten(0, 1) for part in state))
+        hidden = self.encoder.evolve(_at_own_time(rows), rows.age).view_as(state.hidden)
+        parts = [
+            torch.cat([state.last, state.age.log1p(), state.seen.to(hidden.dtype)], dim=-1),
+            encoded.level,
+            self.embedding.expand(size, -1, -1),
+            encoded.static.unsqueeze(1).expand(-1, channels, -1),
+        ]
+        if self.log_timescales is not None:
+            parts.append(encoded.history.summary())
+        known = torch.cat(parts, dim=-1)
+        tokens = self.token(torch.cat([hidden, known], dim=-1))
+        for layer in self.exchange:
+            tokens = layer(tokens)
+        return torch.tanh(self.norm(tokens)), known
+
+    def _features(self, channel: Tensor, covariates: Tensor) -> Tensor:
+        """Put the embeddings of channels ``(N,)`` beside covariates ``(N, T, K)``."""
+        embedding = self.embedding[channel].unsqueeze(1).expand(-1, covariates.shape[1], -1)
+        return torch.cat([embedding, covariates], dim=-1)
+
+    def _decay(self, age: Tensor) -> Tensor:
+        """Return the weights ``(…, K)`` of values of an age ``(…)``."""
+        if self.log_timescales is None:
+            return age.new_zeros(*age.shape, 0)
+        return torch.exp(-age.unsqueeze(-1) / self.log_timescales.exp())
+
+    def _history(self, values: Tensor, observed: Tensor, age: Tensor) -> History:
+        """Sum up values ``(B, T, C)`` of an age ``(B, T)``."""
+        mask = observed.to(values.dtype)
+        values = values * mask
+        decay = self._decay(age)
+        first = observed.to(torch.uint8).argmax(1, keepdim=True)
+        return History(
+            count=mask.sum(1),
+            total=values.sum(1),
+            squares=(values**2).sum(1),
+            lowest=torch.where(observed, values, math.inf).amin(1),
+            highest=torch.where(observed, values, -math.inf).amax(1),
+            first=values.gather(1, first).squeeze(1),
+            recent_count=torch.einsum("btc,btk->bck", mask, decay),
+            recent_total=torch.einsum("btc,btk->bck", values, decay),
+        )
+
+    def _extended(
+        self, history: History, delta_t: Tensor, values: Tensor, observed: Tensor
+    ) -> History:
+        """Add one more observation ``(B, C)``, after a time ``(B,)``."""
+        new = self._history(
+            values.unsqueeze(1), observed.unsqueeze(1), torch.zeros_like(delta_t[:, None])
+        )
+        decay = self._decay(delta_t).unsqueeze(1)
+        return History(
+            count=history.count + new.count,
+            total=history.total + new.total,
+            squares=history.squares + new.squares,
+            lowest=torch.minimum(history.lowest, new.lowest),
+            highest=torch.maximum(history.highest, new.highest),
+            first=torch.where(history.count > 0, history.first, new.first),
+            recent_count=decay * history.recent_count + new.recent_count,
+            recent_total=decay * history.recent_total + new.recent_total,
+        )
+
+
+def _at_own_time(state: State) -> State:
+    """Return the state of a channel as its encoder left it, at its last observation."""
+    return state._replace(age=torch.zeros_like(state.age))

@@ -1,0 +1,112 @@
+"""The network with one state per series, which all channels share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from gluonts.torch.distributions import Output
+from torch import Tensor
+
+from deltaflow.data import Batch, WindowSpec
+from deltaflow.encoders import State, make_encoder
+from deltaflow.heads import Head
+from deltaflow.model.module import ForecastNetwork
+
+
+class Encoded(NamedTuple):
+    """A batch after its observations were read: the state, and the static features ``(B, S)``."""
+
+    state: State
+    static: Tensor
+
+
+class JointNetwork(ForecastNetwork[Encoded]):
+    """All channels of a series move one hidden state, at each observation of any of them.
+
+    What the head reads at a query: the evolved hidden state, Δt, each channel's last value and
+    its age, the covariates at the query and the static features.
+
+    Parameters
+    ----------
+    spec, balance
+        See `ForecastNetwork`.
+    output
+        The GluonTS output.
+    encoder, encoder_kwargs
+        Name of a registered encoder, and its options.
+    hidden_size
+        The size of the encoder's state and of the head.
+    dropout
+        The share of the head's inner features that is dropped in training.
+    """
+
+    def __init__(
+        self,
+        spec: WindowSpec,
+        output: Output,
+        *,
+        encoder: str,
+        encoder_kwargs: Mapping[str, Any] | None = None,
+        hidden_size: int = 32,
+        dropout: float = 0.0,
+        balance: float = 0.0,
+    ) -> None:
+        super().__init__(spec, balance)
+        num_features = self.num_covariates + self.num_static + 2 * self.num_channels
+        self.encoder = make_encoder(
+            encoder, self.num_channels, num_features, hidden_size, **(encoder_kwargs or {})
+        )
+        self.head = Head(
+            hidden_size + 3 * self.num_channels + 1 + num_features,
+            self.num_targets,
+            output,
+            width=2 * hidden_size,
+            dropout=dropout,
+        )
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Read the observations of a batch."""
+        static = torch.cat(self.static_features(batch), dim=-1)
+        state = self.encoder(
+            batch.values,
+            batch.observed,
+            batch.delta_t,
+            batch.lengths,
+            _beside(batch.covariates, static),
+        )
+        return Encoded(state, static)
+
+    def decode(self, encoded: Encoded, delta_t: Tensor, covariates: Tensor) -> tuple[Tensor, ...]:
+        """Return the distribution's arguments at queries; see `ForecastNetwork.decode`."""
+        state = encoded.state
+        hidden = self.encoder.evolve(state, delta_t)  # (B, Q, H)
+        age = state.age.unsqueeze(1) + delta_t.unsqueeze(-1)  # (B, Q, C)
+        known = torch.cat([state.last, state.seen.to(hidden.dtype), encoded.static], dim=-1)
+        features = [hidden, delta_t.log1p().unsqueeze(-1), age.log1p()]
+        return self.head(torch.cat([*features, _beside(covariates, known)], dim=-1))
+
+    def update(
+        self,
+        encoded: Encoded,
+        delta_t: Tensor,
+        values: Tensor,
+        observed: Tensor,
+        covariates: Tensor,
+    ) -> Encoded:
+        """Read one more observation of each series."""
+        features = torch.cat([covariates, encoded.static], dim=-1)
+        state = self.encoder.update(encoded.state, delta_t, values, observed, features)
+        return encoded._replace(state=state)
+
+    def repeat(self, encoded: Encoded, count: int) -> Encoded:
+        """Return each series ``count`` times in a row."""
+        state = State(*(part.repeat_interleave(count, dim=0) for part in encoded.state))
+        return Encoded(state, encoded.static.repeat_interleave(count, dim=0))
+
+
+def _beside(sequence: Tensor, static: Tensor) -> Tensor:
+    """Put static features ``(B, S)`` beside each step of ``(B, T, K)``: ``(B, T, K + S)``."""
+    repeated = static.unsqueeze(1).expand(-1, sequence.shape[1], -1)
+    return torch.cat([sequence, repeated], dim=-1)
