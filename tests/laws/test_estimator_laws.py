@@ -28,6 +28,16 @@ ESTIMATORS = {
     for cls in IrregularEstimator.__subclasses__()
     if cls.__module__.startswith("deltaflow")
 }
+
+
+class ChannelwiseEstimator(IrregularEstimator):
+    """The network with a state per channel, and forecasts of the change from the last value."""
+
+    def __init__(self, **options):
+        super().__init__(**options, network="channelwise", scaling="last")
+
+
+ESTIMATORS["ChannelwiseEstimator"] = ChannelwiseEstimator
 CLOSE = {"rtol": 3e-5, "atol": 3e-5}
 LEVELS = (0.1, 0.5, 0.9)
 

@@ -162,7 +162,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
 
     def encode(self, batch: Batch) -> ChannelsEncoded:
         """Read the observations of a batch, those of each channel as a series of its own."""
-        size, steps, channels = batch.values.shape
+        size, _, channels = batch.values.shape
         elapsed = batch.delta_t.cumsum(-1)  # (B, T)
         end = elapsed[:, -1:]
         series, channel = batch.observed.any(1).nonzero(as_tuple=True)  # N rows with observations
@@ -238,9 +238,9 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         beside = covariates.repeat_interleave(self.num_channels, dim=0).unsqueeze(1)
         updated = self.encoder.update(
             _at_own_time(State(*(part.flatten(0, 1) for part in state))),
-            age.view(-1),
-            values.view(-1, 1),
-            observed.view(-1, 1),
+            age.flatten(),
+            values.reshape(-1, 1),
+            observed.reshape(-1, 1),
             self._features(channel, beside).squeeze(1),
         )
         mask = observed.unsqueeze(-1)

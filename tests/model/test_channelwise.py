@@ -1,0 +1,130 @@
+"""The network with one state per channel."""
+
+import pytest
+import torch
+
+from deltaflow import DeltaflowError, IrregularDataModule
+from deltaflow.encoders import ENCODERS
+from deltaflow.heads import make_output
+from deltaflow.model.networks import make_network
+
+
+@pytest.fixture(scope="module")
+def data(multivariate):
+    return IrregularDataModule(
+        multivariate, prediction_length=6, context_length=30, scaling="last", batch_size=8
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(data):
+    return next(iter(data.train_dataloader()))
+
+
+def channelwise(data, encoder="gru_flow", *, double=True, output="student_t", **options):
+    torch.manual_seed(0)
+    network = make_network(
+        data.spec, make_output(output), encoder=encoder, network="channelwise", hidden_size=8,
+        network_kwargs={"num_heads": 2, **options},
+    )  # fmt: skip
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return (network.double() if double else network).eval()
+
+
+def doubled(batch):
+    return batch._replace(
+        **{
+            name: part.double()
+            for name, part in batch._asdict().items()
+            if part.is_floating_point()
+        }
+    )
+
+
+def first_steps(batch, count):
+    """The batch as it was after its first steps."""
+    lengths = batch.lengths.clamp(max=count)
+    inside = torch.arange(batch.delta_t.shape[1]) < lengths.unsqueeze(-1)
+    return batch._replace(
+        observed=batch.observed & inside.unsqueeze(-1),
+        delta_t=batch.delta_t * inside,
+        lengths=lengths,
+    )
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_reading_at_once_and_one_by_one_give_the_same_forecasts(encoder, data, batch):
+    batch = doubled(batch)
+    network = channelwise(data, encoder)
+    expected = network(batch)
+    half = 5
+    encoded = network.encode(first_steps(batch, half))
+    for step in range(half, batch.delta_t.shape[1]):
+        inside = (step < batch.lengths).unsqueeze(-1)
+        encoded = network.update(
+            encoded,
+            batch.delta_t[:, step] * inside.squeeze(-1),
+            batch.values[:, step],
+            batch.observed[:, step] & inside,
+            batch.covariates[:, step],
+        )
+    answered = network.decode(encoded, batch.query_delta_t, batch.query_covariates)
+    for mine, theirs in zip(answered, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("output", ["student_t", "quantile", "mean_quantile"])
+def test_losses_of_observed_targets_are_those_of_the_whole_forecast(output, data, batch):
+    batch = doubled(batch)
+    network = channelwise(data, output=output)
+    whole = super(type(network), network).losses(batch)
+    assert len(whole) == batch.target_observed.sum() > 10
+    torch.testing.assert_close(network.losses(batch), whole)
+
+
+def test_a_channel_moves_at_its_own_observations_alone(data, batch):
+    network = channelwise(data)
+    batch = doubled(batch)
+    changed = batch._replace(values=batch.values.clone())
+    series, _, channel = (int(i) for i in batch.observed.nonzero()[0])
+    changed.values[series, :, channel] += 1.0
+    before, after = (network.encode(one).state.hidden for one in (batch, changed))
+    moved = (before != after).any(-1)
+    assert moved[series, channel]
+    assert moved.sum() == 1
+
+
+def test_channels_learn_of_each_other_in_the_exchange(data, batch):
+    batch = doubled(batch)
+    changed = batch._replace(values=batch.values.clone())
+    series, _, channel = (int(i) for i in batch.observed.nonzero()[0])
+    changed.values[series, :, channel] += 1.0
+    other = (channel + 1) % len(data.spec.statistics.center)
+    for layers in (0, 1):
+        network = channelwise(data, num_exchange_layers=layers)
+        location = network(batch)[1][series, :, other]
+        same = torch.equal(location, network(changed)[1][series, :, other])
+        assert same == (layers == 0)
+
+
+def test_rare_channels_shrink_to_a_constant(data, batch):
+    network = channelwise(data, shrinkage=1e12, double=False)
+    _, location, _ = network(batch)
+    torch.testing.assert_close(location, network.head.bias[:, 1].expand_as(location))
+
+
+def test_gradients_reach_every_weight(data, batch):
+    network = channelwise(data, output="mean_quantile", double=False).train()
+    total, _ = network.loss(batch)
+    total.backward()
+    silent = [name for name, weight in network.named_parameters()
+              if weight.grad is None or not weight.grad.any()]  # fmt: skip
+    # Attention does not change if all its keys are shifted.
+    assert not [name for name in silent if "in_proj_bias" not in name]
+
+
+def test_unknown_options_are_refused(data):
+    with pytest.raises(DeltaflowError, match="network_kwargs of 'channelwise'.*depth"):
+        channelwise(data, depth=3)
