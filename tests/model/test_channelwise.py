@@ -126,5 +126,5 @@ def test_gradients_reach_every_weight(data, batch):
 
 
 def test_unknown_options_are_refused(data):
-    with pytest.raises(DeltaflowError, match="network_kwargs of 'channelwise'.*depth"):
+    with pytest.raises(DeltaflowError, match=r"network_kwargs of 'channelwise'.*depth"):
         channelwise(data, depth=3)

@@ -90,11 +90,15 @@ class Variant:
         Its options.
     hidden_size
         Its width, if it is not that of the comparison.
+    network, network_kwargs
+        Its network and the network's options, if they are not those of the comparison.
     """
 
     encoder: str
     encoder_kwargs: dict[str, Any] = field(default_factory=dict)
     hidden_size: int | None = None
+    network: str | None = None
+    network_kwargs: dict[str, Any] | None = None
 
 
 @dataclass
@@ -128,6 +132,8 @@ class CompareConfig:
     num_parameters
         If given, each encoder gets the width with which its network has about so many weights,
         in the place of hidden_size; resampled_deepar keeps it.
+    network, network_kwargs, scaling, balance
+        The surroundings of every encoder, see `IrregularEstimator`.
     context_length
         The largest number of observation times that are read, see `IrregularEstimator`.
     distr_output
@@ -145,6 +151,9 @@ class CompareConfig:
         The number of batches of an epoch.
     batch_size
         The number of windows of a batch.
+    weight_averaging
+        Decay per batch of the moving average of the weights that is validated and kept; null keeps
+        the weights as they are. resampled_deepar is not averaged.
     patience
         A training stops after so many epochs without a better validation loss. The weights of the
         best epoch are kept.
@@ -164,6 +173,10 @@ class CompareConfig:
     output: Path = Path("comparison")
     hidden_size: int = 32
     num_parameters: int | None = None
+    network: str = "joint"
+    network_kwargs: dict[str, Any] = field(default_factory=dict)
+    scaling: str = "window"
+    balance: float = 0.0
     context_length: int | None = None
     distr_output: str = "student_t"
     dropout: float = 0.1
@@ -172,6 +185,7 @@ class CompareConfig:
     epochs: int = 50
     num_batches_per_epoch: int = 50
     batch_size: int = 32
+    weight_averaging: float | None = None
     patience: int = 10
     resampled_step: str = "1h"
     threads: int = 1

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gluonts.dataset.common import DataEntry
 from gluonts.model.predictor import Predictor
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from deltaflow.compare.config import HOLD, RESAMPLED, CompareConfig
@@ -70,6 +70,12 @@ def _train_encoder(
             context_length=config.context_length,
             encoder=variant.encoder,
             encoder_kwargs=variant.encoder_kwargs,
+            network=variant.network or config.network,
+            network_kwargs=(
+                config.network_kwargs if variant.network_kwargs is None else variant.network_kwargs
+            ),
+            scaling=config.scaling,
+            balance=config.balance,
             hidden_size=hidden_size,
             dropout=config.dropout,
             distr_output=config.distr_output,
@@ -91,9 +97,10 @@ def _train_encoder(
     module = estimator.create_lightning_module(data)
     curve = LearningCurve(tell)
     with _trainer_kwargs(config, curve) as settings:
-        best = ModelCheckpoint(
-            settings["default_root_dir"], monitor="val_loss", save_weights_only=True
-        )
+        if config.weight_averaging is not None:
+            settings["callbacks"].append(EMAWeightAveraging(decay=config.weight_averaging))
+        # A checkpoint of weights alone would hold those of the moment, not their average.
+        best = ModelCheckpoint(settings["default_root_dir"], monitor="val_loss")
         settings["callbacks"].append(best)
         trainer = pl.Trainer(**settings)
         trainer.fit(module, data.train_dataloader(), _validation_loader(task, data.spec, config))
