@@ -24,6 +24,7 @@ class ClampStage(Stage):
     def __init__(self, dim: int, limit: float) -> None:
         self.dim = dim
         self.tape = {"x": dim}
+        self.kept = "x"
         self.work = {"y": dim, "inside": dim}
         self.products = []
         self.inputs = {}
@@ -77,6 +78,7 @@ class GRUCellStage(Stage):
         dim, num_inputs = len(hidden) // 3, observations.shape[1]
         self.dim = dim
         self.tape = {"u": num_inputs, "one": 1, **dict.fromkeys(("x", "h", "r", "z", "n"), dim)}
+        self.kept = slice("u", "n")
         self.work = dict.fromkeys(("y", "h", "r", "z", "n", "kept"), dim)
         self.inputs = {"u": observations, "one": torch.ones_like(observations[:, :1])}
         self.products = [

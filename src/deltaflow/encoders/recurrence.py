@@ -85,6 +85,11 @@ class _Block(NamedTuple):
     def steps(self) -> int:
         return self.stop - self.start
 
+    @property
+    def region(self) -> tuple[slice, slice, slice]:
+        """Where the block lies in a tensor (T, R, N)."""
+        return slice(self.start, self.stop), slice(None), slice(self.width)
+
 
 class _Recurrence:
     """Stages that are repeated, and the derivative of that; see `recur`."""
@@ -162,18 +167,19 @@ class _Recurrence:
                 for lane, out in zip(reversed(lanes), reversed(outs), strict=True)
             )
             for block in blocks:
-                for lane, part in zip(lanes, kept[block], strict=True):
-                    lane.load(block)
-                    lane.kept(block).copy_(part)
-                    lane.stage.factors(lane.tape, lane.work)
+                tapes = [
+                    lane.restored(block, k) for lane, k in zip(lanes, kept[block], strict=True)
+                ]
+                for lane, tape in zip(lanes, tapes, strict=True):
+                    lane.stage.factors(tape, lane.work.first(block.steps))
                 last[block.steps - 1].copy_(carry[:, :width])
                 for step in reversed(range(block.steps)):
                     if ended := self.ends.get(block.start + step):
                         last[step][:, ended] = gradient[:, ended]
                     for call, views in program[step]:
                         call(*views)
-                for lane, total in zip(lanes, sums, strict=True):
-                    total.add(lane, block)
+                for total, lane, tape in zip(sums, lanes, tapes, strict=True):
+                    total.add(tape, lane.work.first(block.steps), block)
         for total in sums:
             total.close()
 
@@ -202,13 +208,18 @@ class _Lane:
     def load(self, block: _Block) -> None:
         """Copy the inputs of a block to the tape."""
         for name, values in self.stage.inputs.items():
-            part = values[block.start : block.stop, :, : block.width]
-            self.tape[name][: block.steps] = part
+            self.tape[name][: block.steps] = values[block.region]
 
     def kept(self, block: _Block) -> Tensor:
         """Return the rows that a block keeps for its backward pass."""
-        start, _ = self.tape.range(self.stage.state)
-        return self.tape.data[: block.steps, start:]
+        return self.tape[self.stage.kept][: block.steps]
+
+    def restored(self, block: _Block, kept: Tensor) -> Rows:
+        """Return the tape of a block as far as it was kept, and the inputs."""
+        tape = Rows(kept, self.tape.sizes_in(self.stage.kept))
+        for name, values in self.stage.inputs.items():
+            tape.parts.setdefault(name, values[block.region])
+        return tape
 
 
 class _Sums:
@@ -218,32 +229,30 @@ class _Sums:
         self.products = [(product, next(totals)) for product in stage.products]
         self.inputs = {name: next(totals) for name in stage.inputs}
         # One sum for each place in a block, added up in the end: products of batches are faster.
-        self.places = [p.weight.new_zeros(BLOCK, *p.weight.shape) for p in stage.products]
+        self.places = [p.weight.new_zeros(BLOCK, *p.weight.T.shape) for p in stage.products]
+        self.own = stage.input_gradients
 
-    def add(self, lane: _Lane, block: _Block) -> None:
+    def add(self, tape: Rows, work: Rows, block: _Block) -> None:
         """Add the gradients of a block."""
-        tape, work, steps = lane.tape, lane.work, block.steps
-        parts = list(lane.stage.input_gradients(tape, work).items())
         for (product, _), sums in zip(self.products, self.places, strict=True):
-            gradient = work[product.gradient]
-            sums[:steps].baddbmm_(gradient[:steps], tape[product.of][:steps].mT)
-            begin, end = tape.range(product.of)
-            for name, total in self.inputs.items():
-                start, stop = tape.range(name)
-                if total is not None and begin <= start < end:
-                    parts.append(
-                        (name, product.weight[:, start - begin : stop - begin].mT @ gradient)
-                    )
-        for name, part in parts:
-            total = self.inputs[name]
-            if total is not None:
-                total[block.start : block.stop, :, : block.width] += part[:steps]
+            sums[: block.steps].baddbmm_(tape[product.of], work[product.gradient].mT)
+        for name, total in self.inputs.items():
+            if total is None:
+                continue
+            if name in self.own:
+                total[block.region] += work[self.own[name]]
+            for product, _ in self.products:
+                if name in tape.sizes_in(product.of):
+                    begin, _ = tape.range(product.of)
+                    start, stop = tape.range(name)
+                    weight = product.weight[:, start - begin : stop - begin]
+                    total[block.region] += weight.mT @ work[product.gradient]
 
     def close(self) -> None:
         """Write the gradients of the weights."""
         for (_, total), sums in zip(self.products, self.places, strict=True):
             if total is not None:
-                torch.sum(sums, 0, out=total)
+                torch.sum(sums.mT, 0, out=total)
 
 
 def _program(calls: Iterable[tuple[Callable[..., None], Views]]) -> Program:

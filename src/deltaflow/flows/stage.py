@@ -53,6 +53,15 @@ class Rows:
         first, last = (span, span) if isinstance(span, str) else (span.start, span.stop)
         return self.stop[first] - self.sizes[first], self.stop[last]
 
+    def sizes_in(self, span: Span) -> dict[str, int]:
+        """Return the names in a span, with their numbers of rows."""
+        start, stop = self.range(span)
+        return {name: n for name, n in self.sizes.items() if start < self.stop[name] <= stop}
+
+    def first(self, count: int) -> Rows:
+        """Return the rows of the first steps."""
+        return self if count == len(self.data) else Rows(self.data[:count], self.sizes)
+
     def __getitem__(self, span: Span) -> Tensor:
         if isinstance(span, str):
             return self.parts[span]
@@ -94,9 +103,9 @@ class Stage(ABC):
     ----------
     dim
         The size D of the state.
-    tape
-        Rows of the forward pass. Those from the state on are kept for the backward pass; those
-        before it are inputs, or computed again in :meth:`factors`.
+    tape, kept
+        Rows of the forward pass, and those of them that are kept for the backward pass. It has the
+        inputs too, kept or not.
     work
         Rows of the backward pass.
     state, gradient
@@ -105,17 +114,22 @@ class Stage(ABC):
         All matrix products.
     inputs
         What the stage reads beside the state: rows of the tape at all steps, :math:`(T, R, N)`.
+    input_gradients
+        The rows of the work that hold the gradients of inputs, apart from what they owe to
+        products.
     stretches
         Whether states from :math:`[-1, 1]^D` may leave it.
     """
 
     dim: int
     tape: dict[str, int]
+    kept: Span
     work: dict[str, int]
     state: Span = "x"
     gradient: Span = "y"
     products: list[Product]
     inputs: dict[str, Tensor]
+    input_gradients: Mapping[str, Span] = {}
     stretches = True
 
     def tensors(self) -> list[Tensor]:
@@ -140,11 +154,7 @@ class Stage(ABC):
 
     @abstractmethod
     def backward(self, *views: Tensor) -> None:
-        """Compute the gradients of x and of the products at one step."""
-
-    def input_gradients(self, tape: Rows, work: Rows) -> dict[str, Tensor]:
-        """Return the gradients of the inputs, apart from what they owe to products."""
-        return {}
+        """Compute the gradients of x, of the products and of the inputs at one step."""
 
 
 def clock_of(t: Tensor) -> Tensor:
@@ -157,9 +167,9 @@ def clock_of(t: Tensor) -> Tensor:
     return torch.cat([t.log1p(), torch.ones_like(t)], dim=1)
 
 
-def tanh(p: Tensor) -> Tensor:
-    """Return the hyperbolic tangent as ``2 σ(2p) - 1``, up to ten times as fast as the library's.
+def tanh(rate: Tensor, t: Tensor) -> Tensor:
+    r"""Return :math:`\tanh(a t)` as :math:`2 \sigma(2 a t) - 1`, several times as fast.
 
     It is exact to a rounding of 1, not of its own value.
     """
-    return 2 * torch.sigmoid(2 * p) - 1
+    return torch.add(t.new_tensor(-1.0), torch.sigmoid(2 * rate * t), alpha=2)

@@ -104,7 +104,7 @@ class TanhTime(TimeEmbedding):
 
     def columns(self, t: Tensor) -> Tensor:
         r"""Return :math:`\tanh(a t)` in columns, without a transposition."""
-        return tanh(self.rate().unsqueeze(-1) * t)
+        return tanh(self.rate().unsqueeze(-1), t)
 
 
 class LinearTime(TimeEmbedding):
