@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deltaflow.errors import DeltaflowError
-from deltaflow.flows.stage import Rows, Stage, Views
+from deltaflow.flows.stage import Rows, Stage
 
 BLOCK = 10
 """The number of steps that are done in one piece of scratch memory."""
@@ -127,25 +127,24 @@ class _Recurrence:
         last = final
         for width, blocks in groupby(self.blocks, key=lambda block: block.width):
             lanes = [_Lane(stage, final, width) for stage in self.stages]
-            entering = [lane.tape[lane.stage.state] for lane in lanes]
+            states, *later = [lane.tape[lane.stage.state] for lane in lanes]
             # The last stage of a step writes where the first one of the next step reads.
-            leaving = [*entering[0][1:].unbind(0), torch.empty_like(entering[0][0])]
-            outs = [*(states.unbind(0) for states in entering[1:]), leaving]
+            outs = [*(entering[:-1] for entering in later), states[1:]]
             program = _program(
-                (lane.stage.forward, lane.stage.forward_views(lane.tape, out))
+                (lane.stage.forward, lane.stage.forward_views(lane.tape.steps(0, BLOCK), out))
                 for lane, out in zip(lanes, outs, strict=True)
             )
             for block in blocks:
-                entering[0][0] = last[:, :width]
+                states[0] = last[:, :width]
                 for lane in lanes:
                     lane.load(block)
                 for calls in program[: block.steps]:
                     for call, views in calls:
                         call(*views)
-                last = leaving[block.steps - 1]
+                last = states[block.steps]
                 for step in range(block.steps):
                     if ended := self.ends.get(block.start + step):
-                        final[:, ended] = leaving[step][:, ended]
+                        final[:, ended] = states[step + 1][:, ended]
                 if kept is not None:
                     kept[block] = [next(storage).copy_(lane.kept(block)) for lane in lanes]
 
@@ -158,28 +157,29 @@ class _Recurrence:
         carry = torch.zeros_like(gradient)
         for width, blocks in groupby(reversed(self.blocks), key=lambda block: block.width):
             lanes = [_Lane(stage, gradient, width) for stage in self.stages]
-            entering = [lane.work[lane.stage.gradient].unbind(0) for lane in lanes]
+            *earlier, gradients = [lane.work[lane.stage.gradient] for lane in lanes]
             # The first stage of a step writes where the last one of the step before reads.
-            last = entering[-1]
-            outs = [[carry[:, :width], *last[:-1]], *entering[:-1]]
+            outs = [gradients[:-1], *(entering[1:] for entering in earlier)]
             program = _program(
-                (lane.stage.backward, lane.stage.backward_views(lane.work, out))
+                (lane.stage.backward, lane.stage.backward_views(lane.work.steps(1, BLOCK + 1), out))
                 for lane, out in zip(reversed(lanes), reversed(outs), strict=True)
             )
             for block in blocks:
                 tapes = [
                     lane.restored(block, k) for lane, k in zip(lanes, kept[block], strict=True)
                 ]
-                for lane, tape in zip(lanes, tapes, strict=True):
-                    lane.stage.factors(tape, lane.work.first(block.steps))
-                last[block.steps - 1].copy_(carry[:, :width])
+                works = [lane.work.steps(1, block.steps + 1) for lane in lanes]
+                for stage, tape, work in zip(self.stages, tapes, works, strict=True):
+                    stage.factors(tape, work)
+                gradients[block.steps] = carry[:, :width]
                 for step in reversed(range(block.steps)):
                     if ended := self.ends.get(block.start + step):
-                        last[step][:, ended] = gradient[:, ended]
+                        gradients[step + 1][:, ended] = gradient[:, ended]
                     for call, views in program[step]:
                         call(*views)
-                for total, lane, tape in zip(sums, lanes, tapes, strict=True):
-                    total.add(tape, lane.work.first(block.steps), block)
+                carry[:, :width] = gradients[0]
+                for total, tape, work in zip(sums, tapes, works, strict=True):
+                    total.add(tape, work, block)
         for total in sums:
             total.close()
 
@@ -197,11 +197,14 @@ class _Recurrence:
 
 
 class _Lane:
-    """A stage, and the memory lent to it for the steps of a block of some width."""
+    """A stage, and the memory lent to it for the steps of a block of some width, and one more.
+
+    The state after the last step, or the gradient of the one before the first, is in that one.
+    """
 
     def __init__(self, stage: Stage, like: Tensor, width: int) -> None:
         def rows(sizes: dict[str, int]) -> Rows:
-            return Rows(like.new_empty(BLOCK, sum(sizes.values()), width), sizes)
+            return Rows(like.new_empty(BLOCK + 1, sum(sizes.values()), width), sizes)
 
         self.stage, self.tape, self.work = stage, rows(stage.tape), rows(stage.work)
 
@@ -240,7 +243,7 @@ class _Sums:
             if total is None:
                 continue
             if name in self.own:
-                total[block.region] += work[self.own[name]]
+                total[block.region] = work[self.own[name]]
             for product, _ in self.products:
                 if name in tape.sizes_in(product.of):
                     begin, _ = tape.range(product.of)
@@ -255,10 +258,10 @@ class _Sums:
                 torch.sum(sums.mT, 0, out=total)
 
 
-def _program(calls: Iterable[tuple[Callable[..., None], Views]]) -> Program:
+def _program(calls: Iterable[tuple[Callable[..., None], tuple[Tensor, ...]]]) -> Program:
     """Take the views of all calls apart by steps."""
     by_call = []
     for call, views in calls:
-        steps = zip(*(v.unbind(0) if isinstance(v, Tensor) else v for v in views), strict=True)
+        steps = zip(*(view.unbind(0) for view in views), strict=True)
         by_call.append([(call, arguments) for arguments in steps])
     return list(zip(*by_call, strict=True))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.flow import Flow, FlowMap
-from deltaflow.flows.stage import Product, Rows, Stage, Views, clock_of
+from deltaflow.flows.stage import Product, Rows, Stage, clock_of
 from deltaflow.flows.time_embedding import TIME_EMBEDDINGS, make_time_embedding
 from deltaflow.flows.time_mlp import TimeMLP
 
@@ -218,13 +218,12 @@ class CouplingStage(Stage):
         self.twice_limit = 2 * max_log_scale
         self.minus_limit = first.new_tensor(-max_log_scale)
 
-    def forward_views(self, tape: Rows, out: Sequence[Tensor]) -> Views:
+    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
         given = self.tape["given"]
         names = ("x", "given", "phi", "a", "s", "shift", "scale")
         products = (tape["given":"clock"], tape["clock":"a"], tape["u":"v"], tape["s":"shift"])
-        out_parts = [part[:given] for part in out], [part[given:] for part in out]
-        return *out_parts, *(tape[name] for name in names), *products
+        return out[:, :given], out[:, given:], *(tape[name] for name in names), *products
 
     def forward(
         self, out_given, out, x, given, phi, a, s, shift, scale, given_clock, clock_a, uv, s_shift
@@ -251,12 +250,11 @@ class CouplingStage(Stage):
         torch.addcmul(a, a, a, value=-1, out=work["a"])
         work["scale"].copy_(scale)
 
-    def backward_views(self, work: Rows, out: Sequence[Tensor]) -> Views:
+    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.backward_views`."""
         moved = self.work["y"]
         rows = (work[name] for name in ("y", "y_given", "a", "back", "scale"))
-        out_parts = [part[:moved] for part in out], [part[moved:] for part in out]
-        return *out_parts, *rows, work["u":"v"], work.stacked("phi_u", "v")
+        return out[:, :moved], out[:, moved:], *rows, work["u":"v"], work.stacked("phi_u", "v")
 
     def backward(self, out, out_given, y, y_given, a, back, scale, uv, phi_uv) -> None:
         """See :meth:`Stage.backward`."""
@@ -267,7 +265,7 @@ class CouplingStage(Stage):
 
 
 def _of_sigmoids(weight: Tensor, moved: int) -> Tensor:
-    """Turn ``[0, b, W]`` with tanh into the matrix of sigmoids; u is doubled, for one of its own."""
+    """Turn ``[0, b, W]`` of tanh into that of sigmoids, and double u, which enters another one."""
     bias, matrix = weight[:, 1:2], weight[:, 2:]
     weight = torch.cat([weight[:, :1], bias - matrix.sum(1, keepdim=True), 2 * matrix], 1)
     return torch.cat([2 * weight[:moved], weight[moved:]])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +10,7 @@ from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.contractive import check_coefficient, spectral_normalise
 from deltaflow.flows.fixed_point import solve
 from deltaflow.flows.flow import Flow, FlowMap
-from deltaflow.flows.stage import Product, Rows, Stage, Views, clock_of
+from deltaflow.flows.stage import Product, Rows, Stage, clock_of
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
 # Theorem 1 of Biloš et al.: with these bounds on the gates, the residual contracts.
@@ -173,7 +171,7 @@ class GRUStage(Stage):
         self.gates_back = torch.cat([gates[:, 2:].T, identity], 1)
         self.one, self.minus_one = gates.new_tensor(1.0), gates.new_tensor(-1.0)
 
-    def forward_views(self, tape: Rows, out: Sequence[Tensor]) -> Views:
+    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
         rows = (tape[name] for name in ("x", "phi", "w", "rx", "z", "r", "c"))
         return out, tape["clock":"x"], tape["rx":"clock"], tape["z":"r"], *rows
@@ -198,7 +196,7 @@ class GRUStage(Stage):
         torch.addcmul(rx, rx, r, value=-1, out=work["r"])
         work["rx"].copy_(r)
 
-    def backward_views(self, work: Rows, out: Sequence[Tensor]) -> Views:
+    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.backward_views`."""
         outer, inner = work.stacked("phi", "z"), work.stacked("r", "rx")
         return out, work["y"], outer, inner, work["c"], work["kept"], work["z":"rx"]

@@ -12,7 +12,7 @@ from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.contractive import ContractiveMLP
 from deltaflow.flows.fixed_point import solve
 from deltaflow.flows.flow import Flow, FlowMap
-from deltaflow.flows.stage import Product, Rows, Stage, Views, clock_of
+from deltaflow.flows.stage import Product, Rows, Stage, clock_of
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
 
@@ -109,7 +109,7 @@ class ResNetStage(Stage):
         self.first_back = self.first[:, :dim].T.contiguous()
         self.second_back = self.second[:, 2:].T.contiguous()
 
-    def forward_views(self, tape: Rows, out: Sequence[Tensor]) -> Views:
+    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
         rows = (tape[name] for name in ("x", "phi", "a", "g"))
         return out, tape["x":"clock"], tape["clock":"a"], *rows
@@ -126,7 +126,7 @@ class ResNetStage(Stage):
         work["g"].copy_(tape["phi"])
         torch.clamp(tape["a"], max=0, out=work["a"]).add_(1)
 
-    def backward_views(self, work: Rows, out: Sequence[Tensor]) -> Views:
+    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.backward_views`."""
         rows = (work[name] for name in ("y", "g", "a", "back"))
         return out, work.stacked("phi", "g"), *rows

@@ -8,7 +8,7 @@ recurrence runs them forward and backward with nothing recorded per step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
@@ -17,10 +17,6 @@ from torch import Tensor
 
 Span: TypeAlias = "str | slice"
 """The name of some rows, or a slice ``first:last`` of names, both included."""
-
-Views: TypeAlias = "tuple[Sequence[Tensor] | Tensor, ...]"
-"""The arguments of all steps: for each argument a sequence over the steps, or a tensor with the
-steps as its first axis."""
 
 
 class Rows:
@@ -58,9 +54,9 @@ class Rows:
         start, stop = self.range(span)
         return {name: n for name, n in self.sizes.items() if start < self.stop[name] <= stop}
 
-    def first(self, count: int) -> Rows:
-        """Return the rows of the first steps."""
-        return self if count == len(self.data) else Rows(self.data[:count], self.sizes)
+    def steps(self, start: int, stop: int) -> Rows:
+        """Return the rows of some of the steps."""
+        return Rows(self.data[start:stop], self.sizes)
 
     def __getitem__(self, span: Span) -> Tensor:
         if isinstance(span, str):
@@ -137,8 +133,8 @@ class Stage(ABC):
         return [*(product.weight for product in self.products), *self.inputs.values()]
 
     @abstractmethod
-    def forward_views(self, tape: Rows, out: Sequence[Tensor]) -> Views:
-        """Return what :meth:`forward` works on; ``out`` is where y belongs at each step."""
+    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
+        """Return what :meth:`forward` works on, with the steps as first axis; y goes to ``out``."""
 
     @abstractmethod
     def forward(self, *views: Tensor) -> None:
@@ -149,8 +145,8 @@ class Stage(ABC):
         """Fill the work with what :meth:`backward` multiplies by gradients."""
 
     @abstractmethod
-    def backward_views(self, work: Rows, out: Sequence[Tensor]) -> Views:
-        """Return what :meth:`backward` works on; ``out`` is where the gradient of x belongs."""
+    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
+        """Return what :meth:`backward` works on; the gradient of x goes to ``out``."""
 
     @abstractmethod
     def backward(self, *views: Tensor) -> None:
