@@ -2,7 +2,7 @@
 
 Steps are done in blocks, in scratch memory that stays in the cache; what the backward pass needs is
 copied out once per block. Series stand side by side, the longest first. Those that have ended leave
-with the next block, and until then run on unheard.
+together, between blocks, and until then run on unheard.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from deltaflow.errors import DeltaflowError
-from deltaflow.flows.stage import Rows, Stage
+from deltaflow.flows.stage import Rows, Stage, names_of, rows_of
 
 BLOCK = 10
 """The number of steps that are done in one piece of scratch memory."""
+
+NARROWER = 0.9
+"""The share of series that is left when those that have ended leave: it takes new memory."""
 
 Program: TypeAlias = "list[tuple[tuple[Callable[..., None], tuple[Tensor, ...]], ...]]"
 """For each step of a block, the calls to be made and their arguments."""
@@ -75,7 +78,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 class _Block(NamedTuple):
-    """Some consecutive steps, and the number of series that take part in the first of them."""
+    """Some consecutive steps, and the number of series in memory: those that take part, or more."""
 
     start: int
     stop: int
@@ -97,10 +100,12 @@ class _Recurrence:
     def __init__(self, stages: Sequence[Stage], counts: Sequence[int]) -> None:
         self.stages = stages
         self.num_series = max(counts, default=0)
-        self.blocks = [
-            _Block(start, min(start + BLOCK, len(counts)), counts[start])
-            for start in range(0, len(counts), BLOCK)
-        ]
+        self.blocks: list[_Block] = []
+        width = self.num_series
+        for start in range(0, len(counts), BLOCK):
+            if counts[start] <= NARROWER * width:
+                width = counts[start]
+            self.blocks.append(_Block(start, min(start + BLOCK, len(counts)), width))
         self.ends = {
             step: slice(after, now)
             for step, (now, after) in enumerate(pairwise([*counts, 0]))
@@ -157,19 +162,20 @@ class _Recurrence:
         carry = torch.zeros_like(gradient)
         for width, blocks in groupby(reversed(self.blocks), key=lambda block: block.width):
             lanes = [_Lane(stage, gradient, width) for stage in self.stages]
+            works = [lane.work.steps(1, BLOCK + 1) for lane in lanes]
             *earlier, gradients = [lane.work[lane.stage.gradient] for lane in lanes]
             # The first stage of a step writes where the last one of the step before reads.
             outs = [gradients[:-1], *(entering[1:] for entering in earlier)]
             program = _program(
-                (lane.stage.backward, lane.stage.backward_views(lane.work.steps(1, BLOCK + 1), out))
-                for lane, out in zip(reversed(lanes), reversed(outs), strict=True)
+                (stage.backward, stage.backward_views(work, out))
+                for stage, work, out in reversed([*zip(self.stages, works, outs, strict=True)])
             )
             for block in blocks:
                 tapes = [
                     lane.restored(block, k) for lane, k in zip(lanes, kept[block], strict=True)
                 ]
-                works = [lane.work.steps(1, block.steps + 1) for lane in lanes]
-                for stage, tape, work in zip(self.stages, tapes, works, strict=True):
+                parts = [work.steps(0, block.steps) for work in works]
+                for stage, tape, work in zip(self.stages, tapes, parts, strict=True):
                     stage.factors(tape, work)
                 gradients[block.steps] = carry[:, :width]
                 for step in reversed(range(block.steps)):
@@ -178,7 +184,7 @@ class _Recurrence:
                     for call, views in program[step]:
                         call(*views)
                 carry[:, :width] = gradients[0]
-                for total, tape, work in zip(sums, tapes, works, strict=True):
+                for total, tape, work in zip(sums, tapes, parts, strict=True):
                     total.add(tape, work, block)
         for total in sums:
             total.close()
@@ -207,6 +213,7 @@ class _Lane:
             return Rows(like.new_empty(BLOCK + 1, sum(sizes.values()), width), sizes)
 
         self.stage, self.tape, self.work = stage, rows(stage.tape), rows(stage.work)
+        self.kept_sizes = {name: stage.tape[name] for name in names_of(stage.kept, stage.tape)}
 
     def load(self, block: _Block) -> None:
         """Copy the inputs of a block to the tape."""
@@ -219,7 +226,7 @@ class _Lane:
 
     def restored(self, block: _Block, kept: Tensor) -> Rows:
         """Return the tape of a block as far as it was kept, and the inputs."""
-        tape = Rows(kept, self.tape.sizes_in(self.stage.kept))
+        tape = Rows(kept, self.kept_sizes)
         for name, values in self.stage.inputs.items():
             tape.parts.setdefault(name, values[block.region])
         return tape
@@ -245,9 +252,9 @@ class _Sums:
             if name in self.own:
                 total[block.region] = work[self.own[name]]
             for product, _ in self.products:
-                if name in tape.sizes_in(product.of):
-                    begin, _ = tape.range(product.of)
-                    start, stop = tape.range(name)
+                if name in names_of(product.of, tape.sizes):
+                    begin, _ = rows_of(product.of, tape.sizes)
+                    start, stop = rows_of(name, tape.sizes)
                     weight = product.weight[:, start - begin : stop - begin]
                     total[block.region] += weight.mT @ work[product.gradient]
 

@@ -136,13 +136,12 @@ class CouplingLayer(Flow):
     def stages(self, t: Tensor) -> list[Stage] | None:
         """Return both steps as stages, if they have one hidden layer each and a part to read."""
         stages: list[Stage] = []
+        clock = clock_of(t)
         for part in (self.first, self.second):
             matrices = part.network.matrices_with_clock()
             if matrices is None or self.dim == 1:
                 return None
-            stages.append(
-                CouplingStage(*matrices, clock_of(t), part.phi.columns(t), part.max_log_scale)
-            )
+            stages.append(CouplingStage(*matrices, clock, part.phi.columns(t), part.max_log_scale))
         return stages
 
     def inverse(

@@ -41,32 +41,44 @@ class Rows:
     def __init__(self, data: Tensor, sizes: Mapping[str, int]) -> None:
         self.data = data
         self.sizes = sizes
-        self.stop = dict(zip(sizes, accumulate(sizes.values()), strict=True))
         self.parts = dict(zip(sizes, data.split(list(sizes.values()), 1), strict=True))
-
-    def range(self, span: Span) -> tuple[int, int]:
-        """Return where the rows begin and end."""
-        first, last = (span, span) if isinstance(span, str) else (span.start, span.stop)
-        return self.stop[first] - self.sizes[first], self.stop[last]
-
-    def sizes_in(self, span: Span) -> dict[str, int]:
-        """Return the names in a span, with their numbers of rows."""
-        start, stop = self.range(span)
-        return {name: n for name, n in self.sizes.items() if start < self.stop[name] <= stop}
 
     def steps(self, start: int, stop: int) -> Rows:
         """Return the rows of some of the steps."""
-        return Rows(self.data[start:stop], self.sizes)
+        whole = stop - start == len(self.data)
+        return self if whole else Rows(self.data[start:stop], self.sizes)
 
     def __getitem__(self, span: Span) -> Tensor:
         if isinstance(span, str):
             return self.parts[span]
-        start, stop = self.range(span)
+        start, stop = rows_of(span, self.sizes)
         return self.data[:, start:stop]
 
     def stacked(self, first: str, last: str) -> Tensor:
         """Return rows of one size side by side, :math:`(K, names, size, N)`."""
         return self[first:last].unflatten(1, (-1, self.sizes[first]))
+
+
+def rows_of(span: Span, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """Return where the rows of a span begin and end.
+
+    >>> rows_of("one", {"x": 2, "one": 1})
+    (2, 3)
+    """
+    first, last = (span, span) if isinstance(span, str) else (span.start, span.stop)
+    stops = dict(zip(sizes, accumulate(sizes.values()), strict=True))
+    return stops[first] - sizes[first], stops[last]
+
+
+def names_of(span: Span, sizes: Mapping[str, int]) -> list[str]:
+    """Return the names in a span.
+
+    >>> names_of(slice("x", "one"), {"x": 2, "one": 1, "y": 2})
+    ['x', 'one']
+    """
+    names = list(sizes)
+    first, last = (span, span) if isinstance(span, str) else (span.start, span.stop)
+    return names[names.index(first) : names.index(last) + 1]
 
 
 class Product(NamedTuple):
