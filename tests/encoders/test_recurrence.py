@@ -112,7 +112,7 @@ def test_fast_equals_plain_at_any_depth(name, time_embedding, hidden_size, num_l
 @any_encoder
 def test_series_that_have_ended_run_on_unheard(name):
     lengths = [3 * BLOCK] * 11 + [3]  # too few have ended for new memory
-    assert 11 > NARROWER * 12
+    assert NARROWER * 12 < 11
     encoder, batch = make(name), make_batch(lengths)
     plain = run(encoder.read_plainly, encoder, without_nan(batch))
     assert_equal(run(encoder.read, encoder, batch), plain, EXACT[torch.float64])
