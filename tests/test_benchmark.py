@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from deltaflow import benchmark
+from deltaflow.cli import main
 from deltaflow.encoders import ENCODERS, RecurrentEncoder, make_encoder
 
 TINY = benchmark.Workload(series=2, observations=3, hidden_size=4)
@@ -44,14 +45,24 @@ def test_an_epoch_is_split_into_its_parts(written):
     assert (written / "benchmark.png").stat().st_size > 10_000
 
 
+def test_the_markdown_has_every_table(written):
+    text = (written / "benchmark.md").read_text(encoding="utf-8")
+    assert [line.split(",")[0] for line in text.splitlines() if line.startswith("## ")] == [
+        "## 2 series × 3 observations × 16 inputs",
+        *(f"## ms by {axis}" for axis in benchmark.GROWTH),
+        "## training of gru_flow on the clinical sample",
+    ]
+    assert text.count("| gru_flow |") == 1 + len(benchmark.GROWTH)
+
+
 def test_quick_stops_after_the_first_table(tmp_path, monkeypatch, capsys):
-    def tiny(workload, device, seconds, measure=benchmark.time_reading):
-        return measure(TINY, device, 0.0)
+    def tiny(workload, device, seconds, tell, measure=benchmark.time_reading):
+        return measure(TINY, device, 0.0, tell)
 
     monkeypatch.setattr(benchmark, "time_reading", tiny)
     threads = torch.get_num_threads()
-    assert benchmark.main(["--quick", "--output", str(tmp_path)]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["benchmark.csv"]
+    assert main(["benchmark", "--quick", "--output", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"benchmark.csv", "benchmark.md"}
     assert "gru_flow" in capsys.readouterr().out
     assert torch.get_num_threads() == threads
 

@@ -1,6 +1,6 @@
 """The benchmark: what every encoder costs, beside a plain `torch.nn.GRU` of the same width.
 
-    python -m deltaflow.benchmark --output benchmark
+    deltaflow benchmark --output benchmark
 
 The floor reads as many inputs per observation as the encoders' own cells do, in the same process,
 and is timed again in every round, so that its ratios hold on a machine with other work to do.
@@ -16,22 +16,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor, nn
 
+from deltaflow.compare.table import as_markdown
 from deltaflow.encoders import ENCODERS, Encoder, make_encoder
-from deltaflow.errors import DeltaflowError
 from deltaflow.model.estimator import GRUFlowEstimator
 from deltaflow.tasks import clinical_task
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FLOOR = "nn.GRU"
 
@@ -46,7 +45,13 @@ GROWTH = {
 }
 """The sizes along each axis of growth."""
 
-MAX_ROUNDS = 30
+MIN_ROUNDS, MAX_ROUNDS = 3, 30
+
+PATIENCE = 10
+"""After this many times its ``seconds``, a call has had its rounds, however few they were."""
+
+Tell: TypeAlias = Callable[[str], None]
+"""What is told, between two measurements, what is measured."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +116,10 @@ def benchmark(
     Parameters
     ----------
     output
-        The directory for ``benchmark.csv``, ``benchmark_growth.csv``, ``benchmark_epoch.csv`` and
-        ``benchmark.png``.
+        The directory for ``benchmark.csv``, ``benchmark_growth.csv``, ``benchmark_epoch.csv``,
+        ``benchmark.md``, which has all three, and ``benchmark.png``.
     quick
-        Whether to stop after the first table.
+        Whether to stop after the first table. It is written as CSV and Markdown.
     device
         Where to run.
     workload
@@ -131,34 +136,68 @@ def benchmark(
     pandas.DataFrame
         The first table, with the columns ``encoder``, ``pass``, ``ms`` and ``ratio``.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise DeltaflowError(
-            "the figure needs matplotlib: pip install 'deltaflow[plot]'"
-        ) from error
-    mpl.use("Agg")
     place, workload, console = torch.device(device), workload or Workload(), console or Console()
+    growth = {} if quick else growth or GROWTH
     output.mkdir(parents=True, exist_ok=True)
-    with _one_thread():
-        table = time_reading(workload, place, seconds)
-        table.to_csv(output / "benchmark.csv", index=False)
-        console.print(_as_rich(table, workload))
+    texts: list[str] = []
+
+    def show(name: str, table: pd.DataFrame, shown: dict[str, pd.DataFrame]) -> None:
+        table.to_csv(output / f"{name}.csv", index=False)
+        for title, part in shown.items():
+            progress.console.print(_as_rich(part, title))
+            texts.append(f"## {title}\n\n{as_markdown(part)}")
+        (output / "benchmark.md").write_text("\n".join(texts), encoding="utf-8")
+
+    with _one_thread(), _progress(console) as progress:
+        bar = progress.add_task("", total=1 if quick else 2 + sum(map(len, growth.values())))
+
+        def tell(what: str) -> None:
+            progress.update(bar, description=what)
+            progress.refresh()
+
+        table = time_reading(workload, place, seconds, tell)
+        show("benchmark", table, _costs(table, workload))
+        progress.advance(bar)
         if quick:
             return table
-        grown = time_growth(workload, growth or GROWTH, place, seconds / 3)
-        grown.to_csv(output / "benchmark_growth.csv", index=False)
-        for axis in grown["axis"].unique():
-            console.print(_growth_as_rich(grown, axis))
+        grown = []
+        for axis, sizes in growth.items():
+            for size in sizes:
+                measure = time_queries if axis == "queries" else time_reading
+                part = measure(
+                    replace(workload, **{axis: size}),
+                    place,
+                    seconds / 3,
+                    lambda what, label=f"{axis} {size}": tell(f"{label} · {what}"),
+                )
+                grown.append(part.assign(axis=axis, size=size))
+                progress.advance(bar)
+        grown = pd.concat(grown, ignore_index=True)
+        show("benchmark_growth", grown, _growth(grown))
+        tell("epoch")
         epoch = time_epoch(place)
-        epoch.to_csv(output / "benchmark_epoch.csv", index=False)
-        console.print(_epoch_as_rich(epoch))
-    figure = draw(table, grown)
-    figure.savefig(output / "benchmark.png", dpi=120)
+        show("benchmark_epoch", epoch, _parts(epoch))
+        progress.advance(bar)
+    draw(table, grown).savefig(output / "benchmark.png", dpi=120)
     return table
 
 
-def time_reading(workload: Workload, device: torch.device, seconds: float) -> pd.DataFrame:
+def _progress(console: Console) -> Progress:
+    """Return a bar that is drawn between measurements only: a thread of its own would disturb."""
+    return Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        auto_refresh=False,
+        transient=True,
+    )
+
+
+def time_reading(
+    workload: Workload, device: torch.device, seconds: float, tell: Tell
+) -> pd.DataFrame:
     """Time the reading of a batch by every encoder and by the floor, with and without gradients."""
     batch, inputs = workload.batch(device), workload.inputs(device)
     with torch.random.fork_rng(devices=[]):
@@ -182,11 +221,16 @@ def time_reading(workload: Workload, device: torch.device, seconds: float) -> pd
     tables = []
     for label, run in (("train", train), ("forward", forward)):
         calls = {name: lambda r=reader, run=run: run(*r) for name, reader in readers.items()}
-        tables.append(_timed(calls, seconds, device).assign(**{"pass": label}))
+        timed = _timed(
+            calls, seconds, device, lambda what, in_=PASSES[label]: tell(f"{in_} · {what}")
+        )
+        tables.append(timed.assign(**{"pass": label}))
     return pd.concat(tables, ignore_index=True)[["encoder", "pass", "ms", "ratio"]]
 
 
-def time_queries(workload: Workload, device: torch.device, seconds: float) -> pd.DataFrame:
+def time_queries(
+    workload: Workload, device: torch.device, seconds: float, tell: Tell
+) -> pd.DataFrame:
     """Time the answers to queries, once a batch was read; the floor reads a batch."""
     batch, inputs, gaps = workload.batch(device), workload.inputs(device), workload.gaps(device)
     floor = nn.GRU(inputs.shape[-1], workload.hidden_size, batch_first=True).to(device)
@@ -196,21 +240,8 @@ def time_queries(workload: Workload, device: torch.device, seconds: float) -> pd
             encoder = _encoder(name, workload, device)
             state = encoder(**batch)
             calls[name] = lambda e=encoder, s=state: e.evolve(s, gaps)
-        table = _timed(calls, seconds, device).assign(**{"pass": "forward"})
+        table = _timed(calls, seconds, device, tell).assign(**{"pass": "forward"})
     return table[["encoder", "pass", "ms", "ratio"]]
-
-
-def time_growth(
-    workload: Workload, growth: Mapping[str, Sequence[int]], device: torch.device, seconds: float
-) -> pd.DataFrame:
-    """Time the reading, and the queries, at several sizes along each axis of growth."""
-    tables = []
-    for axis, sizes in growth.items():
-        measure = time_queries if axis == "queries" else time_reading
-        for size in sizes:
-            grown = replace(workload, **{axis: size})
-            tables.append(measure(grown, device, seconds).assign(axis=axis, size=size))
-    return pd.concat(tables, ignore_index=True)
 
 
 def time_epoch(device: torch.device, num_batches: int = 40) -> pd.DataFrame:
@@ -249,12 +280,10 @@ def time_epoch(device: torch.device, num_batches: int = 40) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, grown: pd.DataFrame) -> Figure:
     """Draw the ratios of the training step, and how costs grow along each axis."""
-    from matplotlib import pyplot as plt
-
     axes_of_growth = list(grown["axis"].unique())
-    figure, panels = plt.subplots(
-        1, 1 + len(axes_of_growth), figsize=(4 * (1 + len(axes_of_growth)), 4), layout="constrained"
-    )
+    columns = 1 + len(axes_of_growth)
+    figure = Figure(figsize=(4 * columns, 4), layout="constrained")
+    panels = figure.subplots(1, columns)
     ratios = table[table["pass"] == "train"].set_index("encoder")["ratio"].iloc[::-1]
     panels[0].barh(ratios.index, ratios, color="#2166ac")
     panels[0].set(xscale="log", xlabel=f"training step, as a multiple of {FLOOR}")
@@ -275,19 +304,23 @@ def _encoder(name: str, workload: Workload, device: torch.device) -> Encoder:
 
 
 def _timed(
-    calls: Mapping[str, Callable[[], object]], seconds: float, device: torch.device
+    calls: Mapping[str, Callable[[], object]], seconds: float, device: torch.device, tell: Tell
 ) -> pd.DataFrame:
     """Time calls in turn: the medians of their times, and of the ratios to the floor's.
 
-    Each call takes part in the rounds until it has used up its ``seconds``, but in three at least.
+    Each call takes part in the rounds until it has used up its ``seconds``, but in `MIN_ROUNDS` of
+    them, unless it is very slow.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     ratios: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
+    for name, call in calls.items():
+        tell(f"{name}, to warm up")
         call()
     for number in range(MAX_ROUNDS):
-        waiting = [n for n in calls if n != FLOOR and (number < 3 or sum(times[n]) < seconds)]
+        budget = PATIENCE * seconds if 0 < number < MIN_ROUNDS else seconds
+        waiting = [n for n in calls if n != FLOOR and (not number or sum(times[n]) < budget)]
         for name in [FLOOR, *waiting] if waiting else []:
+            tell(f"{name}, round {number + 1}")
             spent: dict[str, float] = defaultdict(float)
             with _stopwatch(spent, name, device):
                 calls[name]()
@@ -326,48 +359,55 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _as_rich(table: pd.DataFrame, workload: Workload) -> Table:
-    """Return the first table for the terminal."""
+def _costs(table: pd.DataFrame, workload: Workload) -> dict[str, pd.DataFrame]:
+    """Return the first table as text, by its title."""
+    columns = {}
+    for label, heading in PASSES.items():
+        own = table[table["pass"] == label].set_index("encoder")
+        columns[f"{heading}, ms"] = own["ms"].map(_digits)
+        columns[f"{heading}, × {FLOOR}"] = own["ratio"].map(_digits)
     title = f"{workload.series} series × {workload.observations} observations × 16 inputs"
-    printed = Table(title=f"{title}, hidden size {workload.hidden_size}", box=SIMPLE_HEAD)
-    printed.add_column("encoder")
-    for heading in PASSES.values():
-        printed.add_column(f"{heading}\nms", justify="right")
-        printed.add_column(f"\n× {FLOOR}", justify="right")
-    for encoder, own in table.groupby("encoder", sort=False):
-        cells = own.set_index("pass").loc[list(PASSES), ["ms", "ratio"]].to_numpy().ravel()
-        printed.add_row(str(encoder), *(f"{cell:.3g}" for cell in cells))
-    return printed
+    return {f"{title}, hidden size {workload.hidden_size}": pd.DataFrame(columns)}
 
 
-def _growth_as_rich(grown: pd.DataFrame, axis: str) -> Table:
-    """Return the growth along one axis for the terminal: milliseconds of a training step."""
-    label = "forward" if axis == "queries" else "train"
-    own = grown[(grown["axis"] == axis) & (grown["pass"] == label)]
-    wide = own.pivot_table(index="encoder", columns="size", values="ms", sort=False)
-    printed = Table(title=f"{axis}: ms, {PASSES[label]}", box=SIMPLE_HEAD)
-    printed.add_column("encoder")
-    for size in wide.columns:
-        printed.add_column(str(size), justify="right")
-    for encoder, row in zip(wide.index, wide.to_numpy(), strict=True):
-        printed.add_row(str(encoder), *(f"{cell:.3g}" for cell in row))
-    return printed
+def _growth(grown: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the growth along each axis as text, by its title."""
+    tables = {}
+    for axis, along in grown.groupby("axis", sort=False):
+        label = "forward" if axis == "queries" else "train"
+        own = along[along["pass"] == label]
+        wide = own.pivot_table(index="encoder", columns="size", values="ms", sort=False)
+        title = f"ms by {axis}, {'answers' if axis == 'queries' else PASSES[label]}"
+        tables[title] = wide.map(_digits).rename(columns=str)
+    return tables
 
 
-def _epoch_as_rich(epoch: pd.DataFrame) -> Table:
-    """Return the parts of a training batch for the terminal."""
-    printed = Table(title="training of gru_flow on the clinical sample", box=SIMPLE_HEAD)
-    for heading in ("part", "ms per batch", "share"):
-        printed.add_column(heading, justify="left" if heading == "part" else "right")
-    for part, ms, share in epoch.itertuples(index=False):
-        printed.add_row(part, f"{ms:.3g}", f"{share:.0%}")
+def _parts(epoch: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the parts of a training batch as text, by their title."""
+    shown = {"ms per batch": epoch["ms"].map(_digits), "share": epoch["share"].map("{:.0%}".format)}
+    title = "training of gru_flow on the clinical sample"
+    return {title: pd.DataFrame(shown).set_axis(epoch["part"])}
+
+
+def _digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _as_rich(table: pd.DataFrame, title: str) -> Table:
+    """Return a table of text for the terminal."""
+    printed = Table(title=title, box=SIMPLE_HEAD)
+    printed.add_column("")
+    for heading in table.columns:
+        printed.add_column(heading.replace(", ", "\n"), justify="right")
+    for name, row in zip(table.index, table.to_numpy(), strict=True):
+        printed.add_row(str(name), *row)
     return printed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from the command line, and return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m deltaflow.benchmark", description=(__doc__ or "").splitlines()[0]
+        prog="deltaflow benchmark", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
         "--output", type=Path, default=Path("benchmark"), help="directory to write to"
@@ -376,7 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where to run, such as cuda")
     options = parser.parse_args(arguments)
     benchmark(options.output, quick=options.quick, device=options.device)
-    print(f"Tables and figure: {options.output}/")
+    print(f"Written to {options.output}/")
     return 0
 
 

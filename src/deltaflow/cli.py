@@ -58,6 +58,17 @@ def compare(options: Sequence[str]) -> int:
     return int(any(run["status"] == "failed" for run in runs))
 
 
+def benchmark(options: Sequence[str]) -> int:
+    """Measure what every encoder costs, beside a plain GRU."""
+    try:
+        from deltaflow.benchmark import main as run
+    except ModuleNotFoundError as error:
+        raise DeltaflowError(
+            f"{error.name} is needed here: pip install 'deltaflow[plot]'"
+        ) from error
+    return run(options)
+
+
 def _with_shipped_configs(options: Sequence[str]) -> list[str]:
     """Let ``configs/NAME.yaml`` name a file of the package where there is no such file here."""
     shipped = resources.files("deltaflow") / "configs"
@@ -73,5 +84,6 @@ def _with_shipped_configs(options: Sequence[str]) -> list[str]:
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "compare": ("train encoders on the same data, and compare them", compare),
+    "benchmark": ("measure what every encoder costs, beside a plain GRU", benchmark),
 }
 """Every command by its name: what it does, and a function of its arguments."""

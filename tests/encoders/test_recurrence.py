@@ -10,7 +10,7 @@ import torch
 
 from deltaflow import DeltaflowError
 from deltaflow.encoders import Encoder, FlowEvolution, RecurrentEncoder, make_encoder, recurrent
-from deltaflow.encoders.recurrence import BLOCK
+from deltaflow.encoders.recurrence import BLOCK, NARROWER
 from deltaflow.flows import TIME_EMBEDDINGS, Flow, FlowStack, ResNetFlow
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-4}
@@ -106,6 +106,15 @@ def test_fast_equals_plain_at_any_depth(name, time_embedding, hidden_size, num_l
     batch = without_nan(make_batch([3, BLOCK + 2]))
     plain = run(encoder.read_plainly, encoder, batch)
     only_fast(encoder)
+    assert_equal(run(encoder.read, encoder, batch), plain, EXACT[torch.float64])
+
+
+@any_encoder
+def test_series_that_have_ended_run_on_unheard(name):
+    lengths = [3 * BLOCK] * 11 + [3]  # too few have ended for new memory
+    assert NARROWER * 12 < 11
+    encoder, batch = make(name), make_batch(lengths)
+    plain = run(encoder.read_plainly, encoder, without_nan(batch))
     assert_equal(run(encoder.read, encoder, batch), plain, EXACT[torch.float64])
 
 

@@ -101,6 +101,16 @@ def test_the_exponential_midpoint_rule_is_of_order_two():
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.1)
 
 
+@pytest.mark.parametrize("method", FIXED_STEP)
+def test_fixed_steps_are_those_of_torchdiffeq(method):
+    field, hidden, gap = MLPField(HIDDEN, width=8).double(), states(), gaps().unsqueeze(-1)
+    for parameter in field.parameters():
+        nn.init.normal_(parameter)
+    ours, theirs = (Solver(method, 3, adjoint=adjoint)(field, hidden, gap) for adjoint in (0, 1))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
+    assert (ours - hidden).abs().max() > 0.1
+
+
 # The adjoint equation is solved backwards with an error of its own: rk4 with steps of 0.04, and
 # dopri5 by its tolerance, leave 1e-6.
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])

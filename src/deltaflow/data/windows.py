@@ -365,12 +365,16 @@ def _origins(series: Series, channels: int) -> tuple[int, int]:
 
 def _scaled(values: np.ndarray, center: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Centre and scale, with 0 in place of NaN, clipped so that no outlier blinds the network."""
+    if not values.size:  # without covariates, say
+        return values
     with np.errstate(over="ignore"):
-        return _clip(np.nan_to_num((values - center) / spread, nan=0.0))
+        scaled = (values - center) / spread
+    scaled[np.isnan(scaled)] = 0.0
+    return _clip(scaled)
 
 
 def _clip(values: np.ndarray) -> np.ndarray:
-    return np.clip(values, -LIMIT, LIMIT)
+    return np.minimum(np.maximum(values, -LIMIT), LIMIT)  # half the time of np.clip
 
 
 def _repeat_last(delta_t: np.ndarray) -> np.ndarray:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from deltaflow.flows.stage import Product, Rows, Stage, Views
+from deltaflow.flows.stage import Product, Rows, Stage
 
 
 class ClampStage(Stage):
@@ -24,12 +22,13 @@ class ClampStage(Stage):
     def __init__(self, dim: int, limit: float) -> None:
         self.dim = dim
         self.tape = {"x": dim}
+        self.kept = "x"
         self.work = {"y": dim, "inside": dim}
         self.products = []
         self.inputs = {}
         self.limit = limit
 
-    def forward_views(self, tape: Rows, out: Sequence[Tensor]) -> Views:
+    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See `Stage.forward_views`."""
         return out, tape["x"]
 
@@ -41,7 +40,7 @@ class ClampStage(Stage):
         """Mark where the state is within the limit."""
         work["inside"].copy_(tape["x"].abs() <= self.limit)
 
-    def backward_views(self, work: Rows, out: Sequence[Tensor]) -> Views:
+    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See `Stage.backward_views`."""
         return out, work["y"], work["inside"]
 
@@ -77,6 +76,7 @@ class GRUCellStage(Stage):
         dim, num_inputs = len(hidden) // 3, observations.shape[1]
         self.dim = dim
         self.tape = {"u": num_inputs, "one": 1, **dict.fromkeys(("x", "h", "r", "z", "n"), dim)}
+        self.kept = slice("u", "n")
         self.work = dict.fromkeys(("y", "h", "r", "z", "n", "kept"), dim)
         self.inputs = {"u": observations, "one": torch.ones_like(observations[:, :1])}
         self.products = [
@@ -91,7 +91,7 @@ class GRUCellStage(Stage):
         self.weight[3 * dim :] *= 2  # tanh(p) = 2 σ(2p) - 1
         self.minus_one = hidden.new_tensor(-1.0)
 
-    def forward_views(self, tape: Rows, out: Sequence[Tensor]) -> Views:
+    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See `Stage.forward_views`."""
         rows = (tape[name] for name in ("x", "h", "r", "z", "n"))
         return out, tape["u":"x"], tape["h":"n"], tape["r":"z"], *rows
@@ -125,7 +125,7 @@ class GRUCellStage(Stage):
         torch.mul((x - n) * z, rest, out=work["z"])
         work["kept"].copy_(z)
 
-    def backward_views(self, work: Rows, out: Sequence[Tensor]) -> Views:
+    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See `Stage.backward_views`."""
         return out, work["y"], work.stacked("h", "kept"), work["h":"z"], work["kept"]
 

@@ -90,12 +90,13 @@ class ExponentialMidpoint:
 
     def __call__(self, field: GRUField, hidden: Tensor, gap: Tensor) -> Tensor:
         """Return the solution after the gap; exactly ``hidden`` where the gap is 0."""
-        step = gap / self.num_steps
+        minus_step = -gap / self.num_steps
+        minus_half = minus_step / 2
         for _ in range(self.num_steps):
             candidate, rate = field.relaxation(hidden)
-            middle = torch.lerp(candidate, hidden, torch.exp(-rate * step / 2))
+            middle = torch.lerp(candidate, hidden, torch.exp(rate * minus_half))
             candidate, rate = field.relaxation(middle)
-            hidden = torch.lerp(candidate, hidden, torch.exp(-rate * step))
+            hidden = torch.lerp(candidate, hidden, torch.exp(rate * minus_step))
         return hidden
 
 

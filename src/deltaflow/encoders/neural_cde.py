@@ -14,6 +14,7 @@ from deltaflow.encoders.evolution import Evolution, FlowEvolution, VectorField
 from deltaflow.encoders.neural_ode import MLPField, ODEEvolution, Solver, divergence, start_slowly
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.flows import CouplingFlow, ResNetFlow
+from deltaflow.flows.stage import tanh_of_half
 
 
 class ControlledField(VectorField):
@@ -32,12 +33,12 @@ class ControlledField(VectorField):
         self.shape = (hidden_size, control_size)
         last = nn.Linear(width, hidden_size * control_size)
         start_slowly(last)
-        self.network = nn.Sequential(nn.Linear(hidden_size, width), nn.ReLU(), last, nn.Tanh())
+        self.network = nn.Sequential(nn.Linear(hidden_size, width), nn.ReLU(), last)
 
     def forward(self, time: Tensor, hidden: Tensor) -> Tensor:
         """Return the matrices ``(B, H, P)`` at states ``(B, H)``."""
         self.num_evaluations += 1
-        return self.network(hidden).unflatten(-1, self.shape)
+        return tanh_of_half(2 * self.network(hidden)).unflatten(-1, self.shape)
 
 
 class NeuralCDEEncoder(Encoder):

@@ -2,7 +2,7 @@
 
 Steps are done in blocks, in scratch memory that stays in the cache; what the backward pass needs is
 copied out once per block. Series stand side by side, the longest first. Those that have ended leave
-with the next block, and until then run on unheard.
+together, between blocks, and until then run on unheard.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from deltaflow.errors import DeltaflowError
-from deltaflow.flows.stage import Rows, Stage, Views
+from deltaflow.flows.stage import Rows, Stage, names_of, rows_of
 
 BLOCK = 10
 """The number of steps that are done in one piece of scratch memory."""
+
+NARROWER = 0.9
+"""The share of series that is left when those that have ended leave: it takes new memory."""
 
 Program: TypeAlias = "list[tuple[tuple[Callable[..., None], tuple[Tensor, ...]], ...]]"
 """For each step of a block, the calls to be made and their arguments."""
@@ -75,7 +78,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 class _Block(NamedTuple):
-    """Some consecutive steps, and the number of series that take part in the first of them."""
+    """Some consecutive steps, and the number of series in memory: those that take part, or more."""
 
     start: int
     stop: int
@@ -85,6 +88,11 @@ class _Block(NamedTuple):
     def steps(self) -> int:
         return self.stop - self.start
 
+    @property
+    def region(self) -> tuple[slice, slice, slice]:
+        """Where the block lies in a tensor (T, R, N)."""
+        return slice(self.start, self.stop), slice(None), slice(self.width)
+
 
 class _Recurrence:
     """Stages that are repeated, and the derivative of that; see `recur`."""
@@ -92,10 +100,12 @@ class _Recurrence:
     def __init__(self, stages: Sequence[Stage], counts: Sequence[int]) -> None:
         self.stages = stages
         self.num_series = max(counts, default=0)
-        self.blocks = [
-            _Block(start, min(start + BLOCK, len(counts)), counts[start])
-            for start in range(0, len(counts), BLOCK)
-        ]
+        self.blocks: list[_Block] = []
+        width = self.num_series
+        for start in range(0, len(counts), BLOCK):
+            if counts[start] <= NARROWER * width:
+                width = counts[start]
+            self.blocks.append(_Block(start, min(start + BLOCK, len(counts)), width))
         self.ends = {
             step: slice(after, now)
             for step, (now, after) in enumerate(pairwise([*counts, 0]))
@@ -122,25 +132,24 @@ class _Recurrence:
         last = final
         for width, blocks in groupby(self.blocks, key=lambda block: block.width):
             lanes = [_Lane(stage, final, width) for stage in self.stages]
-            entering = [lane.tape[lane.stage.state] for lane in lanes]
+            states, *later = [lane.tape[lane.stage.state] for lane in lanes]
             # The last stage of a step writes where the first one of the next step reads.
-            leaving = [*entering[0][1:].unbind(0), torch.empty_like(entering[0][0])]
-            outs = [*(states.unbind(0) for states in entering[1:]), leaving]
+            outs = [*(entering[:-1] for entering in later), states[1:]]
             program = _program(
-                (lane.stage.forward, lane.stage.forward_views(lane.tape, out))
+                (lane.stage.forward, lane.stage.forward_views(lane.tape.steps(0, BLOCK), out))
                 for lane, out in zip(lanes, outs, strict=True)
             )
             for block in blocks:
-                entering[0][0] = last[:, :width]
+                states[0] = last[:, :width]
                 for lane in lanes:
                     lane.load(block)
                 for calls in program[: block.steps]:
                     for call, views in calls:
                         call(*views)
-                last = leaving[block.steps - 1]
+                last = states[block.steps]
                 for step in range(block.steps):
                     if ended := self.ends.get(block.start + step):
-                        final[:, ended] = leaving[step][:, ended]
+                        final[:, ended] = states[step + 1][:, ended]
                 if kept is not None:
                     kept[block] = [next(storage).copy_(lane.kept(block)) for lane in lanes]
 
@@ -153,27 +162,30 @@ class _Recurrence:
         carry = torch.zeros_like(gradient)
         for width, blocks in groupby(reversed(self.blocks), key=lambda block: block.width):
             lanes = [_Lane(stage, gradient, width) for stage in self.stages]
-            entering = [lane.work[lane.stage.gradient].unbind(0) for lane in lanes]
+            works = [lane.work.steps(1, BLOCK + 1) for lane in lanes]
+            *earlier, gradients = [lane.work[lane.stage.gradient] for lane in lanes]
             # The first stage of a step writes where the last one of the step before reads.
-            last = entering[-1]
-            outs = [[carry[:, :width], *last[:-1]], *entering[:-1]]
+            outs = [gradients[:-1], *(entering[1:] for entering in earlier)]
             program = _program(
-                (lane.stage.backward, lane.stage.backward_views(lane.work, out))
-                for lane, out in zip(reversed(lanes), reversed(outs), strict=True)
+                (stage.backward, stage.backward_views(work, out))
+                for stage, work, out in reversed([*zip(self.stages, works, outs, strict=True)])
             )
             for block in blocks:
-                for lane, part in zip(lanes, kept[block], strict=True):
-                    lane.load(block)
-                    lane.kept(block).copy_(part)
-                    lane.stage.factors(lane.tape, lane.work)
-                last[block.steps - 1].copy_(carry[:, :width])
+                tapes = [
+                    lane.restored(block, k) for lane, k in zip(lanes, kept[block], strict=True)
+                ]
+                parts = [work.steps(0, block.steps) for work in works]
+                for stage, tape, work in zip(self.stages, tapes, parts, strict=True):
+                    stage.factors(tape, work)
+                gradients[block.steps] = carry[:, :width]
                 for step in reversed(range(block.steps)):
                     if ended := self.ends.get(block.start + step):
-                        last[step][:, ended] = gradient[:, ended]
+                        gradients[step + 1][:, ended] = gradient[:, ended]
                     for call, views in program[step]:
                         call(*views)
-                for lane, total in zip(lanes, sums, strict=True):
-                    total.add(lane, block)
+                carry[:, :width] = gradients[0]
+                for total, tape, work in zip(sums, tapes, parts, strict=True):
+                    total.add(tape, work, block)
         for total in sums:
             total.close()
 
@@ -191,24 +203,33 @@ class _Recurrence:
 
 
 class _Lane:
-    """A stage, and the memory lent to it for the steps of a block of some width."""
+    """A stage, and the memory lent to it for the steps of a block of some width, and one more.
+
+    The state after the last step, or the gradient of the one before the first, is in that one.
+    """
 
     def __init__(self, stage: Stage, like: Tensor, width: int) -> None:
         def rows(sizes: dict[str, int]) -> Rows:
-            return Rows(like.new_empty(BLOCK, sum(sizes.values()), width), sizes)
+            return Rows(like.new_empty(BLOCK + 1, sum(sizes.values()), width), sizes)
 
         self.stage, self.tape, self.work = stage, rows(stage.tape), rows(stage.work)
+        self.kept_sizes = {name: stage.tape[name] for name in names_of(stage.kept, stage.tape)}
 
     def load(self, block: _Block) -> None:
         """Copy the inputs of a block to the tape."""
         for name, values in self.stage.inputs.items():
-            part = values[block.start : block.stop, :, : block.width]
-            self.tape[name][: block.steps] = part
+            self.tape[name][: block.steps] = values[block.region]
 
     def kept(self, block: _Block) -> Tensor:
         """Return the rows that a block keeps for its backward pass."""
-        start, _ = self.tape.range(self.stage.state)
-        return self.tape.data[: block.steps, start:]
+        return self.tape[self.stage.kept][: block.steps]
+
+    def restored(self, block: _Block, kept: Tensor) -> Rows:
+        """Return the tape of a block as far as it was kept, and the inputs."""
+        tape = Rows(kept, self.kept_sizes)
+        for name, values in self.stage.inputs.items():
+            tape.parts.setdefault(name, values[block.region])
+        return tape
 
 
 class _Sums:
@@ -218,38 +239,36 @@ class _Sums:
         self.products = [(product, next(totals)) for product in stage.products]
         self.inputs = {name: next(totals) for name in stage.inputs}
         # One sum for each place in a block, added up in the end: products of batches are faster.
-        self.places = [p.weight.new_zeros(BLOCK, *p.weight.shape) for p in stage.products]
+        self.places = [p.weight.new_zeros(BLOCK, *p.weight.T.shape) for p in stage.products]
+        self.own = stage.input_gradients
 
-    def add(self, lane: _Lane, block: _Block) -> None:
+    def add(self, tape: Rows, work: Rows, block: _Block) -> None:
         """Add the gradients of a block."""
-        tape, work, steps = lane.tape, lane.work, block.steps
-        parts = list(lane.stage.input_gradients(tape, work).items())
         for (product, _), sums in zip(self.products, self.places, strict=True):
-            gradient = work[product.gradient]
-            sums[:steps].baddbmm_(gradient[:steps], tape[product.of][:steps].mT)
-            begin, end = tape.range(product.of)
-            for name, total in self.inputs.items():
-                start, stop = tape.range(name)
-                if total is not None and begin <= start < end:
-                    parts.append(
-                        (name, product.weight[:, start - begin : stop - begin].mT @ gradient)
-                    )
-        for name, part in parts:
-            total = self.inputs[name]
-            if total is not None:
-                total[block.start : block.stop, :, : block.width] += part[:steps]
+            sums[: block.steps].baddbmm_(tape[product.of], work[product.gradient].mT)
+        for name, total in self.inputs.items():
+            if total is None:
+                continue
+            if name in self.own:
+                total[block.region] = work[self.own[name]]
+            for product, _ in self.products:
+                if name in names_of(product.of, tape.sizes):
+                    begin, _ = rows_of(product.of, tape.sizes)
+                    start, stop = rows_of(name, tape.sizes)
+                    weight = product.weight[:, start - begin : stop - begin]
+                    total[block.region] += weight.mT @ work[product.gradient]
 
     def close(self) -> None:
         """Write the gradients of the weights."""
         for (_, total), sums in zip(self.products, self.places, strict=True):
             if total is not None:
-                torch.sum(sums, 0, out=total)
+                torch.sum(sums.mT, 0, out=total)
 
 
-def _program(calls: Iterable[tuple[Callable[..., None], Views]]) -> Program:
+def _program(calls: Iterable[tuple[Callable[..., None], tuple[Tensor, ...]]]) -> Program:
     """Take the views of all calls apart by steps."""
     by_call = []
     for call, views in calls:
-        steps = zip(*(v.unbind(0) if isinstance(v, Tensor) else v for v in views), strict=True)
+        steps = zip(*(view.unbind(0) for view in views), strict=True)
         by_call.append([(call, arguments) for arguments in steps])
     return list(zip(*by_call, strict=True))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.flow import Flow, FlowMap
-from deltaflow.flows.stage import Product, Rows, Stage, Views, clock_of
+from deltaflow.flows.stage import Product, Rows, Stage, clock_of
 from deltaflow.flows.time_embedding import TIME_EMBEDDINGS, make_time_embedding
 from deltaflow.flows.time_mlp import TimeMLP
 
@@ -136,13 +136,12 @@ class CouplingLayer(Flow):
     def stages(self, t: Tensor) -> list[Stage] | None:
         """Return both steps as stages, if they have one hidden layer each and a part to read."""
         stages: list[Stage] = []
+        clock = clock_of(t)
         for part in (self.first, self.second):
             matrices = part.network.matrices_with_clock()
             if matrices is None or self.dim == 1:
                 return None
-            stages.append(
-                CouplingStage(*matrices, clock_of(t), part.phi.columns(t), part.max_log_scale)
-            )
+            stages.append(CouplingStage(*matrices, clock, part.phi.columns(t), part.max_log_scale))
         return stages
 
     def inverse(
@@ -169,15 +168,18 @@ class CouplingLayer(Flow):
 class CouplingStage(Stage):
     r"""The step :math:`(x, x') \mapsto (x', x \odot e^s + b)`: the next one moves the other part.
 
-    With :math:`s = s_{\max} \tanh(u \varphi_u)`, :math:`b = v \varphi_v` and
-    :math:`(u, v) = W_2 \tanh(p) + b_2`, the Jacobian of the part that moves is
+    By :math:`\tanh(p) = 2 \sigma(2p) - 1`, there are constants in the weights, and only sigmoids:
+
+    .. math:: s = s_{\max} (2 \sigma(u \odot \varphi_u) - 1), \qquad b = v \odot \varphi_v, \qquad
+              (u, v) = W_2 \sigma(W_1 x').
+
+    The Jacobian of the part that moves is
 
     .. math:: D_{e^s} \quad \text{by } x, \qquad
               \begin{pmatrix} D_{q \varphi_u} & D_{\varphi_v} \end{pmatrix}
-              W_2 D_{\tanh'(p)} W_1 \quad \text{by } x',
+              W_2 D_{\sigma'} W_1 \quad \text{by } x',
 
-    where :math:`q = x e^s s_{\max} \tanh'(u \varphi_u)`. In memory there are
-    :math:`\sigma(2p) = (1 + \tanh(p)) / 2` in the place of every tanh, and :math:`2u`.
+    where :math:`q = x e^s \, 2 s_{\max} \sigma'(u \varphi_u)`.
 
     Parameters
     ----------
@@ -198,31 +200,29 @@ class CouplingStage(Stage):
         moved, (hidden, given) = phi.shape[1] // 2, (len(first), first.shape[1] - 2)
         self.dim = moved + given
         self.tape = {"phi": 2 * moved, "x": moved, "given": given, "clock": 2, "a": hidden}
-        self.tape |= {"u": moved, "v": moved, "s": moved, "shift": moved, "scale": moved}
-        self.work = {"y_given": given, "y": moved, "u": moved, "v": moved, "a": hidden}
-        self.work |= {"q": moved, "scale": moved, "back": hidden}
+        self.tape |= {"u": moved, "v": moved, "scale": moved, "s": moved, "shift": moved}
+        self.kept = slice("x", "s")
+        self.work = {"y_given": given, "y": moved, "phi_u": moved, "phi_v": moved, "u": moved}
+        self.work |= {"v": moved, "q": moved, "scale": moved, "a": hidden, "back": hidden}
         self.inputs = {"clock": clock, "phi": phi}
+        self.input_gradients = {"phi": slice("phi_u", "phi_v")}
+        first, second = 2 * first, _of_sigmoids(second, moved)
         self.products = [
             Product(first, of=slice("given", "clock"), gradient="a"),
             Product(second, of=slice("clock", "a"), gradient=slice("u", "v")),
         ]
-        first, second = first.detach(), second.detach()
-        self.first_back = first[:, :given].T.contiguous()
-        self.second_back = second[:, 2:].T.contiguous()
-        self.first, self.second = 2 * first, second.clone()
-        self.second[:, 1] -= second[:, 2:].sum(1)
-        self.second[:, 2:] *= 2
-        self.second[:moved] *= 2
-        self.limit = first.new_tensor(max_log_scale)
-        self.max_log_scale = max_log_scale
+        self.first, self.second = first.detach(), second.detach()
+        self.first_back = self.first[:, :given].T.contiguous()
+        self.second_back = self.second[:, 2:].T.contiguous()
+        self.twice_limit = 2 * max_log_scale
+        self.minus_limit = first.new_tensor(-max_log_scale)
 
-    def forward_views(self, tape: Rows, out: Sequence[Tensor]) -> Views:
+    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
         given = self.tape["given"]
         names = ("x", "given", "phi", "a", "s", "shift", "scale")
         products = (tape["given":"clock"], tape["clock":"a"], tape["u":"v"], tape["s":"shift"])
-        out_parts = [part[:given] for part in out], [part[given:] for part in out]
-        return *out_parts, *(tape[name] for name in names), *products
+        return out[:, :given], out[:, given:], *(tape[name] for name in names), *products
 
     def forward(
         self, out_given, out, x, given, phi, a, s, shift, scale, given_clock, clock_a, uv, s_shift
@@ -232,39 +232,42 @@ class CouplingStage(Stage):
         torch.mm(self.second, clock_a, out=uv)
         torch.mul(phi, uv, out=s_shift)
         s.sigmoid_()
-        torch.add(-self.limit, s, alpha=2 * self.max_log_scale, out=scale).exp_()
+        torch.add(self.minus_limit, s, alpha=self.twice_limit, out=scale).exp_()
         torch.addcmul(shift, x, scale, out=out)
         out_given.copy_(given)
 
     def factors(self, tape: Rows, work: Rows) -> None:
         """Fill in the diagonals of the Jacobian."""
         x, s, a, scale = (tape[name] for name in ("x", "s", "a", "scale"))
-        q = torch.mul(x, scale, out=work["q"]).mul_(torch.addcmul(s, s, s, value=-1))
-        q *= 4 * self.max_log_scale
-        a.mul_(2).sub_(1)
-        work["u":"v"].copy_(tape["phi"])
-        work["u"].mul_(q)
-        torch.addcmul(torch.ones_like(a), a, a, value=-1, out=work["a"])
+        phi_u, phi_v = tape["phi"].chunk(2, 1)
+        q = torch.mul(s, self.twice_limit, out=work["q"])
+        q.addcmul_(q, s, value=-1).mul_(x).mul_(scale)
+        torch.mul(q, tape["u"], out=work["phi_u"])
+        torch.mul(q, phi_u, out=work["u"])
+        work["phi_v"].copy_(tape["v"])
+        work["v"].copy_(phi_v)
+        torch.addcmul(a, a, a, value=-1, out=work["a"])
         work["scale"].copy_(scale)
 
-    def backward_views(self, work: Rows, out: Sequence[Tensor]) -> Views:
+    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.backward_views`."""
         moved = self.work["y"]
         rows = (work[name] for name in ("y", "y_given", "a", "back", "scale"))
-        out_parts = [part[:moved] for part in out], [part[moved:] for part in out]
-        return *out_parts, *rows, work["u":"v"], work.stacked("u", "v")
+        return out[:, :moved], out[:, moved:], *rows, work["u":"v"], work.stacked("phi_u", "v")
 
-    def backward(self, out, out_given, y, y_given, a, back, scale, uv, u_v) -> None:
+    def backward(self, out, out_given, y, y_given, a, back, scale, uv, phi_uv) -> None:
         """See :meth:`Stage.backward`."""
-        u_v.mul_(y)
+        phi_uv.mul_(y)
         a.mul_(torch.mm(self.second_back, uv, out=back))
         torch.mul(y, scale, out=out)
         torch.addmm(y_given, self.first_back, a, out=out_given)
 
-    def input_gradients(self, tape: Rows, work: Rows) -> dict[str, Tensor]:
-        """See :meth:`Stage.input_gradients`."""
-        by_phi = torch.cat([work["q"] * tape["u"] / 2, tape["v"]], 1)
-        return {"phi": by_phi * work["y"].repeat(1, 2, 1)}
+
+def _of_sigmoids(weight: Tensor, moved: int) -> Tensor:
+    """Turn ``[0, b, W]`` of tanh into that of sigmoids, and double u, which enters another one."""
+    bias, matrix = weight[:, 1:2], weight[:, 2:]
+    weight = torch.cat([weight[:, :1], bias - matrix.sum(1, keepdim=True), 2 * matrix], 1)
+    return torch.cat([2 * weight[:moved], weight[moved:]])
 
 
 class CouplingFlow(FlowStack):

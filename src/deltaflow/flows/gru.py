@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +10,7 @@ from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.contractive import check_coefficient, spectral_normalise
 from deltaflow.flows.fixed_point import solve
 from deltaflow.flows.flow import Flow, FlowMap
-from deltaflow.flows.stage import Product, Rows, Stage, Views, clock_of
+from deltaflow.flows.stage import Product, Rows, Stage, clock_of
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
 # Theorem 1 of Biloš et al.: with these bounds on the gates, the residual contracts.
@@ -158,8 +156,10 @@ class GRUStage(Stage):
         dim = self.dim = phi.shape[1]
         self.tape = {"phi": dim, "w": dim, "rx": dim, "clock": 2, "x": dim}
         self.tape |= {"z": dim, "r": dim, "c": dim}
-        self.work = dict.fromkeys(("y", "c", "kept", "z", "r", "rx", "phi"), dim)
+        self.kept = slice("rx", "c")
+        self.work = dict.fromkeys(("y", "phi", "c", "kept", "z", "r", "rx"), dim)
         self.inputs = {"clock": clock, "phi": phi}
+        self.input_gradients = {"phi": "phi"}
         self.products = [
             Product(gates, of=slice("clock", "x"), gradient=slice("z", "r")),
             Product(candidate, of=slice("rx", "clock"), gradient="c"),
@@ -169,9 +169,9 @@ class GRUStage(Stage):
         self.candidate_back = candidate[:, :dim].T.contiguous()
         identity = torch.eye(dim, dtype=gates.dtype, device=gates.device)
         self.gates_back = torch.cat([gates[:, 2:].T, identity], 1)
-        self.minus_one = gates.new_tensor(-1.0)
+        self.one, self.minus_one = gates.new_tensor(1.0), gates.new_tensor(-1.0)
 
-    def forward_views(self, tape: Rows, out: Sequence[Tensor]) -> Views:
+    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
         rows = (tape[name] for name in ("x", "phi", "w", "rx", "z", "r", "c"))
         return out, tape["clock":"x"], tape["rx":"clock"], tape["z":"r"], *rows
@@ -187,30 +187,25 @@ class GRUStage(Stage):
 
     def factors(self, tape: Rows, work: Rows) -> None:
         """Fill in the diagonals of the Jacobian."""
-        x, z, r, c, phi = (tape[name] for name in ("x", "z", "r", "c", "phi"))
-        rx = torch.mul(r, x, out=tape["rx"])
-        w = torch.mul(phi, z, out=tape["w"])
-        torch.addcmul(w, w * c, c, value=-1, out=work["c"])
-        torch.add(-self.minus_one, w, alpha=-1, out=work["kept"])
+        x, z, r, c, rx, phi = (tape[name] for name in ("x", "z", "r", "c", "rx", "phi"))
         by_phi = torch.sub(c, x, out=work["phi"]).mul_(z)
-        torch.mul(phi - w, by_phi, out=work["z"])
+        w = torch.mul(phi, z, out=work["z"])
+        torch.addcmul(w, torch.mul(w, c, out=work["c"]), c, value=-1, out=work["c"])
+        torch.sub(self.one, w, out=work["kept"])
+        torch.sub(phi, w, out=work["z"]).mul_(by_phi)
         torch.addcmul(rx, rx, r, value=-1, out=work["r"])
         work["rx"].copy_(r)
 
-    def backward_views(self, work: Rows, out: Sequence[Tensor]) -> Views:
+    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.backward_views`."""
-        outer, inner = work.stacked("c", "z"), work.stacked("r", "rx")
+        outer, inner = work.stacked("phi", "z"), work.stacked("r", "rx")
         return out, work["y"], outer, inner, work["c"], work["kept"], work["z":"rx"]
 
-    def backward(self, out, y, c_kept_z, r_rx, c, kept, z_r_rx) -> None:
+    def backward(self, out, y, phi_c_kept_z, r_rx, c, kept, z_r_rx) -> None:
         """See :meth:`Stage.backward`."""
-        c_kept_z.mul_(y)
+        phi_c_kept_z.mul_(y)
         r_rx.mul_(torch.mm(self.candidate_back, c, out=out))
         torch.addmm(kept, self.gates_back, z_r_rx, out=out)
-
-    def input_gradients(self, tape: Rows, work: Rows) -> dict[str, Tensor]:
-        """See :meth:`Stage.input_gradients`."""
-        return {"phi": work["phi"] * work["y"]}
 
 
 class GRUFlow(FlowStack):

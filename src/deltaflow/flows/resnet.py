@@ -12,7 +12,7 @@ from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.contractive import ContractiveMLP
 from deltaflow.flows.fixed_point import solve
 from deltaflow.flows.flow import Flow, FlowMap
-from deltaflow.flows.stage import Product, Rows, Stage, Views, clock_of
+from deltaflow.flows.stage import Product, Rows, Stage, clock_of
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
 
@@ -97,8 +97,10 @@ class ResNetStage(Stage):
         dim, hidden = phi.shape[1], len(first)
         self.dim = dim
         self.tape = {"phi": dim, "x": dim, "clock": 2, "a": hidden, "g": dim}
-        self.work = {"y": dim, "g": dim, "a": hidden, "back": hidden}
+        self.kept = slice("x", "g")
+        self.work = {"y": dim, "phi": dim, "g": dim, "a": hidden, "back": hidden}
         self.inputs = {"clock": clock, "phi": phi}
+        self.input_gradients = {"phi": "phi"}
         self.products = [
             Product(first, of=slice("x", "clock"), gradient="a"),
             Product(second, of=slice("clock", "a"), gradient="g"),
@@ -107,7 +109,7 @@ class ResNetStage(Stage):
         self.first_back = self.first[:, :dim].T.contiguous()
         self.second_back = self.second[:, 2:].T.contiguous()
 
-    def forward_views(self, tape: Rows, out: Sequence[Tensor]) -> Views:
+    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
         rows = (tape[name] for name in ("x", "phi", "a", "g"))
         return out, tape["x":"clock"], tape["clock":"a"], *rows
@@ -120,21 +122,20 @@ class ResNetStage(Stage):
 
     def factors(self, tape: Rows, work: Rows) -> None:
         """Fill in the diagonals of the Jacobian."""
+        work["phi"].copy_(tape["g"])
         work["g"].copy_(tape["phi"])
         torch.clamp(tape["a"], max=0, out=work["a"]).add_(1)
 
-    def backward_views(self, work: Rows, out: Sequence[Tensor]) -> Views:
+    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.backward_views`."""
-        return out, *(work[name] for name in ("y", "g", "a", "back"))
+        rows = (work[name] for name in ("y", "g", "a", "back"))
+        return out, work.stacked("phi", "g"), *rows
 
-    def backward(self, out, y, g, a, back) -> None:
+    def backward(self, out, phi_g, y, g, a, back) -> None:
         """See :meth:`Stage.backward`."""
-        a.mul_(torch.mm(self.second_back, g.mul_(y), out=back))
+        phi_g.mul_(y)
+        a.mul_(torch.mm(self.second_back, g, out=back))
         torch.addmm(y, self.first_back, a, out=out)
-
-    def input_gradients(self, tape: Rows, work: Rows) -> dict[str, Tensor]:
-        """See :meth:`Stage.input_gradients`."""
-        return {"phi": tape["g"] * work["y"]}
 
 
 class ResNetFlow(FlowStack):

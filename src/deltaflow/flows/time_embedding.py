@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaflow.errors import UnknownNameError
-from deltaflow.flows.stage import tanh
+from deltaflow.flows.stage import tanh_of_half
 
 TimeMap: TypeAlias = Callable[[Tensor], Tensor]
 """A map ``t -> phi(t)`` whose weights are fixed."""
@@ -104,7 +104,7 @@ class TanhTime(TimeEmbedding):
 
     def columns(self, t: Tensor) -> Tensor:
         r"""Return :math:`\tanh(a t)` in columns, without a transposition."""
-        return tanh(self.rate().unsqueeze(-1) * t)
+        return tanh_of_half(2 * self.rate().unsqueeze(-1) * t)
 
 
 class LinearTime(TimeEmbedding):
