@@ -163,6 +163,14 @@ class Encoder(nn.Module, ABC):
         The answer at one query does not depend on the others.
         """
 
+    def evolve_each(self, state: State, delta_t: Tensor, row: Tensor) -> Tensor:
+        """Return the hidden state at any number of queries of each series: ``(N, H)``.
+
+        Query n lies ``delta_t[n]`` after the last observation of series ``row[n]``.
+        """
+        each = State(*(part[row] for part in state))
+        return self.evolve(each, delta_t.unsqueeze(-1)).squeeze(1)
+
 
 def known_before(values: Tensor, observed: Tensor, delta_t: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `State` calls ``last`` and ``age``, just before each observation of a series.

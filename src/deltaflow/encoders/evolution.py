@@ -42,6 +42,13 @@ class Evolution(nn.Module, ABC):
         """
         return self.prepare()(hidden.unsqueeze(-2), delta_t)
 
+    def to_each(self, hidden: Tensor, delta_t: Tensor, row: Tensor) -> Tensor:
+        """Carry states ``(B, H)`` to any number of times each: ``(N, H)``.
+
+        Query n crosses ``delta_t[n]`` from the state ``hidden[row[n]]``.
+        """
+        return self.prepare()(hidden[row], delta_t)
+
 
 class FlowEvolution(Evolution):
     """Evolution by a neural flow: ``F(Δt, h)``.

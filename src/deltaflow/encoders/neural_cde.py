@@ -155,6 +155,10 @@ class NeuralCDEEncoder(Encoder):
         """Carry the state to the queries; see `Encoder.evolve`."""
         return self.continuation.to_queries(state.hidden, delta_t)
 
+    def evolve_each(self, state: State, delta_t: Tensor, row: Tensor) -> Tensor:
+        """Carry the states to the queries; see `Encoder.evolve_each`."""
+        return self.continuation.to_each(state.hidden, delta_t, row)
+
     def _solve(self, hidden: Tensor, increments: Tensor) -> Tensor:
         """Drive the state ``(B, H)`` along increments ``(B, T, P)`` of the control."""
         control = INTERPOLATIONS[self.interpolation](increments)

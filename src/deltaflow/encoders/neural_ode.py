@@ -200,22 +200,27 @@ class ODEEvolution(Evolution):
         return self._cross
 
     def to_queries(self, hidden: Tensor, delta_t: Tensor) -> Tensor:
+        """Carry one state to many times; see :meth:`to_each`."""
+        rows = torch.arange(len(hidden), device=hidden.device).repeat_interleave(delta_t.shape[1])
+        return self.to_each(hidden, delta_t.flatten(), rows).view(*delta_t.shape, -1)
+
+    def to_each(self, hidden: Tensor, delta_t: Tensor, row: Tensor) -> Tensor:
         """Solve along a grid of times, and from the grid to the queries.
 
         The grid is fixed: a step per typical gap at first, then steps that double. It does not
         depend on the queries, so the answer at one is the same whatever else is asked: exactly with
         fixed steps, and within the tolerance with an adaptive solver, whose step is shared.
         """
-        furthest = delta_t.detach().amax(dim=1)
+        asked = delta_t.detach()
+        furthest = asked.new_zeros(len(hidden)).scatter_reduce(0, row, asked, "amax")
         grid = _query_grid(furthest)
         states = [hidden]
         for start, end in pairwise(grid.unbind()):
-            # A series stays where its own last query does not need the next step.
+            # A state stays where its own last query does not need the next step.
             hidden = self._cross(hidden, (end - start) * (furthest >= end))
             states.append(hidden)
-        index = torch.searchsorted(grid, delta_t.detach().contiguous(), right=True) - 1  # (B, Q)
-        start = torch.stack(states, dim=1).take_along_dim(index.unsqueeze(-1), dim=1)  # (B, Q, H)
-        return self._cross(start, delta_t - grid[index])
+        index = torch.searchsorted(grid, asked, right=True) - 1  # (N,)
+        return self._cross(torch.stack(states)[index, row], delta_t - grid[index])
 
     def _cross(self, hidden: Tensor, delta_t: Tensor) -> Tensor:
         solved = self.solve(self.field, hidden, delta_t.unsqueeze(-1))

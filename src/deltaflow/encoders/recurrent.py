@@ -111,6 +111,11 @@ class RecurrentEncoder(Encoder):
         with _own_precision(delta_t):
             return self.evolution.to_queries(state.hidden, delta_t)
 
+    def evolve_each(self, state: State, delta_t: Tensor, row: Tensor) -> Tensor:
+        """Carry the states to the queries; see `Encoder.evolve_each`."""
+        with _own_precision(delta_t):
+            return self.evolution.to_each(state.hidden, delta_t, row)
+
     def _project(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, features: Tensor
     ) -> Tensor:

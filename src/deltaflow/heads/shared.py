@@ -50,7 +50,6 @@ class SharedHead(Head):
         self.register_buffer("trust", counts / (counts + shrinkage), persistent=False)
 
     def forward(self, features: Tensor, channel: Tensor) -> tuple[Tensor, ...]:
-        """Map features ``(N, Q, I)`` of channels ``(N,)`` to the arguments, each ``(N, Q)``."""
-        trust = self.trust[channel].view(-1, 1, 1)
-        bias = self.bias[channel].unsqueeze(1)
-        return self.arguments(torch.addcmul(bias, trust, self.raw(features)))
+        """Map features ``(N, I)`` of channels ``(N,)`` to the arguments, each ``(N,)``."""
+        trust = self.trust[channel].unsqueeze(-1)
+        return self.arguments(torch.addcmul(self.bias[channel], trust, self.raw(features)))

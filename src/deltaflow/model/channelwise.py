@@ -203,25 +203,17 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         self, encoded: ChannelsEncoded, delta_t: Tensor, covariates: Tensor
     ) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at queries; see `ForecastNetwork.decode`."""
-        size, targets = len(delta_t), self.num_targets
-        series = torch.arange(size, device=delta_t.device).repeat_interleave(targets)
-        channel = torch.arange(targets, device=delta_t.device).repeat(size)
-        args = self._ask(encoded, series, channel, delta_t[series], covariates[series])
-        return tuple(arg.unflatten(0, (size, targets)).transpose(1, 2) for arg in args)
+        shape = (*delta_t.shape, self.num_targets)
+        all_of_them = torch.ones(shape, dtype=torch.bool, device=delta_t.device)
+        args = self._ask(encoded, all_of_them, delta_t, covariates)
+        return tuple(arg.unflatten(0, shape) for arg in args)
 
     def losses(self, batch: Batch) -> Tensor:
         """Return the loss of each observed target; only they are forecast."""
-        series, query, channel = batch.target_observed.nonzero(as_tuple=True)
-        delta_t = batch.query_delta_t[series, query].unsqueeze(-1)
-        covariates = batch.query_covariates[series, query].unsqueeze(1)
-        args = self._ask(self.encode(batch), series, channel, delta_t, covariates)
-        target = batch.target[series, query, channel]
-        return self.head.loss(
-            target,
-            torch.ones_like(target, dtype=torch.bool),
-            tuple(arg.squeeze(1) for arg in args),
-            batch.scale[series, channel],
-        )
+        mask = batch.target_observed
+        args = self._ask(self.encode(batch), mask, batch.query_delta_t, batch.query_covariates)
+        scale = batch.scale.unsqueeze(1).expand(mask.shape)[mask]
+        return self.head.loss(batch.target[mask], mask[mask], args, scale)
 
     def update(
         self,
@@ -267,24 +259,21 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         )
 
     def _ask(
-        self,
-        encoded: ChannelsEncoded,
-        series: Tensor,
-        channel: Tensor,
-        delta_t: Tensor,
-        covariates: Tensor,
+        self, encoded: ChannelsEncoded, mask: Tensor, delta_t: Tensor, covariates: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return the arguments ``(N, Q)`` of channels ``(N,)`` of series ``(N,)``.
+        """Return the arguments ``(N,)`` of the N channels and queries where a mask is True.
 
-        ``delta_t`` is ``(N, Q)`` and ``covariates`` ``(N, Q, K)``.
+        ``mask`` is ``(B, Q, D)``, ``delta_t`` ``(B, Q)`` and ``covariates`` ``(B, Q, K)``.
         """
+        series, query, channel = mask.nonzero(as_tuple=True)
         hidden, known = self._present(encoded)
-        state = State(hidden, *encoded.state[1:])
-        evolved = self.encoder.evolve(State(*(p[series, channel] for p in state)), delta_t)
-        age = state.age[series, channel] + delta_t
-        known = known[series, channel].unsqueeze(1).expand(-1, delta_t.shape[1], -1)
-        spans = torch.stack([delta_t, age], dim=-1).log1p()
-        return self.head(torch.cat([evolved, spans, known, covariates], dim=-1), channel)
+        state = State(*(part.flatten(0, 1) for part in (hidden, *encoded.state[1:])))
+        row = series * self.num_channels + channel
+        gap = delta_t[series, query]
+        evolved = self.encoder.evolve_each(state, gap, row)
+        spans = torch.stack([gap, state.age[row].squeeze(-1) + gap], dim=-1).log1p()
+        beside = [known.flatten(0, 1)[row], covariates[series, query]]
+        return self.head(torch.cat([evolved, spans, *beside], dim=-1), channel)
 
     def _present(self, encoded: ChannelsEncoded) -> tuple[Tensor, Tensor]:
         """Carry all channels to the forecast origin, and let them learn of each other.
