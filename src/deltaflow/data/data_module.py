@@ -138,7 +138,7 @@ class IrregularDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         size = int(self.trainer.num_training_batches)
-        drawn = loop.epoch_loop.batch_progress.current.processed
+        drawn = loop.epoch_loop.batch_progress.current.processed  # pyright: ignore
         epochs, batches = divmod((loop.epoch_progress.current.ready - 1) * size + drawn, size)
         return {"epochs": epochs, "batches": batches}
 

@@ -1,0 +1,114 @@
+"""`deltaflow fit`, `validate`, `test` and `predict`: Lightning's own command line."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.tensorboard import _TENSORBOARD_AVAILABLE
+
+from deltaflow.errors import DeltaflowError
+from deltaflow.heads import is_centred, is_discrete, make_output
+from deltaflow.model.lightning_module import ForecastLightningModule
+from deltaflow.model.loading import read_checkpoint
+from deltaflow.model.writer import ForecastWriter
+from deltaflow.tasks.data_module import TaskDataModule
+
+_NEED_WEIGHTS = ("validate", "test", "predict")
+_KEYWORDS = ("last", "best", "hpc", "registry")
+
+
+class ForecastCLI(LightningCLI):
+    """`LightningCLI` for a `ForecastLightningModule` on a `TaskDataModule`.
+
+    Beside Lightning's own options there are those of its callbacks: `best` and `last` keep the
+    checkpoints `best.ckpt` and `last.ckpt` in `<trainer.default_root_dir>/checkpoints`,
+    `early_stopping` stops, and `forecasts` writes what `predict` forecasts. Logs are CSV files, and
+    TensorBoard's where it is installed, unless `trainer.logger` says otherwise.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks, and link what follows from something else."""
+        for name in ("best", "last"):
+            parser.add_lightning_class_args(ModelCheckpoint, name)
+            defaults = {"filename": name, "enable_version_counter": False}
+            parser.set_defaults({f"{name}.{key}": value for key, value in defaults.items()})
+            parser.link_arguments("trainer.default_root_dir", f"{name}.dirpath", _checkpoints)
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(ForecastWriter, "forecasts")
+        parser.set_defaults({"best.monitor": "val_loss", "early_stopping.monitor": "val_loss"})
+        parser.link_arguments("seed_everything", "data.seed", int)
+        parser.link_arguments("model.distr_output", "data.centred", _centred)
+        parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the given arguments, also where the process was started with others."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint to `before_instantiate_classes`: its `spec` is no option."""
+
+    def before_instantiate_classes(self) -> None:
+        """Take hyperparameters and scaling from the checkpoint, if its path is given."""
+        config = self.config[self.subcommand]
+        path = config.ckpt_path
+        if path is None:
+            if self.subcommand in _NEED_WEIGHTS:
+                raise DeltaflowError("there is no model without --ckpt_path PATH")
+            return
+        if "weights_only" in config:
+            config.weights_only = True
+        if path in _KEYWORDS:
+            return
+        stored = dict(read_checkpoint(path)["hyper_parameters"])
+        config.data.spec = stored.pop("spec")
+        for name, value in stored.items():
+            config.model[name] = value
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Return the trainer, with the default loggers unless the configuration names some."""
+        config = self._get(self.config_init, "trainer")
+        if config["logger"] in (None, True):
+            table = CSVLogger(config["default_root_dir"] or ".", flush_logs_every_n_steps=10)
+            kwargs["logger"] = [table]
+            if _TENSORBOARD_AVAILABLE:
+                kwargs["logger"].append(TensorBoardLogger(table.save_dir, version=table.version))
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Check that a distribution of counts is given counts."""
+        if is_discrete(self.model.network.head.output):
+            self.datamodule.check_counts()
+
+
+def _checkpoints(root: Any) -> str:
+    return str(Path(root or ".") / "checkpoints")
+
+
+def _centred(distr_output: Any) -> bool:
+    return is_centred(make_output(distr_output))
+
+
+def run(command: str, options: Sequence[str]) -> int:
+    """Run one command of Lightning's command line, and return its exit status."""
+    with warnings.catch_warnings():
+        # The data module does resume within an epoch, and small data need no workers.
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        ForecastCLI(
+            ForecastLightningModule,
+            TaskDataModule,
+            args=[command, *options],
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "deltaflow"},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # the module keeps plain hyperparameters itself
+        )
+    return 0

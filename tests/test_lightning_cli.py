@@ -1,0 +1,230 @@
+"""The command line of Lightning, as its users type it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from deltaflow import ForecastLightningModule, load_predictor
+from deltaflow.cli import main
+from deltaflow.encoders import ENCODERS
+from deltaflow.tasks import TASKS
+
+pytest.importorskip("jsonargparse")
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "fit"
+SINE = {"num_series": 15, "length": 30}
+TINY = {
+    "trainer": {
+        "max_epochs": 3,
+        "gradient_clip_val": 1.0,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    },
+    "model": {"hidden_size": 4, "dropout": 0.5},
+    "data": {
+        "dataset": "sine",
+        "dataset_kwargs": SINE,
+        "batch_size": 4,
+        "num_batches_per_epoch": 5,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tiny(tmp_path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a finished tiny training."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    root = ["--trainer.default_root_dir", str(folder)]
+    assert main(["fit", "--config", str(folder / "tiny.yaml"), *root]) == 0
+    return folder
+
+
+def printed_config(capsys, *options: str) -> dict:
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *options, "--print_config"])
+    assert exit_.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def metrics(folder: Path, version: int = 0) -> pd.DataFrame:
+    return pd.read_csv(folder / "lightning_logs" / f"version_{version}" / "metrics.csv")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "data"), [*product(ENCODERS, ("clinical_sample", "physionet2012"))]
+)
+def test_shipped_configurations_are_read(encoder, data, capsys):
+    options = [f"--config={CONFIGS / name}.yaml" for name in ("base", encoder)]
+    if data == "physionet2012":
+        options += [f"--config={CONFIGS / data}.yaml", "--data.dataset_kwargs.path", "somewhere"]
+    config = printed_config(capsys, *options, "--model.hidden_size", "7")
+    assert (config["model"]["encoder"], config["model"]["hidden_size"]) == (encoder, 7)
+    assert config["data"]["dataset"] == data
+    assert config["trainer"]["gradient_clip_val"] == 10.0
+    if data == "physionet2012":
+        assert config["data"]["dataset_kwargs"] == {"sets": ["a", "b"], "path": "somewhere"}
+
+
+def test_every_shipped_configuration_is_one_of_these():
+    assert {path.stem for path in CONFIGS.iterdir()} == {"base", "physionet2012", *ENCODERS}
+
+
+def test_training_leaves_checkpoints_logs_and_its_configuration(trained):
+    files = {path.name for path in trained.rglob("*") if path.is_file()}
+    assert {"best.ckpt", "last.ckpt", "metrics.csv", "config.yaml"} <= files
+    table = metrics(trained)
+    assert table["train_loss_step"].count() == 15
+    assert table["val_mean_weighted_quantile_loss"].count() == 3
+    stored = trained / "lightning_logs" / "version_0" / "config.yaml"
+    assert yaml.safe_load(stored.read_text())["model"]["dropout"] == 0.5
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--config", str(stored), "--print_config"])
+    assert exit_.value.code == 0
+
+
+def test_validate_test_and_predict_take_the_model_from_its_checkpoint(trained, tmp_path, capsys):
+    checkpoint = str(trained / "checkpoints" / "best.ckpt")
+    # Nothing of the model is repeated; other series must not change the scaling.
+    others = yaml.safe_dump({**TINY["data"], "dataset_kwargs": {**SINE, "seed": 5}})
+    (tmp_path / "data.yaml").write_text(others)
+    options = ["--data", "data.yaml", "--ckpt_path", checkpoint]
+    options += ["--trainer.enable_progress_bar", "false"]
+    for command in ("validate", "test"):
+        assert main([command, *options, f"--trainer.default_root_dir={command}"]) == 0
+    assert np.isfinite(metrics(Path("test"))["test_loss"]).all()
+    levels = ["--forecasts.path", "forecasts.parquet", "--forecasts.quantile_levels", "[0.1, 0.9]"]
+    assert main(["predict", *options, *levels]) == 0
+    assert "forecasts.parquet" in capsys.readouterr().out
+
+    table = pd.read_parquet("forecasts.parquet")
+    task = TASKS["sine"](**SINE, seed=5)
+    predictor = load_predictor(checkpoint)
+    assert predictor.spec == ForecastLightningModule.load_from_checkpoint(checkpoint).spec
+    test = replace(next(iter(task.tests.values())), prediction_length=predictor.prediction_length)
+    expected = pd.concat(
+        [forecast.to_dataframe([0.1, 0.9]) for forecast in predictor.predict(test.input)],
+        ignore_index=True,
+    )
+    assert list(table) == ["item_id", "timestamp", "target_name", "predictions", "0.1", "0.9"]
+    pd.testing.assert_frame_equal(table, expected)
+
+
+def test_trained_on_other_data_is_refused_where_the_scaling_would_be_lost(trained, tiny, capsys):
+    options = ["--trainer.default_root_dir", str(trained), "--ckpt_path", "last"]
+    other = ["--config", tiny, "--data.dataset_kwargs.num_series", "12"]
+    assert main(["fit", *other, *options]) == 2
+    assert "trained on other data" in capsys.readouterr().err
+    assert main(["fit", "--config", tiny, "--model.encoder", "gru", *options]) == 2
+    assert "encoder 'gru_flow', not 'gru'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["test"], "no model without --ckpt_path"),
+        (["test", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
+        (["predict", "--ckpt_path", "tiny.yaml"], "no checkpoint of weights"),
+        (["fit", "--data.dataset", "sinne"], "did you mean 'sine'"),
+        (["fit", "--data.dataset", "nowhere/x.csv"], "no file or folder"),
+        (["fit", "--model.encoder", "gru_flo"], "did you mean 'gru_flow'"),
+        (["fit", "--data.test", "beyond"], "unknown test 'beyond'"),
+        (["fit", "--model.distr_output", "negative_binomial"], "is not a count"),
+        (["fit", "--forecasts.path", "forecasts.txt"], "no file of .csv"),
+    ],
+)
+def test_errors_are_one_line(options, message, tiny, capsys):
+    assert main([options[0], "--config", tiny, *options[1:]]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"deltaflow {options[0]}: ")
+    assert message in error
+
+
+@pytest.mark.parametrize("options", [["--model.encodr", "gru"], ["--trainer.max_epochs", "many"]])
+def test_unknown_option_and_wrong_type_are_named(options, tiny, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--config", tiny, *options])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert options[0].removeprefix("--") in error
+    assert "Traceback" not in error
+
+
+def test_file_is_learned_from_by_its_column_names(make_frame, tiny, tmp_path):
+    make_frame(("HR", "MAP"), num_items=10).to_csv("stays.csv", index=False)
+    options = ["--data.dataset", "stays.csv", "--data.dataset_kwargs", "null"]
+    options += ["--data.columns", "{target: [HR, MAP], feat_static_cat: [ward]}"]
+    options += ["--data.split.after", "24h", "--data.split.horizon", "12h"]
+    assert main(["fit", "--config", tiny, *options, "--trainer.max_epochs", "1"]) == 0
+    table = metrics(tmp_path)
+    assert np.isfinite(table["val_mae[MAP]"].dropna()).all()
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    assert load_predictor(checkpoint).spec.schema.target == ("HR", "MAP")
+    assert main(["predict", *options, "--ckpt_path", str(checkpoint)]) == 0
+    forecasts = pd.read_csv("forecasts.csv", parse_dates=["timestamp"])
+    asked = make_frame(("HR", "MAP"), num_items=10).set_index(["item_id", "timestamp"]).index
+    assert forecasts.set_index(["item_id", "timestamp"]).index.isin(asked).all()
+
+
+def test_fit_killed_at_a_random_step_goes_on_as_if_nothing_had_happened(trained, tiny, tmp_path):
+    command = [sys.executable, "-m", "deltaflow", "fit", "--config", tiny]
+    command += ["--last.every_n_train_steps=1", f"--trainer.default_root_dir={tmp_path}"]
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    steps = np.random.default_rng().integers(1, 14)
+    process = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoint.exists() and stored_step(checkpoint) >= steps:
+                break
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = stored_step(checkpoint)
+    assert steps <= done
+
+    assert main([*command[3:], "--ckpt_path", "last"]) == 0
+    whole, resumed = metrics(trained), metrics(tmp_path, version=1)
+    losses = "train_loss_step"
+    expected = whole.dropna(subset=losses).set_index("step")[losses]
+    repeated = resumed.dropna(subset=losses).set_index("step")[losses]
+    assert list(repeated.index) == list(range(done, 15))
+    pd.testing.assert_series_equal(repeated, expected[done:], check_exact=True)
+    scores = [column for column in whole if column.startswith("val_")]
+    validated = resumed.dropna(subset="val_loss")[scores].reset_index(drop=True)
+    rest = whole.dropna(subset="val_loss")[scores].tail(len(validated)).reset_index(drop=True)
+    pd.testing.assert_frame_equal(validated, rest, check_exact=True)
+    weights = [
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (trained, tmp_path)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def stored_step(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]
