@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.tensorboard import _TENSORBOARD_AVAILABLE
 
 from deltaflow.errors import DeltaflowError
@@ -56,7 +56,7 @@ class ForecastCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Take hyperparameters and scaling from the checkpoint, if its path is given."""
-        config = self.config[self.subcommand]
+        config = self.config[str(self.subcommand)]
         path = config.ckpt_path
         if path is None:
             if self.subcommand in _NEED_WEIGHTS:
@@ -76,9 +76,10 @@ class ForecastCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config["logger"] in (None, True):
             table = CSVLogger(config["default_root_dir"] or ".", flush_logs_every_n_steps=10)
-            kwargs["logger"] = [table]
+            loggers: list[Logger] = [table]
             if _TENSORBOARD_AVAILABLE:
-                kwargs["logger"].append(TensorBoardLogger(table.save_dir, version=table.version))
+                loggers.append(TensorBoardLogger(table.save_dir, version=table.version))
+            kwargs["logger"] = loggers
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -98,9 +99,13 @@ def _centred(distr_output: Any) -> bool:
 def run(command: str, options: Sequence[str]) -> int:
     """Run one command of Lightning's command line, and return its exit status."""
     with warnings.catch_warnings():
-        # The data module does resume within an epoch, and small data need no workers.
+        # The data module does resume within an epoch, small data need no workers, and a resumed
+        # run goes on in the folder of the first.
         warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+        warnings.filterwarnings("ignore", ".*The dirpath has changed.*")
+        warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
         ForecastCLI(
             ForecastLightningModule,
             TaskDataModule,
