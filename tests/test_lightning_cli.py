@@ -190,6 +190,18 @@ def test_file_is_learned_from_by_its_column_names(make_frame, tiny, tmp_path):
     assert forecasts.set_index(["item_id", "timestamp"]).index.isin(asked).all()
 
 
+def test_two_processes_write_each_series_once(trained, tiny):
+    options = ["predict", "--config", tiny, "--data.batch_size=1", "--trainer.logger=false"]
+    options += ["--ckpt_path", str(trained / "checkpoints" / "last.ckpt")]
+    assert main([*options, "--forecasts.path=one.csv"]) == 0
+    several = ["--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--trainer.devices=2"]
+    command = [sys.executable, "-m", "deltaflow", *options, *several]
+    subprocess.run([*command, "--forecasts.path=two.csv"], check=True, stdout=subprocess.DEVNULL)
+    one, two = pd.read_csv("one.csv"), pd.read_csv("two.csv")
+    assert one["item_id"].nunique() % 2 == 1  # so that a padding sampler would repeat one
+    pd.testing.assert_frame_equal(two, one)
+
+
 def test_fit_killed_at_a_random_step_goes_on_as_if_nothing_had_happened(trained, tiny, tmp_path):
     command = [sys.executable, "-m", "deltaflow", "fit", "--config", tiny]
     command += ["--last.every_n_train_steps=1", f"--trainer.default_root_dir={tmp_path}"]

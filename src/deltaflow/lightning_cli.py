@@ -18,7 +18,7 @@ from deltaflow.heads import is_centred, is_discrete, make_output
 from deltaflow.model.lightning_module import ForecastLightningModule
 from deltaflow.model.loading import read_checkpoint
 from deltaflow.model.writer import ForecastWriter
-from deltaflow.tasks.data_module import TaskDataModule
+from deltaflow.tasks import TaskDataModule
 
 _NEED_WEIGHTS = ("validate", "test", "predict")
 _KEYWORDS = ("last", "best", "hpc", "registry")

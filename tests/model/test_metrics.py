@@ -7,14 +7,12 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from pytest import approx
 
 from deltaflow import ForecastLightningModule
 from deltaflow.compare.score import accuracy
 from deltaflow.heads import MonotoneQuantileOutput
 from deltaflow.model.metrics import ForecastScores
-from deltaflow.tasks import Columns, Split
-from deltaflow.tasks.data_module import TaskDataModule
+from deltaflow.tasks import Columns, Split, TaskDataModule
 
 NAMES = ("mse", "mae", "mean_weighted_quantile_loss", "coverage_80")
 
@@ -41,7 +39,7 @@ def test_scores_of_the_test_are_those_of_the_comparison(head):
     for name in (*NAMES, *(f"{name}[{channel}]" for name in NAMES for channel in channels)):
         if isinstance(head, MonotoneQuantileOutput) and not name.startswith("mae"):
             continue  # beyond its outer levels, GluonTS extrapolates
-        assert logged[f"test_{name}"] == approx(expected[name], rel=1e-5), name
+        assert logged[f"test_{name}"] == pytest.approx(expected[name], rel=1e-5), name
 
 
 def test_counts_without_quantile_function_are_scored_by_samples(make_frame, tmp_path):
@@ -69,6 +67,8 @@ def test_scores_do_not_depend_on_the_division_into_batches():
     for part in torch.arange(50).split(7):
         parts.update(values[part], channels[part], mean[part], quantiles[:, part])
     expected = {name: float(score) for name, score in whole.compute().items()}
-    assert {name: float(score) for name, score in parts.compute().items()} == approx(expected)
+    assert {name: float(score) for name, score in parts.compute().items()} == pytest.approx(
+        expected
+    )
     assert {"mse", "mse[a]", "coverage_80[c]"} <= set(expected)
     assert not any(name.endswith("[d]") for name in expected)

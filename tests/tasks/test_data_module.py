@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from deltaflow import DataError, IrregularDataset
-from deltaflow.tasks import Columns, Split, load_task
-from deltaflow.tasks.data_module import TaskDataModule
+from deltaflow.tasks import Columns, Split, TaskDataModule, load_task
 from deltaflow.tasks.task import labelled_windows
 
 SINE = {"num_series": 15, "length": 30}

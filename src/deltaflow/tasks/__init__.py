@@ -1,6 +1,7 @@
 """Named data sets and forecasting tasks: clinical data, synthetic series, PhysioNet 2012."""
 
 from .clinical import VITALS, clinical_dataset, clinical_sample, clinical_task
+from .data_module import TaskDataModule
 from .datasets import TASKS, Columns, Split, load_task
 from .physionet2012 import PARAMETERS, physionet2012, physionet2012_task, read_physionet2012
 from .synthetic import (
@@ -23,6 +24,7 @@ __all__ = [
     "Columns",
     "Split",
     "Task",
+    "TaskDataModule",
     "clinical_dataset",
     "clinical_sample",
     "clinical_task",
