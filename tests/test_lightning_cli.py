@@ -134,13 +134,26 @@ def test_validate_test_and_predict_take_the_model_from_its_checkpoint(trained, t
     pd.testing.assert_frame_equal(table, expected)
 
 
-def test_trained_on_other_data_is_refused_where_the_scaling_would_be_lost(trained, tiny, capsys):
-    options = ["--trainer.default_root_dir", str(trained), "--ckpt_path", "last"]
-    other = ["--config", tiny, "--data.dataset_kwargs.num_series", "12"]
-    assert main(["fit", *other, *options]) == 2
-    assert "trained on other data" in capsys.readouterr().err
-    assert main(["fit", "--config", tiny, "--model.encoder", "gru", *options]) == 2
-    assert "encoder 'gru_flow', not 'gru'" in capsys.readouterr().err
+def test_run_names_its_checkpoints_and_its_configuration(trained, capsys):
+    config = str(trained / "lightning_logs" / "version_0" / "config.yaml")
+    assert main(["test", "--config", config, "--ckpt_path", "best"]) == 0
+    assert "test_mae" in capsys.readouterr().out
+    stored = trained / "lightning_logs" / "version_1" / "config.yaml"
+    assert yaml.safe_load(stored.read_text())["data"]["spec"] is None
+
+
+def test_last_without_a_run_begins_one(tiny, tmp_path):
+    options = ["--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "1"]
+    assert main(["fit", *options]) == 0
+    assert main(["fit", *options]) == 0
+    assert metrics(tmp_path)["train_loss_step"].count() == 5
+    assert not (tmp_path / "lightning_logs" / "version_1" / "metrics.csv").exists()
+
+
+def test_other_channels_than_trained_on_are_refused(trained, capsys):
+    checkpoint = str(trained / "checkpoints" / "best.ckpt")
+    assert main(["test", "--data.dataset", "clinical_sample", "--ckpt_path", checkpoint]) == 2
+    assert "field 'target'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -149,6 +162,7 @@ def test_trained_on_other_data_is_refused_where_the_scaling_would_be_lost(traine
         (["test"], "no model without --ckpt_path"),
         (["test", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
         (["predict", "--ckpt_path", "tiny.yaml"], "no checkpoint of weights"),
+        (["predict", "--ckpt_path", "best"], "no checkpoint 'checkpoints/best.ckpt'"),
         (["fit", "--data.dataset", "sinne"], "did you mean 'sine'"),
         (["fit", "--data.dataset", "nowhere/x.csv"], "no file or folder"),
         (["fit", "--model.encoder", "gru_flo"], "did you mean 'gru_flow'"),

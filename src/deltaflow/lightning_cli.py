@@ -20,9 +20,6 @@ from deltaflow.model.loading import read_checkpoint
 from deltaflow.model.writer import ForecastWriter
 from deltaflow.tasks import TaskDataModule
 
-_NEED_WEIGHTS = ("validate", "test", "predict")
-_KEYWORDS = ("last", "best", "hpc", "registry")
-
 
 class ForecastCLI(LightningCLI):
     """`LightningCLI` for a `ForecastLightningModule` on a `TaskDataModule`.
@@ -55,21 +52,32 @@ class ForecastCLI(LightningCLI):
         """Leave the checkpoint to `before_instantiate_classes`: its `spec` is no option."""
 
     def before_instantiate_classes(self) -> None:
-        """Take hyperparameters and scaling from the checkpoint, if its path is given."""
+        """Take hyperparameters and scaling from the checkpoint, if there is one.
+
+        `best` and `last` are the checkpoints in the folder of the run. A training from `last` that
+        has not been interrupted yet begins anew.
+        """
         config = self.config[str(self.subcommand)]
         path = config.ckpt_path
+        if path in ("best", "last"):
+            path = str(Path(_checkpoints(config.trainer.default_root_dir)) / f"{path}.ckpt")
+            if self.subcommand == "fit" and not Path(path).exists():
+                path = None
+        config.ckpt_path = path
         if path is None:
-            if self.subcommand in _NEED_WEIGHTS:
+            if self.subcommand != "fit":
                 raise DeltaflowError("there is no model without --ckpt_path PATH")
             return
-        if "weights_only" in config:
+        if "weights_only" in config:  # since Lightning 2.6
             config.weights_only = True
-        if path in _KEYWORDS:
-            return
         stored = dict(read_checkpoint(path)["hyper_parameters"])
         config.data.spec = stored.pop("spec")
         for name, value in stored.items():
             config.model[name] = value
+
+    def after_instantiate_classes(self) -> None:
+        """Keep the scaling out of the stored configuration: it belongs to the checkpoint."""
+        self.config[str(self.subcommand)].data.spec = None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Return the trainer, with the default loggers unless the configuration names some."""

@@ -268,6 +268,25 @@ def test_predictor_and_module_turn_into_each_other(trained, univariate, instance
             np.testing.assert_allclose(other.quantile(0.9), expected.quantile(0.9), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("context_length", "encoder", "message"),
+    [(9, "gru", "other data, or with other windows"), (12, "gru_d", "encoder 'gru', not 'gru_d'")],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    context_length, encoder, message, univariate, tmp_path
+):
+    def module(context_length: int, encoder: str) -> ForecastLightningModule:
+        data = IrregularDataModule(univariate, prediction_length=4, context_length=context_length)
+        return ForecastLightningModule(data.spec, encoder=encoder, hidden_size=4)
+
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    entries = DataLoader([], collate_fn=list)
+    trainer.predict(module(12, "gru"), entries)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    with pytest.raises(DeltaflowError, match=message):
+        trainer.predict(module(context_length, encoder), entries, ckpt_path=tmp_path / "model.ckpt")
+
+
 def test_a_checkpoint_that_is_none_is_refused(tmp_path):
     torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1.0}}, tmp_path / "other.ckpt")
     with pytest.raises(DeltaflowError, match="no checkpoint of a ForecastLightningModule"):

@@ -162,8 +162,8 @@ class ForecastLightningModule(pl.LightningModule):
             else:
                 problem = f"the checkpoint has {name} {stored[name]!r}, not {self.hparams[name]!r}"
             raise DeltaflowError(
-                f"{problem}; load the model by its path (--ckpt_path PATH on the command line, "
-                "ForecastLightningModule.load_from_checkpoint(path) in Python), which restores both"
+                f"{problem}; ForecastLightningModule.load_from_checkpoint(path) restores the model "
+                "as it was trained"
             )
         self.seed = self.hparams["seed"] = stored["seed"]
 
