@@ -142,6 +142,15 @@ def test_run_names_its_checkpoints_and_its_configuration(trained, capsys):
     assert yaml.safe_load(stored.read_text())["data"]["spec"] is None
 
 
+def test_run_does_not_replace_another(trained, capsys):
+    options = ["--config", str(trained / "tiny.yaml"), "--trainer.default_root_dir", str(trained)]
+    before = (trained / "checkpoints" / "best.ckpt").stat().st_mtime_ns
+    assert main(["fit", *options]) == 2
+    assert "go on with it by --ckpt_path last" in capsys.readouterr().err
+    assert main(["fit", *options, "--trainer.fast_dev_run", "true"]) == 0
+    assert (trained / "checkpoints" / "best.ckpt").stat().st_mtime_ns == before
+
+
 def test_last_without_a_run_begins_one(tiny, tmp_path):
     options = ["--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "1"]
     assert main(["fit", *options]) == 0
@@ -202,6 +211,26 @@ def test_file_is_learned_from_by_its_column_names(make_frame, tiny, tmp_path):
     forecasts = pd.read_csv("forecasts.csv", parse_dates=["timestamp"])
     asked = make_frame(("HR", "MAP"), num_items=10).set_index(["item_id", "timestamp"]).index
     assert forecasts.set_index(["item_id", "timestamp"]).index.isin(asked).all()
+
+
+def test_rows_without_target_are_times_to_forecast(make_frame, tiny):
+    seen = make_frame(num_items=10)[["item_id", "timestamp", "HR"]]
+    seen.to_csv("seen.csv", index=False)
+    options = ["--data.columns.target", "[HR]", "--data.split.after", "30h"]
+    options += ["--data.split.horizon", "6h", "--data.split.test_share", "0"]
+    assert main(["fit", "--config", tiny, "--data.dataset=seen.csv", "--data.dataset_kwargs=null",
+                 "--trainer.max_epochs=1", *options]) == 0  # fmt: skip
+
+    begin = pd.Timestamp("2024-06-01")
+    known = pd.DataFrame({"timestamp": begin + pd.to_timedelta([0, 7, 20, 29], "h"), "HR": 70.0})
+    asked = pd.DataFrame({"timestamp": begin + pd.to_timedelta([31, 33.5], "h")})
+    future = pd.concat([known, asked]).assign(item_id="new")
+    future.to_csv("new.csv", index=False)
+    assert main(["predict", "--data.dataset=new.csv", *options, "--ckpt_path=best"]) == 0
+    forecasts = pd.read_csv("forecasts.csv", parse_dates=["timestamp"])
+    assert list(forecasts["item_id"]) == ["new", "new"]
+    assert list(forecasts["timestamp"]) == list(asked["timestamp"])
+    assert np.isfinite(forecasts["0.9"]).all()
 
 
 def test_two_processes_write_each_series_once(trained, tiny):

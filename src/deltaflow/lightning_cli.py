@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.tensorboard import _TENSORBOARD_AVAILABLE
 
 from deltaflow.errors import DeltaflowError
 from deltaflow.heads import is_centred, is_discrete, make_output
@@ -58,12 +58,15 @@ class ForecastCLI(LightningCLI):
         has not been interrupted yet begins anew.
         """
         config = self.config[str(self.subcommand)]
+        folder = Path(_checkpoints(config.trainer.default_root_dir))
         path = config.ckpt_path
         if path in ("best", "last"):
-            path = str(Path(_checkpoints(config.trainer.default_root_dir)) / f"{path}.ckpt")
+            path = str(folder / f"{path}.ckpt")
             if self.subcommand == "fit" and not Path(path).exists():
                 path = None
         config.ckpt_path = path
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
+            _refuse_to_overwrite(folder, path)
         if path is None:
             if self.subcommand != "fit":
                 raise DeltaflowError("there is no model without --ckpt_path PATH")
@@ -85,7 +88,7 @@ class ForecastCLI(LightningCLI):
         if config["logger"] in (None, True):
             table = CSVLogger(config["default_root_dir"] or ".", flush_logs_every_n_steps=10)
             loggers: list[Logger] = [table]
-            if _TENSORBOARD_AVAILABLE:
+            if find_spec("tensorboard"):
                 loggers.append(TensorBoardLogger(table.save_dir, version=table.version))
             kwargs["logger"] = loggers
         return super().instantiate_trainer(**kwargs)
@@ -98,6 +101,16 @@ class ForecastCLI(LightningCLI):
 
 def _checkpoints(root: Any) -> str:
     return str(Path(root or ".") / "checkpoints")
+
+
+def _refuse_to_overwrite(folder: Path, ckpt_path: str | None) -> None:
+    """Raise if a training would replace the checkpoints of another that it does not go on with."""
+    goes_on = ckpt_path is not None and Path(ckpt_path).parent.resolve() == folder.resolve()
+    if not goes_on and any((folder / f"{name}.ckpt").exists() for name in ("best", "last")):
+        raise DeltaflowError(
+            f"{folder} holds the checkpoints of a training: go on with it by --ckpt_path last, or "
+            "name another folder by --trainer.default_root_dir"
+        )
 
 
 def _centred(distr_output: Any) -> bool:
