@@ -241,6 +241,26 @@ def test_a_training_resumes_within_an_epoch_as_if_it_had_not_stopped(
     assert fit(tmp_path / "step=6.ckpt") == whole[6:]
 
 
+def test_data_module_that_has_resumed_begins_the_next_training_anew(univariate, tmp_path):
+    data = IrregularDataModule(
+        univariate, univariate, prediction_length=4, context_length=12, num_batches_per_epoch=3
+    )
+    module = ForecastLightningModule(data.spec, hidden_size=4)
+    settings = {"logger": False, "enable_progress_bar": False, "max_epochs": 1}
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    validated = pl.Trainer(**settings)
+    validated.validate(module, data, verbose=False)
+    validated.save_checkpoint(tmp_path / "untrained.ckpt")
+    pl.Trainer(callbacks=[keep], **settings).fit(module, data)
+    resumed, anew = Losses(), Losses()
+    settings["enable_checkpointing"] = False
+    again = pl.Trainer(callbacks=[resumed], **settings)
+    again.fit(module, data, ckpt_path=tmp_path / "step=1.ckpt")
+    pl.Trainer(callbacks=[anew], **settings).fit(module, data)
+    assert (len(resumed.seen), len(anew.seen)) == (2, 3)
+    assert [read for _, read in anew.seen[1:]] == [read for _, read in resumed.seen]
+
+
 class Losses(pl.Callback):
     """Keeps the loss of every batch, and what the batch holds."""
 

@@ -120,13 +120,14 @@ class IrregularDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Window]:
         """Return the loader of random windows."""
+        (epochs, batches), self._done = self._done, (0, 0)
         return DataLoader(
             self._training,
             batch_size=self.batch_size,
             sampler=EpochSampler(
                 self.batch_size * self.num_batches_per_epoch,
-                epoch=self._done[0],
-                done=self._done[1] * self.batch_size,
+                epoch=epochs,
+                done=batches * self.batch_size,
             ),
             collate_fn=collate,
             num_workers=self.num_workers,
@@ -137,9 +138,12 @@ class IrregularDataModule(pl.LightningDataModule):
         """Return how much was trained on, so that a resumed run goes on within an epoch."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
+        begun = loop.epoch_progress.current.ready
+        if not begun:
+            return {}
         size = int(self.trainer.num_training_batches)
         drawn = loop.epoch_loop.batch_progress.current.processed  # pyright: ignore
-        epochs, batches = divmod((loop.epoch_progress.current.ready - 1) * size + drawn, size)
+        epochs, batches = divmod((begun - 1) * size + drawn, size)
         return {"epochs": epochs, "batches": batches}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
