@@ -122,9 +122,13 @@ class ForecastNetwork(nn.Module):
         """Return the distribution's arguments at the queries of a batch, each ``(B, Q, D)``."""
         return self.decode(self.encode(batch), batch.query_delta_t, batch.query_covariates)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss of the observed targets of a batch, and their number."""
-        losses = self.head.loss(batch.target, batch.target_observed, self(batch), batch.scale)
+    def loss(self, batch: Batch, args: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the summed loss of the observed targets of a batch, and their number.
+
+        ``args`` are the distribution's arguments, where they were computed already.
+        """
+        given = self(batch) if args is None else args
+        losses = self.head.loss(batch.target, batch.target_observed, given, batch.scale)
         return losses[batch.target_observed].sum(), batch.target_observed.sum()
 
     def sample_paths(self, batch: Batch, num_samples: int) -> Tensor:
