@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 import deltaflow
+from deltaflow import cli
 from deltaflow.cli import main
 
 pytest.importorskip("jsonargparse")
@@ -68,6 +69,28 @@ def test_module_is_the_command(monkeypatch, capsys):
         runpy.run_module("deltaflow", run_name="__main__")
     assert exit_.value.code == 0
     assert capsys.readouterr().out.strip() == f"deltaflow {deltaflow.__version__}"
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "compare"])
+def test_missing_package_is_named_with_its_remedy(command, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert main([command]) == 2
+    error = capsys.readouterr().err
+    assert "jsonargparse is needed here: pip install 'deltaflow[cli" in error
+
+
+def test_configuration_of_the_package_is_found(monkeypatch, tmp_path):
+    shipped = tmp_path / "package" / "configs" / "fit"
+    shipped.mkdir(parents=True)
+    (shipped / "base.yaml").touch()
+    monkeypatch.setattr(cli.resources, "files", lambda package: tmp_path / "package")
+    monkeypatch.chdir(tmp_path)
+    options = ["--config", "configs/fit/base.yaml", "configs/other.yaml"]
+    assert cli._with_shipped_configs(options) == [
+        "--config",
+        str(shipped / "base.yaml"),
+        "configs/other.yaml",
+    ]
 
 
 def test_command_without_name_or_with_a_wrong_one_explains_itself(capsys):

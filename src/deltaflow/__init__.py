@@ -26,6 +26,7 @@ from deltaflow.model.lightning_module import ForecastLightningModule
 from deltaflow.model.loading import load_predictor
 from deltaflow.model.predictor import IrregularPredictor
 from deltaflow.model.resampled import ResampledEstimator
+from deltaflow.model.writer import ForecastWriter
 
 __all__ = [
     "CouplingFlowEstimator",
@@ -33,6 +34,7 @@ __all__ = [
     "DeltaflowError",
     "DeltaflowWarning",
     "ForecastLightningModule",
+    "ForecastWriter",
     "GRUDEstimator",
     "GRUEstimator",
     "GRUFlowEstimator",

@@ -71,18 +71,39 @@ def benchmark(options: Sequence[str]) -> int:
 
 def _with_shipped_configs(options: Sequence[str]) -> list[str]:
     """Let ``configs/NAME.yaml`` name a file of the package where there is no such file here."""
-    shipped = resources.files("deltaflow") / "configs"
+    shipped = resources.files("deltaflow")
     return [
-        str(shipped / Path(option).name)
-        if Path(option).parent.name == "configs"
+        str(shipped / option)
+        if Path(option).parts[:1] == ("configs",)
         and not Path(option).exists()
-        and (shipped / Path(option).name).is_file()
+        and (shipped / option).is_file()
         else option
         for option in options
     ]
 
 
+def _lightning(command: str) -> Callable[[Sequence[str]], int]:
+    """Return a command of Lightning's command line."""
+
+    def run_command(options: Sequence[str]) -> int:
+        try:
+            import jsonargparse  # noqa: F401
+        except ImportError as error:
+            raise DeltaflowError(
+                f"{error.name} is needed here: pip install 'deltaflow[cli]'"
+            ) from error
+        from deltaflow.lightning_cli import run
+
+        return run(command, _with_shipped_configs(options))
+
+    return run_command
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "fit": ("train a model with Lightning", _lightning("fit")),
+    "validate": ("score a trained model on the validation data", _lightning("validate")),
+    "test": ("score a trained model on the test data", _lightning("test")),
+    "predict": ("write the forecasts of a trained model", _lightning("predict")),
     "compare": ("train encoders on the same data, and compare them", compare),
     "benchmark": ("measure what every encoder costs, beside a plain GRU", benchmark),
 }

@@ -3,13 +3,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from gluonts.dataset.common import MetaData, TrainDatasets
+from gluonts.dataset.jsonl import JsonLinesWriter
 
 from deltaflow.compare import Variant, run, run_comparison
-from deltaflow.compare.models import _joined, matching_size
+from deltaflow.compare.models import matching_size
 from deltaflow.compare.run import execute
 from deltaflow.compare.score import channel_units
 from deltaflow.errors import DeltaflowError, UnknownNameError
-from deltaflow.tasks import TASKS
+from deltaflow.tasks import TASKS, regular_seasonal
+from deltaflow.tasks.task import joined
 
 
 @pytest.fixture
@@ -149,11 +152,11 @@ def test_validated_windows_are_the_split_items():
     task = TASKS["clinical_sample"]()
     whole = {entry["item_id"]: entry for entry in task.validation.dataset}
     for past, label in task.validation:
-        joined, entry = _joined(past, label), whole[past["item_id"]]
-        count = joined["target"].shape[-1]
-        np.testing.assert_array_equal(joined["target"], entry["target"][:, :count])
+        together, entry = joined(past, label), whole[past["item_id"]]
+        count = together["target"].shape[-1]
+        np.testing.assert_array_equal(together["target"], entry["target"][:, :count])
         np.testing.assert_array_equal(
-            joined["feat_dynamic_real"], entry["feat_dynamic_real"][:, :count]
+            together["feat_dynamic_real"], entry["feat_dynamic_real"][:, :count]
         )
         assert entry["feat_dynamic_real"][0, count - 1] < 48 * 60
 
@@ -165,3 +168,15 @@ def test_misspelt_encoder_is_refused_before_anything_runs(tiny):
         tiny(variants={"mine": Variant("gru_dd")})
     with pytest.raises(DeltaflowError, match="epochs must be at least 1"):
         tiny(epochs=0)
+
+
+def test_gluonts_data_set_is_compared(tmp_path, tiny):
+    series = regular_seasonal(num_series=6, length=72)
+    shorter = [{**entry, "target": entry["target"][:-6]} for entry in series]
+    stored = TrainDatasets(MetaData(freq="h", prediction_length=6), shorter, series)
+    stored.save(str(tmp_path / "hourly"), JsonLinesWriter())
+    runs = run_comparison(tiny(dataset=str(tmp_path / "hourly"), dataset_kwargs={}, epochs=1))
+    assert [run["status"] for run in runs] == ["finished", "finished"]
+    example = runs[1]["examples"]["hourly"][0]
+    assert example["times"] == list(np.arange(66.0, 72.0))
+    assert example["time_unit"] == "periods"

@@ -1,11 +1,15 @@
 """Training by an estimator and by Lightning's own Trainer."""
 
 import copy
+import logging
+from itertools import chain
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from deltaflow import (
     DeltaflowError,
@@ -14,6 +18,7 @@ from deltaflow import (
     GRUFlowEstimator,
     IrregularDataModule,
     IrregularEstimator,
+    load_predictor,
 )
 
 
@@ -207,6 +212,121 @@ def test_a_training_resumes_from_its_checkpoint(univariate, make_estimator, tmp_
         univariate, ckpt_path=str(tmp_path / "two.ckpt")
     )
     assert_same_weights(resumed.network.state_dict(), whole.network.state_dict())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_training_resumes_within_an_epoch_as_if_it_had_not_stopped(
+    num_workers, univariate, tmp_path
+):
+    def fit(ckpt_path=None, callbacks=()) -> list[tuple[float, float]]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            data = IrregularDataModule(
+                univariate, prediction_length=4, context_length=12, batch_size=4,
+                num_batches_per_epoch=4, num_workers=num_workers,
+            )  # fmt: skip
+            module = ForecastLightningModule(data.spec, hidden_size=4, dropout=0.5)
+            losses = Losses()
+            trainer = pl.Trainer(
+                max_epochs=2, logger=False, enable_progress_bar=False,
+                enable_checkpointing=bool(callbacks), callbacks=[losses, *callbacks],
+            )  # fmt: skip
+            trainer.fit(module, data, ckpt_path=ckpt_path)
+        return losses.seen
+
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    whole = fit(callbacks=[keep])
+    assert len(set(whole)) == 8
+    assert fit(tmp_path / "step=3.ckpt") == whole[3:]
+    assert fit(tmp_path / "step=6.ckpt") == whole[6:]
+
+
+def test_data_module_that_has_resumed_begins_the_next_training_anew(univariate, tmp_path):
+    data = IrregularDataModule(
+        univariate, univariate, prediction_length=4, context_length=12, num_batches_per_epoch=3
+    )
+    module = ForecastLightningModule(data.spec, hidden_size=4)
+    settings = {"logger": False, "enable_progress_bar": False, "max_epochs": 1}
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    validated = pl.Trainer(**settings)
+    validated.validate(module, data, verbose=False)
+    validated.save_checkpoint(tmp_path / "untrained.ckpt")
+    pl.Trainer(callbacks=[keep], **settings).fit(module, data)
+    resumed, anew = Losses(), Losses()
+    settings["enable_checkpointing"] = False
+    again = pl.Trainer(callbacks=[resumed], **settings)
+    again.fit(module, data, ckpt_path=tmp_path / "step=1.ckpt")
+    pl.Trainer(callbacks=[anew], **settings).fit(module, data)
+    assert (len(resumed.seen), len(anew.seen)) == (2, 3)
+    assert [read for _, read in anew.seen[1:]] == [read for _, read in resumed.seen]
+
+
+class Losses(pl.Callback):
+    """Keeps the loss of every batch, and what the batch holds."""
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.seen.append((float(outputs["loss"]), float(batch.values.sum())))
+
+
+def test_predictor_and_module_turn_into_each_other(trained, univariate, instances, tmp_path):
+    predictor = trained("GRUFlowEstimator")
+    module = ForecastLightningModule.from_predictor(predictor)
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    entries = instances(univariate)
+    batches = trainer.predict(module, DataLoader(entries, batch_size=3, collate_fn=list))
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = load_predictor(tmp_path / "model.ckpt")
+    assert loaded.spec == predictor.spec
+    for expected, *others in zip(
+        predictor.predict(entries), loaded.predict(entries), chain(*batches), strict=True
+    ):
+        for other in others:
+            assert other.item_id == expected.item_id
+            np.testing.assert_allclose(other.quantile(0.9), expected.quantile(0.9), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("context_length", "encoder", "message"),
+    [(9, "gru", "other data, or with other windows"), (12, "gru_d", "encoder 'gru', not 'gru_d'")],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    context_length, encoder, message, univariate, tmp_path
+):
+    def module(context_length: int, encoder: str) -> ForecastLightningModule:
+        data = IrregularDataModule(univariate, prediction_length=4, context_length=context_length)
+        return ForecastLightningModule(data.spec, encoder=encoder, hidden_size=4)
+
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    entries = DataLoader([], collate_fn=list)
+    trainer.predict(module(12, "gru"), entries)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    with pytest.raises(DeltaflowError, match=message):
+        trainer.predict(module(context_length, encoder), entries, ckpt_path=tmp_path / "model.ckpt")
+
+
+def test_a_checkpoint_that_is_none_is_refused(tmp_path):
+    torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1.0}}, tmp_path / "other.ckpt")
+    with pytest.raises(DeltaflowError, match="no checkpoint of a ForecastLightningModule"):
+        load_predictor(tmp_path / "other.ckpt")
+    torch.save({"hyper_parameters": Losses()}, tmp_path / "object.ckpt")
+    with pytest.raises(DeltaflowError, match="weights and plain values"):
+        load_predictor(tmp_path / "object.ckpt")
+
+
+def test_training_says_nothing_but_warnings(univariate, make_estimator, caplog):
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        make_estimator(GRUEstimator).train(univariate)
+        assert not caplog.records
+        pl.Trainer(max_epochs=1, logger=False)
+        assert caplog.records
+    finally:
+        logger.setLevel(level)
 
 
 def test_any_registered_encoder_can_be_named(univariate, make_estimator, instances):

@@ -8,74 +8,12 @@ from typing import Any
 
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.tasks import Columns, Split
 
 HOLD = "hold"
 RESAMPLED = "resampled_deepar"
 BASELINES = (HOLD, RESAMPLED)
 """Rows of the table that are no encoders: see `compare.models`."""
-
-
-@dataclass
-class Columns:
-    """The columns of a CSV or Parquet file, see `IrregularDataset.from_long_dataframe`.
-
-    Attributes
-    ----------
-    item_id
-        Column that tells the items apart; null if all rows are one series.
-    timestamp
-        Column of timestamps, or of elapsed numbers.
-    target
-        Channels to forecast.
-    time_unit
-        Unit in which time is counted.
-    feat_dynamic_real
-        Covariates known in advance.
-    past_feat_dynamic_real
-        Covariates known for the past only.
-    feat_static_real
-        Numbers that are constant per item.
-    feat_static_cat
-        Categories that are constant per item.
-    """
-
-    item_id: str | None = "item_id"
-    timestamp: str = "timestamp"
-    target: list[str] = field(default_factory=lambda: ["target"])
-    time_unit: str = "h"
-    feat_dynamic_real: list[str] = field(default_factory=list)
-    past_feat_dynamic_real: list[str] = field(default_factory=list)
-    feat_static_real: list[str] = field(default_factory=list)
-    feat_static_cat: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Split:
-    """Where the forecasts of a file begin and end, and which items are forecast.
-
-    Attributes
-    ----------
-    after
-        The forecast origin of the test, as a time since the start of each item, such as 24h.
-    date
-        The forecast origin of the test, as a date. Give either of the two.
-    horizon
-        How far the forecasts reach; to the end of the items if null.
-    test_share
-        Share of the items that are tested, and not learned from. If 0, all items are tested, and
-        learned from until a horizon before the origin; the horizon in between is validated.
-    validation_share
-        Share of the items not tested that are validated.
-    seed
-        Seed of the choice of items.
-    """
-
-    after: str | None = None
-    date: str | None = None
-    horizon: str | None = None
-    test_share: float = 0.2
-    validation_share: float = 0.2
-    seed: int = 0
 
 
 @dataclass

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from gluonts.dataset.common import DataEntry
 from gluonts.model.predictor import Predictor
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from torch.utils.data import DataLoader
@@ -25,7 +24,7 @@ from deltaflow.errors import DataError
 from deltaflow.model.estimator import IrregularEstimator
 from deltaflow.model.hold import HoldPredictor
 from deltaflow.model.resampled import ResampledEstimator, deepar
-from deltaflow.tasks import Task
+from deltaflow.tasks.task import Task, joined, labelled_windows
 
 EpochEnd = Callable[[int], None]
 """Told the number of finished epochs."""
@@ -143,7 +142,7 @@ def _train_resampled(
             trainer_kwargs=trainer_kwargs,
         )
         resampled = ResampledEstimator(task.prediction_length, config.resampled_step, estimator)
-        predictor = resampled.train(task.training, [_joined(*pair) for pair in task.validation])
+        predictor = resampled.train(task.training, [joined(*pair) for pair in task.validation])
     return Trained(predictor, curve.num_parameters, curve.epochs)
 
 
@@ -232,28 +231,8 @@ def _trainer_kwargs(config: CompareConfig, curve: LearningCurve) -> Iterator[dic
 
 def _validation_loader(task: Task, spec: WindowSpec, config: CompareConfig) -> DataLoader:
     """Return the windows that the validation asks for, with their labels."""
-    windows = []
-    for past, label in task.validation:
-        series = spec.read(_joined(past, label))
-        windows.append(spec.cut(series, past["target"].shape[-1]))
+    windows = labelled_windows(task.validation, spec)
     return DataLoader(windows, batch_size=config.batch_size, collate_fn=collate)  # pyright: ignore[reportArgumentType]
-
-
-def _joined(past: DataEntry, label: DataEntry) -> DataEntry:
-    """Put the label back behind the past, without its padding: the entry that was split."""
-    length = past["target"].shape[-1]
-    total = length + label["target"].shape[-1]
-    if "feat_dynamic_real" in past:
-        # Row 0 is NaN where a query only pads; a regular series has no padding.
-        total = int(np.isfinite(past["feat_dynamic_real"][0, :total]).sum())
-    behind = slice(0, total - length)
-    joined = dict(past)
-    for name in ("target", "past_feat_dynamic_real"):
-        if name in past:
-            joined[name] = np.concatenate([past[name], label[name][..., behind]], axis=-1)
-    if "feat_dynamic_real" in past:
-        joined["feat_dynamic_real"] = past["feat_dynamic_real"][:, :total]
-    return joined
 
 
 def _horizon_seconds(task: Task) -> float:

@@ -28,11 +28,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deltaflow.compare.config import CompareConfig
-from deltaflow.compare.datasets import load_task
 from deltaflow.compare.models import train_row
 from deltaflow.compare.score import accuracy, channel_units, timed_forecasts
 from deltaflow.data.series import is_irregular
-from deltaflow.tasks import TASKS, Task
+from deltaflow.tasks import TASKS, Task, load_task
 
 Run = dict[str, Any]
 """One finished or failed run, as its JSON file holds it: `dataset, encoder, seed, status`
@@ -90,7 +89,9 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
                 run = _finished(path, config.settings(row))
                 if run is None:
                     if task is None or units is None:
-                        task = load_task(dataset, config)
+                        task = load_task(
+                            dataset, config.dataset_kwargs, config.columns, config.split
+                        )
                         units = channel_units(task)
 
                     def tell(epoch: int, label: str = label) -> None:

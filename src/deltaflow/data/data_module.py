@@ -94,6 +94,7 @@ class IrregularDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.num_batches_per_epoch = num_batches_per_epoch
         self.num_workers = num_workers
+        self._done = 0, 0  # epochs, and batches of the epoch after them
         self._training = TrainingWindows(training, spec, seed=seed)
         self._validation: list[Series] | None = (
             None if validation_data is None else [spec.read(entry) for entry in validation_data]
@@ -123,14 +124,35 @@ class IrregularDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Window]:
         """Return the loader of random windows."""
+        (epochs, batches), self._done = self._done, (0, 0)
         return DataLoader(
             self._training,
             batch_size=self.batch_size,
-            sampler=EpochSampler(self.batch_size * self.num_batches_per_epoch),
+            sampler=EpochSampler(
+                self.batch_size * self.num_batches_per_epoch,
+                epoch=epochs,
+                done=batches * self.batch_size,
+            ),
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how much was trained on, so that a resumed run goes on within an epoch."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        begun = loop.epoch_progress.current.ready
+        if not begun:
+            return {}
+        size = int(self.trainer.num_training_batches)
+        drawn = loop.epoch_loop.batch_progress.current.processed  # pyright: ignore
+        epochs, batches = divmod((begun - 1) * size + drawn, size)
+        return {"epochs": epochs, "batches": batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on behind what was trained on."""
+        self._done = state_dict["epochs"], state_dict["batches"]
 
     def val_dataloader(self) -> DataLoader[Window] | list[DataLoader[Window]]:
         """Return the loader of the last windows, or none."""

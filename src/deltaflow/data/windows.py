@@ -335,22 +335,24 @@ class EpochSampler(Sampler[int]):
     """Numbers ``epoch · size … (epoch + 1) · size - 1``: no window is drawn in two epochs.
 
     Lightning calls :meth:`set_epoch` before each epoch, so a resumed run goes on where the
-    interrupted one would have.
+    interrupted one would have: in its first epoch, behind the ``done`` windows drawn already.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, epoch: int = 0, done: int = 0) -> None:
         self.size = size
-        self.epoch = 0
+        self.epoch = epoch
+        self.done = done
 
     def __len__(self) -> int:
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * self.size, (self.epoch + 1) * self.size))
+        return iter(range(self.epoch * self.size + self.done, (self.epoch + 1) * self.size))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the numbers of this epoch."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.done = epoch, 0
 
 
 def _origins(series: Series, channels: int) -> tuple[int, int]:

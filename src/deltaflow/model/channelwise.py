@@ -208,12 +208,11 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         args = self._ask(encoded, all_of_them, delta_t, covariates)
         return tuple(arg.unflatten(0, shape) for arg in args)
 
-    def losses(self, batch: Batch) -> Tensor:
-        """Return the loss of each observed target; only they are forecast."""
-        mask = batch.target_observed
-        args = self._ask(self.encode(batch), mask, batch.query_delta_t, batch.query_covariates)
-        scale = batch.scale.unsqueeze(1).expand(mask.shape)[mask]
-        return self.head.loss(batch.target[mask], mask[mask], args, scale)
+    def at_targets(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the arguments at the observed targets; nothing else is forecast."""
+        encoded = self.encode(batch)
+        mask, covariates = batch.target_observed, batch.query_covariates
+        return self._ask(encoded, mask, batch.query_delta_t, covariates)
 
     def update(
         self,

@@ -1,5 +1,6 @@
 """The estimators: GluonTS on the outside, Lightning on the inside."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -310,13 +311,20 @@ def _own_random_state(seed: int | None) -> Iterator[int]:
 
 @contextmanager
 def _fewer_hints() -> Iterator[None]:
-    """Silence Lightning's hints about settings that are meant as they are."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", ".*across ranks is zero.*")
-        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
-        yield
+    """Silence Lightning's tips, and hints about settings that are meant as they are."""
+    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = tips.level
+    tips.setLevel(max(logging.WARNING, tips.getEffectiveLevel()))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", ".*across ranks is zero.*")
+            warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+            warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+            yield
+    finally:
+        tips.setLevel(level)
 
 
 class GRUFlowEstimator(IrregularEstimator):

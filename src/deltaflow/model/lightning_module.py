@@ -1,21 +1,25 @@
-"""The Lightning module: loss and optimiser."""
+"""The Lightning module: loss, optimiser, scores and forecasts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from gluonts.dataset.common import DataEntry
 from gluonts.torch.distributions import Output
 from torch import Tensor
 
 from deltaflow.data import Batch, WindowSpec
 from deltaflow.errors import DeltaflowError
-from deltaflow.heads import describe_output, make_output
+from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
+from deltaflow.model.forecast import RealTime
+from deltaflow.model.metrics import ForecastScores
 from deltaflow.model.networks import make_network
-from deltaflow.model.predictor import IrregularPredictor
+from deltaflow.model.predictor import IrregularPredictor, seeded
 
 _NETWORK_OPTIONS = (
     "network",
@@ -28,6 +32,8 @@ _NETWORK_OPTIONS = (
 )
 _WARM_UP = 0.05
 _FINAL = 0.02
+_SAMPLES = 200
+"""Samples that stand for a distribution without quantile function when it is scored."""
 
 
 class ForecastLightningModule(pl.LightningModule):
@@ -50,6 +56,9 @@ class ForecastLightningModule(pl.LightningModule):
     lr, weight_decay
         Settings of AdamW. The rate warms up over the first twentieth of the training and then
         falls by a cosine; it stays constant where the training has no known end.
+    seed
+        Seed of the dropout, whose noise follows from it, the epoch and the batch alone, so that a
+        resumed training repeats it; drawn from torch's global random state if None.
 
     Examples
     --------
@@ -73,9 +82,24 @@ class ForecastLightningModule(pl.LightningModule):
         distr_output: str | Mapping[str, Any] | Output = "student_t",
         lr: float = 3e-3,
         weight_decay: float = 1e-4,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec if isinstance(spec, WindowSpec) else WindowSpec.from_dict(spec)
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.network = make_network(
+            self.spec,
+            make_output(distr_output),
+            network=network,
+            network_kwargs=network_kwargs,
+            encoder=encoder,
+            encoder_kwargs=encoder_kwargs,
+            hidden_size=hidden_size,
+            dropout=dropout,
+            balance=balance,
+        )
+        self.seed = int(torch.randint(2**31, ())) if seed is None else seed
         # Hyperparameters are plain values, so that a checkpoint loads without executing code.
         self.save_hyperparameters(
             {
@@ -90,15 +114,11 @@ class ForecastLightningModule(pl.LightningModule):
                 "distr_output": describe_output(distr_output),
                 "lr": lr,
                 "weight_decay": weight_decay,
+                "seed": self.seed,
             }
         )
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.network = make_network(
-            self.spec,
-            make_output(distr_output),
-            **{name: self.hparams[name] for name in _NETWORK_OPTIONS},
-        )
+        channels = self.spec.schema.target
+        self.val_scores, self.test_scores = ForecastScores(channels), ForecastScores(channels)
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at the queries of a batch."""
@@ -106,11 +126,43 @@ class ForecastLightningModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss over the observed targets of a batch."""
-        return self._mean_loss(batch, "train_loss")
+        noise = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        with seeded(noise, self.device):
+            loss = self._mean_loss(batch, "train_loss")
+        self.log("train_loss_step", loss.detach())
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Log the mean loss over the observed targets of a batch."""
-        return self._mean_loss(batch, "val_loss")
+        """Log the mean loss over the observed targets of a batch, and score its forecasts."""
+        args = self.network.at_targets(batch)
+        self._score(batch, args, self.val_scores)
+        return self._mean_loss(batch, "val_loss", args)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Do the same as in validation."""
+        args = self.network.at_targets(batch)
+        self._score(batch, args, self.test_scores)
+        return self._mean_loss(batch, "test_loss", args)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the validation, see `ForecastScores`."""
+        self._log_scores("val", self.val_scores)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the test."""
+        self._log_scores("test", self.test_scores)
+
+    def on_predict_start(self) -> None:
+        """Make the predictor that the forecasts come from."""
+        self._predictor = self.to_predictor().to(self.device)
+
+    def predict_step(self, batch: Sequence[DataEntry], batch_idx: int = 0) -> list[RealTime]:
+        """Return the forecasts of entries that end with their queries.
+
+        For entries of one's own, ``Trainer.predict`` takes
+        ``DataLoader(list(entries), batch_size=64, collate_fn=list)``.
+        """
+        return list(self._predictor.predict(batch))  # pyright: ignore[reportArgumentType]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start counting the evaluations of vector fields."""
@@ -120,6 +172,37 @@ class ForecastLightningModule(pl.LightningModule):
         """Log the evaluations of vector fields, those of an adjoint backward pass included."""
         if count := self.network.encoder.num_evaluations:
             self.log("num_evaluations", float(count), on_epoch=True, on_step=False, batch_size=1)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another network, or of data that were scaled differently."""
+        stored = checkpoint["hyper_parameters"]
+        for name in ("encoder", "encoder_kwargs", "hidden_size", "distr_output", "spec"):
+            if stored[name] == self.hparams[name]:
+                continue
+            if name == "spec":
+                problem = "the checkpoint was trained on other data, or with other windows"
+            else:
+                problem = f"the checkpoint has {name} {stored[name]!r}, not {self.hparams[name]!r}"
+            raise DeltaflowError(
+                f"{problem}; ForecastLightningModule.load_from_checkpoint(path) restores the model "
+                "as it was trained"
+            )
+        self.seed = self.hparams["seed"] = stored["seed"]
+
+    @classmethod
+    def from_predictor(
+        cls, predictor: IrregularPredictor, lr: float = 3e-3, weight_decay: float = 1e-4
+    ) -> ForecastLightningModule:
+        """Return a module with a copy of a predictor's weights and its scaling, to train on."""
+        module = cls(
+            predictor.spec,
+            **predictor.network_arguments,
+            distr_output=predictor.distr_output,
+            lr=lr,
+            weight_decay=weight_decay,
+        )
+        module.network.load_state_dict(predictor.network.state_dict())
+        return module
 
     def to_predictor(
         self, sampling: str = "marginal", num_parallel_samples: int = 100, batch_size: int = 64
@@ -136,8 +219,8 @@ class ForecastLightningModule(pl.LightningModule):
         predictor.network.load_state_dict(self.network.state_dict())
         return predictor
 
-    def _mean_loss(self, batch: Batch, name: str) -> Tensor:
-        total, count = self.network.loss(batch)
+    def _mean_loss(self, batch: Batch, name: str, args: tuple[Tensor, ...] | None = None) -> Tensor:
+        total, count = self.network.loss(batch, args)
         loss = total / count.clamp(min=1)
         if not torch.isfinite(loss):
             raise DeltaflowError(
@@ -147,6 +230,37 @@ class ForecastLightningModule(pl.LightningModule):
         # Weighted by the number of observed targets, an epoch's mean is that over all of them.
         self.log(name, loss, on_epoch=True, on_step=False, prog_bar=True, batch_size=int(count))
         return loss
+
+    def _score(self, batch: Batch, args: tuple[Tensor, ...], scores: ForecastScores) -> None:
+        """Add the forecasts of a batch to the scores, at the values that were observed."""
+        observed, head = batch.target_observed, self.network.head
+        args = tuple(arg.double().cpu() for arg in args)  # (N,), or (N, K)
+        loc = batch.loc.unsqueeze(1).expand(observed.shape)[observed].cpu()
+        scale = batch.scale.unsqueeze(1).expand(observed.shape)[observed].cpu()
+        values = loc + scale * batch.target[observed].double().cpu()
+        if head.quantile_levels is not None:
+            units = np.eye(len(head.quantile_levels))
+            weights = [np.interp(DECILES, head.quantile_levels, unit) for unit in units]  # (K, 9)
+            *mean, given = args
+            quantiles = loc + scale * (given @ torch.tensor(np.array(weights))).T
+            mean = loc + scale * mean[0] if mean else quantiles[len(DECILES) // 2]
+        else:
+            joint = head.distribution(args, loc, scale)
+            mean = joint.mean
+            levels = torch.tensor(DECILES, dtype=torch.float64)
+            if has_quantiles(joint):
+                quantiles = torch.stack([joint.icdf(level.unsqueeze(0)) for level in levels])
+            else:
+                with seeded([self.seed], torch.device("cpu")):
+                    drawn = joint.sample(torch.Size((_SAMPLES,))).double()
+                quantiles = drawn.quantile(levels, dim=0)
+        channels = observed.nonzero()[:, -1].cpu()
+        scores.update(values, channels, mean, quantiles)
+
+    def _log_scores(self, stage: str, scores: ForecastScores) -> None:
+        results = {f"{stage}_{name}": score for name, score in scores.compute().items()}
+        self.log_dict(results, sync_dist=True)
+        scores.reset()
 
     def configure_optimizers(self) -> Any:
         """Return AdamW, with a warm-up and a cosine decay over the known length of training."""

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
 
 from deltaflow.errors import DeltaflowError
 from deltaflow.model.hold import HoldPredictor
+from deltaflow.model.lightning_module import ForecastLightningModule
 from deltaflow.model.predictor import IrregularPredictor
 
 PREDICTORS: dict[str, type[IrregularPredictor] | type[HoldPredictor]] = {
@@ -16,7 +21,7 @@ PREDICTORS: dict[str, type[IrregularPredictor] | type[HoldPredictor]] = {
 
 
 def load_predictor(path: str | Path, device: str = "auto") -> IrregularPredictor | HoldPredictor:
-    """Load a predictor from the directory that ``serialize`` wrote, executing nothing of it.
+    """Load a predictor from what ``serialize`` or Lightning wrote, executing nothing of it.
 
     GluonTS's ``Predictor.deserialize`` imports whatever class the directory names. This function
     reads plain JSON, builds one of deltaflow's own predictors, and loads weights only.
@@ -24,16 +29,23 @@ def load_predictor(path: str | Path, device: str = "auto") -> IrregularPredictor
     Parameters
     ----------
     path
-        The directory.
+        The directory of a serialised predictor, or a checkpoint of `ForecastLightningModule`.
     device
         Where to compute, ``"auto"`` for an accelerator if there is one.
 
     Raises
     ------
     DeltaflowError
-        If the directory holds no predictor of deltaflow.
+        If there is no predictor of deltaflow.
     """
     path = Path(path)
+    if path.is_file():
+        checkpoint = read_checkpoint(path)
+        # The initial weights are never used, so they must not move the caller's random state.
+        with torch.random.fork_rng(devices=[]):
+            module = ForecastLightningModule(**checkpoint["hyper_parameters"])
+        module.load_state_dict(checkpoint["state_dict"])
+        return module.to_predictor().to(device)
     try:
         name = json.loads((path / "gluonts-config.json").read_text())["type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -44,3 +56,22 @@ def load_predictor(path: str | Path, device: str = "auto") -> IrregularPredictor
             "load it with gluonts.model.predictor.Predictor.deserialize"
         )
     return PREDICTORS[name].deserialize(path, device=device)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of `ForecastLightningModule`, unpickling weights and plain values only.
+
+    Raises
+    ------
+    DeltaflowError
+        If there is no such file, or it is no such checkpoint.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise DeltaflowError(f"there is no checkpoint {str(path)!r}") from error
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise DeltaflowError(f"{path} is no checkpoint of weights and plain values") from error
+    if not isinstance(checkpoint, dict) or "spec" not in checkpoint.get("hyper_parameters", ()):
+        raise DeltaflowError(f"{path} is no checkpoint of a ForecastLightningModule")
+    return checkpoint

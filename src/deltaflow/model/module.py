@@ -100,17 +100,24 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         """Return the distribution's arguments at the queries of a batch, each ``(B, Q, D)``."""
         return self.decode(self.encode(batch), batch.query_delta_t, batch.query_covariates)
 
-    def losses(self, batch: Batch) -> Tensor:
-        """Return the loss ``(N,)`` of each observed target, in the order of ``nonzero``."""
-        scale = batch.scale.unsqueeze(1).expand(batch.target.shape)
-        losses = self.head.loss(batch.target, batch.target_observed, self(batch), scale)
-        return losses[batch.target_observed]
+    def at_targets(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the arguments ``(N,)`` at the N observed targets, in the order of ``nonzero``."""
+        return tuple(arg[batch.target_observed] for arg in self(batch))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the weighted sum of the observed targets' losses, and their number."""
-        channel = batch.target_observed.nonzero(as_tuple=True)[2]
-        losses = self.losses(batch) * self.channel_weights[channel]
-        return losses.sum(), batch.target_observed.sum()
+    def loss(self, batch: Batch, args: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of the observed targets' losses, and their number.
+
+        ``args`` is what :meth:`at_targets` returned, where it was computed already.
+        """
+        mask = batch.target_observed
+        losses = self.head.loss(
+            batch.target[mask],
+            mask[mask],
+            self.at_targets(batch) if args is None else args,
+            batch.scale.unsqueeze(1).expand(mask.shape)[mask],
+        )
+        channel = mask.nonzero(as_tuple=True)[2]
+        return (losses * self.channel_weights[channel]).sum(), mask.sum()
 
     def sample_paths(self, batch: Batch, num_samples: int) -> Tensor:
         """Draw coherent trajectories: sample a query, feed it back, go on to the next in time.

@@ -87,6 +87,8 @@ class IrregularPredictor(RepresentablePredictor):
                 "paths are sampled from distributions, which a quantile output does not have: "
                 "choose sampling='marginal', or a distribution such as 'student_t'"
             )
+        self.network_arguments = network
+        self.distr_output = distr_output
         self.sampling = sampling
         self.num_parallel_samples = num_parallel_samples
         self.batch_size = batch_size
@@ -162,7 +164,7 @@ class IrregularPredictor(RepresentablePredictor):
         shape = (len(series), self.prediction_length, self.network.num_targets)
         loc = cpu.loc.unsqueeze(1).expand(shape)  # (B, Q, D)
         scale = cpu.scale.unsqueeze(1).expand(shape)
-        with torch.no_grad(), _seeded(seed, self.device):
+        with torch.no_grad(), seeded(seed, self.device):
             if self.sampling == "path":
                 count = num_samples or self.num_parallel_samples
                 forecasts = self._samples(batch, count, loc, scale)
@@ -266,7 +268,7 @@ def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
 
 
 @contextmanager
-def _seeded(seed: Iterable[int] | None, device: torch.device) -> Iterator[None]:
+def seeded(seed: Iterable[int] | None, device: torch.device) -> Iterator[None]:
     """Seed the random numbers inside, and restore the global state afterwards."""
     if seed is None:
         yield

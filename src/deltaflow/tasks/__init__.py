@@ -1,9 +1,8 @@
 """Named data sets and forecasting tasks: clinical data, synthetic series, PhysioNet 2012."""
 
-from collections.abc import Callable
-from functools import partial
-
 from .clinical import VITALS, clinical_dataset, clinical_sample, clinical_task
+from .data_module import TaskDataModule
+from .datasets import TASKS, Columns, Split, load_task
 from .physionet2012 import PARAMETERS, physionet2012, physionet2012_task, read_physionet2012
 from .synthetic import (
     SYSTEMS,
@@ -22,12 +21,16 @@ __all__ = [
     "TASKS",
     "VITALS",
     "WAVES",
+    "Columns",
+    "Split",
     "Task",
+    "TaskDataModule",
     "clinical_dataset",
     "clinical_sample",
     "clinical_task",
     "irregular_sine",
     "irregular_wave",
+    "load_task",
     "physionet2012",
     "physionet2012_task",
     "read_physionet2012",
@@ -36,10 +39,3 @@ __all__ = [
     "synthetic_task",
     "unseen_items",
 ]
-
-TASKS: dict[str, Callable[..., Task]] = {
-    **{name: partial(synthetic_task, name) for name in (*WAVES, *SYSTEMS)},
-    "clinical_sample": clinical_task,
-    "physionet2012": physionet2012_task,
-}
-"""Every task by its name: a function that returns it, with options of its own."""

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from gluonts.dataset.common import Dataset
+from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.dataset.split import TestData
 
-from deltaflow.data import IrregularDataset, TimeSplitter, split_items
+from deltaflow.data import IrregularDataset, TimeSplitter, WindowSpec, split_items
+from deltaflow.data.windows import Window
+from deltaflow.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,50 @@ def unseen_items(
         tests={name: splitter.split(test)[1].generate_instances(length)},
         prediction_length=length,
     )
+
+
+def labelled_windows(test: TestData, spec: WindowSpec) -> list[Window]:
+    """Return the window of each forecast that is judged, with its label as the target.
+
+    Parameters
+    ----------
+    test
+        The forecasts.
+    spec
+        How windows are cut.
+
+    Raises
+    ------
+    DataError
+        If an entry does not fit the training data, or asks for more than ``prediction_length``.
+    """
+    windows = []
+    for past, label in test:
+        series, origin = spec.read(joined(past, label)), past["target"].shape[-1]
+        queries = series.length - origin
+        if queries > spec.prediction_length:
+            raise DataError(
+                f"{queries} times are to be forecast, but prediction_length is "
+                f"{spec.prediction_length}",
+                "shorten the horizon, or train with a longer one",
+                item=series.item_id,
+            )
+        windows.append(spec.cut(series, origin))
+    return windows
+
+
+def joined(past: DataEntry, label: DataEntry) -> DataEntry:
+    """Put the label back behind the past, without its padding: the entry that was split."""
+    length = past["target"].shape[-1]
+    total = length + label["target"].shape[-1]
+    if "feat_dynamic_real" in past:
+        # Row 0 is NaN where a query only pads; a regular series has no padding.
+        total = int(np.isfinite(past["feat_dynamic_real"][0, :total]).sum())
+    behind = slice(0, total - length)
+    entry = dict(past)
+    for name in ("target", "past_feat_dynamic_real"):
+        if name in past:
+            entry[name] = np.concatenate([past[name], label[name][..., behind]], axis=-1)
+    if "feat_dynamic_real" in past:
+        entry["feat_dynamic_real"] = past["feat_dynamic_real"][:, :total]
+    return entry

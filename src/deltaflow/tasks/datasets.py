@@ -1,26 +1,117 @@
-"""The data set of a comparison, by name or path, as a forecasting task."""
+"""A data set by name or path, as a forecasting task."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from gluonts.dataset.common import load_datasets
-from gluonts.dataset.split import split
+from gluonts.dataset.split import split as split_at
 from pandas.api.types import is_numeric_dtype
 
-from deltaflow.compare.config import CompareConfig
 from deltaflow.data import IrregularDataset, TimeSplitter
 from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
-from deltaflow.tasks import TASKS, Task, unseen_items
+from deltaflow.tasks.clinical import clinical_task
+from deltaflow.tasks.physionet2012 import physionet2012_task
+from deltaflow.tasks.synthetic import SYSTEMS, WAVES, synthetic_task
+from deltaflow.tasks.task import Task, unseen_items
+
+TASKS: dict[str, Callable[..., Task]] = {
+    **{name: partial(synthetic_task, name) for name in (*WAVES, *SYSTEMS)},
+    "clinical_sample": clinical_task,
+    "physionet2012": physionet2012_task,
+}
+"""Every task by its name: a function that returns it, with options of its own."""
 
 READERS = {".csv": pd.read_csv, ".gz": pd.read_csv, ".parquet": pd.read_parquet}
 """How files are read, by their suffix."""
 
 
-def load_task(dataset: str, config: CompareConfig) -> Task:
-    """Return the task of one data set of a comparison.
+@dataclass
+class Columns:
+    """The columns of a CSV or Parquet file, see `IrregularDataset.from_long_dataframe`.
+
+    Attributes
+    ----------
+    item_id
+        Column that tells the items apart; null if all rows are one series.
+    timestamp
+        Column of timestamps, or of elapsed numbers.
+    target
+        Channels to forecast.
+    time_unit
+        Unit in which time is counted.
+    feat_dynamic_real
+        Covariates known in advance.
+    past_feat_dynamic_real
+        Covariates known for the past only.
+    feat_static_real
+        Numbers that are constant per item.
+    feat_static_cat
+        Categories that are constant per item.
+    """
+
+    item_id: str | None = "item_id"
+    timestamp: str = "timestamp"
+    target: list[str] = field(default_factory=lambda: ["target"])
+    time_unit: str = "h"
+    feat_dynamic_real: list[str] = field(default_factory=list)
+    past_feat_dynamic_real: list[str] = field(default_factory=list)
+    feat_static_real: list[str] = field(default_factory=list)
+    feat_static_cat: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Split:
+    """Where the forecasts of a file begin and end, and which items are forecast.
+
+    Attributes
+    ----------
+    after
+        The forecast origin of the test, as a time since the start of each item, such as 24h.
+    date
+        The forecast origin of the test, as a date. Give either of the two.
+    horizon
+        How far the forecasts reach; to the end of the items if null.
+    test_share
+        Share of the items that are tested, and not learned from. If 0, all items are tested, and
+        learned from until a horizon before the origin; the horizon in between is validated.
+    validation_share
+        Share of the items not tested that are validated.
+    seed
+        Seed of the choice of items.
+    """
+
+    after: str | None = None
+    date: str | None = None
+    horizon: str | None = None
+    test_share: float = 0.2
+    validation_share: float = 0.2
+    seed: int = 0
+
+
+def load_task(
+    dataset: str,
+    dataset_kwargs: Mapping[str, Any] | None = None,
+    columns: Columns | None = None,
+    split: Split | None = None,
+) -> Task:
+    """Return the task of a data set.
+
+    Parameters
+    ----------
+    dataset
+        A task of `TASKS` by name, the path of a CSV or Parquet file, or the path of a GluonTS data
+        set.
+    dataset_kwargs
+        Options of a task by name, such as ``path`` and ``sets`` of ``physionet2012``.
+    columns, split
+        The columns of a file, and how it is split; the defaults if None.
 
     Raises
     ------
@@ -31,26 +122,25 @@ def load_task(dataset: str, config: CompareConfig) -> Task:
     """
     if dataset in TASKS:
         try:
-            return TASKS[dataset](**config.dataset_kwargs)
+            return TASKS[dataset](**(dataset_kwargs or {}))
         except TypeError as error:
             raise DeltaflowError(f"dataset_kwargs of {dataset!r}: {error}") from error
     path = Path(dataset)
     if path.is_dir():
         return _gluonts_task(path)
     if path.is_file():
-        return _file_task(path, config)
+        return _file_task(path, columns or Columns(), split or Split())
     if os.sep in dataset or path.suffix:
         raise DataError(f"there is no file or folder {dataset!r}", "check the path",
                         field="dataset")  # fmt: skip
     raise UnknownNameError("data set", dataset, TASKS)
 
 
-def _file_task(path: Path, config: CompareConfig) -> Task:
+def _file_task(path: Path, columns: Columns, given: Split) -> Task:
     """Return the task to forecast unseen items of a file, or the future of all of them."""
     if path.suffix not in READERS:
         raise DataError(f"{path.name} is no file of {', '.join(READERS)}", "convert it",
                         field="dataset")  # fmt: skip
-    columns, given = config.columns, config.split
     target = columns.target if len(columns.target) > 1 else columns.target[0]
     frame = READERS[path.suffix](path)
     if columns.timestamp in frame and not is_numeric_dtype(frame[columns.timestamp]):
@@ -99,11 +189,11 @@ def _gluonts_task(path: Path) -> Task:
         raise DataError(f"{path} names no prediction_length, or has no test part",
                         "store both, see gluonts.dataset.common.TrainDatasets.save",
                         field="dataset")  # fmt: skip
-    training, template = split(stored.train, offset=-length)
+    training, template = split_at(stored.train, offset=-length)
     return Task(
         name=path.name,
         training=training,
         validation=template.generate_instances(length),
-        tests={path.name: split(stored.test, offset=-length)[1].generate_instances(length)},
+        tests={path.name: split_at(stored.test, offset=-length)[1].generate_instances(length)},
         prediction_length=length,
     )

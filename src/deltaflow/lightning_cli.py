@@ -1,0 +1,140 @@
+"""`deltaflow fit`, `validate`, `test` and `predict`: Lightning's own command line."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from deltaflow.errors import DeltaflowError
+from deltaflow.heads import is_centred, is_discrete, make_output
+from deltaflow.model.lightning_module import ForecastLightningModule
+from deltaflow.model.loading import read_checkpoint
+from deltaflow.model.writer import ForecastWriter
+from deltaflow.tasks import TaskDataModule
+
+
+class ForecastCLI(LightningCLI):
+    """`LightningCLI` for a `ForecastLightningModule` on a `TaskDataModule`.
+
+    Beside Lightning's own options there are those of its callbacks: `best` and `last` keep the
+    checkpoints `best.ckpt` and `last.ckpt` in `<trainer.default_root_dir>/checkpoints`,
+    `early_stopping` stops, and `forecasts` writes what `predict` forecasts. Logs are CSV files, and
+    TensorBoard's where it is installed, unless `trainer.logger` says otherwise.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks, and link what follows from something else."""
+        for name in ("best", "last"):
+            parser.add_lightning_class_args(ModelCheckpoint, name)
+            defaults = {"filename": name, "enable_version_counter": False}
+            parser.set_defaults({f"{name}.{key}": value for key, value in defaults.items()})
+            parser.link_arguments("trainer.default_root_dir", f"{name}.dirpath", _checkpoints)
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(ForecastWriter, "forecasts")
+        parser.set_defaults({"best.monitor": "val_loss", "early_stopping.monitor": "val_loss"})
+        parser.link_arguments("seed_everything", "data.seed", int)
+        parser.link_arguments("model.distr_output", "data.centred", _centred)
+        parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the given arguments, also where the process was started with others."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint to `before_instantiate_classes`: its `spec` is no option."""
+
+    def before_instantiate_classes(self) -> None:
+        """Take hyperparameters and scaling from the checkpoint, if there is one.
+
+        `best` and `last` are the checkpoints in the folder of the run. A training from `last` that
+        has not been interrupted yet begins anew.
+        """
+        config = self.config[str(self.subcommand)]
+        folder = Path(_checkpoints(config.trainer.default_root_dir))
+        path = config.ckpt_path
+        if path in ("best", "last"):
+            path = str(folder / f"{path}.ckpt")
+            if self.subcommand == "fit" and not Path(path).exists():
+                path = None
+        config.ckpt_path = path
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
+            _refuse_to_overwrite(folder, path)
+        if path is None:
+            if self.subcommand != "fit":
+                raise DeltaflowError("there is no model without --ckpt_path PATH")
+            return
+        if "weights_only" in config:  # since Lightning 2.6
+            config.weights_only = True
+        stored = dict(read_checkpoint(path)["hyper_parameters"])
+        config.data.spec = stored.pop("spec")
+        for name, value in stored.items():
+            config.model[name] = value
+
+    def after_instantiate_classes(self) -> None:
+        """Keep the scaling out of the stored configuration: it belongs to the checkpoint."""
+        self.config[str(self.subcommand)].data.spec = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Return the trainer, with the default loggers unless the configuration names some."""
+        config = self._get(self.config_init, "trainer")
+        if config["logger"] in (None, True):
+            table = CSVLogger(config["default_root_dir"] or ".", flush_logs_every_n_steps=10)
+            loggers: list[Logger] = [table]
+            if find_spec("tensorboard"):
+                loggers.append(TensorBoardLogger(table.save_dir, version=table.version))
+            kwargs["logger"] = loggers
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Check that a distribution of counts is given counts."""
+        if is_discrete(self.model.network.head.output):
+            self.datamodule.check_counts()
+
+
+def _checkpoints(root: Any) -> str:
+    return str(Path(root or ".") / "checkpoints")
+
+
+def _refuse_to_overwrite(folder: Path, ckpt_path: str | None) -> None:
+    """Raise if a training would replace the checkpoints of another that it does not go on with."""
+    goes_on = ckpt_path is not None and Path(ckpt_path).parent.resolve() == folder.resolve()
+    if not goes_on and any((folder / f"{name}.ckpt").exists() for name in ("best", "last")):
+        raise DeltaflowError(
+            f"{folder} holds the checkpoints of a training: go on with it by --ckpt_path last, or "
+            "name another folder by --trainer.default_root_dir"
+        )
+
+
+def _centred(distr_output: Any) -> bool:
+    return is_centred(make_output(distr_output))
+
+
+def run(command: str, options: Sequence[str]) -> int:
+    """Run one command of Lightning's command line, and return its exit status."""
+    with warnings.catch_warnings():
+        # The data module does resume within an epoch, small data need no workers, and a resumed
+        # run goes on in the folder of the first.
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+        warnings.filterwarnings("ignore", ".*The dirpath has changed.*")
+        warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+        ForecastCLI(
+            ForecastLightningModule,
+            TaskDataModule,
+            args=[command, *options],
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "deltaflow"},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # the module keeps plain hyperparameters itself
+        )
+    return 0

@@ -1,0 +1,104 @@
+"""Scores of forecasts during validation and test, in the units of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from deltaflow.heads import DECILES
+
+_SUMS = ("count", "size", "squared", "absolute", "quantile", "covered")
+
+
+class ForecastScores(Metric):
+    """Squared and absolute error, quantile loss and coverage of all channels at once.
+
+    Sums per channel are kept in float64 and added up over batches and processes, so that the
+    result does not depend on how the data were divided. A value that was not observed counts
+    nowhere.
+
+    Parameters
+    ----------
+    channels
+        Names of the D channels.
+
+    Examples
+    --------
+    >>> scores = ForecastScores(["HR"])
+    >>> quantiles = torch.linspace(60.0, 76.0, 9).unsqueeze(-1)  # the nine deciles of one value
+    >>> scores.update(torch.tensor([70.0]), torch.tensor([0]), torch.tensor([68.0]), quantiles)
+    >>> {name: round(float(score), 3) for name, score in scores.compute().items()}
+    {'mse': 4.0, 'mae': 2.0, 'mean_weighted_quantile_loss': 0.029, 'coverage_80': 1.0}
+    """
+
+    full_state_update = False
+    higher_is_better = None
+
+    count: Tensor
+    size: Tensor
+    squared: Tensor
+    absolute: Tensor
+    quantile: Tensor
+    covered: Tensor
+
+    def __init__(self, channels: Sequence[str]) -> None:
+        super().__init__()
+        self.channels = list(channels)
+        for name in _SUMS:
+            zeros = torch.zeros(len(self.channels), dtype=torch.float64)
+            self.add_state(name, default=zeros, dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, channels: Tensor, mean: Tensor, quantiles: Tensor) -> None:
+        """Add N observed values.
+
+        Parameters
+        ----------
+        values, channels, mean
+            ``(N,)`` observed values, the number of the channel of each, and the forecast means.
+        quantiles
+            ``(9, N)`` forecast deciles.
+        """
+        levels = torch.tensor(DECILES, dtype=torch.float64, device=values.device).unsqueeze(-1)
+        error = values - quantiles.double()  # (9, N)
+        losses = 2 * torch.maximum(levels * error, (levels - 1) * error).mean(dim=0)
+        inside = (quantiles[0] < values) & (values <= quantiles[-1])
+        parts = {
+            "count": torch.ones_like(values),
+            "size": values.abs(),
+            "squared": (values - mean).square(),
+            "absolute": (values - quantiles[4]).abs(),
+            "quantile": losses,
+            "covered": inside,
+        }
+        for name, part in parts.items():
+            sums = torch.bincount(channels, part.double(), minlength=len(self.channels))
+            setattr(self, name, getattr(self, name) + sums.to(self.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the scores over all values, and as ``mse[HR]`` those of each of several channels.
+
+        ``mse`` is that of the mean, ``mae`` that of the median, ``mean_weighted_quantile_loss`` the
+        mean of the nine deciles' losses over the mean absolute value, and ``coverage_80`` the share
+        of values between the outer deciles. A channel without values has no scores.
+        """
+        sums = torch.stack([getattr(self, name) for name in _SUMS])  # (6, D)
+        results = _scores(sums.sum(dim=1))
+        if len(self.channels) > 1:
+            for channel, own in zip(self.channels, sums.unbind(1), strict=True):
+                results |= {f"{name}[{channel}]": score for name, score in _scores(own).items()}
+        return results
+
+
+def _scores(sums: Tensor) -> dict[str, Tensor]:
+    count, size, squared, absolute, quantile, covered = sums
+    if count == 0:
+        return {}
+    return {
+        "mse": squared / count,
+        "mae": absolute / count,
+        "mean_weighted_quantile_loss": quantile / size,
+        "coverage_80": covered / count,
+    }

@@ -1,0 +1,84 @@
+"""Writes what Lightning's ``predict`` forecasts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pandas as pd
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from deltaflow.errors import DeltaflowError
+
+WRITERS = {".csv": pd.DataFrame.to_csv, ".parquet": pd.DataFrame.to_parquet}
+"""How a table is written, by the suffix of its file."""
+
+
+class ForecastWriter(BasePredictionWriter):
+    """Writes forecasts as a table with real timestamps: the columns of `predict_df`.
+
+    With several processes each series is still written once, in the order of the data.
+
+    Parameters
+    ----------
+    path
+        The CSV or Parquet file.
+    quantile_levels
+        The levels of the quantiles.
+    """
+
+    def __init__(
+        self,
+        path: str = "forecasts.csv",
+        quantile_levels: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    ) -> None:
+        super().__init__(write_interval="batch_and_epoch")
+        self.path = Path(path)
+        self.quantile_levels = quantile_levels
+        self._tables: dict[int, pd.DataFrame] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a path that cannot be written to, before anything is computed."""
+        super().setup(trainer, pl_module, stage)
+        if self.path.suffix not in WRITERS:
+            raise DeltaflowError(f"{self.path} is no file of {', '.join(WRITERS)}: rename it")
+        self._tables = {}
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Keep the tables of a batch, by the place of the series in the data."""
+        assert batch_indices is not None
+        for index, forecast in zip(batch_indices, prediction, strict=True):
+            self._tables[index] = forecast.to_dataframe(self.quantile_levels)
+
+    def write_on_epoch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Write the tables of all processes as one, in the first process."""
+        from torch import distributed
+
+        parts: list[Any] = [self._tables]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            distributed.all_gather_object(parts, self._tables)
+        if not trainer.is_global_zero:
+            return
+        tables = {index: table for part in parts for index, table in part.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        table = pd.concat([tables[index] for index in sorted(tables)], ignore_index=True)
+        WRITERS[self.path.suffix](table, self.path, index=False)
+        print(f"Forecasts: {self.path}")

@@ -1,0 +1,84 @@
+"""A task, by name or path, as the data module of Lightning's command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from deltaflow.data import IrregularDataModule, WindowSpec
+from deltaflow.data.windows import collate
+from deltaflow.errors import UnknownNameError
+from deltaflow.tasks.datasets import Columns, Split, load_task
+from deltaflow.tasks.task import labelled_windows
+
+
+class TaskDataModule(IrregularDataModule):
+    """Training windows, and the validation and test forecasts, of a task.
+
+    Parameters
+    ----------
+    dataset
+        A task by name (`clinical_sample`, `physionet2012`, `sine`, …), the path of a CSV or Parquet
+        file, or the path of a GluonTS data set.
+    dataset_kwargs
+        Options of a task by name, such as `path` and `sets` of `physionet2012`.
+    columns
+        The columns of a file.
+    split
+        How a file is split into training, validation and test.
+    test
+        Which of the task's tests is tested and forecast, if there are several; the first if null.
+    context_length, spec, options
+        See `IrregularDataModule`.
+
+    Examples
+    --------
+    >>> data = TaskDataModule("clinical_sample", batch_size=16)
+    >>> data.spec.schema.target[:2]
+    ('HR', 'SysABP')
+    >>> len(data.test_dataloader().dataset)
+    60
+    """
+
+    def __init__(
+        self,
+        dataset: str = "clinical_sample",
+        dataset_kwargs: Mapping[str, Any] | None = None,
+        columns: Columns | None = None,
+        split: Split | None = None,
+        test: str | None = None,
+        context_length: int = 64,
+        spec: WindowSpec | Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.task = load_task(dataset, dataset_kwargs, columns, split)
+        self.test = next(iter(self.task.tests)) if test is None else test
+        if self.test not in self.task.tests:
+            raise UnknownNameError("test", test, self.task.tests)
+        super().__init__(
+            self.task.training,
+            validation_data=None,
+            prediction_length=self.task.prediction_length,
+            context_length=context_length,
+            spec=WindowSpec.from_dict(spec) if isinstance(spec, Mapping) else spec,
+            **options,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the loader of the forecasts that are validated."""
+        windows = labelled_windows(self.task.validation, self.spec)
+        return DataLoader(windows, batch_size=self.batch_size, collate_fn=collate)  # pyright: ignore[reportArgumentType]
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the loader of the forecasts that are tested."""
+        windows = labelled_windows(self.task.tests[self.test], self.spec)
+        return DataLoader(windows, batch_size=self.batch_size, collate_fn=collate)  # pyright: ignore[reportArgumentType]
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the loader of what the test asks for: entries that end with their queries."""
+        test = self.task.tests[self.test]
+        entries = list(replace(test, prediction_length=self.spec.prediction_length).input)
+        return DataLoader(entries, batch_size=self.batch_size, collate_fn=list)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,74 @@
+"""What Lightning logs is what the comparison, with GluonTS's evaluation, reports."""
+
+import logging
+from dataclasses import replace
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from deltaflow import ForecastLightningModule
+from deltaflow.compare.score import accuracy
+from deltaflow.heads import MonotoneQuantileOutput
+from deltaflow.model.metrics import ForecastScores
+from deltaflow.tasks import Columns, Split, TaskDataModule
+
+NAMES = ("mse", "mae", "mean_weighted_quantile_loss", "coverage_80")
+
+
+@pytest.mark.parametrize(
+    "head", ["student_t", "normal", "quantile", MonotoneQuantileOutput([0.1, 0.5, 0.8])]
+)
+def test_scores_of_the_test_are_those_of_the_comparison(head):
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    data = TaskDataModule("clinical_sample", context_length=16, batch_size=32)
+    item = data.task.tests["clinical_sample"]
+    entries = list(item.dataset)[:20]
+    test = replace(item, dataset=entries)
+    data.task = replace(data.task, tests={"clinical_sample": test})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = ForecastLightningModule(data.spec, hidden_size=4, distr_output=head)
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    (logged,) = trainer.test(module, data, verbose=False)
+
+    forecasts = list(module.to_predictor().predict(list(test.input)))
+    channels = data.spec.schema.target
+    expected = accuracy(forecasts, test, channels, np.ones(len(channels)))
+    for name in (*NAMES, *(f"{name}[{channel}]" for name in NAMES for channel in channels)):
+        if isinstance(head, MonotoneQuantileOutput) and not name.startswith("mae"):
+            continue  # beyond its outer levels, GluonTS extrapolates
+        assert logged[f"test_{name}"] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_counts_without_quantile_function_are_scored_by_samples(make_frame, tmp_path):
+    make_frame(num_items=10).round({"HR": 0}).to_csv(tmp_path / "counts.csv", index=False)
+    data = TaskDataModule(
+        str(tmp_path / "counts.csv"),
+        columns=Columns(target=["HR"]),
+        split=Split(after="24h", horizon="12h"),
+        centred=False,
+    )
+    data.check_counts()
+    module = ForecastLightningModule(data.spec, hidden_size=4, distr_output="negative_binomial")
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    scores = trainer.validate(module, data, verbose=False)[0]
+    assert trainer.validate(module, data, verbose=False)[0] == scores  # and repeatably so
+    assert all(np.isfinite(score) for score in scores.values())
+
+
+def test_scores_do_not_depend_on_the_division_into_batches():
+    values, mean = torch.randn(2, 50, dtype=torch.float64)
+    quantiles = torch.randn(9, 50, dtype=torch.float64).sort(0).values
+    channels = torch.arange(50) % 3
+    whole, parts = ForecastScores("abcd"), ForecastScores("abcd")
+    whole.update(values, channels, mean, quantiles)
+    for part in torch.arange(50).split(7):
+        parts.update(values[part], channels[part], mean[part], quantiles[:, part])
+    expected = {name: float(score) for name, score in whole.compute().items()}
+    assert {name: float(score) for name, score in parts.compute().items()} == pytest.approx(
+        expected
+    )
+    assert {"mse", "mse[a]", "coverage_80[c]"} <= set(expected)
+    assert not any(name.endswith("[d]") for name in expected)

@@ -1,0 +1,62 @@
+import pytest
+
+from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
+from deltaflow.tasks import Columns, Split, load_task
+
+
+@pytest.fixture
+def csv(make_frame, tmp_path):
+    path = tmp_path / "stays.csv"
+    make_frame(("HR", "MAP"), num_items=10).to_csv(path, index=False)
+    return str(path)
+
+
+def last_times(data) -> list[float]:
+    return [entry["feat_dynamic_real"][0, entry["target"].shape[-1] - 1] for entry in data]
+
+
+def test_unseen_items_of_a_file_are_forecast(csv):
+    task = load_task(
+        csv,
+        columns=Columns(target=["HR", "MAP"], feat_static_cat=["ward"]),
+        split=Split(after="24h", horizon="12h"),
+    )
+    assert task.name == "stays"
+    assert (len(task.training), len(task.validation), len(task.tests["stays"])) == (6, 2, 2)
+    assert max(last_times(task.tests["stays"].input)) < 24
+    assert max(last_times(task.training)) > 24
+
+
+def test_future_of_all_items_of_a_file_is_forecast(csv):
+    split = Split(after="24h", horizon="6h", test_share=0)
+    task = load_task(csv, columns=Columns(target=["HR"]), split=split)
+    assert len(task.training) == len(task.validation) == len(task.tests["stays"]) == 10
+    assert task.training.dataset[0]["target"].ndim == 1
+    assert max(last_times(task.training)) < 18
+    assert max(last_times(task.validation.input)) < 18 <= max(last_times(task.tests["stays"].input))
+
+
+def test_parquet_is_read(make_frame, tmp_path):
+    pytest.importorskip("pyarrow")
+    make_frame().to_parquet(tmp_path / "stays.parquet")
+    columns, split = Columns(target=["HR"]), Split(after="24h")
+    path = str(tmp_path / "stays.parquet")
+    assert load_task(path, columns=columns, split=split).prediction_length > 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "error", "message"),
+    [
+        ("sawtoth", {}, UnknownNameError, "did you mean 'sawtooth'"),
+        ("nowhere/x.csv", {}, DataError, "no file or folder"),
+        ("{csv}", {}, DataError, "needs a forecast origin"),
+        ("{csv}", {"after": "24h", "test_share": 0}, DataError, "need a horizon"),
+        ("{folder}/x.txt", {}, DataError, "no file of .csv"),
+        ("lorenz", {}, DeltaflowError, "unexpected keyword argument 'paths'"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(dataset, split, error, message, csv, tmp_path):
+    (tmp_path / "x.txt").touch()
+    path = dataset.format(csv=csv, folder=tmp_path)
+    with pytest.raises(error, match=message):
+        load_task(path, {"paths": 1}, Columns(target=["HR"]), Split(**split))

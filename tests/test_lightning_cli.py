@@ -1,0 +1,285 @@
+"""The command line of Lightning, as its users type it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from deltaflow import ForecastLightningModule, load_predictor
+from deltaflow.cli import main
+from deltaflow.encoders import ENCODERS
+from deltaflow.tasks import TASKS
+
+pytest.importorskip("jsonargparse")
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "fit"
+SINE = {"num_series": 15, "length": 30}
+TINY = {
+    "trainer": {
+        "max_epochs": 3,
+        "gradient_clip_val": 1.0,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    },
+    "model": {"hidden_size": 4, "dropout": 0.5},
+    "data": {
+        "dataset": "sine",
+        "dataset_kwargs": SINE,
+        "batch_size": 4,
+        "num_batches_per_epoch": 5,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tiny(tmp_path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a finished tiny training."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    root = ["--trainer.default_root_dir", str(folder)]
+    assert main(["fit", "--config", str(folder / "tiny.yaml"), *root]) == 0
+    return folder
+
+
+def printed_config(capsys, *options: str) -> dict:
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *options, "--print_config"])
+    assert exit_.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def metrics(folder: Path, version: int = 0) -> pd.DataFrame:
+    return pd.read_csv(folder / "lightning_logs" / f"version_{version}" / "metrics.csv")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "data"), [*product(ENCODERS, ("clinical_sample", "physionet2012"))]
+)
+def test_shipped_configurations_are_read(encoder, data, capsys):
+    options = [f"--config={CONFIGS / name}.yaml" for name in ("base", encoder)]
+    if data == "physionet2012":
+        options += [f"--config={CONFIGS / data}.yaml", "--data.dataset_kwargs.path", "somewhere"]
+    config = printed_config(capsys, *options, "--model.hidden_size", "7")
+    assert (config["model"]["encoder"], config["model"]["hidden_size"]) == (encoder, 7)
+    assert config["data"]["dataset"] == data
+    assert config["trainer"]["gradient_clip_val"] == 10.0
+    if data == "physionet2012":
+        assert config["data"]["dataset_kwargs"] == {"sets": ["a", "b"], "path": "somewhere"}
+
+
+def test_every_shipped_configuration_is_one_of_these():
+    assert {path.stem for path in CONFIGS.iterdir()} == {"base", "physionet2012", *ENCODERS}
+
+
+def test_training_leaves_checkpoints_logs_and_its_configuration(trained):
+    files = {path.name for path in trained.rglob("*") if path.is_file()}
+    assert {"best.ckpt", "last.ckpt", "metrics.csv", "config.yaml"} <= files
+    table = metrics(trained)
+    assert table["train_loss_step"].count() == 15
+    assert table["val_mean_weighted_quantile_loss"].count() == 3
+    stored = trained / "lightning_logs" / "version_0" / "config.yaml"
+    assert yaml.safe_load(stored.read_text())["model"]["dropout"] == 0.5
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--config", str(stored), "--print_config"])
+    assert exit_.value.code == 0
+
+
+def test_validate_test_and_predict_take_the_model_from_its_checkpoint(trained, tmp_path, capsys):
+    checkpoint = str(trained / "checkpoints" / "best.ckpt")
+    # Nothing of the model is repeated; other series must not change the scaling.
+    others = yaml.safe_dump({**TINY["data"], "dataset_kwargs": {**SINE, "seed": 5}})
+    (tmp_path / "data.yaml").write_text(others)
+    options = ["--data", "data.yaml", "--ckpt_path", checkpoint]
+    options += ["--trainer.enable_progress_bar", "false"]
+    for command in ("validate", "test"):
+        assert main([command, *options, f"--trainer.default_root_dir={command}"]) == 0
+    assert np.isfinite(metrics(Path("test"))["test_loss"]).all()
+    levels = ["--forecasts.path", "forecasts.parquet", "--forecasts.quantile_levels", "[0.1, 0.9]"]
+    assert main(["predict", *options, *levels]) == 0
+    assert "forecasts.parquet" in capsys.readouterr().out
+
+    table = pd.read_parquet("forecasts.parquet")
+    task = TASKS["sine"](**SINE, seed=5)
+    predictor = load_predictor(checkpoint)
+    assert predictor.spec == ForecastLightningModule.load_from_checkpoint(checkpoint).spec
+    test = replace(next(iter(task.tests.values())), prediction_length=predictor.prediction_length)
+    expected = pd.concat(
+        [forecast.to_dataframe([0.1, 0.9]) for forecast in predictor.predict(test.input)],
+        ignore_index=True,
+    )
+    assert list(table) == ["item_id", "timestamp", "target_name", "predictions", "0.1", "0.9"]
+    pd.testing.assert_frame_equal(table, expected)
+
+
+def test_run_names_its_checkpoints_and_its_configuration(trained, capsys):
+    config = str(trained / "lightning_logs" / "version_0" / "config.yaml")
+    assert main(["test", "--config", config, "--ckpt_path", "best"]) == 0
+    assert "test_mae" in capsys.readouterr().out
+    stored = trained / "lightning_logs" / "version_1" / "config.yaml"
+    assert yaml.safe_load(stored.read_text())["data"]["spec"] is None
+
+
+def test_run_does_not_replace_another(trained, capsys):
+    options = ["--config", str(trained / "tiny.yaml"), "--trainer.default_root_dir", str(trained)]
+    before = (trained / "checkpoints" / "best.ckpt").stat().st_mtime_ns
+    assert main(["fit", *options]) == 2
+    assert "go on with it by --ckpt_path last" in capsys.readouterr().err
+    assert main(["fit", *options, "--trainer.fast_dev_run", "true"]) == 0
+    assert (trained / "checkpoints" / "best.ckpt").stat().st_mtime_ns == before
+
+
+def test_last_without_a_run_begins_one(tiny, tmp_path):
+    options = ["--config", tiny, "--ckpt_path", "last", "--trainer.max_epochs", "1"]
+    assert main(["fit", *options]) == 0
+    assert main(["fit", *options]) == 0
+    assert metrics(tmp_path)["train_loss_step"].count() == 5
+    assert not (tmp_path / "lightning_logs" / "version_1" / "metrics.csv").exists()
+
+
+def test_other_channels_than_trained_on_are_refused(trained, capsys):
+    checkpoint = str(trained / "checkpoints" / "best.ckpt")
+    assert main(["test", "--data.dataset", "clinical_sample", "--ckpt_path", checkpoint]) == 2
+    assert "field 'target'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["test"], "no model without --ckpt_path"),
+        (["test", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
+        (["predict", "--ckpt_path", "tiny.yaml"], "no checkpoint of weights"),
+        (["predict", "--ckpt_path", "best"], "no checkpoint 'checkpoints/best.ckpt'"),
+        (["fit", "--data.dataset", "sinne"], "did you mean 'sine'"),
+        (["fit", "--data.dataset", "nowhere/x.csv"], "no file or folder"),
+        (["fit", "--model.encoder", "gru_flo"], "did you mean 'gru_flow'"),
+        (["fit", "--data.test", "beyond"], "unknown test 'beyond'"),
+        (["fit", "--model.distr_output", "negative_binomial"], "is not a count"),
+        (["fit", "--forecasts.path", "forecasts.txt"], "no file of .csv"),
+    ],
+)
+def test_errors_are_one_line(options, message, tiny, capsys):
+    assert main([options[0], "--config", tiny, *options[1:]]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"deltaflow {options[0]}: ")
+    assert message in error
+
+
+@pytest.mark.parametrize("options", [["--model.encodr", "gru"], ["--trainer.max_epochs", "many"]])
+def test_unknown_option_and_wrong_type_are_named(options, tiny, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--config", tiny, *options])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert options[0].removeprefix("--") in error
+    assert "Traceback" not in error
+
+
+def test_file_is_learned_from_by_its_column_names(make_frame, tiny, tmp_path):
+    make_frame(("HR", "MAP"), num_items=10).to_csv("stays.csv", index=False)
+    options = ["--data.dataset", "stays.csv", "--data.dataset_kwargs", "null"]
+    options += ["--data.columns", "{target: [HR, MAP], feat_static_cat: [ward]}"]
+    options += ["--data.split.after", "24h", "--data.split.horizon", "12h"]
+    assert main(["fit", "--config", tiny, *options, "--trainer.max_epochs", "1"]) == 0
+    table = metrics(tmp_path)
+    assert np.isfinite(table["val_mae[MAP]"].dropna()).all()
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    assert load_predictor(checkpoint).spec.schema.target == ("HR", "MAP")
+    assert main(["predict", *options, "--ckpt_path", str(checkpoint)]) == 0
+    forecasts = pd.read_csv("forecasts.csv", parse_dates=["timestamp"])
+    asked = make_frame(("HR", "MAP"), num_items=10).set_index(["item_id", "timestamp"]).index
+    assert forecasts.set_index(["item_id", "timestamp"]).index.isin(asked).all()
+
+
+def test_rows_without_target_are_times_to_forecast(make_frame, tiny):
+    seen = make_frame(num_items=10)[["item_id", "timestamp", "HR"]]
+    seen.to_csv("seen.csv", index=False)
+    options = ["--data.columns.target", "[HR]", "--data.split.after", "30h"]
+    options += ["--data.split.horizon", "6h", "--data.split.test_share", "0"]
+    assert main(["fit", "--config", tiny, "--data.dataset=seen.csv", "--data.dataset_kwargs=null",
+                 "--trainer.max_epochs=1", *options]) == 0  # fmt: skip
+
+    begin = pd.Timestamp("2024-06-01")
+    known = pd.DataFrame({"timestamp": begin + pd.to_timedelta([0, 7, 20, 29], "h"), "HR": 70.0})
+    asked = pd.DataFrame({"timestamp": begin + pd.to_timedelta([31, 33.5], "h")})
+    future = pd.concat([known, asked]).assign(item_id="new")
+    future.to_csv("new.csv", index=False)
+    assert main(["predict", "--data.dataset=new.csv", *options, "--ckpt_path=best"]) == 0
+    forecasts = pd.read_csv("forecasts.csv", parse_dates=["timestamp"])
+    assert list(forecasts["item_id"]) == ["new", "new"]
+    assert list(forecasts["timestamp"]) == list(asked["timestamp"])
+    assert np.isfinite(forecasts["0.9"]).all()
+
+
+def test_two_processes_write_each_series_once(trained, tiny):
+    options = ["predict", "--config", tiny, "--data.batch_size=1", "--trainer.logger=false"]
+    options += ["--ckpt_path", str(trained / "checkpoints" / "last.ckpt")]
+    assert main([*options, "--forecasts.path=one.csv"]) == 0
+    several = ["--trainer.accelerator=cpu", "--trainer.strategy=ddp", "--trainer.devices=2"]
+    command = [sys.executable, "-m", "deltaflow", *options, *several]
+    subprocess.run([*command, "--forecasts.path=two.csv"], check=True, stdout=subprocess.DEVNULL)
+    one, two = pd.read_csv("one.csv"), pd.read_csv("two.csv")
+    assert one["item_id"].nunique() % 2 == 1  # so that a padding sampler would repeat one
+    pd.testing.assert_frame_equal(two, one)
+
+
+def test_fit_killed_at_a_random_step_goes_on_as_if_nothing_had_happened(trained, tiny, tmp_path):
+    command = [sys.executable, "-m", "deltaflow", "fit", "--config", tiny]
+    command += ["--last.every_n_train_steps=1", f"--trainer.default_root_dir={tmp_path}"]
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    steps = np.random.default_rng().integers(1, 14)
+    process = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoint.exists() and stored_step(checkpoint) >= steps:
+                break
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = stored_step(checkpoint)
+    assert steps <= done
+
+    assert main([*command[3:], "--ckpt_path", "last"]) == 0
+    whole, resumed = metrics(trained), metrics(tmp_path, version=1)
+    losses = "train_loss_step"
+    expected = whole.dropna(subset=losses).set_index("step")[losses]
+    repeated = resumed.dropna(subset=losses).set_index("step")[losses]
+    assert list(repeated.index) == list(range(done, 15))
+    pd.testing.assert_series_equal(repeated, expected[done:], check_exact=True)
+    scores = [column for column in whole if column.startswith("val_")]
+    validated = resumed.dropna(subset="val_loss")[scores].reset_index(drop=True)
+    rest = whole.dropna(subset="val_loss")[scores].tail(len(validated)).reset_index(drop=True)
+    pd.testing.assert_frame_equal(validated, rest, check_exact=True)
+    weights = [
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (trained, tmp_path)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def stored_step(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["global_step"]
