@@ -2,11 +2,14 @@
 
 from deltaflow._version import __version__
 from deltaflow.data import (
+    ArrowDataset,
     IrregularDataModule,
     IrregularDataset,
     TimeSplitter,
+    parquet_to_arrow,
     split_items,
     split_items_by,
+    write_arrow,
 )
 from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning, UnknownNameError
 from deltaflow.model.estimator import (
@@ -28,6 +31,7 @@ from deltaflow.model.predictor import IrregularPredictor
 from deltaflow.model.resampled import ResampledEstimator
 
 __all__ = [
+    "ArrowDataset",
     "CouplingFlowEstimator",
     "DataError",
     "DeltaflowError",
@@ -51,7 +55,9 @@ __all__ = [
     "UnknownNameError",
     "__version__",
     "load_predictor",
+    "parquet_to_arrow",
     "predict_df",
     "split_items",
     "split_items_by",
+    "write_arrow",
 ]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import lightning.pytorch as pl
 import numpy as np
-from gluonts.dataset.common import Dataset
+from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.dataset.split import TrainingDataset
 from torch.utils.data import DataLoader
 
+from deltaflow.data.arrow import ArrowDataset
 from deltaflow.data.batches import Batches, EpochSampler, InOrder, Windows
-from deltaflow.data.schema import Duration, read_seconds
-from deltaflow.data.series import read_series, schema_of
+from deltaflow.data.schema import Duration, Schema, read_seconds
+from deltaflow.data.series import Series, SeriesOnDemand, read_series, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
     Batch,
@@ -31,7 +34,8 @@ class IrregularDataModule(pl.LightningDataModule):
     Parameters
     ----------
     training_data
-        The items to train on: an `IrregularDataset`, or any GluonTS data set.
+        The items to train on: an `IrregularDataset`, or any GluonTS data set. The windows of an
+        `ArrowDataset` are cut from its file; any other data set is read into memory.
     validation_data
         The items to validate on, if any.
     prediction_length
@@ -110,7 +114,7 @@ class IrregularDataModule(pl.LightningDataModule):
             raise UnknownNameError("origins", origins, ["random", "sliding"])
         if validation_origins not in ("last", "sliding"):
             raise UnknownNameError("validation_origins", validation_origins, ["last", "sliding"])
-        entries = list(training_data)
+        entries = _by_number(training_data)
         if spec is None:
             schema = schema_of(entries)
             if schema.time == "regular" and (horizon is not None or context is not None):
@@ -121,7 +125,7 @@ class IrregularDataModule(pl.LightningDataModule):
                 )
             if seasonality is None:
                 seasonality = _seasonality_of(schema.time_unit) if schema.time == "regular" else ()
-            training = [read_series(entry, schema, seasonality) for entry in entries]
+            training = _series(entries, schema, seasonality)
             spec = WindowSpec(
                 schema=schema,
                 statistics=Statistics.fit(training, schema.target),
@@ -133,7 +137,7 @@ class IrregularDataModule(pl.LightningDataModule):
                 centred=centred,
             )
         else:
-            training = [spec.read(entry) for entry in entries]
+            training = _series(entries, spec.schema, spec.seasonality)
         self.spec = spec
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -148,7 +152,7 @@ class IrregularDataModule(pl.LightningDataModule):
             self._epoch_size = len(self.training_windows)
         self.validation_windows = None
         if validation_data is not None:
-            validation = [spec.read(entry) for entry in validation_data]
+            validation = _series(_by_number(validation_data), spec.schema, spec.seasonality)
             if validation_origins == "last":
                 self.validation_windows = LastWindows(validation, spec)
             else:
@@ -234,6 +238,22 @@ class IrregularDataModule(pl.LightningDataModule):
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def _by_number(dataset: Dataset) -> Sequence[DataEntry]:
+    """Return the entries of a data set, all in memory unless they are in a file."""
+    if isinstance(dataset, TrainingDataset) and isinstance(dataset.dataset, ArrowDataset):
+        return dataset.dataset.map(dataset.splitter.training_entry)
+    return dataset if isinstance(dataset, ArrowDataset) else list(dataset)
+
+
+def _series(
+    entries: Sequence[DataEntry], schema: Schema, seasonality: tuple[str, ...]
+) -> Sequence[Series]:
+    """Return the series of entries, read when they are asked for if the entries are in a file."""
+    if isinstance(entries, ArrowDataset):
+        return SeriesOnDemand(entries, schema, seasonality)
+    return [read_series(entry, schema, seasonality) for entry in entries]
 
 
 def _seasonality_of(freq: str) -> tuple[str, ...]:
