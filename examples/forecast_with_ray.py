@@ -44,7 +44,8 @@ def forecast(
             batch_format="pandas",
         )
     )
-    return forecasts.to_pandas().sort_values(["item_id", "timestamp"], ignore_index=True)
+    table = forecasts.to_pandas().sort_values(["item_id", "timestamp"], ignore_index=True)
+    return table.astype({"item_id": future["item_id"].dtype, "target_name": object})
 
 
 def main(quick: bool) -> None:
