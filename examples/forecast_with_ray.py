@@ -45,7 +45,9 @@ def forecast(
         )
     )
     table = forecasts.to_pandas().sort_values(["item_id", "timestamp"], ignore_index=True)
-    return table.astype({"item_id": future["item_id"].dtype, "target_name": object})
+    # Arrow types back to those of the caller.
+    numbers = dict.fromkeys(["predictions", "0.1", "0.9"], "float64")
+    return table.astype({**future.dtypes.to_dict(), "target_name": object, **numbers})
 
 
 def main(quick: bool) -> None:
