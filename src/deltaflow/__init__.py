@@ -2,11 +2,14 @@
 
 from deltaflow._version import __version__
 from deltaflow.data import (
+    ArrowDataset,
     IrregularDataModule,
     IrregularDataset,
     TimeSplitter,
+    parquet_to_arrow,
     split_items,
     split_items_by,
+    write_arrow,
 )
 from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning, UnknownNameError
 from deltaflow.model.estimator import (
@@ -29,6 +32,7 @@ from deltaflow.model.resampled import ResampledEstimator
 from deltaflow.model.writer import ForecastWriter
 
 __all__ = [
+    "ArrowDataset",
     "CouplingFlowEstimator",
     "DataError",
     "DeltaflowError",
@@ -53,7 +57,9 @@ __all__ = [
     "UnknownNameError",
     "__version__",
     "load_predictor",
+    "parquet_to_arrow",
     "predict_df",
     "split_items",
     "split_items_by",
+    "write_arrow",
 ]

@@ -12,8 +12,8 @@ from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
-    EpochSampler,
     LastWindows,
+    SlidingWindows,
     TrainingWindows,
     WindowSpec,
     collate,
@@ -37,9 +37,17 @@ def numbered_series(number: int, length: int) -> Series:
     )
 
 
-def make_spec(data: list[Series], context_length: int = 6, prediction_length: int = 3):
+def make_spec(
+    data: list[Series], context_length: int = 6, prediction_length: int = 3, **durations: float
+) -> WindowSpec:
     statistics = Statistics.fit(data, SCHEMA.target)
-    return WindowSpec(SCHEMA, statistics, context_length, prediction_length)
+    return WindowSpec(SCHEMA, statistics, context_length, prediction_length, **durations)
+
+
+def every_ten_minutes(length: int) -> Series:
+    """A series at 0.1, 0.1 + 1/6, … hours, whose times in seconds are all slightly off."""
+    hours = 0.1 + np.arange(length) / 6
+    return numbered_series(0, length)._replace(times=hours * 3600)
 
 
 def number_of(window, spec: WindowSpec) -> int:
@@ -138,16 +146,6 @@ def test_items_with_nothing_to_learn_from_are_passed_over_with_one_warning(data)
     assert len(windows) == 5
 
 
-def test_no_window_is_drawn_in_two_epochs():
-    sampler = EpochSampler(7)
-    drawn = []
-    for epoch in range(5):
-        sampler.set_epoch(epoch)
-        assert len(list(sampler)) == len(sampler) == 7
-        drawn += list(sampler)
-    assert len(set(drawn)) == 35
-
-
 def test_validation_takes_the_last_window_of_every_item(data):
     spec = make_spec(data)
     windows = LastWindows(data, spec)
@@ -157,6 +155,111 @@ def test_validation_takes_the_last_window_of_every_item(data):
         np.testing.assert_array_equal(rows_of(window)[1], np.arange(length - 3, length))
     with pytest.raises(DataError, match="no validation item"):
         LastWindows([numbered_series(0, 1)], spec)
+
+
+def test_sliding_windows_take_every_origin_once(data):
+    spec = make_spec(data)
+    for stride in (1, 3, 100):
+        windows = SlidingWindows(data, spec, stride=stride)
+        found = [
+            (number_of(window, spec), int(rows_of(window)[1][0]))
+            for window in (windows[i] for i in range(len(windows)))
+        ]
+        lengths = [series.length for series in data]
+        assert found == [
+            (i, o) for i, length in enumerate(lengths) for o in range(1, length, stride)
+        ]
+
+
+def test_a_shuffled_pass_of_sliding_windows_is_a_permutation(data):
+    spec = make_spec(data)
+    windows = SlidingWindows(data, spec, seed=0)
+    size = len(windows)
+    passes = [
+        [
+            (number_of(w, spec), int(rows_of(w)[1][0]))
+            for w in (windows[t * size + i] for i in range(size))
+        ]
+        for t in range(3)
+    ]
+    assert all(len(set(one)) == size and set(one) == set(passes[0]) for one in passes)
+    assert passes[0] != passes[1] != passes[2]
+    again = SlidingWindows(data, spec, seed=0)
+    assert number_of(again[2 * size], spec) == passes[2][0][0]
+
+
+def test_a_stride_below_one_is_refused(data):
+    with pytest.raises(DataError, match="stride"):
+        SlidingWindows(data, make_spec(data), stride=0)
+
+
+def test_a_horizon_asks_for_what_was_observed_within_it(data):
+    spec = make_spec(data, prediction_length=30, horizon=25.0)
+    counts = set()
+    for origin in range(1, 40):
+        queries = len(spec.cut(data[4], origin).target)
+        times = data[4].times[origin:]
+        assert queries == (times < times[0] + 25.0).sum()
+        counts.add(queries)
+    assert len(counts) > 3
+
+
+def test_a_context_reaches_back_from_the_last_observation(data):
+    spec = make_spec(data, context_length=30, context=25.0)
+    for origin in range(1, 40):
+        times = data[4].times[:origin]
+        assert len(spec.cut(data[4], origin).values) == (times >= times[-1] - 25.0).sum()
+    assert len(make_spec(data, 2, context=1e9).cut(data[4], 20).values) == 2
+
+
+@pytest.mark.parametrize("length", [13, 200])
+def test_durations_that_end_at_an_observation_are_exact(length):
+    # One hour has six observations ahead, and reaches back to the sixth before the last.
+    series = every_ten_minutes(length)
+    spec = make_spec([series], 100, 6, horizon=3600.0, context=3600.0)
+    for origin in range(1, length):
+        window = spec.cut(series, origin)
+        assert len(window.target) == min(6, length - origin)
+        assert len(window.values) == min(7, origin)
+
+
+def test_the_queries_have_no_influence_on_a_context_given_as_a_duration(data):
+    spec = make_spec(data, context_length=30, context=25.0)
+    asked = [
+        np.append(data[4].times, data[4].times[-1] + late) for late in ([1.0, 2, 3], [500.0] * 3)
+    ]
+    windows = [
+        spec.cut(data[4]._replace(times=times, covariates=np.empty((43, 0))), 40) for times in asked
+    ]
+    np.testing.assert_array_equal(windows[0].values, windows[1].values)
+    assert len(windows[0].query_delta_t) == len(windows[1].query_delta_t) == 3
+
+
+def test_a_horizon_with_more_observations_than_queries_is_refused(data):
+    for windows in (TrainingWindows, SlidingWindows):
+        with pytest.raises(DataError, match=r"item '\d', row \d+: \d observations .* is 3"):
+            windows(data, make_spec(data, horizon=60.0), seed=0)
+    with pytest.raises(DataError, match="prediction_length"):
+        LastWindows(data, make_spec(data, horizon=60.0))
+
+
+def test_the_last_window_ends_with_the_series_when_its_horizon_is_a_duration(data):
+    windows = LastWindows(data[4:], make_spec(data, prediction_length=10, horizon=40.0))
+    first = int(rows_of(windows[0])[1][0])
+    times = data[4].times
+    assert times[first] + 40 > times[-1] >= times[first - 1] + 40
+
+
+def test_a_data_module_cuts_by_durations(univariate):
+    lengths = {"prediction_length": 30, "context_length": 30}
+    spec = IrregularDataModule(univariate, **lengths, horizon="6h", context="0.5D").spec
+    assert (spec.horizon, spec.context) == (21600, 43200)
+    for field, value in (("horizon", "soon"), ("context", "-1h"), ("horizon", "0h")):
+        with pytest.raises(DataError, match=field):
+            IrregularDataModule(univariate, **lengths, **{field: value})
+    regular = [{"start": pd.Period("2024", "D"), "target": np.arange(20.0)}]
+    with pytest.raises(DataError, match="counts periods"):
+        IrregularDataModule(regular, **lengths, horizon="6h")
 
 
 def test_seconds_are_kept_over_decades():

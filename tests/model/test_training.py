@@ -329,6 +329,36 @@ def test_training_says_nothing_but_warnings(univariate, make_estimator, caplog):
         logger.setLevel(level)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_training_resumes_in_the_middle_of_an_epoch(
+    num_workers, univariate, make_estimator, tmp_path
+):
+    # Step 5 is the second of three batches of the second epoch. Workers read ahead of them.
+    keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=5)
+    settings = {"enable_progress_bar": False, "max_epochs": 3, "enable_checkpointing": True}
+
+    def train(callbacks, seed, path=None):
+        estimator = make_estimator(
+            GRUEstimator,
+            trainer_kwargs={**settings, "callbacks": callbacks},
+            num_workers=num_workers,
+            seed=seed,
+        )
+        return estimator.train(univariate, ckpt_path=path).network.state_dict()
+
+    whole = train([keep], seed=0)
+    # Even the seed of the windows is that of the interrupted training.
+    assert_same_weights(train([], seed=1, path=str(tmp_path / "step=5.ckpt")), whole)
+
+
+def test_durations_reach_the_windows(univariate, make_estimator, trained):
+    estimator = make_estimator(GRUEstimator, prediction_length=9, horizon="5h", context="12h")
+    spec = estimator.train(univariate).spec
+    assert (spec.horizon, spec.context) == (18000, 43200)
+    again = estimator.train_from(trained("GRUEstimator"), univariate).spec
+    assert (again.horizon, again.context) == (18000, 43200)
+
+
 def test_any_registered_encoder_can_be_named(univariate, make_estimator, instances):
     estimator = make_estimator(
         IrregularEstimator, encoder="resnet_flow", encoder_kwargs={"num_layers": 1}

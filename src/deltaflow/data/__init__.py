@@ -1,5 +1,6 @@
 """DataFrame → irregular data set → windows: everything that knows about absolute time."""
 
+from deltaflow.data.arrow import ArrowDataset, parquet_to_arrow, write_arrow
 from deltaflow.data.data_module import IrregularDataModule
 from deltaflow.data.dataset import IrregularDataset
 from deltaflow.data.schema import Schema
@@ -8,6 +9,7 @@ from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import Batch, WindowSpec
 
 __all__ = [
+    "ArrowDataset",
     "Batch",
     "IrregularDataModule",
     "IrregularDataset",
@@ -15,6 +17,8 @@ __all__ = [
     "Statistics",
     "TimeSplitter",
     "WindowSpec",
+    "parquet_to_arrow",
     "split_items",
     "split_items_by",
+    "write_arrow",
 ]

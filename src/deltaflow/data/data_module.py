@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import lightning.pytorch as pl
 import numpy as np
-from gluonts.dataset.common import Dataset
+from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.dataset.split import TrainingDataset
 from torch.utils.data import DataLoader
 
-from deltaflow.data.series import Series, read_series, schema_of
+from deltaflow.data.arrow import ArrowDataset
+from deltaflow.data.batches import Batches, EpochSampler, InOrder, Windows
+from deltaflow.data.schema import Duration, Schema, read_seconds
+from deltaflow.data.series import Series, SeriesOnDemand, read_series, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
-    EpochSampler,
+    Batch,
     LastWindows,
+    SlidingWindows,
     TrainingWindows,
-    Window,
     WindowSpec,
-    collate,
 )
-from deltaflow.errors import DataError
+from deltaflow.errors import DataError, UnknownNameError
 
 
 class IrregularDataModule(pl.LightningDataModule):
-    """Batches of random training windows, and of the last window of each validation item.
+    """Batches of training windows, and of the validation windows.
+
+    Several processes (Lightning's DDP) read the same batches as one process would, each its share.
 
     Parameters
     ----------
     training_data
-        The items to train on: an `IrregularDataset`, or any GluonTS data set.
+        The items to train on: an `IrregularDataset`, or any GluonTS data set. The windows of an
+        `ArrowDataset` are cut from its file; any other data set is read into memory.
     validation_data
         The items to validate on, if any.
     prediction_length
         The largest number of queries of a window.
     context_length
         The largest number of observation times that are read before them.
+    horizon
+        Duration such as ``"24h"``: a window asks for what was observed within it, a varying number
+        of queries, from the first one on. If None, it asks for the next ``prediction_length``
+        observations.
+    context
+        Duration of the observations that are read, back from the last one before the forecast
+        origin; only ``context_length`` limits them if None.
+    origins
+        Forecast origins in training: ``"random"``, an epoch of ``num_batches_per_epoch`` batches
+        drawn evenly from all items, or ``"sliding"``, an epoch of each window once.
+    validation_origins
+        ``"last"``: the last window of each item; ``"sliding"``: each window once.
+    stride
+        Rows from one sliding window to the next.
     seasonality
         Calendar cycles given to the model: of ``"hour"``, ``"day"``, ``"week"``, ``"year"``. None
         gives a regular data set those that fit its frequency, and an irregular one none.
@@ -41,9 +64,12 @@ class IrregularDataModule(pl.LightningDataModule):
     scaling
         What values are measured against, see `WindowSpec`.
     batch_size, num_batches_per_epoch
-        Size of a batch, and number of training batches of an epoch.
+        Size of a batch, of all processes together, and number of batches of an epoch of random
+        windows.
     num_workers
-        Processes that cut windows; 0 cuts them in the training process.
+        Processes that cut windows for each training process, which cuts its own if 0.
+    pin_memory
+        Whether batches are put into page-locked memory, from which a GPU copies faster.
     seed
         Seed of the windows.
     spec
@@ -54,6 +80,14 @@ class IrregularDataModule(pl.LightningDataModule):
     ----------
     spec
         How windows are cut, with the statistics of the training set.
+    training_windows, validation_windows
+        The windows, by number.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be trained on, or a horizon holds more than ``prediction_length``
+        observations.
     """
 
     def __init__(
@@ -63,42 +97,70 @@ class IrregularDataModule(pl.LightningDataModule):
         *,
         prediction_length: int,
         context_length: int,
+        horizon: Duration | None = None,
+        context: Duration | None = None,
+        origins: Literal["random", "sliding"] = "random",
+        validation_origins: Literal["last", "sliding"] = "last",
+        stride: int = 1,
         seasonality: tuple[str, ...] | None = None,
         centred: bool = True,
         scaling: str = "window",
         batch_size: int = 32,
         num_batches_per_epoch: int = 50,
         num_workers: int = 0,
+        pin_memory: bool = False,
         seed: int = 0,
         spec: WindowSpec | None = None,
     ) -> None:
         super().__init__()
-        entries = list(training_data)
+        if origins not in ("random", "sliding"):
+            raise UnknownNameError("origins", origins, ["random", "sliding"])
+        if validation_origins not in ("last", "sliding"):
+            raise UnknownNameError("validation_origins", validation_origins, ["last", "sliding"])
+        entries = _by_number(training_data)
         if spec is None:
             schema = schema_of(entries)
+            if schema.time == "regular" and (horizon is not None or context is not None):
+                raise DataError(
+                    "a regular data set counts periods, not durations",
+                    "give context_length and prediction_length alone",
+                    field="context" if horizon is None else "horizon",
+                )
             if seasonality is None:
                 seasonality = _seasonality_of(schema.time_unit) if schema.time == "regular" else ()
-            training = [read_series(entry, schema, seasonality) for entry in entries]
+            training = _series(entries, schema, seasonality)
             spec = WindowSpec(
                 schema=schema,
                 statistics=Statistics.fit(training, schema.target),
                 context_length=context_length,
                 prediction_length=prediction_length,
+                context=read_seconds(context, "context"),
+                horizon=read_seconds(horizon, "horizon"),
                 seasonality=seasonality,
                 centred=centred,
                 scaling=scaling,
             )
         else:
-            training = [spec.read(entry) for entry in entries]
+            training = _series(entries, spec.schema, spec.seasonality)
         self.spec = spec
         self.batch_size = batch_size
-        self.num_batches_per_epoch = num_batches_per_epoch
         self.num_workers = num_workers
-        self._done = 0, 0  # epochs, and batches of the epoch after them
-        self._training = TrainingWindows(training, spec, seed=seed)
-        self._validation: list[Series] | None = (
-            None if validation_data is None else [spec.read(entry) for entry in validation_data]
-        )
+        self.pin_memory = pin_memory
+        self.seed = seed
+        self._begin = 0, 0
+        if origins == "random":
+            self.training_windows = TrainingWindows(training, spec, seed=seed)
+            self._epoch_size = batch_size * num_batches_per_epoch
+        else:
+            self.training_windows = SlidingWindows(training, spec, stride=stride, seed=seed)
+            self._epoch_size = len(self.training_windows)
+        self.validation_windows = None
+        if validation_data is not None:
+            validation = _series(_by_number(validation_data), spec.schema, spec.seasonality)
+            if validation_origins == "last":
+                self.validation_windows = LastWindows(validation, spec)
+            else:
+                self.validation_windows = SlidingWindows(validation, spec, stride=stride)
 
     def check_counts(self) -> None:
         """Raise unless every target is a count, as a discrete distribution needs it.
@@ -109,7 +171,7 @@ class IrregularDataModule(pl.LightningDataModule):
             If a target is negative or has a fraction.
         """
         channels = len(self.spec.schema.target)
-        for series in self._training.data:
+        for series in self.training_windows.data:
             targets = series.values[:, :channels]
             wrong = (targets < 0) | (targets != np.round(targets)) & np.isfinite(targets)
             if wrong.any():
@@ -122,44 +184,80 @@ class IrregularDataModule(pl.LightningDataModule):
                     position=int(position),
                 )
 
-    def train_dataloader(self) -> DataLoader[Window]:
-        """Return the loader of random windows."""
-        (epochs, batches), self._done = self._done, (0, 0)
+    def setup(self, stage: str) -> None:
+        """Give all processes the seed of the first one, in case that theirs were drawn."""
+        self._begin = 0, 0
+        if self.trainer is not None:
+            self._set_seed(self.trainer.strategy.broadcast(self.seed))
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the training is, for a checkpoint: its next batch, and the seed."""
+        assert self.trainer is not None
+        loop, epoch = self.trainer.fit_loop, self.trainer.current_epoch
+        batches = loop.epoch_loop.batch_progress
+        in_progress = loop.epoch_progress.current.ready > epoch
+        if in_progress and batches.is_last_batch:
+            epoch, in_progress = epoch + 1, False
+        batch = batches.current.ready if in_progress else 0
+        return {"epoch": epoch, "batch": batch, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where :meth:`state_dict` was.
+
+        Lightning calls it before it makes a loader, whose workers read ahead at once.
+        """
+        self._begin = state_dict["epoch"], state_dict["batch"]
+        self._set_seed(state_dict["seed"])
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the loader of the training windows."""
+        batches = self._batches(self.training_windows, self._epoch_size)
+        return self._loader(batches, EpochSampler(batches, *self._begin))
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Return the loader of the validation windows, or none."""
+        if self.validation_windows is None:
+            return []
+        batches = self._batches(self.validation_windows, len(self.validation_windows))
+        return self._loader(batches, InOrder(batches))
+
+    def _set_seed(self, seed: int) -> None:
+        self.seed = self.training_windows.seed = seed
+
+    def _batches(self, windows: Windows, num_windows: int) -> Batches:
+        """Return the share of the batches that the process of the trainer reads."""
+        rank, world_size = 0, 1
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return Batches(
+            windows, num_windows, batch_size=self.batch_size, rank=rank, world_size=world_size
+        )
+
+    def _loader(self, batches: Batches, order: InOrder) -> DataLoader[Batch]:
         return DataLoader(
-            self._training,
-            batch_size=self.batch_size,
-            sampler=EpochSampler(
-                self.batch_size * self.num_batches_per_epoch,
-                epoch=epochs,
-                done=batches * self.batch_size,
-            ),
-            collate_fn=collate,
+            batches,
+            batch_size=None,  # the elements are batches already
+            sampler=order,
             num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
         )
 
-    def state_dict(self) -> dict[str, int]:
-        """Return how much was trained on, so that a resumed run goes on within an epoch."""
-        assert self.trainer is not None
-        loop = self.trainer.fit_loop
-        begun = loop.epoch_progress.current.ready
-        if not begun:
-            return {}
-        size = int(self.trainer.num_training_batches)
-        drawn = loop.epoch_loop.batch_progress.current.processed  # pyright: ignore
-        epochs, batches = divmod((begun - 1) * size + drawn, size)
-        return {"epochs": epochs, "batches": batches}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on behind what was trained on."""
-        self._done = state_dict["epochs"], state_dict["batches"]
+def _by_number(dataset: Dataset) -> Sequence[DataEntry]:
+    """Return the entries of a data set, all in memory unless they are in a file."""
+    if isinstance(dataset, TrainingDataset) and isinstance(dataset.dataset, ArrowDataset):
+        return dataset.dataset.map(dataset.splitter.training_entry)
+    return dataset if isinstance(dataset, ArrowDataset) else list(dataset)
 
-    def val_dataloader(self) -> DataLoader[Window] | list[DataLoader[Window]]:
-        """Return the loader of the last windows, or none."""
-        if self._validation is None:
-            return []
-        windows = LastWindows(self._validation, self.spec)
-        return DataLoader(windows, batch_size=self.batch_size, collate_fn=collate)
+
+def _series(
+    entries: Sequence[DataEntry], schema: Schema, seasonality: tuple[str, ...]
+) -> Sequence[Series]:
+    """Return the series of entries, read when they are asked for if the entries are in a file."""
+    if isinstance(entries, ArrowDataset):
+        return SeriesOnDemand(entries, schema, seasonality)
+    return [read_series(entry, schema, seasonality) for entry in entries]
 
 
 def _seasonality_of(freq: str) -> tuple[str, ...]:

@@ -29,6 +29,39 @@ def unit_seconds(time_unit: str) -> float:
     return pd.Timedelta(1, unit=time_unit).value / 1e9
 
 
+Duration = str | pd.Timedelta
+"""A length of time as pandas writes it, such as ``"24h"``."""
+
+
+def read_duration(value: Duration, field: str) -> pd.Timedelta:
+    """Read a length of time, which is not negative; ``field`` names it in an error.
+
+    >>> read_duration("36h", "horizon")
+    Timedelta('1 days 12:00:00')
+    """
+    try:
+        duration = pd.Timedelta(value)
+    except (ValueError, TypeError):
+        duration = None
+    if duration is None or not duration >= pd.Timedelta(0):
+        raise DataError(f"{value!r} is not a duration", "give one such as '24h'", field=field)
+    return duration
+
+
+def read_seconds(value: Duration | None, field: str) -> float | None:
+    """Read a positive length of time in seconds, None if there is none.
+
+    >>> read_seconds("36h", "horizon")
+    129600.0
+    """
+    if value is None:
+        return None
+    seconds = read_duration(value, field).total_seconds()
+    if seconds == 0:
+        raise DataError("the duration is zero", "give one such as '24h'", field=field)
+    return seconds
+
+
 @dataclass(frozen=True)
 class Schema:
     """Names and kinds of everything in a data set.

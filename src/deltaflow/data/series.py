@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pandas as pd
@@ -58,10 +59,10 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
     Entries of an `IrregularDataset` carry theirs. An ordinary GluonTS data set names nothing, so
     its channels and features are numbered.
     """
-    entries = list(entries)
-    if not entries:
+    entries = iter(entries)
+    first = next(entries, None)
+    if first is None:
         raise DataError("the data set is empty", "give at least one item")
-    first = entries[0]
     if is_irregular(first):
         return Schema.from_dict(first["info"]["schema"])
     target = np.asarray(first["target"])
@@ -70,7 +71,9 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
         return tuple(f"{field}_{i}" for i in range(len(first.get(field, ()))))
 
     channels = 1 if target.ndim == 1 else target.shape[0]
-    codes = [np.asarray(entry.get("feat_static_cat", ()), dtype=int) for entry in entries]
+    codes = [
+        np.asarray(entry.get("feat_static_cat", ()), dtype=int) for entry in chain([first], entries)
+    ]
     levels = np.max(codes, axis=0) + 1
     return Schema(
         target=("target",) if channels == 1 else tuple(f"target_{i}" for i in range(channels)),
@@ -166,6 +169,38 @@ def read_series(
         static_real=_vector(entry, "feat_static_real", len(schema.feat_static_real), np.float64),
         static_cat=np.where((codes >= 0) & (codes < counts), codes, -1),
     )
+
+
+class SeriesOnDemand(Sequence[Series]):
+    """The series of a data set in a file, each read and checked when it is asked for.
+
+    Parameters
+    ----------
+    dataset
+        Entries by number.
+    schema, seasonality
+        See `read_series`.
+    """
+
+    def __init__(
+        self, dataset: Sequence[DataEntry], schema: Schema, seasonality: Iterable[str]
+    ) -> None:
+        self.dataset = dataset
+        self.schema = schema
+        self.seasonality = tuple(seasonality)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @overload
+    def __getitem__(self, index: int) -> Series: ...
+    @overload
+    def __getitem__(self, index: slice) -> SeriesOnDemand: ...
+    def __getitem__(self, index):
+        entries = self.dataset[index]
+        if isinstance(index, slice):
+            return SeriesOnDemand(entries, self.schema, self.seasonality)
+        return read_series(entries, self.schema, self.seasonality)
 
 
 def _matrix(entry: DataEntry, field: str, rows: int, univariate: bool = False) -> np.ndarray:

@@ -7,7 +7,7 @@ typical gap, and only then cast to float32.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from gluonts.dataset.common import DataEntry
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series
@@ -86,6 +86,12 @@ class WindowSpec:
         The largest number of observation times that are read before the forecast origin.
     prediction_length
         The largest number of queries Q.
+    context
+        The longest time in seconds from the first observation that is read to the last one; None
+        if ``context_length`` alone limits them.
+    horizon
+        Queries of a training window lie less than so many seconds after the first of them, all
+        that were observed there; None if they are the next ``prediction_length`` ones.
     seasonality
         Calendar cycles given as covariates, see `calendar_phases`.
     centred
@@ -100,6 +106,8 @@ class WindowSpec:
     statistics: Statistics
     context_length: int
     prediction_length: int
+    context: float | None = None
+    horizon: float | None = None
     seasonality: tuple[str, ...] = ()
     centred: bool = True
     scaling: str = "window"
@@ -115,6 +123,8 @@ class WindowSpec:
             "statistics": self.statistics.to_dict(),
             "context_length": self.context_length,
             "prediction_length": self.prediction_length,
+            "context": self.context,
+            "horizon": self.horizon,
             "seasonality": list(self.seasonality),
             "centred": self.centred,
             "scaling": self.scaling,
@@ -128,6 +138,8 @@ class WindowSpec:
             statistics=Statistics.from_dict(plain["statistics"]),
             context_length=plain["context_length"],
             prediction_length=plain["prediction_length"],
+            context=plain["context"],
+            horizon=plain["horizon"],
             seasonality=tuple(plain["seasonality"]),
             centred=plain["centred"],
             scaling=plain["scaling"],
@@ -149,10 +161,10 @@ class WindowSpec:
         blind
             Leave the context out, as if nothing had been observed yet.
         """
-        context = slice(max(0, origin - self.context_length), origin)
-        if blind:
-            context = slice(origin, origin)
+        context = slice(origin if blind else self._context_start(series, origin), origin)
         queries = slice(origin, origin + self.prediction_length)
+        if origin < series.length:
+            queries = slice(origin, int(self.horizon_ends(series, np.array([origin]))[0]))
         raw = series.values[context]
         channels = len(self.schema.target)
         centred = np.ones(raw.shape[1], dtype=bool)
@@ -177,6 +189,50 @@ class WindowSpec:
             loc=loc[:channels],
             scale=scale[:channels],
         )
+
+    def horizon_ends(self, series: Series, origins: np.ndarray) -> np.ndarray:
+        """Return the row behind the last query of a window at each origin, the last row at most.
+
+        Raises
+        ------
+        DataError
+            If more than ``prediction_length`` observations lie within the horizon.
+        """
+        times = series.times[: series.length]
+        if self.horizon is None:
+            return np.minimum(origins + self.prediction_length, len(times))
+        ends = _first_at(times, times[origins] + self.horizon)
+        queries = ends - origins
+        if len(origins) and queries.max() > self.prediction_length:
+            raise DataError(
+                f"{queries.max()} observations follow within the horizon, but prediction_length "
+                f"is {self.prediction_length}",
+                "choose a larger prediction_length or a shorter horizon",
+                item=series.item_id,
+                position=int(origins[queries.argmax()]),
+            )
+        return ends
+
+    def _context_start(self, series: Series, origin: int) -> int:
+        start = max(0, origin - self.context_length)
+        if self.context is None or origin == 0:
+            return start
+        # From the last observation on, so that no query has an influence on what is read.
+        times = series.times[:origin]
+        return max(start, int(_first_at(times, times[-1] - self.context)))
+
+    def blank(self) -> Window:
+        """Return a window without observations and without queries."""
+        statistics = self.statistics
+        nothing = Series(
+            item_id=None,
+            times=np.empty(0),
+            values=np.empty((0, len(statistics.center))),
+            covariates=np.empty((0, len(statistics.covariate_center))),
+            static_real=np.full(len(statistics.static_center), np.nan),
+            static_cat=np.full(len(self.schema.feat_static_cat), -1),
+        )
+        return self.cut(nothing, 0)
 
     def _scaled_covariates(self, covariates: np.ndarray) -> np.ndarray:
         center = np.array(self.statistics.covariate_center)
@@ -260,47 +316,84 @@ class TrainingWindows(Dataset[Window]):
     def __init__(
         self, data: Sequence[Series], spec: WindowSpec, *, seed: int, blind_share: float = 0.02
     ) -> None:
-        channels = len(spec.schema.target)
-        ranges = [_origins(series, channels) for series in data]
-        usable = [i for i, (low, high) in enumerate(ranges) if low <= high]
-        if not usable:
-            raise DataError(
-                "no item has an observed target after another observation",
-                "give longer series",
-            )
-        if len(usable) < len(data):
-            warnings.warn(
-                f"{len(data) - len(usable)} of {len(data)} items have no observed target after "
-                "another observation; training passes over them",
-                DeltaflowWarning,
-                stacklevel=2,
-            )
-        self.data = [data[i] for i in usable]
-        self.origins = [ranges[i] for i in usable]
+        self.data = data
+        self.items, self.origins = _usable(data, spec)
         self.spec = spec
         self.seed = seed
         self.blind_share = blind_share
         self._order = (-1, np.empty(0, dtype=int))
+        if len(self.items) < len(data):
+            warnings.warn(
+                f"{len(data) - len(self.items)} of {len(data)} items have no observed target after "
+                "another observation; training passes over them",
+                DeltaflowWarning,
+                stacklevel=2,
+            )
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> Window:
-        turn, place = divmod(index, len(self.data))
+        turn, place = divmod(index, len(self))
         if self._order[0] != turn:
-            permutation = np.random.default_rng([self.seed, 0, turn]).permutation(len(self.data))
+            permutation = np.random.default_rng([self.seed, 0, turn]).permutation(len(self))
             self._order = turn, permutation
-        item = self._order[1][place]
+        number = int(self._order[1][place])
         random = np.random.default_rng([self.seed, 1, index])
-        low, high = self.origins[item]
+        low, high = self.origins[number]
         origin = int(random.integers(low, high + 1))
-        return self.spec.cut(self.data[item], origin, blind=random.random() < self.blind_share)
+        series = self.data[int(self.items[number])]
+        return self.spec.cut(series, origin, blind=random.random() < self.blind_share)
+
+
+class SlidingWindows(Dataset[Window]):
+    """The windows at every ``stride``-th origin of each series, from its first one on.
+
+    Parameters
+    ----------
+    data, spec
+        The series, and how windows are cut.
+    stride
+        Rows from one origin to the next.
+    seed
+        Every pass over the windows is a new permutation that depends on the seed and on the
+        number of the pass alone; if None, there is one pass, in the order of the data.
+    """
+
+    def __init__(
+        self, data: Sequence[Series], spec: WindowSpec, *, stride: int = 1, seed: int | None = None
+    ) -> None:
+        if stride < 1:
+            raise DataError(f"{stride} is less than 1", "give a number of rows", field="stride")
+        self.data = data
+        self.items, self.origins = _usable(data, spec)
+        self.spec = spec
+        self.stride = stride
+        self.seed = seed
+        low, high = self.origins.T
+        self._ends = ((high - low) // stride + 1).cumsum()
+        self._order = (-1, np.empty(0, dtype=int))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Window:
+        if self.seed is not None:
+            turn, place = divmod(index, len(self))
+            if self._order[0] != turn:
+                permutation = np.random.default_rng([self.seed, turn]).permutation(len(self))
+                self._order = turn, permutation
+            index = int(self._order[1][place])
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[number - 1]) if number else 0
+        origin = int(self.origins[number, 0]) + self.stride * (index - first)
+        return self.spec.cut(self.data[int(self.items[number])], origin)
 
 
 class LastWindows(Dataset[Window]):
-    """The last window of every series that has one: what validation measures.
+    """The last window of every series that has one.
 
-    It has ``prediction_length`` queries, but no more than leave the earlier half of the possible
+    It is as long as the horizon, but no longer than leaves the earlier half of the possible
     origins to the context: a horizon as long as the series would leave nothing to forecast from.
 
     Parameters
@@ -310,49 +403,47 @@ class LastWindows(Dataset[Window]):
     """
 
     def __init__(self, data: Sequence[Series], spec: WindowSpec) -> None:
-        channels = len(spec.schema.target)
+        self.data = data
+        self.items, ranges = _usable(data, spec, "validation item")
         self.spec = spec
-        self.windows = [
-            (series, max((low + high) // 2, high + 1 - spec.prediction_length))
-            for series in data
-            for low, high in [_origins(series, channels)]
-            if low <= high
+        self.origins = [
+            self._last_origin(data[item], low, high)
+            for item, (low, high) in zip(self.items.tolist(), ranges.tolist(), strict=True)
         ]
-        if not self.windows:
-            raise DataError(
-                "no validation item has an observed target after another observation",
-                "give longer series",
-            )
+
+    def _last_origin(self, series: Series, low: int, high: int) -> int:
+        origins = np.arange((low + high) // 2, high + 1)
+        ends = self.spec.horizon_ends(series, origins)
+        return int(origins[np.argmax(ends > high)])
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> Window:
-        return self.spec.cut(*self.windows[index])
+        return self.spec.cut(self.data[int(self.items[index])], self.origins[index])
 
 
-class EpochSampler(Sampler[int]):
-    """Numbers ``epoch · size … (epoch + 1) · size - 1``: no window is drawn in two epochs.
+def _usable(
+    data: Sequence[Series], spec: WindowSpec, what: str = "item"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the items that have windows, and their first and last origins.
 
-    Lightning calls :meth:`set_epoch` before each epoch, so a resumed run goes on where the
-    interrupted one would have: in its first epoch, behind the ``done`` windows drawn already.
+    Raises
+    ------
+    DataError
+        If there are none, or a horizon holds more than ``prediction_length`` observations.
     """
-
-    def __init__(self, size: int, epoch: int = 0, done: int = 0) -> None:
-        self.size = size
-        self.epoch = epoch
-        self.done = done
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * self.size + self.done, (self.epoch + 1) * self.size))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the numbers of this epoch."""
-        if epoch != self.epoch:
-            self.epoch, self.done = epoch, 0
+    ranges = np.empty((len(data), 2), dtype=np.int64)
+    for number, series in enumerate(data):
+        low, high = _origins(series, len(spec.schema.target))
+        ranges[number] = low, high
+        spec.horizon_ends(series, np.arange(low, high + 1))
+    items = np.flatnonzero(ranges[:, 0] <= ranges[:, 1])
+    if not len(items):
+        raise DataError(
+            f"no {what} has an observed target after another observation", "give longer series"
+        )
+    return items, ranges[items]
 
 
 def _origins(series: Series, channels: int) -> tuple[int, int]:
@@ -363,6 +454,15 @@ def _origins(series: Series, channels: int) -> tuple[int, int]:
     if not len(wanted):
         return 1, 0
     return int(seen[0]) + 1, int(wanted[-1])
+
+
+def _first_at(times: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Return the row of the first time at or after each moment.
+
+    Times that differ by a few roundings of float64 are the same.
+    """
+    largest = np.abs(times).max(initial=0.0)
+    return np.searchsorted(times, moments - 8 * np.spacing(largest))
 
 
 def _scaled(values: np.ndarray, center: np.ndarray, spread: np.ndarray) -> np.ndarray:

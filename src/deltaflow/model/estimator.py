@@ -17,6 +17,7 @@ from gluonts.model.estimator import Estimator
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from deltaflow.data import IrregularDataModule
+from deltaflow.data.schema import read_seconds
 from deltaflow.data.statistics import SCALINGS
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import DeltaflowError, UnknownNameError
@@ -44,6 +45,9 @@ class IrregularEstimator(Estimator):
     context_length
         The largest number of observation times that are read before them; by default the larger
         of 64 and ``2 * prediction_length``.
+    horizon, context
+        Durations such as ``"24h"`` to which training windows are cut, in addition to these counts;
+        see `IrregularDataModule`.
     encoder
         Name of a registered encoder; by default the one that gives the estimator its name.
     encoder_kwargs
@@ -71,7 +75,9 @@ class IrregularEstimator(Estimator):
     lr, weight_decay
         Settings of the optimiser, see `ForecastLightningModule`.
     batch_size, num_batches_per_epoch
-        Size of a batch, and number of training batches of an epoch.
+        Size of a batch, of all processes together, and number of training batches of an epoch.
+    num_workers
+        Processes that cut windows for each training process, which cuts its own if 0.
     seed
         Seed of weights and windows; the global random state is left alone then. If None, both
         follow the global random state of torch.
@@ -97,6 +103,8 @@ class IrregularEstimator(Estimator):
         self,
         prediction_length: int,
         context_length: int | None = None,
+        horizon: str | None = None,
+        context: str | None = None,
         encoder: str | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
         network: str = "joint",
@@ -113,6 +121,7 @@ class IrregularEstimator(Estimator):
         weight_decay: float = 1e-4,
         batch_size: int = 32,
         num_batches_per_epoch: int = 50,
+        num_workers: int = 0,
         seed: int | None = None,
         trainer_kwargs: dict[str, Any] | None = None,
     ) -> None:
@@ -131,6 +140,8 @@ class IrregularEstimator(Estimator):
                 raise UnknownNameError(kind, name, known)
         self.prediction_length = prediction_length
         self.context_length = context_length or max(64, 2 * prediction_length)
+        self.horizon = horizon
+        self.context = context
         self.encoder = encoder
         self.encoder_kwargs = encoder_kwargs or {}
         self.network = network
@@ -147,6 +158,7 @@ class IrregularEstimator(Estimator):
         self.weight_decay = weight_decay
         self.batch_size = batch_size
         self.num_batches_per_epoch = num_batches_per_epoch
+        self.num_workers = num_workers
         self.seed = seed
         self.trainer_kwargs = trainer_kwargs or {}
 
@@ -209,10 +221,12 @@ class IrregularEstimator(Estimator):
                 trainer, checkpoint = self._create_trainer(scratch, validation_data is not None)
                 trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
                 if checkpoint is not None and checkpoint.best_model_path:
-                    best = torch.load(
-                        checkpoint.best_model_path, map_location="cpu", weights_only=True
-                    )
-                    module.load_state_dict(best["state_dict"])
+                    best = {}
+                    if trainer.is_global_zero:  # other nodes do not see its directory
+                        best = torch.load(
+                            checkpoint.best_model_path, map_location="cpu", weights_only=True
+                        )["state_dict"]
+                    module.load_state_dict(trainer.strategy.broadcast(best))
         return TrainOutput(module, trainer, self.create_predictor(module))
 
     def create_data_module(
@@ -230,17 +244,22 @@ class IrregularEstimator(Estimator):
                 from_predictor.spec,
                 context_length=self.context_length,
                 prediction_length=self.prediction_length,
+                horizon=read_seconds(self.horizon, "horizon"),
+                context=read_seconds(self.context, "context"),
             )
         data = IrregularDataModule(
             training_data,
             validation_data,
             prediction_length=self.prediction_length,
             context_length=self.context_length,
+            horizon=self.horizon,
+            context=self.context,
             seasonality=None if self.seasonality is None else tuple(self.seasonality),
             centred=is_centred(output),
             scaling=self.scaling,
             batch_size=self.batch_size,
             num_batches_per_epoch=self.num_batches_per_epoch,
+            num_workers=self.num_workers,
             seed=seed,
             spec=known,
         )

@@ -221,15 +221,23 @@ class ForecastLightningModule(pl.LightningModule):
 
     def _mean_loss(self, batch: Batch, name: str, args: tuple[Tensor, ...] | None = None) -> Tensor:
         total, count = self.network.loss(batch, args)
-        loss = total / count.clamp(min=1)
-        if not torch.isfinite(loss):
+        sums = torch.stack([total.detach(), count.to(total.dtype)])
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        count = sums[1].clamp(min=1)
+        mean = sums[0] / count
+        if not torch.isfinite(mean):
             raise DeltaflowError(
-                f"{name} became {loss.item()} in epoch {self.current_epoch}: lower the learning "
+                f"{name} became {mean.item()} in epoch {self.current_epoch}: lower the learning "
                 "rate, or choose a distr_output whose distribution covers the targets"
             )
         # Weighted by the number of observed targets, an epoch's mean is that over all of them.
-        self.log(name, loss, on_epoch=True, on_step=False, prog_bar=True, batch_size=int(count))
-        return loss
+        # The mean and its weight are those of all processes; averaging them again is harmless.
+        self.log(
+            name, mean, on_epoch=True, on_step=False, prog_bar=True, sync_dist=True,
+            batch_size=int(sums[1]),
+        )  # fmt: skip
+        # DDP averages the gradients of the processes: their number makes a sum of that.
+        return total / count * self.trainer.world_size
 
     def _score(self, batch: Batch, args: tuple[Tensor, ...], scores: ForecastScores) -> None:
         """Add the forecasts of a batch to the scores, at the values that were observed."""

@@ -1,0 +1,412 @@
+"""Irregular data sets in Arrow files: written as a stream, read item by item from a memory map."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+import numpy as np
+import pandas as pd
+from gluonts.dataset.common import DataEntry
+
+from deltaflow.data.dataset import read_entries
+from deltaflow.data.schema import Schema
+from deltaflow.data.series import read_series, schema_of
+from deltaflow.data.validation import check_columns, gather_rows, read_levels, read_times
+from deltaflow.errors import DataError, DeltaflowError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_METADATA = b"deltaflow"
+_BATCH_NUMBERS = 2**20
+"""A record batch is written as soon as it holds so many numbers, 8 MiB."""
+
+_ENTRY_NUMBERS = 2**7
+"""What the Python objects of an entry take in memory, beside its arrays, in numbers."""
+
+_NUMBERS = ("target", "feat_dynamic_real", "past_feat_dynamic_real", "feat_static_real")
+_CODES = "feat_static_cat"
+
+
+class ArrowDataset(Sequence[DataEntry]):
+    """The irregular series of an Arrow file, each read when it is asked for.
+
+    It stands wherever an `IrregularDataset` does. The file is mapped into memory: arrays of an
+    entry are read-only views of it, and it may be larger than memory. Every process opens it anew.
+
+    Parameters
+    ----------
+    path
+        A file of `write_arrow` or `parquet_to_arrow`.
+
+    Raises
+    ------
+    DataError
+        If it is no such file.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from deltaflow import IrregularDataset
+    >>> from deltaflow.tasks import irregular_sine
+    >>> dataset = IrregularDataset.from_long_dataframe(irregular_sine())
+    >>> with TemporaryDirectory() as directory:
+    ...     write_arrow(f"{directory}/sine.arrow", dataset)
+    ...     stored = ArrowDataset(f"{directory}/sine.arrow")
+    ...     stored[7]["item_id"], bool((stored[7]["target"] == dataset[7]["target"]).all())
+    ('series_7', True)
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file: _File | None = None
+        self._items: np.ndarray | None = None
+        self._functions: tuple[Callable[[DataEntry], DataEntry], ...] = ()
+        self.schema = self._opened.schema
+
+    def __len__(self) -> int:
+        return int(self._opened.bounds[-1]) if self._items is None else len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> DataEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> ArrowDataset: ...
+    def __getitem__(self, index):
+        numbers = range(len(self))
+        if isinstance(index, slice):
+            return self.select(numbers[index])
+        number = numbers[index]  # raises IndexError, and counts negative ones from the end
+        entry = self._opened.read(number if self._items is None else int(self._items[number]))
+        for function in self._functions:
+            entry = function(entry)
+        return entry
+
+    def __iter__(self) -> Iterator[DataEntry]:
+        return (self[number] for number in range(len(self)))
+
+    def __repr__(self) -> str:
+        channels = ", ".join(self.schema.target)
+        return f"ArrowDataset({len(self)} items, target: {channels}, {str(self.path)!r})"
+
+    def select(self, indices: Iterable[int]) -> ArrowDataset:
+        """Return the data set of the items at ``indices``, in that order."""
+        chosen = np.fromiter(indices, dtype=np.int64)
+        return self._with(_items=chosen if self._items is None else self._items[chosen])
+
+    def map(self, function: Callable[[DataEntry], DataEntry]) -> ArrowDataset:
+        """Return the data set of ``function(entry)``, called when an entry is asked for."""
+        return self._with(_functions=(*self._functions, function))
+
+    def _with(self, **changes: Any) -> ArrowDataset:
+        other = object.__new__(ArrowDataset)
+        other.__dict__.update({**self.__dict__, **changes})
+        return other
+
+    @property
+    def _opened(self) -> _File:
+        if self._file is None:
+            self._file = _open(self.path)
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+
+def write_arrow(path: str | Path, entries: Iterable[DataEntry]) -> None:
+    """Write irregular series into an Arrow file, one after the other.
+
+    Parameters
+    ----------
+    path
+        The file. It appears when it is complete, in place of an earlier one.
+    entries
+        An `IrregularDataset`, or any stream of such entries.
+
+    Raises
+    ------
+    DataError
+        If an entry is not irregular, is bad in itself, or has another schema than the first one.
+    """
+    pa = _pyarrow()
+    path = Path(path)
+    entries = iter(entries)
+    first = next(entries, None)
+    if first is None:
+        raise DataError("there are no entries to write", "give at least one")
+    schema = schema_of([first])
+    if schema.time == "regular":
+        raise DataError(
+            "the series is regular, without an info['time_origin']",
+            "write an IrregularDataset",
+            item=first.get("item_id"),
+            field="info",
+        )
+    layout = _layout(pa, schema)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, layout) as writer:
+            for batch in _gathered(chain([first], entries), schema):
+                writer.write_batch(_record_batch(pa, batch, layout))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def parquet_to_arrow(
+    source: str | Path,
+    path: str | Path,
+    *,
+    item_id: str = "item_id",
+    timestamp: str = "timestamp",
+    target: str | Sequence[str] = "target",
+    time_unit: str = "h",
+    feat_dynamic_real: Sequence[str] = (),
+    past_feat_dynamic_real: Sequence[str] = (),
+    feat_static_real: Sequence[str] = (),
+    feat_static_cat: Sequence[str] = (),
+) -> None:
+    """Write a long Parquet file as an Arrow file of series, without reading it whole.
+
+    The rows of an item stand together and are sorted by time. What is held in memory is a batch
+    of rows, one whole item, and the names of the items.
+
+    Parameters
+    ----------
+    source, path
+        The Parquet file, and the Arrow file to write.
+    item_id, timestamp, target, time_unit
+        See `IrregularDataset.from_long_dataframe`, as for the following ones.
+    feat_dynamic_real, past_feat_dynamic_real, feat_static_real, feat_static_cat
+        Names of further columns.
+
+    Raises
+    ------
+    DataError
+        As `IrregularDataset.from_long_dataframe`; and if the rows of an item do not stand
+        together, or the times are float32.
+    """
+    from pyarrow import parquet
+
+    roles = {
+        "target": (target,) if isinstance(target, str) else tuple(target),
+        "feat_dynamic_real": tuple(feat_dynamic_real),
+        "past_feat_dynamic_real": tuple(past_feat_dynamic_real),
+        "feat_static_real": tuple(feat_static_real),
+    }
+    columns = [item_id, timestamp, *chain(*roles.values()), *feat_static_cat]
+    with parquet.ParquetFile(source) as file:
+        check_columns(file.schema_arrow.empty_table().to_pandas(), columns, "the Parquet file")
+        if str(file.schema_arrow.field(timestamp).type) in ("float", "halffloat"):
+            raise DataError("the times are float32", "write them as float64", field=timestamp)
+        levels = {name: _levels(file, name) for name in feat_static_cat}
+
+        def entries() -> Iterator[DataEntry]:
+            schema = None
+            for frame in _whole_items(file, columns, item_id):
+                rows = gather_rows(frame, item_id)
+                times = read_times(frame[timestamp], rows)
+                if schema is None:
+                    schema = Schema(
+                        univariate=isinstance(target, str),
+                        time=times.kind,
+                        time_unit=time_unit,
+                        time_zone=times.time_zone,
+                        feat_static_cat=levels,
+                        **roles,
+                    )
+                yield from read_entries(frame, rows, times, timestamp, schema)
+
+        write_arrow(path, entries())
+
+
+class _File(NamedTuple):
+    """An opened file: its record batches as numpy views, and their numbers of items added up."""
+
+    schema: Schema
+    plain_schema: dict[str, Any]
+    batches: list[dict[str, Any]]
+    bounds: np.ndarray
+
+    def read(self, number: int) -> dict[str, Any]:
+        """Return an entry."""
+        place = int(np.searchsorted(self.bounds, number, side="right")) - 1
+        batch, row = self.batches[place], number - int(self.bounds[place])
+        schema = self.schema
+        channels = {
+            "target": len(schema.target),
+            "feat_dynamic_real": 1 + len(schema.feat_dynamic_real),
+            "past_feat_dynamic_real": len(schema.past_feat_dynamic_real),
+        }
+        entry: dict[str, Any] = {
+            "item_id": batch["item_id"][row].as_py(),
+            "start": pd.Period(ordinal=int(batch["start"][row]), freq=schema.time_unit),
+            "info": {
+                "time_origin": batch["time_origin"][row].as_py(),
+                "time_unit": schema.time_unit,
+                "time_resolution": batch["time_resolution"][row].as_py(),
+                "schema": self.plain_schema,
+            },
+        }
+        for name in (*_NUMBERS, _CODES):
+            if name in batch:
+                offsets, values = batch[name]
+                own = values[offsets[row] : offsets[row + 1]]
+                flat = name not in channels or (name == "target" and schema.univariate)
+                entry[name] = own if flat else own.reshape(channels[name], -1)
+        return entry
+
+
+def _open(path: Path) -> _File:
+    pa = _pyarrow()
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        metadata = json.loads((reader.schema.metadata or {})[_METADATA])
+        schema = Schema.from_dict(metadata["schema"])
+        layout = _layout(pa, schema)
+    except (pa.ArrowInvalid, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{str(path)!r} is not an Arrow file of series ({type(error).__name__})",
+            "write it with deltaflow.data.arrow.write_arrow",
+        ) from error
+    for field in layout:
+        if field not in reader.schema:
+            found = (
+                reader.schema.field(field.name).type if field.name in reader.schema.names else None
+            )
+            raise DataError(
+                f"is stored as {found}, not as {field.type}",
+                "write the file with deltaflow.data.arrow.write_arrow, which keeps float64",
+                field=field.name,
+            )
+    batches = [_views(reader.get_batch(i), layout) for i in range(reader.num_record_batches)]
+    bounds = np.cumsum([0, *(len(batch["start"]) for batch in batches)])
+    return _File(schema, schema.to_dict(), batches, bounds)
+
+
+def _layout(pa: Any, schema: Schema) -> pa.Schema:
+    """Return the columns of a file. Matrices are flattened row by row; times are row 0."""
+    numbers = pa.large_list(pa.float64())
+    columns = {
+        "item_id": pa.string(),
+        "start": pa.int64(),
+        "time_origin": pa.string(),
+        "time_resolution": pa.string(),
+        "target": numbers,
+        "feat_dynamic_real": numbers,
+    }
+    if schema.past_feat_dynamic_real:
+        columns["past_feat_dynamic_real"] = numbers
+    if schema.feat_static_real:
+        columns["feat_static_real"] = numbers
+    if schema.feat_static_cat:
+        columns[_CODES] = pa.large_list(pa.int64())
+    metadata = {_METADATA: json.dumps({"schema": schema.to_dict()})}
+    return pa.schema(list(columns.items()), metadata=metadata)
+
+
+def _record_batch(pa: Any, entries: list[DataEntry], layout: pa.Schema) -> pa.RecordBatch:
+    infos = [entry["info"] for entry in entries]
+    columns: dict[str, Any] = {
+        "item_id": [entry.get("item_id") for entry in entries],
+        "start": [entry["start"].ordinal for entry in entries],
+        "time_origin": [info["time_origin"] for info in infos],
+        "time_resolution": [info.get("time_resolution") for info in infos],
+    }
+    arrays = []
+    for field in layout:
+        if field.name in columns:
+            arrays.append(pa.array(columns[field.name], type=field.type))
+            continue
+        parts = [np.asarray(entry[field.name]).reshape(-1) for entry in entries]
+        offsets = np.cumsum([0, *map(len, parts)])
+        values = pa.array(np.concatenate(parts), type=field.type.value_type)
+        arrays.append(pa.LargeListArray.from_arrays(offsets, values))
+    return pa.RecordBatch.from_arrays(arrays, schema=layout)
+
+
+def _views(batch: pa.RecordBatch, layout: pa.Schema) -> dict[str, Any]:
+    """Return the columns of a record batch: offsets and values of lists as views of the file."""
+    views: dict[str, Any] = {}
+    for field in layout:
+        column = batch.column(field.name)
+        if field.name == "start":
+            views[field.name] = column.to_numpy()
+        elif field.name in (*_NUMBERS, _CODES):
+            views[field.name] = column.offsets.to_numpy(), column.values.to_numpy()  # noqa: PD011
+        else:
+            views[field.name] = column
+    return views
+
+
+def _gathered(entries: Iterable[DataEntry], schema: Schema) -> Iterator[list[DataEntry]]:
+    """Check entries, and gather as many as make a record batch."""
+    expected = schema.to_dict()
+    batch, numbers = [], 0
+    for entry in entries:
+        read_series(entry, schema)
+        if entry["info"]["schema"] != expected:
+            raise DataError("the schema is not that of the first entry", "write it to another file",
+                            item=entry.get("item_id"), field="info")  # fmt: skip
+        batch.append(entry)
+        numbers += _ENTRY_NUMBERS + sum(np.size(entry[name]) for name in _NUMBERS if name in entry)
+        if numbers >= _BATCH_NUMBERS:
+            yield batch
+            batch, numbers = [], 0
+    if batch:
+        yield batch
+
+
+def _whole_items(file: Any, columns: list[str], item_id: str) -> Iterator[pd.DataFrame]:
+    """Yield the rows of a Parquet file in frames that hold every item whole."""
+    done: set[Any] = set()
+    rest = pd.DataFrame()
+    row = 0
+    for batch in file.iter_batches(columns=columns):
+        frame = batch.to_pandas()
+        frame.index = pd.RangeIndex(row, row + len(frame))
+        row += len(frame)
+        frame = pd.concat([rest, frame]) if len(rest) else frame
+        if frame.empty:
+            continue
+        # The last item may go on in the next batch.
+        others = (frame[item_id] != frame[item_id].iloc[-1]).to_numpy()
+        cut = int(np.flatnonzero(others)[-1]) + 1 if others.any() else 0
+        rest = frame.iloc[cut:]
+        if cut:
+            yield _not_again(frame.iloc[:cut], item_id, done)
+    if len(rest):
+        yield _not_again(rest, item_id, done)
+
+
+def _not_again(frame: pd.DataFrame, item_id: str, done: set[Any]) -> pd.DataFrame:
+    items = frame[item_id].unique()
+    again = [item for item in items if item in done]
+    if again:
+        raise DataError(
+            "the rows of the item do not stand together",
+            "sort the Parquet file by item and time",
+            item=again[0],
+            field=item_id,
+        )
+    done.update(items)
+    return frame
+
+
+def _levels(file: Any, name: str) -> tuple[str, ...]:
+    levels: set[str] = set()
+    for batch in file.iter_batches(columns=[name]):
+        levels.update(read_levels(batch.to_pandas()[name]).dropna().unique())
+    return tuple(sorted(levels))
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise DeltaflowError("pyarrow is needed here: pip install 'deltaflow[arrow]'") from error
+    return pa

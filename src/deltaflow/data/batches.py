@@ -1,0 +1,113 @@
+"""Windows → numbered batches: what each of several processes reads of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch.utils.data import Dataset, DistributedSampler
+
+from deltaflow.data.windows import Batch, Window, WindowSpec, collate
+
+
+class Windows(Protocol):
+    """Windows by number; beyond the first pass over them where an order is drawn anew."""
+
+    spec: WindowSpec
+
+    def __getitem__(self, index: int) -> Window: ...
+
+
+class Batches(Dataset[Batch]):
+    """Batches by number, or the share of each that one of several processes reads.
+
+    The windows of an epoch are cut into batches in their order, and the last one may be smaller.
+    Of each batch, a process reads every ``world_size``-th window: together the processes read the
+    same batches as one process would, no window twice. Who has no window of a batch gets a blank
+    one, without anything observed or asked, so that all processes take the same number of steps.
+
+    Parameters
+    ----------
+    windows
+        The windows.
+    num_windows
+        Number of windows of an epoch.
+    batch_size
+        Windows of a batch, of all processes together.
+    rank, world_size
+        Which of how many processes reads.
+
+    Examples
+    --------
+    Of 5 windows in batches of 4, the second of two processes reads the 2nd and 4th, then none:
+
+    >>> from deltaflow import IrregularDataModule
+    >>> from deltaflow.tasks import regular_seasonal
+    >>> data = IrregularDataModule(regular_seasonal(), prediction_length=4, context_length=8)
+    >>> batches = Batches(data.training_windows, 5, batch_size=4, rank=1, world_size=2)
+    >>> [int(batch.target_observed.any(dim=(1, 2)).sum()) for batch in (batches[0], batches[1])]
+    [2, 0]
+    """
+
+    def __init__(
+        self,
+        windows: Windows,
+        num_windows: int,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.windows = windows
+        self.num_windows = num_windows
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return math.ceil(self.num_windows / self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        epoch, place = divmod(index, len(self))
+        epoch_end = (epoch + 1) * self.num_windows
+        start = epoch * self.num_windows + place * self.batch_size
+        numbers = range(start, min(start + self.batch_size, epoch_end))
+        own = [self.windows[number] for number in numbers[self.rank :: self.world_size]]
+        return collate(own or [self.windows.spec.blank()])
+
+
+class InOrder(DistributedSampler[int]):
+    """The batches of an epoch, in order.
+
+    `Batches` already splits each of them among the processes. This is a `DistributedSampler`
+    because Lightning leaves those as they are, and would split the batches once more otherwise.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        super().__init__(batches, num_replicas=1, rank=0, shuffle=False)
+
+
+class EpochSampler(InOrder):
+    """Batches ``epoch · size … (epoch + 1) · size - 1``: no window is drawn in two epochs.
+
+    Lightning calls :meth:`set_epoch` before each epoch.
+
+    Parameters
+    ----------
+    batches
+        The batches.
+    epoch, place
+        Where to begin: at which batch of which epoch. Later epochs are read from their start.
+    """
+
+    def __init__(self, batches: Batches, epoch: int = 0, place: int = 0) -> None:
+        super().__init__(batches)
+        self.epoch = epoch
+        self._begin = epoch, place
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, place = self._begin
+        first = place if self.epoch == epoch else 0
+        size = len(self)
+        return iter(range(self.epoch * size + first, (self.epoch + 1) * size))
