@@ -72,8 +72,12 @@ class CompareConfig:
         in the place of hidden_size; resampled_deepar keeps it.
     network, network_kwargs, scaling, balance
         The surroundings of every encoder, see `IrregularEstimator`.
-    context_length
-        The largest number of observation times that are read, see `IrregularEstimator`.
+    emphasis
+        Exponent by which the loss leans towards the balanced squared error: a channel counts by
+        the power of its typical variation in units of `Task.scale`. With 0, channels count the
+        same in units of their variation; with 2, in units of the task.
+    context_length, horizon, origins_within
+        How training windows are cut, see `IrregularEstimator`.
     distr_output
         Head of every network, such as student_t, normal or quantile.
     dropout
@@ -115,7 +119,10 @@ class CompareConfig:
     network_kwargs: dict[str, Any] = field(default_factory=dict)
     scaling: str = "window"
     balance: float = 0.0
+    emphasis: float = 0.0
     context_length: int | None = None
+    horizon: str | None = None
+    origins_within: list[str] | None = None
     distr_output: str = "student_t"
     dropout: float = 0.1
     lr: float = 3e-3

@@ -63,10 +63,14 @@ def _train_encoder(
     """Train an encoder on random windows, until its forecasts of the validation get no better."""
     variant = config.variant(row)
 
-    def estimator_of(hidden_size: int) -> IrregularEstimator:
+    def estimator_of(
+        hidden_size: int, channel_weights: list[float] | None = None
+    ) -> IrregularEstimator:
         return IrregularEstimator(
             prediction_length=task.prediction_length,
             context_length=config.context_length,
+            horizon=config.horizon,
+            origins_within=config.origins_within,
             encoder=variant.encoder,
             encoder_kwargs=variant.encoder_kwargs,
             network=variant.network or config.network,
@@ -75,6 +79,7 @@ def _train_encoder(
             ),
             scaling=config.scaling,
             balance=config.balance,
+            channel_weights=channel_weights,
             hidden_size=hidden_size,
             dropout=config.dropout,
             distr_output=config.distr_output,
@@ -86,13 +91,14 @@ def _train_encoder(
 
     hidden_size = variant.hidden_size or config.hidden_size
     data = estimator_of(hidden_size).create_data_module(task.training, seed=seed)
+    weights = _channel_weights(data.spec, task, config.emphasis)
     if config.num_parameters is not None:
         hidden_size = matching_size(
             lambda size: _count(estimator_of(size).create_lightning_module(data)),
             config.num_parameters,
         )
         torch.manual_seed(seed)  # the trial networks have drawn from it
-    estimator = estimator_of(hidden_size)
+    estimator = estimator_of(hidden_size, weights)
     module = estimator.create_lightning_module(data)
     curve = LearningCurve(tell)
     with _trainer_kwargs(config, curve) as settings:
@@ -109,6 +115,15 @@ def _train_encoder(
     predictor = estimator.create_predictor(module)
     encoder, batch_size = predictor.network.encoder, predictor.batch_size
     return Trained(predictor, _count(module), curve.epochs, encoder, batch_size)
+
+
+def _channel_weights(spec: WindowSpec, task: Task, emphasis: float) -> list[float] | None:
+    """Return how much each channel counts in the loss, see `CompareConfig`."""
+    if not emphasis:
+        return None
+    statistics, channels = spec.statistics, len(spec.schema.target)
+    scale = statistics.spread[:channels] if task.scale is None else task.scale
+    return ((np.array(statistics.variation[:channels]) / scale) ** emphasis).tolist()
 
 
 def _train_hold(row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd) -> Trained:

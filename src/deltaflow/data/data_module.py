@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from deltaflow.data.arrow import ArrowDataset
 from deltaflow.data.batches import Batches, EpochSampler, InOrder, Windows
-from deltaflow.data.schema import Duration, Schema, read_seconds
+from deltaflow.data.schema import Duration, Schema, read_range, read_seconds
 from deltaflow.data.series import Series, SeriesOnDemand, read_series, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
@@ -52,6 +52,9 @@ class IrregularDataModule(pl.LightningDataModule):
     origins
         Forecast origins in training: ``"random"``, an epoch of ``num_batches_per_epoch`` batches
         drawn evenly from all items, or ``"sliding"``, an epoch of each window once.
+    origins_within
+        Earliest and latest random origin, as times since the start of an item, such as
+        ``("4h", "40h")``; by default anywhere.
     validation_origins
         ``"last"``: the last window of each item; ``"sliding"``: each window once.
     stride
@@ -100,6 +103,7 @@ class IrregularDataModule(pl.LightningDataModule):
         horizon: Duration | None = None,
         context: Duration | None = None,
         origins: Literal["random", "sliding"] = "random",
+        origins_within: tuple[Duration, Duration] | None = None,
         validation_origins: Literal["last", "sliding"] = "last",
         stride: int = 1,
         seasonality: tuple[str, ...] | None = None,
@@ -149,7 +153,8 @@ class IrregularDataModule(pl.LightningDataModule):
         self.seed = seed
         self._begin = 0, 0
         if origins == "random":
-            self.training_windows = TrainingWindows(training, spec, seed=seed)
+            within = origins_within and read_range(origins_within, "origins_within")
+            self.training_windows = TrainingWindows(training, spec, seed=seed, within=within)
             self._epoch_size = batch_size * num_batches_per_epoch
         else:
             self.training_windows = SlidingWindows(training, spec, stride=stride, seed=seed)

@@ -62,6 +62,19 @@ def read_seconds(value: Duration | None, field: str) -> float | None:
     return seconds
 
 
+def read_range(value: tuple[Duration, Duration], field: str) -> tuple[float, float]:
+    """Read an earliest and a latest time in seconds.
+
+    >>> read_range(("0h", "36h"), "origins_within")
+    (0.0, 129600.0)
+    """
+    first, last = (read_duration(part, field).total_seconds() for part in value)
+    if last < first:
+        raise DataError(f"{last} s lies before {first} s", "give the earlier time first",
+                        field=field)  # fmt: skip
+    return first, last
+
+
 @dataclass(frozen=True)
 class Schema:
     """Names and kinds of everything in a data set.

@@ -303,6 +303,9 @@ class TrainingWindows(Dataset[Window]):
         How windows are cut.
     seed
         Seed of the permutations and origins.
+    within
+        Earliest and latest origin, in seconds since the start of an item; None draws them from
+        whole items.
     blind_share
         Share of windows whose context is left out, so that the model learns what to say of an
         item of which nothing is known.
@@ -314,10 +317,16 @@ class TrainingWindows(Dataset[Window]):
     """
 
     def __init__(
-        self, data: Sequence[Series], spec: WindowSpec, *, seed: int, blind_share: float = 0.02
+        self,
+        data: Sequence[Series],
+        spec: WindowSpec,
+        *,
+        seed: int,
+        within: tuple[float, float] | None = None,
+        blind_share: float = 0.02,
     ) -> None:
         self.data = data
-        self.items, self.origins = _usable(data, spec)
+        self.items, self.origins = _usable(data, spec, within=within)
         self.spec = spec
         self.seed = seed
         self.blind_share = blind_share
@@ -424,7 +433,10 @@ class LastWindows(Dataset[Window]):
 
 
 def _usable(
-    data: Sequence[Series], spec: WindowSpec, what: str = "item"
+    data: Sequence[Series],
+    spec: WindowSpec,
+    what: str = "item",
+    within: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of the items that have windows, and their first and last origins.
 
@@ -436,12 +448,17 @@ def _usable(
     ranges = np.empty((len(data), 2), dtype=np.int64)
     for number, series in enumerate(data):
         low, high = _origins(series, len(spec.schema.target))
+        if within is not None and len(series.times):
+            first, last = _first_at(series.times, series.times[0] + np.array(within))
+            low, high = max(low, int(first)), min(high, int(last))
         ranges[number] = low, high
         spec.horizon_ends(series, np.arange(low, high + 1))
     items = np.flatnonzero(ranges[:, 0] <= ranges[:, 1])
     if not len(items):
+        where = "" if within is None else " at an origin within the times given"
         raise DataError(
-            f"no {what} has an observed target after another observation", "give longer series"
+            f"no {what} has an observed target after another observation{where}",
+            "give longer series",
         )
     return items, ranges[items]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -88,7 +88,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
 
     Parameters
     ----------
-    spec, balance
+    spec, balance, channel_weights
         See `ForecastNetwork`.
     output
         The GluonTS output.
@@ -120,13 +120,14 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         hidden_size: int = 32,
         dropout: float = 0.0,
         balance: float = 0.0,
+        channel_weights: Sequence[float] | None = None,
         embedding_size: int = 16,
         num_exchange_layers: int = 2,
         num_heads: int = 4,
         summary: bool = True,
         shrinkage: float = 0.0,
     ) -> None:
-        super().__init__(spec, balance)
+        super().__init__(spec, balance, channel_weights)
         self.embedding = nn.Parameter(torch.randn(self.num_channels, embedding_size) / 2)
         self.encoder = make_encoder(
             encoder, 1, embedding_size + self.num_covariates, hidden_size, **(encoder_kwargs or {})

@@ -48,6 +48,9 @@ class IrregularEstimator(Estimator):
     horizon, context
         Durations such as ``"24h"`` to which training windows are cut, in addition to these counts;
         see `IrregularDataModule`.
+    origins_within
+        Earliest and latest forecast origin in training, as times since the start of an item, such
+        as ``["4h", "40h"]``; by default anywhere.
     encoder
         Name of a registered encoder; by default the one that gives the estimator its name.
     encoder_kwargs
@@ -62,6 +65,8 @@ class IrregularEstimator(Estimator):
     balance
         How much rare channels count in the loss: 0, every value counts the same; 1, every
         channel.
+    channel_weights
+        How much each target channel counts in the loss besides, by default all the same.
     hidden_size, dropout
         Width of the network, and share of the head's inner features dropped in training.
     distr_output
@@ -105,12 +110,14 @@ class IrregularEstimator(Estimator):
         context_length: int | None = None,
         horizon: str | None = None,
         context: str | None = None,
+        origins_within: list[str] | None = None,
         encoder: str | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
         network: str = "joint",
         network_kwargs: dict[str, Any] | None = None,
         scaling: str = "window",
         balance: float = 0.0,
+        channel_weights: list[float] | None = None,
         hidden_size: int = 32,
         dropout: float = 0.0,
         distr_output: Any = "student_t",
@@ -142,12 +149,14 @@ class IrregularEstimator(Estimator):
         self.context_length = context_length or max(64, 2 * prediction_length)
         self.horizon = horizon
         self.context = context
+        self.origins_within = origins_within
         self.encoder = encoder
         self.encoder_kwargs = encoder_kwargs or {}
         self.network = network
         self.network_kwargs = network_kwargs or {}
         self.scaling = scaling
         self.balance = balance
+        self.channel_weights = channel_weights
         self.hidden_size = hidden_size
         self.dropout = dropout
         self.distr_output = describe_output(distr_output)
@@ -254,6 +263,7 @@ class IrregularEstimator(Estimator):
             context_length=self.context_length,
             horizon=self.horizon,
             context=self.context,
+            origins_within=None if self.origins_within is None else tuple(self.origins_within),
             seasonality=None if self.seasonality is None else tuple(self.seasonality),
             centred=is_centred(output),
             scaling=self.scaling,
@@ -276,6 +286,7 @@ class IrregularEstimator(Estimator):
             network=self.network,
             network_kwargs=self.network_kwargs,
             balance=self.balance,
+            channel_weights=self.channel_weights,
             hidden_size=self.hidden_size,
             dropout=self.dropout,
             distr_output=self.distr_output,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ class JointNetwork(ForecastNetwork[Encoded]):
 
     Parameters
     ----------
-    spec, balance
+    spec, balance, channel_weights
         See `ForecastNetwork`.
     output
         The GluonTS output.
@@ -52,8 +52,9 @@ class JointNetwork(ForecastNetwork[Encoded]):
         hidden_size: int = 32,
         dropout: float = 0.0,
         balance: float = 0.0,
+        channel_weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(spec, balance)
+        super().__init__(spec, balance, channel_weights)
         num_features = self.num_covariates + self.num_static + 2 * self.num_channels
         self.encoder = make_encoder(
             encoder, self.num_channels, num_features, hidden_size, **(encoder_kwargs or {})

@@ -29,6 +29,7 @@ _NETWORK_OPTIONS = (
     "hidden_size",
     "dropout",
     "balance",
+    "channel_weights",
 )
 _WARM_UP = 0.05
 _FINAL = 0.02
@@ -49,7 +50,7 @@ class ForecastLightningModule(pl.LightningModule):
         Name of a registered network, ``"joint"`` or ``"channelwise"``, and its own options.
     hidden_size, dropout
         See `JointNetwork`.
-    balance
+    balance, channel_weights
         See `ForecastNetwork`.
     distr_output
         A registered head's name, or a GluonTS output.
@@ -79,6 +80,7 @@ class ForecastLightningModule(pl.LightningModule):
         hidden_size: int = 32,
         dropout: float = 0.0,
         balance: float = 0.0,
+        channel_weights: list[float] | None = None,
         distr_output: str | Mapping[str, Any] | Output = "student_t",
         lr: float = 3e-3,
         weight_decay: float = 1e-4,
@@ -98,6 +100,7 @@ class ForecastLightningModule(pl.LightningModule):
             hidden_size=hidden_size,
             dropout=dropout,
             balance=balance,
+            channel_weights=channel_weights,
         )
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed
         # Hyperparameters are plain values, so that a checkpoint loads without executing code.
@@ -111,6 +114,7 @@ class ForecastLightningModule(pl.LightningModule):
                 "hidden_size": hidden_size,
                 "dropout": dropout,
                 "balance": balance,
+                "channel_weights": channel_weights,
                 "distr_output": describe_output(distr_output),
                 "lr": lr,
                 "weight_decay": weight_decay,

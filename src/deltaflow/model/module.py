@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Generic, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deltaflow.data import Batch, WindowSpec
 from deltaflow.data.statistics import LIMIT
 from deltaflow.encoders import Encoder
+from deltaflow.errors import DeltaflowError
 from deltaflow.heads import Head, is_discrete
 
 E = TypeVar("E")
@@ -29,13 +30,20 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         Exponent b by which rare channels count more in the loss: a target of channel d weighs
         :math:`n_d^{-b}`, with :math:`n_d` its observations in the training set. With 0 every
         value counts the same, with 1 every channel.
+    channel_weights
+        Factors, one per target channel, by which its targets count besides.
     """
 
     encoder: Encoder
     head: Head
     channel_weights: Tensor
 
-    def __init__(self, spec: WindowSpec, balance: float = 0.0) -> None:
+    def __init__(
+        self,
+        spec: WindowSpec,
+        balance: float = 0.0,
+        channel_weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         schema, statistics = spec.schema, spec.statistics
         self.num_channels = len(statistics.center)
@@ -50,6 +58,13 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         self.num_static = len(statistics.static_center) + embedded
         counts = torch.tensor(statistics.count[: self.num_targets], dtype=torch.float64)
         weights = counts.clamp(min=1) ** -balance
+        if channel_weights is not None:
+            if len(channel_weights) != self.num_targets or min(channel_weights) < 0:
+                raise DeltaflowError(
+                    f"channel_weights must be {self.num_targets} numbers, one per target, and not "
+                    f"negative, got {list(channel_weights)}"
+                )
+            weights = weights * torch.tensor(channel_weights, dtype=torch.float64)
         weights *= counts.sum() / (weights * counts).sum()  # a training target weighs 1 on average
         self.register_buffer("channel_weights", weights.float(), persistent=False)
 
