@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -73,21 +74,26 @@ def _file_task(path: Path, config: CompareConfig) -> Task:
     if given.horizon is None:
         raise DataError("items that are learned from and tested need a horizon",
                         "give split.horizon", field="split")  # fmt: skip
-    horizon = pd.Timedelta(given.horizon)
-    earlier = TimeSplitter(
-        after=None if given.after is None else pd.Timedelta(given.after) - horizon,
-        date=None if given.date is None else pd.Timestamp(given.date) - horizon,
-        horizon=given.horizon,
-    )
+    earlier = _moved_back(origin)
+    fitted = _moved_back(earlier)
     length = max(earlier.prediction_length(data), origin.prediction_length(data))
     training, template = earlier.split(data)
     return Task(
         name=name,
         training=training,
+        training_forecasts=fitted.split(data)[1].generate_instances(fitted.prediction_length(data)),
         validation=template.generate_instances(length),
         tests={name: origin.split(data)[1].generate_instances(length)},
         prediction_length=length,
     )
+
+
+def _moved_back(splitter: TimeSplitter) -> TimeSplitter:
+    """Return the splitter whose origin is a horizon earlier, but not before the items begin."""
+    horizon = pd.Timedelta(splitter.horizon)
+    if splitter.date is not None:
+        return replace(splitter, date=pd.Timestamp(splitter.date) - horizon)
+    return replace(splitter, after=max(pd.Timedelta(0), pd.Timedelta(splitter.after) - horizon))
 
 
 def _gluonts_task(path: Path) -> Task:
@@ -100,9 +106,11 @@ def _gluonts_task(path: Path) -> Task:
                         "store both, see gluonts.dataset.common.TrainDatasets.save",
                         field="dataset")  # fmt: skip
     training, template = split(stored.train, offset=-length)
+    _, fitted = split(stored.train, offset=-2 * length)
     return Task(
         name=path.name,
         training=training,
+        training_forecasts=fitted.generate_instances(length),
         validation=template.generate_instances(length),
         tests={path.name: split(stored.test, offset=-length)[1].generate_instances(length)},
         prediction_length=length,
