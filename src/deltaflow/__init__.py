@@ -9,6 +9,7 @@ from deltaflow.data import (
     split_items_by,
 )
 from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning, UnknownNameError
+from deltaflow.model.ensemble import EnsemblePredictor
 from deltaflow.model.estimator import (
     CouplingFlowEstimator,
     GRUDEstimator,
@@ -32,6 +33,7 @@ __all__ = [
     "DataError",
     "DeltaflowError",
     "DeltaflowWarning",
+    "EnsemblePredictor",
     "ForecastLightningModule",
     "GRUDEstimator",
     "GRUEstimator",
