@@ -12,10 +12,12 @@ def test_results_are_long_and_named_as_promised(finished):
     results = pd.read_csv(finished / "results.csv")
     assert list(results) == COLUMNS == ["dataset", "encoder", "seed", "metric", "value"]
     assert set(results["dataset"]) == {"sine", "sine_beyond"}
-    assert set(results["encoder"]) == {"hold", "gru"}
-    assert set(results["seed"]) == {0, 1}
+    assert set(results["encoder"]) == {"hold", "gru", "gru (averaged)"}
+    assert set(results["seed"].dropna()) == {0, 1}
+    assert results["seed"].isna().equals(results["encoder"] == "gru (averaged)")
     assert not results.duplicated(COLUMNS[:4]).any()
     wanted = {"mean_weighted_quantile_loss", "mse", "mae", "nll", "coverage_80", "parameters"}
+    wanted |= {"coverage_50", "coverage_95"}
     assert wanted <= set(results["metric"])
 
 

@@ -33,13 +33,14 @@ def test_hold_and_every_encoder_are_run_with_every_seed(tiny):
         ("hold", 1),
         ("gru", 0),
         ("gru", 1),
+        ("gru (averaged)", None),
     ]
     assert {r["status"] for r in runs} == {"finished"}
     for finished in runs:
         assert list(finished["scores"]) == ["sine", "sine_beyond"]
         stored = finished["scores"]["sine"]
         assert {"mse", "nll", "balanced_mse", "mse[x1]", "parameters"} <= set(stored)
-    first, second = (r["curve"] for r in runs[2:])
+    first, second = (r["curve"] for r in runs[2:4])
     assert len(first) == 2
     assert first[0]["val_loss"] != second[0]["val_loss"]
 

@@ -135,7 +135,7 @@ def test_a_foreign_part_is_refused(members, tmp_path):
 
 def test_predictors_that_do_not_fit_together_are_refused(univariate, multivariate):
     hold = HoldPredictor.fit(univariate, 4)
-    with pytest.raises(DeltaflowError, match="predictor 1 .* prediction_length 5, the first 4"):
+    with pytest.raises(DeltaflowError, match=r"predictor 1 .* prediction_length 5, the first 4"):
         EnsemblePredictor([hold, HoldPredictor.fit(univariate, 5)])
     with pytest.raises(DeltaflowError, match="other channels"):
         EnsemblePredictor([hold, HoldPredictor.fit(multivariate, 4)])

@@ -317,7 +317,7 @@ class _Forecasts(NamedTuple):
 
 
 class _Basis(NamedTuple):
-    """What a regression is fitted to: forecasts, and mean and deviation ``(D,)`` of the channels."""
+    """What a regression is fitted to: forecasts; mean and deviation ``(D,)`` of each channel."""
 
     schema: Schema
     training: _Forecasts
@@ -411,7 +411,5 @@ def _lightgbm() -> Any:
     try:
         import lightgbm
     except ImportError as error:
-        raise DeltaflowError(
-            "LightGBM is needed here: pip install 'deltaflow[trees]'"
-        ) from error
+        raise DeltaflowError("LightGBM is needed here: pip install 'deltaflow[trees]'") from error
     return lightgbm

@@ -74,8 +74,9 @@ def _file_task(path: Path, config: CompareConfig) -> Task:
     if given.horizon is None:
         raise DataError("items that are learned from and tested need a horizon",
                         "give split.horizon", field="split")  # fmt: skip
-    earlier = _moved_back(origin)
-    fitted = _moved_back(earlier)
+    horizon = pd.Timedelta(given.horizon)
+    earlier = _moved_back(origin, horizon)
+    fitted = _moved_back(earlier, horizon)
     length = max(earlier.prediction_length(data), origin.prediction_length(data))
     training, template = earlier.split(data)
     return Task(
@@ -88,11 +89,10 @@ def _file_task(path: Path, config: CompareConfig) -> Task:
     )
 
 
-def _moved_back(splitter: TimeSplitter) -> TimeSplitter:
-    """Return the splitter whose origin is a horizon earlier, but not before the items begin."""
-    horizon = pd.Timedelta(splitter.horizon)
-    if splitter.date is not None:
-        return replace(splitter, date=pd.Timestamp(splitter.date) - horizon)
+def _moved_back(splitter: TimeSplitter, horizon: pd.Timedelta) -> TimeSplitter:
+    """Return the splitter whose origin is earlier, but not before the items begin."""
+    if splitter.after is None:
+        return replace(splitter, date=pd.Timestamp(splitter.date) - horizon)  # pyright: ignore[reportOperatorIssue, reportArgumentType]
     return replace(splitter, after=max(pd.Timedelta(0), pd.Timedelta(splitter.after) - horizon))
 
 
