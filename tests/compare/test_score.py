@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Normal
 
 from deltaflow import IrregularDataset, TimeSplitter
-from deltaflow.compare.score import ACCURACY, accuracy
+from deltaflow.compare.score import ACCURACY, accuracy, squared_errors
 from deltaflow.model.forecast import DistributionForecast
 
 LOC, SCALE = (70.0, 37.0), (10.0, 0.5)
@@ -59,6 +59,21 @@ def test_scores_are_those_of_their_formulas(test_data):
     # The 80 % interval is ± 1.2816 standard deviations.
     assert scores["coverage_80[HR]"] == pytest.approx(2 / 3)
     assert scores["coverage_80"] == pytest.approx(4 / 5)
+    # Errors of HR: 0.5, 0.8 and 2 deviations; the 50 % interval is ± 0.6745, the 95 % one ± 1.96.
+    assert scores["coverage_50[HR]"] == pytest.approx(1 / 3)
+    assert scores["coverage_95[HR]"] == pytest.approx(2 / 3)
+    assert scores["coverage_95"] == pytest.approx(4 / 5)
+
+
+def test_balanced_error_follows_from_the_sums_of_the_items(test_data):
+    scale = np.array([20.0, 1.0, 5.0])
+    stored = squared_errors(list(forecasts(2)), test_data, scale)
+    assert stored["count"] == [[1, 2, 0], [2, 0, 0]]
+    expected = [[25 / 400, 0.25 + 0.25, 0], [(64 + 400) / 400, 0, 0]]
+    np.testing.assert_allclose(stored["sum"], expected, rtol=1e-4)
+    count, errors = np.sum(stored["count"], axis=0), np.sum(stored["sum"], axis=0)
+    scores = accuracy(list(forecasts(2)), test_data, ("HR", "Temp", "Lactate"), scale)
+    assert scores["balanced_mse"] == pytest.approx(np.mean(errors[:2] / count[:2]), rel=1e-4)
 
 
 def test_pooled_quantile_loss_is_that_of_gluonts(test_data):

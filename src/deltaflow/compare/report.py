@@ -36,8 +36,8 @@ channels, each divided by its own unit first (its standard deviation in the trai
 task names no other), so that no channel rules it; the plain quantile loss pools all values. The
 quantile loss is that of the nine deciles, weighted by the size of the values. A forecast is timed
 in batches, on the machine below; "f evaluations" are those of the vector field of an ODE.
-"MSE / hold" is the ratio of the balanced MSE to that of hold, which repeats the last value; in
-brackets stands its 95 % interval over bootstrap samples of the items. "Averaged" rows average the
+"MSE / hold" is the ratio of the balanced MSE to that of hold, which repeats the last value; its
+95 % interval is that of bootstrap samples of the items. "Averaged" rows average the
 forecasts of all seeds: their means, and their quantiles level by level.
 """
 

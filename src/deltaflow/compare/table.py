@@ -30,7 +30,7 @@ SUMMARY = {
 }
 """The columns of the summary: a measure, and its heading."""
 
-RATIO = "MSE / hold [95 % interval]"
+RATIO = "MSE / hold (95 % interval)"
 """Heading of the ratio of the balanced squared error to that of hold."""
 
 TERMINAL = {
@@ -81,9 +81,11 @@ def overview(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
     table = summary(results(runs), dataset)
     ratio = ratios_to_hold(runs, dataset)
     if len(ratio) and "balanced MSE" in table:
-        text = [f"{own.ratio:.3f} [{own.low:.3f}, {own.high:.3f}]" for own in ratio.itertuples()]
+        text = [f"{own.ratio:.3f} ({own.low:.3f}–{own.high:.3f})" for own in ratio.itertuples()]
         place = list(table).index("balanced MSE") + 1
-        table.insert(place, RATIO, pd.Series(text, index=ratio.index).reindex(table.index))
+        shown = pd.Series(text, index=ratio.index)
+        shown[HOLD] = ""
+        table.insert(place, RATIO, shown.reindex(table.index))
     return table.fillna("")
 
 
@@ -222,10 +224,10 @@ def as_rich(table: pd.DataFrame, title: str) -> Table:
     printed = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     printed.add_column("encoder", overflow="fold")
     for short in shown.values():
-        printed.add_column(short, justify="right")
+        printed.add_column(short, justify="right", no_wrap=True)
     for name, row in table[list(shown)].iterrows():
         printed.add_row(
-            str(name), *(cell.replace(" ± ", "\n± ").replace(" [", "\n[") for cell in row)
+            str(name), *(cell.replace(" ± ", "\n± ").replace(" (", "\n(") for cell in row)
         )
     return printed
 
