@@ -70,10 +70,10 @@ def test_balanced_error_follows_from_the_sums_of_the_items(test_data):
     stored = squared_errors(list(forecasts(2)), test_data, scale)
     assert stored["count"] == [[1, 2, 0], [2, 0, 0]]
     expected = [[25 / 400, 0.25 + 0.25, 0], [(64 + 400) / 400, 0, 0]]
-    np.testing.assert_allclose(stored["sum"], expected, rtol=1e-4)
+    np.testing.assert_allclose(stored["sum"], expected, rtol=1e-3)
     count, errors = np.sum(stored["count"], axis=0), np.sum(stored["sum"], axis=0)
     scores = accuracy(list(forecasts(2)), test_data, ("HR", "Temp", "Lactate"), scale)
-    assert scores["balanced_mse"] == pytest.approx(np.mean(errors[:2] / count[:2]), rel=1e-4)
+    assert scores["balanced_mse"] == pytest.approx(np.mean(errors[:2] / count[:2]), rel=1e-3)
 
 
 def test_pooled_quantile_loss_is_that_of_gluonts(test_data):

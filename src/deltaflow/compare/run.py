@@ -94,7 +94,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
             run = _finished(path, settings)
             if run is None:
                 run = about | make(*load())
-                write(path, json.dumps(run))
+                write(path, json.dumps(run, separators=(",", ":")))
             if run["status"] == "failed":
                 reasons = "; ".join(error.splitlines()[-1] for error in run["errors"].values())
                 progress.console.print(f"[red]failed[/] {_label(about)}: {escape(reasons)}")

@@ -103,14 +103,14 @@ def squared_errors(
     -------
     dict
         Two lists ``(N, D)``: `count`, of the observed labels, and `sum`, of their squared errors
-        over the squared unit, to five digits.
+        over the squared unit, to four digits.
     """
     counts, sums = [], []
     for forecast, label in zip(forecasts, test.label, strict=True):
         values = np.atleast_2d(label["target"])  # (D, Q)
         errors = (forecast.mean.reshape(values.T.shape).T - values) / scale[:, None]
         counts.append(np.isfinite(values).sum(axis=1).tolist())
-        sums.append([float(f"{own:.4e}") for own in np.nansum(errors**2, axis=1)])
+        sums.append([float(f"{own:.3e}") or 0 for own in np.nansum(errors**2, axis=1)])
     return {"count": counts, "sum": sums}
 
 
