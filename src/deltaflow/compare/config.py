@@ -132,9 +132,9 @@ class CompareConfig:
         Whether each encoder with several seeds gets a further row, the average of its forecasts
         over the seeds.
     output
-        Folder of the results. Runs that are finished there are not repeated, so that several
-        commands with different seeds may fill it side by side, and a last one with all of them
-        write the report.
+        Folder of the results, and of the trained encoders. Runs that are finished there are not
+        repeated, so that several commands with different seeds may fill it side by side, and a
+        last one with all of them write the report.
     hidden_size
         Width of every network.
     num_parameters

@@ -145,39 +145,36 @@ def execute(
     folder
         Where the predictor of an encoder is kept; it is not kept if None.
     """
-
-    kept = []
-
-    def train() -> Trained:
-        trained = train_row(row, task, config, seed, tell)
-        if folder is not None and trained.encoder is not None:
-            _keep(trained.predictor, folder)
-            kept.append(folder.name)
-        return trained
-
-    run = _judged(train, config.settings(row), seed, task, units)
-    return run | {"predictor": kept[0] if kept else None}
+    train = partial(train_row, row, task, config, seed, tell)
+    return _judged(train, config.settings(row), seed, task, units, folder)
 
 
 def average(members: Sequence[Path], task: Task, units: Units) -> Run:
     """Score the average of runs that differ in their seed alone, by their files."""
     folders = [path.with_suffix("") for path in members]
-    run = _judged(lambda: average_of(folders), _digests(members), 0, task, units)
-    return run | {"predictor": None}
+    return _judged(partial(average_of, folders), _digests(members), 0, task, units)
 
 
 def _judged(
-    train: Callable[[], Trained], settings: dict[str, Any], seed: int, task: Task, units: Units
+    train: Callable[[], Trained],
+    settings: dict[str, Any],
+    seed: int,
+    task: Task,
+    units: Units,
+    folder: Path | None = None,
 ) -> Run:
     """Train, and score on every test of the task; errors become part of the result."""
     run: Run = {"settings": settings, "environment": environment()}
-    run |= {"curve": [], "scores": {}, "squared_errors": {}, "examples": {}}
+    run |= {"curve": [], "scores": {}, "squared_errors": {}, "examples": {}, "predictor": None}
     errors: dict[str, str] = {}
     trained = None
     with _quiet(), _seeded(seed):
         with _recorded(errors, "training"):
             trained = train()
             run["curve"] = trained.curve
+            if folder is not None and trained.encoder is not None:
+                _keep(trained.predictor, folder)
+                run["predictor"] = folder.name
         for name, test in task.tests.items() if trained is not None else ():
             with _recorded(errors, name):
                 forecasts, costs = timed_forecasts(trained, test)
