@@ -223,7 +223,7 @@ def _cells(distribution: Distribution, chosen: torch.Tensor) -> Distribution | N
 
     if isinstance(distribution, AffineTransformed):
         base = _cells(distribution.base_dist, chosen)
-        return base and AffineTransformed(base, of("loc"), of("scale"))
+        return None if base is None else AffineTransformed(base, of("loc"), of("scale"))
     if isinstance(distribution, (StudentT, Normal, Laplace)):
         return type(distribution)(**{name: of(name) for name in distribution.arg_constraints})
     return None

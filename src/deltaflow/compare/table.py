@@ -41,7 +41,6 @@ TERMINAL = {
     "80 % interval covers": "80 %\ncovers",
     "parameters": "weights",
     "s / epoch": "s per\nepoch",
-    "ms / forecast": "ms per\nforecast",
 }
 """The columns of the summary that the terminal shows, and their headings there. Losses are
 balanced."""
@@ -153,7 +152,7 @@ def channels(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
             **{encoder: [f"{value:.3f}" for value in own] for encoder, own in ratios.items()},
         },
         index=names,
-    )
+    ).replace("nan", "")  # where neither is ever wrong
     return table.iloc[np.argsort(-hold, kind="stable")]
 
 
