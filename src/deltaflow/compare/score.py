@@ -225,7 +225,8 @@ def _cells(distribution: Distribution, chosen: torch.Tensor) -> Distribution | N
         base = _cells(distribution.base_dist, chosen)
         return None if base is None else AffineTransformed(base, of("loc"), of("scale"))
     if isinstance(distribution, (StudentT, Normal, Laplace)):
-        return type(distribution)(**{name: of(name) for name in distribution.arg_constraints})
+        family: Any = type(distribution)
+        return family(**{name: of(name) for name in distribution.arg_constraints})
     return None
 
 
