@@ -12,6 +12,7 @@ from deltaflow.data import (
     write_arrow,
 )
 from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning, UnknownNameError
+from deltaflow.model.ensemble import EnsemblePredictor
 from deltaflow.model.estimator import (
     CouplingFlowEstimator,
     GRUDEstimator,
@@ -37,6 +38,7 @@ __all__ = [
     "DataError",
     "DeltaflowError",
     "DeltaflowWarning",
+    "EnsemblePredictor",
     "ForecastLightningModule",
     "ForecastWriter",
     "GRUDEstimator",

@@ -2,6 +2,7 @@ import re
 
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
 
 from deltaflow.compare import CompareConfig, compare, table
@@ -12,10 +13,12 @@ def test_results_are_long_and_named_as_promised(finished):
     results = pd.read_csv(finished / "results.csv")
     assert list(results) == COLUMNS == ["dataset", "encoder", "seed", "metric", "value"]
     assert set(results["dataset"]) == {"sine", "sine_beyond"}
-    assert set(results["encoder"]) == {"hold", "gru"}
-    assert set(results["seed"]) == {0, 1}
+    assert set(results["encoder"]) == {"hold", "gru", "gru (averaged)"}
+    assert set(results["seed"].dropna()) == {0, 1}
+    assert results["seed"].isna().equals(results["encoder"] == "gru (averaged)")
     assert not results.duplicated(COLUMNS[:4]).any()
     wanted = {"mean_weighted_quantile_loss", "mse", "mae", "nll", "coverage_80", "parameters"}
+    wanted |= {"coverage_50", "coverage_95"}
     assert wanted <= set(results["metric"])
 
 
@@ -61,6 +64,52 @@ def test_tables_show_means_and_deviations_over_seeds():
     }
     assert list(table.by_channel(scores, "d", "mse")) == ["HR", "Temp"]
     assert table.by_channel(scores, "d", "mae").empty
+
+
+def fake_run(encoder: str, errors: np.ndarray, count: np.ndarray, seed: int = 0) -> dict:
+    mean = errors.sum(axis=0) / count.sum(axis=0)
+    scores = {"balanced_mse": mean.mean(), "mse[HR]": mean[0], "mse[Temp]": mean[1]}
+    stored = {"count": count.tolist(), "sum": errors.tolist()}
+    run = {"dataset": "d", "encoder": encoder, "seed": seed}
+    return {**run, "scores": {"d": scores}, "squared_errors": {"d": stored}}
+
+
+def test_ratio_to_hold_has_the_interval_that_theory_gives():
+    rng = np.random.default_rng(0)
+    count = np.ones((400, 2), int)
+    hold, worse, better = (scale * rng.chisquare(1, size=(400, 2)) for scale in (1, 1, 0.5))
+    runs = [
+        fake_run("hold", hold, count),
+        fake_run("half", 0.5 * hold, count),
+        fake_run("mixed", worse, count, seed=0),
+        fake_run("mixed", better, count, seed=1),
+    ]
+    ratios = table.ratios_to_hold(runs, "d")
+    # The same forecasts at half the error: their ratio is known, whoever is drawn.
+    np.testing.assert_allclose(ratios.loc["half"], [0.5] * 3)
+    mixed = (worse + better) / 2
+    expected = mixed.mean() / hold.mean()
+    assert ratios.loc["mixed", "ratio"] == pytest.approx(expected)
+    # The delta method: the deviation of a ratio of two means over independent items.
+    residual = mixed.mean(axis=1) - expected * hold.mean(axis=1)
+    deviation = residual.std() / np.sqrt(400) / hold.mean()
+    half_width = (ratios.loc["mixed", "high"] - ratios.loc["mixed", "low"]) / 2
+    assert half_width == pytest.approx(1.96 * deviation, rel=0.15)
+    shown = table.overview(runs, "d")[table.RATIO]
+    assert shown["mixed"].startswith(f"{expected:.3f} (")
+    assert shown["hold"] == ""
+    assert table.ratios_to_hold(runs[1:], "d").empty
+    assert table.RATIO not in table.overview(runs[1:], "d")
+
+
+def test_channels_are_sorted_by_their_share_of_the_error_of_hold():
+    count = np.array([[2, 1], [2, 0]])
+    hold, own = np.array([[0.4, 0.3], [0.0, 0.0]]), np.array([[0.1, 0.6], [0.1, 0.0]])
+    shown = table.channels([fake_run("hold", hold, count), fake_run("gru", own, count)], "d")
+    assert shown.to_dict("index") == {
+        "Temp": {"labels": "1", "share": "75.0%", "hold": "0.3000", "gru": "2.000"},
+        "HR": {"labels": "4", "share": "25.0%", "hold": "0.1000", "gru": "0.500"},
+    }
 
 
 def test_losses_that_are_not_finite_are_shown_as_such():

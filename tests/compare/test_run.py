@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -6,10 +7,11 @@ import torch
 from gluonts.dataset.common import MetaData, TrainDatasets
 from gluonts.dataset.jsonl import JsonLinesWriter
 
+from deltaflow import EnsemblePredictor, load_predictor
 from deltaflow.compare import Variant, run, run_comparison
 from deltaflow.compare.models import matching_size
 from deltaflow.compare.run import execute
-from deltaflow.compare.score import channel_units
+from deltaflow.compare.score import accuracy, channel_units
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.tasks import TASKS, regular_seasonal
 from deltaflow.tasks.task import joined
@@ -36,13 +38,15 @@ def test_hold_and_every_encoder_are_run_with_every_seed(tiny):
         ("hold", 1),
         ("gru", 0),
         ("gru", 1),
+        ("gru (averaged)", None),
     ]
     assert {r["status"] for r in runs} == {"finished"}
     for finished in runs:
         assert list(finished["scores"]) == ["sine", "sine_beyond"]
         stored = finished["scores"]["sine"]
-        assert {"mse", "nll", "balanced_mse", "mse[x1]", "parameters"} <= set(stored)
-    first, second = (r["curve"] for r in runs[2:])
+        assert {"mse", "balanced_mse", "mse[x1]", "parameters"} <= set(stored)
+        assert ("nll" in stored) == (finished["seed"] is not None)
+    first, second = (r["curve"] for r in runs[2:4])
     assert len(first) == 2
     assert first[0]["val_loss"] != second[0]["val_loss"]
 
@@ -125,6 +129,80 @@ def test_resampled_deepar_is_a_row_and_has_no_likelihood(tiny):
     assert deepar["status"] == "finished"
     assert "nll" not in deepar["scores"]["sine"]
     assert deepar["scores"]["sine"]["parameters"] > 0
+
+
+def test_average_row_is_the_average_of_the_kept_predictors(tiny):
+    config = tiny(seeds=[0, 1], encoders=["gru", "item_mean"], epochs=1)
+    runs = run_comparison(config)
+    (averaged,) = (r for r in runs if r["seed"] is None)
+    assert averaged["encoder"] == "gru (averaged)"
+    assert runs.index(averaged) == 4
+    folder = config.output / "runs"
+    kept = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert kept == ["sine-gru-seed0", "sine-gru-seed1"]
+
+    task = TASKS["sine"](**config.dataset_kwargs)
+    ensemble = EnsemblePredictor([load_predictor(folder / name) for name in kept])
+    test = task.tests["sine"]
+    scores = accuracy(list(ensemble.predict(test.input)), test, *channel_units(task))
+    stored = averaged["scores"]["sine"]
+    assert stored == {**stored, **{name: pytest.approx(scores[name]) for name in scores}}
+    assert "nll" not in stored
+    members = [r["scores"]["sine"] for r in runs if r["encoder"] == "gru" and r is not averaged]
+    assert stored["parameters"] == sum(member["parameters"] for member in members)
+    # The squared error is convex, so that an average can only be better than its members' mean.
+    assert stored["mse"] < np.mean([member["mse"] for member in members])
+
+
+def test_average_is_made_again_when_a_member_changes(tiny, trained):
+    config = tiny(seeds=[0, 1], epochs=1)
+    stored = config.output / "runs" / "sine-gru-averaged.json"
+
+    def averaged() -> bool:
+        """Tell whether the average is made again."""
+        before = stored.stat().st_mtime_ns if stored.exists() else None
+        run_comparison(config)
+        return stored.stat().st_mtime_ns != before
+
+    assert averaged()
+    assert not averaged()
+    shutil.rmtree(config.output / "runs" / "sine-gru-seed1")
+    trained.clear()
+    assert averaged()
+    assert trained == ["gru"]
+    assert not averaged()
+
+
+def test_average_needs_two_finished_seeds_and_the_option(tiny, monkeypatch):
+    def fail_first(row, task, config, seed, tell):
+        if seed == 0:
+            raise ValueError("no luck")
+        return train_row(row, task, config, seed, tell)
+
+    train_row = run.train_row
+    monkeypatch.setattr(run, "train_row", fail_first)
+    assert None not in [r["seed"] for r in run_comparison(tiny(seeds=[0, 1], epochs=1))]
+    monkeypatch.setattr(run, "train_row", train_row)
+    assert None not in [
+        r["seed"] for r in run_comparison(tiny(seeds=[0, 1], epochs=1, average_seeds=False))
+    ]
+    assert None in [r["seed"] for r in run_comparison(tiny(seeds=[0, 1], epochs=1))]
+
+
+def test_quantile_heads_are_scored_and_averaged(tiny):
+    runs = run_comparison(tiny(seeds=[0, 1], epochs=1, distr_output="quantile"))
+    assert {r["status"] for r in runs} == {"finished"}
+    for r in runs:
+        assert np.isfinite(list(r["scores"]["sine"].values())).all()
+        assert {"coverage_50", "coverage_80", "coverage_95"} <= set(r["scores"]["sine"])
+
+
+def test_progress_is_told(tiny):
+    told = []
+    config = tiny()
+    task = TASKS["sine"](**config.dataset_kwargs)
+    execute("gru", 0, config, task, channel_units(task), told.append)
+    assert told == ["epoch 1", "epoch 2"]
 
 
 def test_variants_have_options_of_their_own(tiny):

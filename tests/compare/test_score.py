@@ -2,10 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from gluonts.dataset.split import split
 from torch.distributions import Normal
 
-from deltaflow import IrregularDataset, TimeSplitter
-from deltaflow.compare.score import ACCURACY, accuracy
+from deltaflow import EnsemblePredictor, GRUFlowEstimator, IrregularDataset, TimeSplitter
+from deltaflow.compare.score import ACCURACY, ALL_LEVELS, _tabulated, accuracy, squared_errors
 from deltaflow.model.forecast import DistributionForecast
 
 LOC, SCALE = (70.0, 37.0), (10.0, 0.5)
@@ -59,6 +60,21 @@ def test_scores_are_those_of_their_formulas(test_data):
     # The 80 % interval is ± 1.2816 standard deviations.
     assert scores["coverage_80[HR]"] == pytest.approx(2 / 3)
     assert scores["coverage_80"] == pytest.approx(4 / 5)
+    # Errors of HR: 0.5, 0.8 and 2 deviations; the 50 % interval is ± 0.6745, the 95 % one ± 1.96.
+    assert scores["coverage_50[HR]"] == pytest.approx(1 / 3)
+    assert scores["coverage_95[HR]"] == pytest.approx(2 / 3)
+    assert scores["coverage_95"] == pytest.approx(4 / 5)
+
+
+def test_balanced_error_follows_from_the_sums_of_the_items(test_data):
+    scale = np.array([20.0, 1.0, 5.0])
+    stored = squared_errors(list(forecasts(2)), test_data, scale)
+    assert stored["count"] == [[1, 2, 0], [2, 0, 0]]
+    expected = [[25 / 400, 0.25 + 0.25, 0], [(64 + 400) / 400, 0, 0]]
+    np.testing.assert_allclose(stored["sum"], expected, rtol=1e-3)
+    count, errors = np.sum(stored["count"], axis=0), np.sum(stored["sum"], axis=0)
+    scores = accuracy(list(forecasts(2)), test_data, ("HR", "Temp", "Lactate"), scale)
+    assert scores["balanced_mse"] == pytest.approx(np.mean(errors[:2] / count[:2]), rel=1e-3)
 
 
 def test_pooled_quantile_loss_is_that_of_gluonts(test_data):
@@ -71,6 +87,31 @@ def test_pooled_quantile_loss_is_that_of_gluonts(test_data):
         forecasts(2), test_data=test_data, metrics=[MeanWeightedSumQuantileLoss(levels)]
     )
     assert scores["mean_weighted_quantile_loss"] == pytest.approx(pooled.iloc[0, 0])
+
+
+@pytest.mark.parametrize("head", ["student_t", "normal", "negative_binomial", "quantile"])
+@pytest.mark.parametrize("kind", ["univariate", "multivariate"])
+def test_quantiles_are_those_of_the_forecast_where_there_is_a_label(
+    head, kind, datasets, make_estimator
+):
+    dataset = datasets[kind]
+    if head == "negative_binomial":
+        counts = [{**entry, "target": np.rint(abs(entry["target"]))} for entry in dataset]
+        estimator = make_estimator(GRUFlowEstimator, distr_output=head)
+        predictor = estimator.train(counts)
+    else:
+        predictor = make_estimator(GRUFlowEstimator, distr_output=head).train(dataset)
+    ensemble = EnsemblePredictor([predictor, predictor])
+    test = split(dataset, offset=-4)[1].generate_instances(4)
+    for model in (predictor, ensemble):
+        for forecast, label in zip(model.predict(test.input), test.label, strict=True):
+            tabulated = _tabulated(forecast, label)
+            observed = np.isfinite(label["target"].T)
+            np.testing.assert_allclose(tabulated.mean, forecast.mean)
+            for level in ALL_LEVELS:
+                np.testing.assert_allclose(
+                    tabulated.quantile(level)[observed], forecast.quantile(level)[observed]
+                )
 
 
 def test_channel_that_is_never_observed_is_left_out(test_data):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
@@ -25,6 +26,10 @@ def test_unseen_items_of_a_file_are_forecast(csv):
     assert (len(task.training), len(task.validation), len(task.tests["stays"])) == (6, 2, 2)
     assert max(last_times(task.tests["stays"].input)) < 24
     assert max(last_times(task.training)) > 24
+    assert max(last_times(task.training_forecasts.input)) < 24
+    for (past, label), entry in zip(task.training_forecasts, task.training, strict=True):
+        assert past["item_id"] == entry["item_id"]
+        assert np.isfinite(label["target"]).any()
 
 
 def test_future_of_all_items_of_a_file_is_forecast(csv):
@@ -34,6 +39,9 @@ def test_future_of_all_items_of_a_file_is_forecast(csv):
     assert task.training.dataset[0]["target"].ndim == 1
     assert max(last_times(task.training)) < 18
     assert max(last_times(task.validation.input)) < 18 <= max(last_times(task.tests["stays"].input))
+    assert max(last_times(task.training_forecasts.input)) < 12
+    fitted = [entry["feat_dynamic_real"][0] for entry in task.training_forecasts.input]
+    assert max(np.nanmax(times) for times in fitted) < 18
 
 
 def test_parquet_is_read(make_frame, tmp_path):

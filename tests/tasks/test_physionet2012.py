@@ -103,5 +103,8 @@ def test_task_forecasts_the_second_day_in_units_of_the_range(folder):
     for past, label in test:
         assert past["target"].shape == (2, 4)
         assert np.isfinite(label["target"]).sum() == 4
+    for past, label in task.training_forecasts:
+        assert past["target"].shape == (2, 4)
+        assert np.isfinite(label["target"]).sum() == 4
     ages = [entry["target"][0, 0] for entry in (*task.training, *task.validation.input)]
     assert task.scale[0] == np.ptp(ages)

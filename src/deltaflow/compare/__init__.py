@@ -30,8 +30,7 @@ def compare(config: CompareConfig, console: Console | None = None) -> list[Run]:
     runs = run_comparison(config, console)
     write_report(runs, config)
     if console is not None:
-        scores = table.results(runs)
         for test in tests_of(runs):
-            console.print(table.as_rich(table.summary(scores, test), title=test))
+            console.print(table.as_rich(table.overview(runs, test), title=test))
         console.print(f"Report: {config.output / 'index.html'}", soft_wrap=True)
     return runs

@@ -12,7 +12,14 @@ from deltaflow.tasks import Columns, Split
 
 HOLD = "hold"
 RESAMPLED = "resampled_deepar"
-BASELINES = (HOLD, RESAMPLED)
+BASELINES = (
+    HOLD,
+    "training_mean",
+    "item_mean",
+    "least_squares",
+    "boosted_trees",
+    RESAMPLED,
+)
 """Rows of the table that are no encoders: see `compare.models`."""
 
 
@@ -55,16 +62,21 @@ class CompareConfig:
     split
         How a file is split.
     encoders
-        Rows of the table: registered encoders, variants, or resampled_deepar, DeepAR on a
-        regular grid. hold, the last value, is always the first.
+        Rows of the table: registered encoders, variants, or baselines. hold, the last value, is
+        always the first; the others are training_mean, item_mean (the mean of what was observed),
+        least_squares (of the last value and the item's mean), boosted_trees (LightGBM on summaries
+        of what was observed) and resampled_deepar, DeepAR on a regular grid.
     variants
         Further rows by name: encoders with options of their own.
     seeds
         Each encoder is trained once for each.
+    average_seeds
+        Whether each encoder with several seeds gets a further row, the average of its forecasts
+        over the seeds.
     output
-        Folder of the results. Runs that are finished there are not repeated, so that several
-        commands with different seeds may fill it side by side, and a last one with all of them
-        write the report.
+        Folder of the results, and of the trained encoders. Runs that are finished there are not
+        repeated, so that several commands with different seeds may fill it side by side, and a
+        last one with all of them write the report.
     hidden_size
         Width of every network.
     num_parameters
@@ -112,6 +124,7 @@ class CompareConfig:
     encoders: list[str] = field(default_factory=lambda: [*ENCODERS, RESAMPLED])
     variants: dict[str, Variant] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    average_seeds: bool = True
     output: Path = Path("comparison")
     hidden_size: int = 32
     num_parameters: int | None = None
@@ -159,6 +172,10 @@ class CompareConfig:
         """The rows of the table: `hold`, then the encoders, without repetition."""
         return list(dict.fromkeys([HOLD, *self.encoders]))
 
+    def is_averaged(self, row: str) -> bool:
+        """Tell whether a row gets a further one, the average of its forecasts over the seeds."""
+        return self.average_seeds and len(self.seeds) > 1 and row not in BASELINES
+
     def variant(self, row: str) -> Variant:
         """Return the encoder and options of a row."""
         return self.variants.get(row) or Variant(row)
@@ -169,6 +186,6 @@ class CompareConfig:
 
     def settings(self, row: str) -> dict[str, Any]:
         """Return what a run of this row depends on, beside its data set and seed."""
-        ignored = {"dataset", "encoders", "variants", "seeds", "output"}
+        ignored = {"dataset", "encoders", "variants", "seeds", "average_seeds", "output"}
         plain = {name: value for name, value in self.to_dict().items() if name not in ignored}
         return {**plain, "variant": None if row in BASELINES else asdict(self.variant(row))}

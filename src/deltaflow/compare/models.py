@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -15,19 +16,27 @@ from gluonts.model.predictor import Predictor
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from torch.utils.data import DataLoader
 
+from deltaflow.compare.baselines import (
+    fit_boosted_trees,
+    fit_item_mean,
+    fit_least_squares,
+    fit_training_mean,
+)
 from deltaflow.compare.config import HOLD, RESAMPLED, CompareConfig
 from deltaflow.data.schema import unit_seconds
 from deltaflow.data.series import schema_of
 from deltaflow.data.windows import WindowSpec, collate
 from deltaflow.encoders import Encoder
 from deltaflow.errors import DataError
+from deltaflow.model.ensemble import EnsemblePredictor
 from deltaflow.model.estimator import IrregularEstimator
 from deltaflow.model.hold import HoldPredictor
+from deltaflow.model.predictor import IrregularPredictor
 from deltaflow.model.resampled import ResampledEstimator, deepar
 from deltaflow.tasks.task import Task, joined, labelled_windows
 
-EpochEnd = Callable[[int], None]
-"""Told the number of finished epochs."""
+Tell = Callable[[str], None]
+"""Told how far a training is, such as ``epoch 3``."""
 
 
 class Trained(NamedTuple):
@@ -52,14 +61,12 @@ class Trained(NamedTuple):
     batch_size: int = 1
 
 
-def train_row(row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd) -> Trained:
+def train_row(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
     """Train a row of the table, with the global random state, which is seeded by the caller."""
     return BASELINES.get(row, _train_encoder)(row, task, config, seed, tell)
 
 
-def _train_encoder(
-    row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd
-) -> Trained:
+def _train_encoder(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
     """Train an encoder on random windows, until its forecasts of the validation get no better."""
     variant = config.variant(row)
 
@@ -126,15 +133,34 @@ def _channel_weights(spec: WindowSpec, task: Task, emphasis: float) -> list[floa
     return ((np.array(statistics.variation[:channels]) / scale) ** emphasis).tolist()
 
 
-def _train_hold(row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd) -> Trained:
+def _train_hold(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
     """Fit the spread of the last value, which is all that it learns."""
     predictor = HoldPredictor.fit(task.training, task.prediction_length)
     return Trained(predictor, num_parameters=0, curve=[])
 
 
-def _train_resampled(
-    row: str, task: Task, config: CompareConfig, seed: int, tell: EpochEnd
-) -> Trained:
+LINES = {
+    "training_mean": fit_training_mean,
+    "item_mean": fit_item_mean,
+    "least_squares": fit_least_squares,
+}
+"""Rows that forecast a line, by name."""
+
+
+def _train_line(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
+    """Fit a line of each channel; there is nothing random in it."""
+    predictor = LINES[row](task)
+    num_parameters = predictor.weights.size if row == "least_squares" else 0
+    return Trained(predictor, num_parameters, curve=[])
+
+
+def _train_trees(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
+    """Fit boosted trees, each of whose leaves counts as a weight."""
+    predictor, num_leaves = fit_boosted_trees(task, seed, config.threads, tell)
+    return Trained(predictor, num_leaves, curve=[])
+
+
+def _train_resampled(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
     """Train DeepAR on the grid, in batches of as many series of all channels as the encoders.
 
     It keeps its own dropout and weight decay: the comparison's decay, meant for AdamW, would be an
@@ -161,11 +187,22 @@ def _train_resampled(
     return Trained(predictor, curve.num_parameters, curve.epochs)
 
 
-BASELINES: dict[str, Callable[[str, Task, CompareConfig, int, EpochEnd], Trained]] = {
+BASELINES: dict[str, Callable[[str, Task, CompareConfig, int, Tell], Trained]] = {
     HOLD: _train_hold,
+    "training_mean": _train_line,
+    "item_mean": _train_line,
+    "least_squares": _train_line,
+    "boosted_trees": _train_trees,
     RESAMPLED: _train_resampled,
 }
 """Rows that are no encoders, by name; every other row is an encoder of the registry."""
+
+
+def average_of(folders: Sequence[Path]) -> Trained:
+    """Return the average of encoders that were trained with several seeds, from their folders."""
+    members = [IrregularPredictor.deserialize(folder) for folder in folders]
+    num_parameters = sum(_count(member.network) for member in members)
+    return Trained(EnsemblePredictor(members), num_parameters, curve=[])
 
 
 def matching_size(count: Callable[[int], int], wanted: int) -> int:
@@ -199,7 +236,7 @@ class LearningCurve(Callback):
         Called after each epoch.
     """
 
-    def __init__(self, tell: EpochEnd) -> None:
+    def __init__(self, tell: Tell) -> None:
         self.tell = tell
         self.epochs: list[dict[str, float]] = []
         self.num_parameters = 0
@@ -222,7 +259,7 @@ class LearningCurve(Callback):
             name: float(trainer.callback_metrics[name]) for name in ("train_loss", "val_loss")
         }
         self.epochs.append({**losses, "seconds": self._seconds})
-        self.tell(len(self.epochs))
+        self.tell(f"epoch {len(self.epochs)}")
 
 
 @contextmanager

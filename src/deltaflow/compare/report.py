@@ -36,6 +36,9 @@ channels, each divided by its own unit first (its standard deviation in the trai
 task names no other), so that no channel rules it; the plain quantile loss pools all values. The
 quantile loss is that of the nine deciles, weighted by the size of the values. A forecast is timed
 in batches, on the machine below; "f evaluations" are those of the vector field of an ODE.
+"MSE / hold" is the ratio of the balanced MSE to that of hold, which repeats the last value; its
+95 % interval is that of bootstrap samples of the items. "Averaged" rows average the
+forecasts of all seeds: their means, and their quantiles level by level.
 """
 
 COSTS = {"seconds_per_epoch": "seconds per epoch", "ms_per_forecast": "milliseconds per forecast"}
@@ -69,7 +72,8 @@ def _tables(runs: Sequence[Run], scores: pd.DataFrame) -> dict[str, pd.DataFrame
     """Return every table by its title."""
     tables = {}
     for test in tests_of(runs):
-        tables[test] = table.summary(scores, test)
+        tables[test] = table.overview(runs, test)
+        tables[f"{test}: MSE / hold by channel"] = table.channels(runs, test)
         for measure, title in table.BY_CHANNEL.items():
             tables[f"{test}: {title} by channel"] = table.by_channel(scores, test, measure)
     tables["Failed runs"] = table.failures(runs)

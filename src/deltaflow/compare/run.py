@@ -9,12 +9,13 @@ import os
 import platform
 import random
 import re
+import shutil
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from importlib import metadata
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,26 @@ import torch
 import yaml
 from gluonts.dataset.split import TestData
 from gluonts.model import Forecast
+from gluonts.model.predictor import Predictor
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deltaflow.compare.config import CompareConfig
-from deltaflow.compare.models import train_row
-from deltaflow.compare.score import accuracy, channel_units, timed_forecasts
+from deltaflow.compare.models import Trained, average_of, train_row
+from deltaflow.compare.score import accuracy, channel_units, squared_errors, timed_forecasts
 from deltaflow.data.series import is_irregular
 from deltaflow.tasks import TASKS, Task, load_task
 
 Run = dict[str, Any]
-"""One finished or failed run, as its JSON file holds it: `dataset, encoder, seed, status`
-("finished" or "failed"), `settings`, `environment`, `curve` (see `Trained`), `scores` (by test,
-then by measure), `examples` (by test, see `example_forecasts`) and `errors` (tracebacks, by stage:
-`training` or a test)."""
+"""One finished or failed run, as its JSON file holds it: `dataset, encoder, seed` (null for an
+average over the seeds), `status` ("finished" or "failed"), `settings`, `environment`, `curve` (see
+`Trained`), `scores` (by test, then by measure), `squared_errors` and `examples` (by test, see the
+functions of these names), `predictor` (the folder beside it that holds an encoder's, null for
+others) and `errors` (tracebacks, by stage: `training` or a test)."""
+
+Units = tuple[Sequence[str], np.ndarray]
+"""Names of the D channels and the unit ``(D,)`` of each, see `channel_units`."""
 
 NUM_EXAMPLES = 3
 """Items per test whose forecasts are kept, to be drawn."""
@@ -55,7 +61,7 @@ VERSIONS = (
 
 
 def run_comparison(config: CompareConfig, console: Console | None = None) -> list[Run]:
-    """Run every row of a comparison on every data set with every seed.
+    """Run every row of a comparison on every data set with every seed, and average over them.
 
     A run that fails is recorded with its error, and the others go on. Runs whose file in
     `config.output` says that they are finished, with the same settings, are not repeated.
@@ -70,41 +76,49 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
     Returns
     -------
     list of Run
-        All runs, in the order of data sets, rows and seeds.
+        All runs, in the order of data sets, rows and seeds, an average behind its members.
     """
     folder = config.output / "runs"
     folder.mkdir(parents=True, exist_ok=True)
     write(config.output / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     write(config.output / "environment.json", json.dumps(environment(), indent=2))
-    runs = []
+    runs: list[Run] = []
     with _threads(config.threads), _progress(console) as progress:
-        total = len(config.datasets) * len(config.rows) * len(config.seeds)
-        bar = progress.add_task("", total=total)
+        rounds = [len(config.seeds) + config.is_averaged(row) for row in config.rows]
+        bar = progress.add_task("", total=len(config.datasets) * sum(rounds))
+
+        def settle(path: Path, about: Run, settings: dict[str, Any], make: Callable) -> None:
+            """Make a run, or read it from its file, and add it to the others."""
+            progress.update(bar, description=_label(about))
+            run = _finished(path, settings)
+            if run is None:
+                run = about | make(*load())
+                write(path, json.dumps(run, separators=(",", ":")))
+            if run["status"] == "failed":
+                reasons = "; ".join(error.splitlines()[-1] for error in run["errors"].values())
+                progress.console.print(f"[red]failed[/] {_label(about)}: {escape(reasons)}")
+            runs.append(run)
+            progress.advance(bar)
+
+        def tell_of(about: Run) -> Callable[[str], None]:
+            return lambda state: progress.update(bar, description=f"{_label(about)} · {state}")
+
         for dataset in config.datasets:
-            task = units = None
-            for row, seed in product(config.rows, config.seeds):
-                label = f"{Path(dataset).name} · {row} · seed {seed}"
-                progress.update(bar, description=label)
-                path = folder / f"{_file_name(dataset, row, seed)}.json"
-                run = _finished(path, config.settings(row))
-                if run is None:
-                    if task is None or units is None:
-                        task = load_task(
-                            dataset, config.dataset_kwargs, config.columns, config.split
-                        )
-                        units = channel_units(task)
-
-                    def tell(epoch: int, label: str = label) -> None:
-                        progress.update(bar, description=f"{label} · epoch {epoch}")
-
-                    run = {"dataset": dataset, "encoder": row, "seed": seed}
-                    run |= execute(row, seed, config, task, units, tell)
-                    write(path, json.dumps(run))
-                if run["status"] == "failed":
-                    reasons = "; ".join(error.splitlines()[-1] for error in run["errors"].values())
-                    progress.console.print(f"[red]failed[/] {label}: {escape(reasons)}")
-                runs.append(run)
-                progress.advance(bar)
+            load = cache(partial(_load, dataset, config))
+            for row in config.rows:
+                members = []
+                for seed in config.seeds:
+                    path = folder / f"{_file_name(dataset, row, f'seed{seed}')}.json"
+                    about = {"dataset": dataset, "encoder": row, "seed": seed}
+                    make = partial(
+                        execute, row, seed, config, tell=tell_of(about), folder=path.with_suffix("")
+                    )
+                    settle(path, about, config.settings(row), make)
+                    members += [path] if runs[-1]["status"] == "finished" else []
+                if config.is_averaged(row) and len(members) > 1:
+                    path = folder / f"{_file_name(dataset, row, 'averaged')}.json"
+                    about = {"dataset": dataset, "encoder": f"{row} (averaged)", "seed": None}
+                    settle(path, about, _digests(members), partial(average, members))
     return runs
 
 
@@ -113,8 +127,9 @@ def execute(
     seed: int,
     config: CompareConfig,
     task: Task,
-    units: tuple[Sequence[str], np.ndarray],
-    tell: Callable[[int], None],
+    units: Units,
+    tell: Callable[[str], None],
+    folder: Path | None = None,
 ) -> Run:
     """Train a row and score it on every test of the task; errors become part of the result.
 
@@ -125,20 +140,45 @@ def execute(
     units
         What `channel_units` says of the task.
     tell
-        Told the number of finished epochs.
+        Told how far the training is.
+    folder
+        Where the predictor of an encoder is kept; it is not kept if None.
     """
-    run: Run = {"settings": config.settings(row), "environment": environment()}
-    run |= {"curve": [], "scores": {}, "examples": {}}
+    train = partial(train_row, row, task, config, seed, tell)
+    return _judged(train, config.settings(row), seed, task, units, folder)
+
+
+def average(members: Sequence[Path], task: Task, units: Units) -> Run:
+    """Score the average of runs that differ in their seed alone, by their files."""
+    folders = [path.with_suffix("") for path in members]
+    return _judged(partial(average_of, folders), _digests(members), 0, task, units)
+
+
+def _judged(
+    train: Callable[[], Trained],
+    settings: dict[str, Any],
+    seed: int,
+    task: Task,
+    units: Units,
+    folder: Path | None = None,
+) -> Run:
+    """Train, and score on every test of the task; errors become part of the result."""
+    run: Run = {"settings": settings, "environment": environment()}
+    run |= {"curve": [], "scores": {}, "squared_errors": {}, "examples": {}, "predictor": None}
     errors: dict[str, str] = {}
     trained = None
     with _quiet(), _seeded(seed):
         with _recorded(errors, "training"):
-            trained = train_row(row, task, config, seed, tell)
+            trained = train()
             run["curve"] = trained.curve
+            if folder is not None and trained.encoder is not None:
+                _keep(trained.predictor, folder)
+                run["predictor"] = folder.name
         for name, test in task.tests.items() if trained is not None else ():
             with _recorded(errors, name):
                 forecasts, costs = timed_forecasts(trained, test)
                 run["scores"][name] = accuracy(forecasts, test, *units) | costs
+                run["squared_errors"][name] = squared_errors(forecasts, test, units[1])
                 run["examples"][name] = example_forecasts(forecasts, test, units[0])
     return run | {"status": "failed" if errors else "finished", "errors": errors}
 
@@ -206,20 +246,52 @@ def write(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def _file_name(dataset: str, row: str, seed: int) -> str:
-    """Return a name that is legible, and differs where data set, row or seed do."""
+def _load(dataset: str, config: CompareConfig) -> tuple[Task, Units]:
+    """Return a task, and what `channel_units` says of it."""
+    task = load_task(dataset, config.dataset_kwargs, config.columns, config.split)
+    return task, channel_units(task)
+
+
+def _keep(predictor: Predictor, folder: Path) -> None:
+    """Write a predictor into a folder that is never seen half-written."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    predictor.serialize(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.replace(folder)
+
+
+def _label(about: Run) -> str:
+    parts = [Path(about["dataset"]).name, about["encoder"]]
+    return " · ".join(parts if about["seed"] is None else [*parts, f"seed {about['seed']}"])
+
+
+def _file_name(dataset: str, row: str, part: str) -> str:
+    """Return a name that is legible, and differs where data set, row or part do."""
     digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
-    legible = re.sub(r"[^\w.-]+", "_", f"{Path(dataset).name}-{row}-seed{seed}")
+    legible = re.sub(r"[^\w.-]+", "_", f"{Path(dataset).name}-{row}-{part}")
     return legible if dataset in TASKS else f"{legible}-{digest}"
 
 
+def _digests(files: Sequence[Path]) -> dict[str, Any]:
+    """Return the settings of an average: its members, and digests that change when they do."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def _finished(path: Path, settings: dict[str, Any]) -> Run | None:
-    """Return the run of a file, if there is one, it is finished, and its settings are these."""
+    """Return the run of a file, if there is one, it is finished, and its settings are these.
+
+    Averages are made of the predictors, so that one which was kept must still be there.
+    """
     if not path.exists():
         return None
     run = json.loads(path.read_text(encoding="utf-8"))
     same = run["settings"] == json.loads(json.dumps(settings))
-    return run if same and run["status"] == "finished" else None
+    whole = run.keys() >= {"squared_errors", "predictor"}  # not of an earlier version
+    if not (same and whole and run["status"] == "finished"):
+        return None
+    there = run["predictor"] is None or (path.parent / run["predictor"]).is_dir()
+    return run if there else None
 
 
 @contextmanager

@@ -8,27 +8,37 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import gluonts.model.forecast as gluonts_forecast
 import numpy as np
 import pandas as pd
 import torch
+from gluonts.dataset.common import DataEntry
 from gluonts.dataset.split import TestData
 from gluonts.ev.metrics import MAE, MSE, Coverage, MeanWeightedSumQuantileLoss
 from gluonts.model import Forecast, evaluate_forecasts
+from gluonts.torch.distributions import AffineTransformed
+from torch.distributions import Distribution, Laplace, Normal, StudentT
 
 from deltaflow.compare.models import Trained
 from deltaflow.data.series import read_series, schema_of
 from deltaflow.data.statistics import Statistics
-from deltaflow.model.forecast import DistributionForecast
+from deltaflow.model.forecast import DistributionForecast, EnsembleForecast
 from deltaflow.tasks import Task
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+"""The levels of the quantile loss."""
+
+INTERVALS = {"coverage_50": (0.25, 0.75), "coverage_80": (0.1, 0.9), "coverage_95": (0.025, 0.975)}
+"""The central intervals whose coverage is measured, by their lowest and highest level."""
+
+ALL_LEVELS = sorted({*LEVELS, *(level for pair in INTERVALS.values() for level in pair)})
 
 PATIENCE = 5.0
 """Seconds after which the forecasts of a test are not timed once more."""
 
-ACCURACY = ("mean_weighted_quantile_loss", "mse", "mae", "nll", "coverage_80")
+ACCURACY = ("mean_weighted_quantile_loss", "mse", "mae", "nll", *INTERVALS)
 """The measures of accuracy. Each stands in the results three times: over all values in one pool;
 as ``mse[HR]``, for each channel; and as ``balanced_mse``, the mean over the channels after each was
 divided by its unit (see `Task.scale`), so that no channel rules the mean."""
@@ -76,6 +86,35 @@ def accuracy(
         results[f"balanced_{name}"] = balanced[name]
         results |= {f"{name}[{channel}]": value for channel, value in by_channel[name].items()}
     return {name: float(value) for name, value in results.items() if not np.isnan(value)}
+
+
+def squared_errors(
+    forecasts: Sequence[Forecast], test: TestData, scale: np.ndarray
+) -> dict[str, Any]:
+    """Return the squared errors of the mean, summed over the queries of each item.
+
+    From them follows the balanced squared error of any choice of items.
+
+    Parameters
+    ----------
+    forecasts, test
+        The forecasts, in the order of the test, and what they are of.
+    scale
+        The unit ``(D,)`` of each channel.
+
+    Returns
+    -------
+    dict
+        Two lists ``(N, D)``: `count`, of the observed labels, and `sum`, of their squared errors
+        over the squared unit, to four digits.
+    """
+    counts, sums = [], []
+    for forecast, label in zip(forecasts, test.label, strict=True):
+        values = np.atleast_2d(label["target"])  # (D, Q)
+        errors = (forecast.mean.reshape(values.T.shape).T - values) / scale[:, None]
+        counts.append(np.isfinite(values).sum(axis=1).tolist())
+        sums.append([float(f"{own:.3e}") or 0 for own in np.nansum(errors**2, axis=1)])
+    return {"count": counts, "sum": sums}
 
 
 def timed_forecasts(trained: Trained, test: TestData) -> tuple[list[Forecast], dict[str, float]]:
@@ -127,14 +166,13 @@ def _evaluate(forecasts: Sequence[Forecast], test: TestData) -> pd.DataFrame:
     # GluonTS draws a progress bar, and divides by the number of values, which may be 0.
     with contextlib.redirect_stderr(io.StringIO()), np.errstate(invalid="ignore"):
         raw = evaluate_forecasts(
-            map(_tabulated, forecasts),
+            map(_tabulated, forecasts, test.label),
             test_data=test,
             metrics=[
                 MeanWeightedSumQuantileLoss(LEVELS),
                 MSE(),
                 MAE(),
-                Coverage(0.1),
-                Coverage(0.9),
+                *(Coverage(level) for pair in INTERVALS.values() for level in pair),
             ],
             axis=(items, last_axis),
         )
@@ -143,16 +181,53 @@ def _evaluate(forecasts: Sequence[Forecast], test: TestData) -> pd.DataFrame:
             "mean_weighted_quantile_loss": raw["mean_weighted_sum_quantile_loss"],
             "mse": raw["MSE[mean]"],
             "mae": raw["MAE[0.5]"],
-            "coverage_80": raw["coverage[0.9]"] - raw["coverage[0.1]"],
+            **{
+                name: raw[f"coverage[{high}]"] - raw[f"coverage[{low}]"]
+                for name, (low, high) in INTERVALS.items()
+            },
         }
     )
 
 
-def _tabulated(forecast: Forecast) -> gluonts_forecast.QuantileForecast:
-    """Compute mean and quantiles of a forecast once, for all metrics: quantiles can be slow."""
-    arrays = np.stack([forecast.mean, *(forecast.quantile(level) for level in LEVELS)])
-    keys = ["mean", *map(str, LEVELS)]
+def _tabulated(forecast: Forecast, label: DataEntry) -> gluonts_forecast.QuantileForecast:
+    """Compute mean and quantiles of a forecast once, for all metrics.
+
+    A quantile of a Student-t distribution takes a microsecond, and few of the cells of query and
+    channel are observed: where there is no label, the quantiles are left at 0.
+    """
+    observed = np.isfinite(label["target"].T)  # (Q,) or (Q, D)
+    arrays = np.zeros((1 + len(ALL_LEVELS), *observed.shape))
+    arrays[0] = forecast.mean
+    arrays[1:, observed] = _quantiles(forecast, observed)
+    keys = ["mean", *map(str, ALL_LEVELS)]
     return gluonts_forecast.QuantileForecast(arrays, forecast.start_date, keys, forecast.item_id)
+
+
+def _quantiles(forecast: Forecast, observed: np.ndarray) -> np.ndarray:
+    """Return the quantiles of `ALL_LEVELS` at the n observed cells ``(K, n)``."""
+    if isinstance(forecast, EnsembleForecast):
+        return np.mean([_quantiles(member, observed) for member in forecast.members], axis=0)
+    if isinstance(forecast, DistributionForecast) and observed.any():
+        cells = _cells(forecast.distribution, torch.from_numpy(observed))
+        if cells is not None:
+            return np.stack([cells.icdf(torch.tensor([level]).double()) for level in ALL_LEVELS])
+    return np.stack([forecast.quantile(level)[observed] for level in ALL_LEVELS])
+
+
+def _cells(distribution: Distribution, chosen: torch.Tensor) -> Distribution | None:
+    """Return the distribution of the chosen cells of a batch; None of a kind that is not known."""
+    shape = distribution.batch_shape
+
+    def of(name: str) -> torch.Tensor:
+        return torch.as_tensor(getattr(distribution, name)).broadcast_to(shape)[chosen]
+
+    if isinstance(distribution, AffineTransformed):
+        base = _cells(distribution.base_dist, chosen)
+        return None if base is None else AffineTransformed(base, of("loc"), of("scale"))
+    if isinstance(distribution, (StudentT, Normal, Laplace)):
+        family: Any = type(distribution)
+        return family(**{name: of(name) for name in distribution.arg_constraints})
+    return None
 
 
 def _negative_log_likelihood(forecasts: Sequence[Forecast], labels: np.ndarray) -> np.ndarray:

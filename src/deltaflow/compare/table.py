@@ -9,6 +9,7 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from deltaflow.compare.config import HOLD
 from deltaflow.compare.run import Run
 
 COLUMNS = ["dataset", "encoder", "seed", "metric", "value"]
@@ -19,7 +20,9 @@ SUMMARY = {
     "balanced_mse": "balanced MSE",
     "balanced_mae": "balanced MAE",
     "balanced_nll": "balanced NLL",
+    "coverage_50": "50 % interval covers",
     "coverage_80": "80 % interval covers",
+    "coverage_95": "95 % interval covers",
     "parameters": "parameters",
     "seconds_per_epoch": "s / epoch",
     "ms_per_forecast": "ms / forecast",
@@ -27,17 +30,23 @@ SUMMARY = {
 }
 """The columns of the summary: a measure, and its heading."""
 
+RATIO = "MSE / hold (95 % interval)"
+"""Heading of the ratio of the balanced squared error to that of hold."""
+
 TERMINAL = {
     "balanced quantile loss": "quantile\nloss",
     "balanced MSE": "MSE",
-    "balanced NLL": "NLL",
+    RATIO: "MSE / hold",
+    "balanced MAE": "MAE",
     "80 % interval covers": "80 %\ncovers",
     "parameters": "weights",
     "s / epoch": "s per\nepoch",
-    "ms / forecast": "ms per\nforecast",
 }
 """The columns of the summary that the terminal shows, and their headings there. Losses are
 balanced."""
+
+NUM_RESAMPLES = 1000
+"""How often the items of a test are drawn anew for an interval."""
 
 COUNTS = ("parameters", "evaluations_per_batch")
 """Measures that are whole numbers."""
@@ -63,7 +72,100 @@ def results(runs: Sequence[Run]) -> pd.DataFrame:
         for dataset, scores in run["scores"].items()
         for metric, value in scores.items()
     ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"seed": "Int64"})  # averages have none
+
+
+def overview(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
+    """Return the `summary` of one data set, and beside the squared error its ratio to hold's."""
+    table = summary(results(runs), dataset)
+    ratio = ratios_to_hold(runs, dataset)
+    if len(ratio) and "balanced MSE" in table:
+        text = [f"{own.ratio:.3f} ({own.low:.3f}–{own.high:.3f})" for own in ratio.itertuples()]
+        place = list(table).index("balanced MSE") + 1
+        shown = pd.Series(text, index=ratio.index)
+        shown[HOLD] = ""
+        table.insert(place, RATIO, shown.reindex(table.index))
+    return table.fillna("")
+
+
+def ratios_to_hold(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
+    """Return the ratio of each row's balanced squared error to that of hold, with an interval.
+
+    The interval holds the middle 95 % of the ratios on as many items drawn from the test with
+    replacement (the percentile bootstrap, Efron & Tibshirani, 1993). It says what another choice
+    of items might have given, not another seed: errors are averaged over the seeds first.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per encoder, with the columns `ratio`, `low` and `high`; empty if hold has failed.
+    """
+    count, errors = _errors_by_item(runs, dataset)
+    if HOLD not in errors:
+        return pd.DataFrame()
+    items = len(count)
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(items, np.full(items, 1 / items), size=NUM_RESAMPLES)
+    weights = np.vstack([np.ones(items), drawn]).astype(float)  # the first: the test itself
+
+    def balanced(own: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.nanmean((weights @ own) / (weights @ count), axis=1)
+
+    hold = balanced(errors[HOLD])
+    rows = {}
+    for encoder, own in errors.items():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = balanced(own) / hold
+        rows[encoder] = (ratio[0], *np.quantile(ratio[1:], [0.025, 0.975]))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["ratio", "low", "high"])
+
+
+def channels(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
+    """Return a row per channel: which of them rule the balanced squared error, and who is better.
+
+    Returns
+    -------
+    pandas.DataFrame
+        By channel, the largest share first: `labels`, the number of observed labels; `share`, of
+        the channel in hold's balanced squared error; `hold`, its squared error in squared units;
+        and for each other row the ratio to it, averaged over the seeds. Text; empty if hold has
+        failed or there is one channel only.
+    """
+    count, errors = _errors_by_item(runs, dataset)
+    known = count.sum(axis=0) > 0
+    if HOLD not in errors or known.sum() < 2:
+        return pd.DataFrame()
+    labels = count.sum(axis=0)[known]
+    mean = {encoder: own.sum(axis=0)[known] / labels for encoder, own in errors.items()}
+    hold = mean.pop(HOLD)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = {encoder: own / hold for encoder, own in mean.items()}
+        share = hold / hold.sum()
+    scores = next(run["scores"][dataset] for run in runs if dataset in run["scores"])
+    names = [name[4:-1] for name in scores if name.startswith("mse[")]
+    table = pd.DataFrame(
+        {
+            "labels": [f"{number:,.0f}" for number in labels],
+            "share": [f"{value:.1%}" for value in share],
+            HOLD: [_rounded(value, np.nan, digits=4) for value in hold],
+            **{encoder: [f"{value:.3f}" for value in own] for encoder, own in ratios.items()},
+        },
+        index=names,
+    ).replace("nan", "")  # where neither is ever wrong
+    return table.iloc[np.argsort(-hold, kind="stable")]
+
+
+def _errors_by_item(runs: Sequence[Run], dataset: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return counts ``(N, D)``, and squared errors ``(N, D)`` of each row, averaged over seeds."""
+    count = np.zeros((0, 0))
+    by_encoder: dict[str, list[np.ndarray]] = {}
+    for run in runs:
+        if dataset in run["squared_errors"]:
+            stored = run["squared_errors"][dataset]
+            count = np.array(stored["count"], float)
+            by_encoder.setdefault(run["encoder"], []).append(np.array(stored["sum"]))
+    return count, {encoder: np.mean(own, axis=0) for encoder, own in by_encoder.items()}
 
 
 def summary(scores: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -121,9 +223,11 @@ def as_rich(table: pd.DataFrame, title: str) -> Table:
     printed = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     printed.add_column("encoder", overflow="fold")
     for short in shown.values():
-        printed.add_column(short, justify="right")
+        printed.add_column(short, justify="right", no_wrap=True)
     for name, row in table[list(shown)].iterrows():
-        printed.add_row(str(name), *(cell.replace(" ± ", "\n± ") for cell in row))
+        printed.add_row(
+            str(name), *(cell.replace(" ± ", "\n± ").replace(" (", "\n(") for cell in row)
+        )
     return printed
 
 
@@ -153,7 +257,7 @@ def _rounded(mean: float, deviation: float, digits: int) -> str:
     if not np.isfinite(mean):
         return f"{mean}"
     leading = int(np.floor(np.log10(abs(mean)))) + 1 if mean else 1
-    places = min(4, max(0, digits - leading))
+    places = min(6, max(0, digits - leading))
     if not deviation > 0:
         return f"{mean:,.{places}f}"
     return f"{mean:,.{places}f} ± {deviation:,.{places}f}"

@@ -16,7 +16,7 @@ from deltaflow.data.schema import unit_seconds
 
 
 class RealTime:
-    """What the three kinds of forecast share: real timestamps, a table and a plot.
+    """What the kinds of forecast share: real timestamps, a table and a plot.
 
     Attributes
     ----------
@@ -192,6 +192,40 @@ class _Channel(Distribution):
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
         return self.joint.sample(sample_shape)[..., self.channel]
+
+
+class EnsembleForecast(RealTime, gluonts_forecast.Forecast):
+    """The average of several forecasts of an item: of their means, and quantiles level by level.
+
+    Parameters
+    ----------
+    members
+        The forecasts, of the same item and queries.
+    """
+
+    def __init__(self, members: Sequence[Any]) -> None:
+        self.members = list(members)
+        first = self.members[0]
+        self.start_date, self.item_id, self.info = first.start_date, first.item_id, first.info
+        self.prediction_length = first.prediction_length
+        self.on_real_time(first.query_times, first.target)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean, ``(Q,)`` or ``(Q, D)``."""
+        return np.mean([member.mean for member in self.members], axis=0)
+
+    def quantile(self, level: float | str) -> np.ndarray:
+        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
+        return np.mean([member.quantile(level) for member in self.members], axis=0)
+
+    def copy_dim(self, dim: int) -> EnsembleForecast:
+        """Return the forecast of one channel."""
+        return EnsembleForecast([member.copy_dim(dim) for member in self.members])
+
+    def dim(self) -> int:
+        """Return the number of channels."""
+        return self.members[0].dim()
 
 
 class SampleForecast(RealTime, gluonts_forecast.SampleForecast):

@@ -10,12 +10,13 @@ import pandas as pd
 from deltaflow.data.dataset import read_entries
 from deltaflow.data.validation import check_columns, gather_rows, read_times
 from deltaflow.errors import DataError
+from deltaflow.model.ensemble import EnsemblePredictor
 from deltaflow.model.hold import HoldPredictor
 from deltaflow.model.predictor import IrregularPredictor
 
 
 def predict_df(
-    predictor: IrregularPredictor | HoldPredictor,
+    predictor: IrregularPredictor | HoldPredictor | EnsemblePredictor,
     past_df: pd.DataFrame,
     future_df: pd.DataFrame,
     *,
@@ -67,9 +68,7 @@ def predict_df(
     0        9.7         82.0
     1        2.3         82.0
     """
-    schema = (
-        predictor.spec.schema if isinstance(predictor, IrregularPredictor) else predictor.schema
-    )
+    schema = predictor.schema
     if schema.time == "regular":
         raise DataError(
             "the predictor was trained on a regular data set, which has no real time",

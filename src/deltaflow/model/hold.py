@@ -1,26 +1,19 @@
 """The naive baseline: hold the last value, with the spread of a random walk."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 from gluonts.model.estimator import Estimator
-from gluonts.model.predictor import RepresentablePredictor
 from torch.distributions import Normal
 
-from deltaflow._version import __version__
-from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series, schema_of
 from deltaflow.data.statistics import Statistics
-from deltaflow.model.forecast import DistributionForecast, SampleForecast
-from deltaflow.model.predictor import query_times_of, read_arguments
+from deltaflow.model.baseline import BaselinePredictor
 
 
-class HoldPredictor(RepresentablePredictor):
+class HoldPredictor(BaselinePredictor):
     """Forecasts the last observed value of each channel, as a random walk in real time.
 
     ``x(t + Δt) ~ Normal(x(t), σ² Δt)``, with Δt counted from the last observation of the channel.
@@ -38,14 +31,13 @@ class HoldPredictor(RepresentablePredictor):
         ``(D,)`` mean and standard deviation of each channel in the training set.
     """
 
-    __version__: str = __version__
+    family = Normal
 
     @validated()
     def __init__(
         self, prediction_length: int, data_schema: dict, rate: list, center: list, spread: list
     ) -> None:
-        super().__init__(prediction_length)
-        self.schema = Schema.from_dict(data_schema)
+        super().__init__(prediction_length, data_schema)
         self.rate, self.center, self.spread = map(np.asarray, (rate, center, spread))
 
     @classmethod
@@ -78,28 +70,8 @@ class HoldPredictor(RepresentablePredictor):
             spread=statistics.spread[channels],
         )
 
-    def predict(
-        self, dataset: Dataset, num_samples: int | None = None, **kwargs: Any
-    ) -> Iterator[DistributionForecast | SampleForecast]:
-        """Forecast each entry; exact distributions, or ``num_samples`` samples."""
-        for entry in dataset:
-            series = read_series(entry, self.schema, num_queries=self.prediction_length)
-            loc, scale = self._walk(series)  # (Q, D)
-            if self.schema.univariate:
-                loc, scale = loc[:, 0], scale[:, 0]
-            joint = Normal(torch.from_numpy(loc), torch.from_numpy(scale))
-            forecast = DistributionForecast(
-                joint, entry["start"] + series.length, series.item_id, entry.get("info")
-            )
-            forecast.on_real_time(query_times_of(entry), self.schema.target)
-            yield forecast.to_sample_forecast(num_samples) if num_samples else forecast
-
-    def _walk(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return location and scale ``(Q, D)`` of the walk at the queries."""
-        queries = series.times[series.length :]
-        asked = np.isfinite(queries)
-        start = series.times[series.length - 1] if series.length else 0.0
-        queries = np.where(asked, queries, queries[asked].max() if asked.any() else start)
         loc = np.tile(self.center, (len(queries), 1)).astype(float)
         scale = np.tile(self.spread, (len(queries), 1)).astype(float)
         for channel in range(len(self.rate)):
@@ -110,17 +82,6 @@ class HoldPredictor(RepresentablePredictor):
                 scale[:, channel] = np.sqrt(self.rate[channel] * gaps)
         # At Δt = 0 the walk has no spread; a distribution needs some.
         return loc, np.maximum(scale, 1e-9 * self.spread)
-
-    def serialize(self, path: str | Path) -> None:
-        """Write the predictor into a directory, which is made if need be."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        super().serialize(path)
-
-    @classmethod
-    def deserialize(cls, path: str | Path, **kwargs: Any) -> "HoldPredictor":
-        """Read a predictor that :meth:`serialize` wrote."""
-        return cls(**read_arguments(Path(path), cls))
 
 
 class HoldEstimator(Estimator):

@@ -10,17 +10,21 @@ from typing import Any
 import torch
 
 from deltaflow.errors import DeltaflowError
+from deltaflow.model.ensemble import EnsemblePredictor
 from deltaflow.model.hold import HoldPredictor
 from deltaflow.model.lightning_module import ForecastLightningModule
 from deltaflow.model.predictor import IrregularPredictor
 
-PREDICTORS: dict[str, type[IrregularPredictor] | type[HoldPredictor]] = {
-    f"{cls.__module__}.{cls.__qualname__}": cls for cls in (IrregularPredictor, HoldPredictor)
+PREDICTORS: dict[str, type[IrregularPredictor | HoldPredictor | EnsemblePredictor]] = {
+    f"{cls.__module__}.{cls.__qualname__}": cls
+    for cls in (IrregularPredictor, HoldPredictor, EnsemblePredictor)
 }
 """The classes that `load_predictor` builds, by the name that a directory gives them."""
 
 
-def load_predictor(path: str | Path, device: str = "auto") -> IrregularPredictor | HoldPredictor:
+def load_predictor(
+    path: str | Path, device: str = "auto"
+) -> IrregularPredictor | HoldPredictor | EnsemblePredictor:
     """Load a predictor from what ``serialize`` or Lightning wrote, executing nothing of it.
 
     GluonTS's ``Predictor.deserialize`` imports whatever class the directory names. This function

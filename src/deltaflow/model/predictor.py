@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deltaflow._version import __version__
 from deltaflow.data import WindowSpec
+from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, is_irregular
 from deltaflow.data.windows import Batch, collate
 from deltaflow.errors import DeltaflowError, DeltaflowWarning, UnknownNameError
@@ -96,6 +97,11 @@ class IrregularPredictor(RepresentablePredictor):
         with torch.random.fork_rng(devices=[]):
             self.network = make_network(self.spec, output, **network).eval()
         self.to(device)
+
+    @property
+    def schema(self) -> Schema:
+        """What the data hold."""
+        return self.spec.schema
 
     def to(self, device: str | torch.device) -> "IrregularPredictor":
         """Move the network to a device, and return the predictor."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -164,20 +164,25 @@ def _file_task(path: Path, columns: Columns, given: Split) -> Task:
         raise DataError("items that are learned from and tested need a horizon",
                         "give split.horizon", field="split")  # fmt: skip
     horizon = pd.Timedelta(given.horizon)
-    earlier = TimeSplitter(
-        after=None if given.after is None else pd.Timedelta(given.after) - horizon,
-        date=None if given.date is None else pd.Timestamp(given.date) - horizon,
-        horizon=given.horizon,
-    )
+    earlier = _moved_back(origin, horizon)
+    fitted = _moved_back(earlier, horizon)
     length = max(earlier.prediction_length(data), origin.prediction_length(data))
     training, template = earlier.split(data)
     return Task(
         name=name,
         training=training,
+        training_forecasts=fitted.split(data)[1].generate_instances(fitted.prediction_length(data)),
         validation=template.generate_instances(length),
         tests={name: origin.split(data)[1].generate_instances(length)},
         prediction_length=length,
     )
+
+
+def _moved_back(splitter: TimeSplitter, horizon: pd.Timedelta) -> TimeSplitter:
+    """Return the splitter whose origin is earlier, but not before the items begin."""
+    if splitter.after is None:
+        return replace(splitter, date=pd.Timestamp(splitter.date) - horizon)  # pyright: ignore[reportOperatorIssue, reportArgumentType]
+    return replace(splitter, after=max(pd.Timedelta(0), pd.Timedelta(splitter.after) - horizon))
 
 
 def _gluonts_task(path: Path) -> Task:
@@ -190,9 +195,11 @@ def _gluonts_task(path: Path) -> Task:
                         "store both, see gluonts.dataset.common.TrainDatasets.save",
                         field="dataset")  # fmt: skip
     training, template = split_at(stored.train, offset=-length)
+    _, fitted = split_at(stored.train, offset=-2 * length)
     return Task(
         name=path.name,
         training=training,
+        training_forecasts=fitted.generate_instances(length),
         validation=template.generate_instances(length),
         tests={path.name: split_at(stored.test, offset=-length)[1].generate_instances(length)},
         prediction_length=length,

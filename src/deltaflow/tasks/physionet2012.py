@@ -119,6 +119,7 @@ def physionet2012_task(
     return Task(
         name="physionet2012",
         training=training,
+        training_forecasts=splitter.split(training)[1].generate_instances(length),
         validation=splitter.split(validation)[1].generate_instances(length),
         tests={"physionet2012": splitter.split(test)[1].generate_instances(length)},
         prediction_length=length,

@@ -229,9 +229,12 @@ def synthetic_task(
     tests = {
         part: splitter.split(data)[1].generate_instances(longest) for part, data in parts.items()
     }
+    training = dataset((fifth < 3) & (elapsed < 1))
+    own_length = splitter.prediction_length(training)
     return Task(
         name=name,
-        training=dataset((fifth < 3) & (elapsed < 1)),
+        training=training,
+        training_forecasts=splitter.split(training)[1].generate_instances(own_length),
         validation=tests.pop("validation"),
         tests=tests,
         prediction_length=longest,

@@ -24,6 +24,9 @@ class Task:
         Its name.
     training
         The items from which training windows are drawn.
+    training_forecasts
+        The forecasts of the training items from the origin of the tests: what is fitted to
+        forecasts, instead of to windows, is fitted to these.
     validation
         The forecasts whose loss decides when a training stops.
     tests
@@ -37,6 +40,7 @@ class Task:
 
     name: str
     training: Dataset
+    training_forecasts: TestData
     validation: TestData
     tests: Mapping[str, TestData]
     prediction_length: int
@@ -75,6 +79,7 @@ def unseen_items(
     return Task(
         name=name,
         training=training,
+        training_forecasts=splitter.split(training)[1].generate_instances(length),
         validation=splitter.split(validation)[1].generate_instances(length),
         tests={name: splitter.split(test)[1].generate_instances(length)},
         prediction_length=length,

@@ -1,0 +1,415 @@
+"""Regressions on summaries of what was observed: how far a task goes without any network.
+
+Their forecasts are Laplace distributions, so that the point forecast is mean and median at once,
+and its scale is simply the mean absolute error on the validation forecasts.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from gluonts.core.component import validated
+from gluonts.dataset.split import TestData
+from torch.distributions import Laplace
+
+from deltaflow.data.schema import Schema
+from deltaflow.data.series import Series, read_series, schema_of
+from deltaflow.data.statistics import Statistics
+from deltaflow.errors import DeltaflowError
+from deltaflow.model.baseline import BaselinePredictor
+from deltaflow.tasks import Task
+
+SUMMARY = (
+    "last", "previous", "first", "mean", "minimum", "maximum", "deviation", "count",
+    "time of the last", "recent mean", "decaying mean",
+)  # fmt: skip
+"""What `summarise` tells of each channel."""
+
+LAST, MEAN, DECAYING = (SUMMARY.index(name) for name in ("last", "mean", "decaying mean"))
+
+NUM_ROUNDS = 600
+"""The largest number of trees of a channel."""
+
+PATIENCE = 40
+"""A channel gets no more trees after so many without a better validation error."""
+
+TREES = {
+    "objective": "l2",
+    "learning_rate": 0.03,
+    "num_leaves": 15,
+    "min_data_in_leaf": 40,
+    "feature_fraction": 0.3,
+    "verbose": -1,
+}
+"""Parameters of LightGBM."""
+
+
+def summarise(series: Series, num_channels: int, recent: float) -> np.ndarray:
+    """Return the `SUMMARY` of each channel's observed values.
+
+    Parameters
+    ----------
+    series
+        The series.
+    num_channels
+        The number D of channels.
+    recent
+        How long an observation is recent, before the last one of the series. It is also the time
+        in which its weight in the decaying mean falls to 1/e.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(D, len(SUMMARY))``; NaN for what a channel does not have.
+    """
+    values = series.values[:, :num_channels]  # (T, D)
+    times = series.times[: series.length, None]
+    known = np.isfinite(values)
+    filled = np.where(known, values, 0.0)
+    count = known.sum(axis=0)
+    left = known[::-1].cumsum(axis=0)[::-1]  # how many known values there are from here on
+    age = times[-1:] - times
+
+    def the_one(chosen: np.ndarray, of: np.ndarray) -> np.ndarray:
+        return np.where(chosen.any(axis=0), np.where(chosen, of, 0.0).sum(axis=0), np.nan)
+
+    def weighted_mean(weights: np.ndarray, of: np.ndarray = filled) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return (weights * of).sum(axis=0) / weights.sum(axis=0)
+
+    mean = weighted_mean(known)
+    last = known & (left == 1)
+    summary = np.stack(
+        [
+            the_one(last, filled),
+            the_one(known & (left == 2), filled),
+            the_one(known & (left == count), filled),
+            mean,
+            np.where(known, values, np.inf).min(axis=0, initial=np.inf),
+            np.where(known, values, -np.inf).max(axis=0, initial=-np.inf),
+            np.sqrt(weighted_mean(known, (filled - mean) ** 2)),
+            count,
+            the_one(last, times),
+            weighted_mean(known & (age <= recent)),
+            weighted_mean(known * np.exp(-age / recent)),
+        ],
+        axis=1,
+    )
+    return np.where(np.isfinite(summary), summary, np.nan)
+
+
+class LinearPredictor(BaselinePredictor):
+    """Forecasts a channel by a line through its last value and the mean of its values.
+
+    ``center + a (last - center) + b (mean - center) + c``; without an observed value, the first
+    two terms vanish.
+
+    Parameters
+    ----------
+    prediction_length
+        The number of queries.
+    data_schema
+        What the data hold, as `Schema.to_dict` gives it.
+    weights
+        ``(D, 3)`` a, b and c of each channel.
+    center
+        ``(D,)`` mean of each channel in the training set.
+    scale
+        ``(D,)`` scale of each channel's Laplace distribution.
+    """
+
+    family = Laplace
+
+    @validated()
+    def __init__(
+        self, prediction_length: int, data_schema: dict, weights: list, center: list, scale: list
+    ) -> None:
+        super().__init__(prediction_length, data_schema)
+        self.weights, self.center, self.scale = map(np.asarray, (weights, center, scale))
+
+    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return location and scale ``(Q, D)``, the same for each query."""
+        summary = summarise(series, len(self.center), recent=1.0)
+        loc = self.center + (self.weights * _terms(summary, self.center)).sum(axis=1)
+        shape = len(queries), 1
+        return np.tile(loc, shape), np.tile(self.scale, shape)
+
+
+class TreesPredictor(BaselinePredictor):
+    """Forecasts a channel by its last value and what boosted trees add to it.
+
+    The trees know the time of the query, the channel's `SUMMARY`, and the last value, mean and
+    decaying mean of every channel.
+
+    Parameters
+    ----------
+    prediction_length
+        The number of queries.
+    data_schema
+        What the data hold, as `Schema.to_dict` gives it.
+    models
+        The trees of each of the D channels, as text of LightGBM; None where there are none.
+    recent
+        See `summarise`, in seconds, or periods of a regular series.
+    center
+        ``(D,)`` mean of each channel in the training set, in the place of a last value.
+    scale
+        ``(D,)`` scale of each channel's Laplace distribution.
+    """
+
+    family = Laplace
+
+    @validated()
+    def __init__(
+        self,
+        prediction_length: int,
+        data_schema: dict,
+        models: list,
+        recent: float,
+        center: list,
+        scale: list,
+    ) -> None:
+        super().__init__(prediction_length, data_schema)
+        booster = _lightgbm().Booster
+        self.boosters = [None if text is None else booster(model_str=text) for text in models]
+        self.recent = recent
+        self.center, self.scale = np.asarray(center), np.asarray(scale)
+
+    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return location and scale ``(Q, D)``."""
+        summary = summarise(series, len(self.center), self.recent)
+        times, place = np.unique(queries, return_inverse=True)
+        loc = np.tile(_held(summary, self.center), (len(times), 1))
+        for channel, booster in enumerate(self.boosters):
+            if booster is not None:
+                features = _tree_features(summary[None], times, channel)
+                loc[:, channel] += booster.predict(features, num_threads=1)
+        return loc[place], np.tile(self.scale, (len(queries), 1))
+
+
+def fit_training_mean(task: Task) -> LinearPredictor:
+    """Forecast each channel by its mean in the training set."""
+    return _fit_lines(task, lambda terms, values: (0.0, 0.0, 0.0))
+
+
+def fit_item_mean(task: Task) -> LinearPredictor:
+    """Forecast each channel by the mean of what was observed of it in the item."""
+    return _fit_lines(task, lambda terms, values: (0.0, 1.0, 0.0))
+
+
+def fit_least_squares(task: Task) -> LinearPredictor:
+    """Fit the three weights of each channel to the training forecasts by least squares."""
+    return _fit_lines(task, lambda terms, values: np.linalg.lstsq(terms, values)[0])
+
+
+def fit_boosted_trees(
+    task: Task, seed: int, num_threads: int, tell: Callable[[str], None]
+) -> tuple[TreesPredictor, int]:
+    """Fit trees to the training forecasts; the validation forecasts say how many.
+
+    Parameters
+    ----------
+    task
+        The task.
+    seed
+        Seed of the choice of features of each tree.
+    num_threads
+        Threads of LightGBM.
+    tell
+        Told which channel is fitted.
+
+    Returns
+    -------
+    TreesPredictor, int
+        The predictor, and the number of its leaves.
+
+    Raises
+    ------
+    DeltaflowError
+        If LightGBM is not installed.
+
+    References
+    ----------
+    Ke et al., *LightGBM: A Highly Efficient Gradient Boosting Decision Tree*, 2017.
+    """
+    lightgbm = _lightgbm()
+    basis = _Basis.of(task)
+    spans = [np.ptp(s.times[: s.length]) for s in basis.training.series if s.length]
+    recent = float(np.median(spans)) / 4 if np.any(spans) else 1.0
+    num_channels = len(basis.center)
+    training, validation = (
+        np.stack([summarise(series, num_channels, recent) for series in part.series])
+        for part in (basis.training, basis.validation)
+    )  # (N, D, len(SUMMARY))
+    parameters = {**TREES, "seed": seed, "num_threads": num_threads, "deterministic": True}
+    models: list[str | None] = []
+    scale = basis.spread / np.sqrt(2)
+    num_leaves = 0
+    for channel, (seen, judged) in enumerate(basis.channels()):
+        tell(f"channel {channel + 1} of {num_channels}")
+        models.append(None)
+        if not len(seen.values) or not len(judged.values):
+            continue
+        sets = [
+            (
+                _tree_features(summaries, rows.times, channel, rows.items),
+                rows.values - _held(summaries, basis.center)[rows.items, channel],
+            )
+            for summaries, rows in ((training, seen), (validation, judged))
+        ]
+        data = lightgbm.Dataset(*sets[0])
+        booster = lightgbm.train(
+            parameters,
+            data,
+            num_boost_round=NUM_ROUNDS,
+            valid_sets=[lightgbm.Dataset(*sets[1], reference=data)],
+            callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
+        )
+        models[-1] = booster.model_to_string(num_iteration=booster.best_iteration)
+        trees = booster.dump_model(num_iteration=booster.best_iteration)["tree_info"]
+        num_leaves += sum(tree["num_leaves"] for tree in trees)
+        features, values = sets[1]
+        scale[channel] = basis.scale(values - booster.predict(features), channel)
+    predictor = TreesPredictor(
+        prediction_length=task.prediction_length,
+        data_schema=basis.schema.to_dict(),
+        models=models,
+        recent=recent,
+        center=basis.center.tolist(),
+        scale=scale.tolist(),
+    )
+    return predictor, num_leaves
+
+
+class _Rows(NamedTuple):
+    """The n observed values of one channel that forecasts are judged by: item, time and value."""
+
+    items: np.ndarray
+    times: np.ndarray
+    values: np.ndarray
+
+
+class _Forecasts(NamedTuple):
+    """What is known at the origin of each forecast, and the labels ``(Q, D)`` behind it."""
+
+    series: list[Series]
+    labels: list[np.ndarray]
+
+    @classmethod
+    def of(cls, test: TestData, schema: Schema) -> "_Forecasts":
+        forecasts = cls([], [])
+        for past, label in test:
+            values = np.atleast_2d(label["target"]).T
+            forecasts.series.append(read_series(past, schema, num_queries=len(values)))
+            forecasts.labels.append(values)
+        return forecasts
+
+    def rows(self, channel: int) -> _Rows:
+        """Return the observed labels of a channel, one after the other."""
+        known = [np.flatnonzero(np.isfinite(label[:, channel])) for label in self.labels]
+        items = np.repeat(np.arange(len(known)), [len(own) for own in known])
+        columns = [
+            (series.times[series.length :][own], label[own, channel])
+            for series, label, own in zip(self.series, self.labels, known, strict=True)
+        ]
+        times, values = (np.concatenate(column) for column in zip(*columns, strict=True))
+        return _Rows(items, times, values)
+
+
+class _Basis(NamedTuple):
+    """What a regression is fitted to: forecasts; mean and deviation ``(D,)`` of each channel."""
+
+    schema: Schema
+    training: _Forecasts
+    validation: _Forecasts
+    center: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, task: Task) -> "_Basis":
+        entries = list(task.training)
+        schema = schema_of(entries)
+        statistics = Statistics.fit([read_series(e, schema) for e in entries], schema.target)
+        return cls(
+            schema,
+            _Forecasts.of(task.training_forecasts, schema),
+            _Forecasts.of(task.validation, schema),
+            np.array(statistics.center[: len(schema.target)]),
+            np.array(statistics.spread[: len(schema.target)]),
+        )
+
+    def channels(self) -> Iterator[tuple[_Rows, _Rows]]:
+        """Yield the rows of training and validation of each channel."""
+        for channel in range(len(self.center)):
+            yield self.training.rows(channel), self.validation.rows(channel)
+
+    def scale(self, errors: np.ndarray, channel: int) -> float:
+        """Return the scale of a Laplace distribution of such errors; it has to be positive."""
+        spread = self.spread[channel]
+        if not len(errors):
+            return float(spread / np.sqrt(2))
+        return float(max(np.abs(errors).mean(), 1e-9 * spread))
+
+
+def _fit_lines(task: Task, fit: Callable[[np.ndarray, np.ndarray], Any]) -> LinearPredictor:
+    """Give each channel the weights that ``fit`` finds for terms ``(n, 3)`` and values ``(n,)``."""
+    basis = _Basis.of(task)
+    training, validation = (
+        np.stack([_terms(summarise(s, len(basis.center), 1.0), basis.center) for s in part.series])
+        for part in (basis.training, basis.validation)
+    )  # (N, D, 3)
+    weights = np.zeros((len(basis.center), 3))
+    scale = np.zeros(len(basis.center))
+    for channel, (seen, judged) in enumerate(basis.channels()):
+        center = basis.center[channel]
+        weights[channel] = fit(training[seen.items, channel], seen.values - center)
+        lines = validation[judged.items, channel] @ weights[channel]
+        scale[channel] = basis.scale(judged.values - center - lines, channel)
+    return LinearPredictor(
+        prediction_length=task.prediction_length,
+        data_schema=basis.schema.to_dict(),
+        weights=weights.tolist(),
+        center=basis.center.tolist(),
+        scale=scale.tolist(),
+    )
+
+
+def _terms(summary: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return last value and mean ``(D, 3)`` around the centre, 0 where there is none; and 1."""
+    last, mean = (np.nan_to_num(summary[:, name] - center) for name in (LAST, MEAN))
+    return np.stack([last, mean, np.ones_like(center)], axis=1)
+
+
+def _held(summary: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return the last value ``(..., D)`` of each channel, its centre where there is none."""
+    return np.where(np.isfinite(summary[..., LAST]), summary[..., LAST], center)
+
+
+def _tree_features(
+    summaries: np.ndarray, times: np.ndarray, channel: int, items: np.ndarray | int = 0
+) -> np.ndarray:
+    """Return what the trees of a channel know of queries at ``(n,)`` times: ``(n, F)``.
+
+    Parameters
+    ----------
+    summaries
+        ``(N, D, len(SUMMARY))`` of all items.
+    times
+        ``(n,)`` when is asked.
+    channel
+        Which channel is asked.
+    items
+        ``(n,)`` which item is asked, or the one that is.
+    """
+    others = summaries[:, :, [LAST, MEAN, DECAYING]].reshape(len(summaries), -1)  # (N, 3 D)
+    known = np.concatenate([summaries[:, channel], others], axis=1)
+    rows = np.broadcast_to(items, times.shape)
+    return np.concatenate([times[:, None], known[rows]], axis=1)
+
+
+def _lightgbm() -> Any:
+    try:
+        import lightgbm
+    except ImportError as error:
+        raise DeltaflowError("LightGBM is needed here: pip install 'deltaflow[trees]'") from error
+    return lightgbm

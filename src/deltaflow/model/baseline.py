@@ -1,0 +1,91 @@
+"""What the predictors without a network share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gluonts.dataset.common import Dataset
+from gluonts.model.predictor import RepresentablePredictor
+from torch.distributions import Distribution
+
+from deltaflow._version import __version__
+from deltaflow.data.schema import Schema
+from deltaflow.data.series import Series, read_series
+from deltaflow.model.forecast import DistributionForecast, SampleForecast
+from deltaflow.model.predictor import query_times_of, read_arguments
+
+
+class BaselinePredictor(RepresentablePredictor):
+    """Forecasts each channel at each query by a location and a scale; no network is involved.
+
+    Parameters
+    ----------
+    prediction_length
+        The number of queries.
+    data_schema
+        What the data hold, as `Schema.to_dict` gives it.
+
+    Attributes
+    ----------
+    family
+        The distributions, made of a location and a scale.
+    """
+
+    __version__: str = __version__
+    family: ClassVar[Any]
+
+    def __init__(self, prediction_length: int, data_schema: dict) -> None:
+        super().__init__(prediction_length)
+        self.schema = Schema.from_dict(data_schema)
+
+    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return location and scale of each query and channel, both ``(Q, D)``.
+
+        Parameters
+        ----------
+        series
+            What was observed.
+        queries
+            ``(Q,)`` the times asked for, finite: one that only pads repeats the one before.
+        """
+        raise NotImplementedError
+
+    def predict(
+        self, dataset: Dataset, num_samples: int | None = None, **kwargs: Any
+    ) -> Iterator[DistributionForecast | SampleForecast]:
+        """Forecast each entry; exact distributions, or ``num_samples`` samples."""
+        for entry in dataset:
+            series = read_series(entry, self.schema, num_queries=self.prediction_length)
+            forecast = DistributionForecast(
+                self._distribution(series),
+                entry["start"] + series.length,
+                series.item_id,
+                entry.get("info"),
+            )
+            forecast.on_real_time(query_times_of(entry), self.schema.target)
+            yield forecast.to_sample_forecast(num_samples) if num_samples else forecast
+
+    def _distribution(self, series: Series) -> Distribution:
+        queries = series.times[series.length :]
+        asked = np.isfinite(queries)
+        start = series.times[series.length - 1] if series.length else 0.0
+        queries = np.where(asked, queries, queries[asked].max() if asked.any() else start)
+        loc, scale = self.locate(series, queries)
+        if self.schema.univariate:
+            loc, scale = loc[:, 0], scale[:, 0]
+        return self.family(torch.from_numpy(loc), torch.from_numpy(scale))
+
+    def serialize(self, path: str | Path) -> None:
+        """Write the predictor into a directory, which is made if need be."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        super().serialize(path)
+
+    @classmethod
+    def deserialize(cls, path: str | Path, **kwargs: Any) -> Any:
+        """Read a predictor that :meth:`serialize` wrote."""
+        return cls(**read_arguments(Path(path), cls))

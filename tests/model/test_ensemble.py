@@ -1,0 +1,144 @@
+"""The average of several predictors, whatever kind of forecast they give."""
+
+import json
+
+import numpy as np
+import pytest
+from gluonts.ev.metrics import MSE, MeanWeightedSumQuantileLoss
+from gluonts.model import evaluate_model
+from gluonts.model.predictor import Predictor
+
+from deltaflow import (
+    DeltaflowError,
+    EnsemblePredictor,
+    GRUFlowEstimator,
+    HoldPredictor,
+    TimeSplitter,
+    load_predictor,
+    predict_df,
+)
+from deltaflow.model.forecast import EnsembleForecast, QuantileForecast
+
+KINDS = {
+    "distribution": {},
+    "quantiles": {"distr_output": "quantile"},
+    "paths": {"sampling": "path", "num_parallel_samples": 50},
+}
+
+
+@pytest.fixture(scope="module")
+def members(datasets, make_estimator):
+    """A function ``(kind of forecast, kind of data) -> three predictors``, trained once each."""
+    made = {}
+
+    def get(kind: str, data: str = "multivariate") -> list:
+        if (kind, data) not in made:
+            made[kind, data] = [
+                make_estimator(GRUFlowEstimator, **KINDS[kind], seed=seed).train(datasets[data])
+                for seed in range(3)
+            ]
+        return made[kind, data]
+
+    return get
+
+
+@pytest.mark.parametrize("data", ["univariate", "multivariate"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_means_and_quantiles_are_averaged(kind, data, members, datasets, instances):
+    entries = instances(datasets[data])
+    own = members(kind, data)
+    forecasts = list(EnsemblePredictor(own).predict(entries, seed=5))
+    parts = [list(member.predict(entries, seed=5 + n)) for n, member in enumerate(own)]
+    assert len(forecasts) == len(entries)
+    for forecast, *others in zip(forecasts, *parts, strict=True):
+        np.testing.assert_allclose(forecast.mean, np.mean([o.mean for o in others], axis=0))
+        assert not np.allclose(forecast.mean, others[0].mean)
+        for level in (0.025, 0.1, 0.5, "0.75"):
+            expected = np.mean([other.quantile(level) for other in others], axis=0)
+            np.testing.assert_allclose(forecast.quantile(level), expected)
+        assert list(forecast.timestamps) == list(others[0].timestamps)
+        assert forecast.item_id == others[0].item_id
+        assert forecast.target == others[0].target
+        assert forecast.dim() == others[0].dim()
+
+
+def test_means_of_quantile_forecasts_are_used_where_they_are_stored(univariate, instances):
+    (entry, *_) = instances(univariate)
+    forecasts = []
+    for mean in (1.0, 4.0):
+        arrays = np.array([[0.0] * 4, [2.0] * 4, [mean] * 4])
+        keys = ["0.1", "0.9", "mean"]
+        forecast = QuantileForecast(arrays, entry["start"], keys, "a", entry["info"])
+        forecasts.append(forecast.on_real_time(np.arange(4.0), ("HR",)))
+    np.testing.assert_allclose(EnsembleForecast(forecasts).mean, 2.5)
+    np.testing.assert_allclose(EnsembleForecast(forecasts).quantile(0.5), 1.0)
+
+
+def test_table_plot_and_channels_are_those_of_any_forecast(members, multivariate, instances):
+    (forecast, *_) = EnsemblePredictor(members("distribution")).predict(instances(multivariate))
+    table = forecast.to_dataframe([0.1])
+    np.testing.assert_array_equal(table["predictions"], forecast.quantile(0.5).reshape(-1))
+    channel = forecast.copy_dim(1)
+    assert channel.target == ("MAP",)
+    np.testing.assert_allclose(channel.quantile(0.9), forecast.quantile(0.9)[:, 1])
+
+
+def test_gluonts_evaluates_it(members, multivariate):
+    splitter = TimeSplitter(after="20h")
+    length = splitter.prediction_length(multivariate)
+    predictor = EnsemblePredictor([HoldPredictor.fit(multivariate, length)] * 2)
+    test = splitter.split(multivariate)[1].generate_instances(length)
+    metrics = [MSE(), MeanWeightedSumQuantileLoss([0.1, 0.9])]
+    own, hold = (
+        evaluate_model(model, test_data=test, metrics=metrics)
+        for model in (predictor, predictor.predictors[0])
+    )
+    np.testing.assert_allclose(own, hold)
+
+
+def test_data_frames_are_forecast(members, multivariate_frame, roles):
+    past, future = multivariate_frame[:-2], multivariate_frame[-2:]
+    ensemble = EnsemblePredictor(members("distribution"))
+    answer = predict_df(ensemble, past, future, quantile_levels=[0.1])
+    parts = [predict_df(m, past, future, quantile_levels=[0.1]) for m in ensemble.predictors]
+    np.testing.assert_allclose(answer["0.1"], np.mean([part["0.1"] for part in parts], axis=0))
+
+
+@pytest.mark.parametrize("load", [load_predictor, Predictor.deserialize], ids=["ours", "gluonts"])
+@pytest.mark.parametrize("kind", ["distribution", "quantiles"])
+def test_it_survives_serialisation(kind, load, members, multivariate, instances, tmp_path):
+    EnsemblePredictor(members(kind)).serialize(tmp_path / "new" / "directory")
+    # Written over by a smaller one, of which one part is an ensemble itself.
+    hold = HoldPredictor.fit(multivariate, 4)
+    predictor = EnsemblePredictor([EnsemblePredictor(members(kind)), hold])
+    predictor.serialize(tmp_path / "new" / "directory")
+    loaded = load(tmp_path / "new" / "directory")
+    assert isinstance(loaded, EnsemblePredictor)
+    assert len(loaded.predictors) == 2
+    entries = instances(multivariate)
+    for one, other in zip(predictor.predict(entries), loaded.predict(entries), strict=True):
+        np.testing.assert_array_equal(one.quantile(0.9), other.quantile(0.9))
+
+
+def test_a_foreign_part_is_refused(members, tmp_path):
+    EnsemblePredictor(members("distribution")).serialize(tmp_path)
+    config = tmp_path / "1" / "gluonts-config.json"
+    config.write_text(json.dumps({"type": "os.system"}))
+    with pytest.raises(DeltaflowError, match="not a predictor of deltaflow"):
+        load_predictor(tmp_path)
+    (tmp_path / "predictor.json").write_text(
+        json.dumps({"class": "deltaflow.model.ensemble.EnsemblePredictor", "kwargs": {}})
+    )
+    with pytest.raises(DeltaflowError, match="names no num_predictors"):
+        load_predictor(tmp_path)
+
+
+def test_predictors_that_do_not_fit_together_are_refused(univariate, multivariate):
+    hold = HoldPredictor.fit(univariate, 4)
+    with pytest.raises(DeltaflowError, match=r"predictor 1 .* prediction_length 5, the first 4"):
+        EnsemblePredictor([hold, HoldPredictor.fit(univariate, 5)])
+    with pytest.raises(DeltaflowError, match="other channels"):
+        EnsemblePredictor([hold, HoldPredictor.fit(multivariate, 4)])
+    for wrong in ([], [hold, "gru"]):
+        with pytest.raises(DeltaflowError, match="made of predictors"):
+            EnsemblePredictor(wrong)
