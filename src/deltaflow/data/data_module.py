@@ -103,7 +103,7 @@ class IrregularDataModule(pl.LightningDataModule):
         horizon: Duration | None = None,
         context: Duration | None = None,
         origins: Literal["random", "sliding"] = "random",
-        origins_within: tuple[Duration, Duration] | None = None,
+        origins_within: Sequence[Duration] | None = None,
         validation_origins: Literal["last", "sliding"] = "last",
         stride: int = 1,
         seasonality: tuple[str, ...] | None = None,

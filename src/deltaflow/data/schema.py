@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -62,12 +62,15 @@ def read_seconds(value: Duration | None, field: str) -> float | None:
     return seconds
 
 
-def read_range(value: tuple[Duration, Duration], field: str) -> tuple[float, float]:
+def read_range(value: Sequence[Duration], field: str) -> tuple[float, float]:
     """Read an earliest and a latest time in seconds.
 
     >>> read_range(("0h", "36h"), "origins_within")
     (0.0, 129600.0)
     """
+    if isinstance(value, str) or len(value) != 2:
+        raise DataError(f"{value!r} is not a range", "give an earliest and a latest time",
+                        field=field)  # fmt: skip
     first, last = (read_duration(part, field).total_seconds() for part in value)
     if last < first:
         raise DataError(f"{last} s lies before {first} s", "give the earlier time first",

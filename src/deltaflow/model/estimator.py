@@ -263,7 +263,7 @@ class IrregularEstimator(Estimator):
             context_length=self.context_length,
             horizon=self.horizon,
             context=self.context,
-            origins_within=None if self.origins_within is None else tuple(self.origins_within),
+            origins_within=self.origins_within,
             seasonality=None if self.seasonality is None else tuple(self.seasonality),
             centred=is_centred(output),
             scaling=self.scaling,
