@@ -153,7 +153,9 @@ class IrregularDataModule(pl.LightningDataModule):
         self.seed = seed
         self._begin = 0, 0
         if origins == "random":
-            within = origins_within and read_range(origins_within, "origins_within")
+            within = None
+            if origins_within is not None:
+                within = read_range(origins_within, "origins_within")
             self.training_windows = TrainingWindows(training, spec, seed=seed, within=within)
             self._epoch_size = batch_size * num_batches_per_epoch
         else:
