@@ -62,7 +62,7 @@ def main(quick: bool) -> None:
         [(last + pd.Timedelta(hours=hours)).reset_index() for hours in (1, 6, 24)]
     ).sort_values(["item_id", "timestamp"], ignore_index=True)
 
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init(num_cpus=4, include_dashboard=False)  # for two actors, and for the grouping
     forecasts = forecast(predictor, df, future, num_actors=2)
     ray.shutdown()
     print(forecasts.round(2).head(9))

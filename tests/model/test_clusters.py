@@ -45,7 +45,7 @@ def test_dask_forecasts_whole_items(case):
 def test_ray_forecasts_whole_items(case):
     ray = pytest.importorskip("ray")
     example = runpy.run_path(str(EXAMPLES / "forecast_with_ray.py"))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         forecasts = example["forecast"](*case, num_actors=1)
     finally:
