@@ -12,9 +12,10 @@ from deltaflow.compare import Variant, run, run_comparison
 from deltaflow.compare.models import matching_size
 from deltaflow.compare.run import execute
 from deltaflow.compare.score import accuracy, channel_units
+from deltaflow.data.windows import collate
 from deltaflow.errors import DeltaflowError, UnknownNameError
-from deltaflow.tasks import TASKS, regular_seasonal
-from deltaflow.tasks.task import joined
+from deltaflow.tasks import TASKS, load_task, regular_seasonal
+from deltaflow.tasks.task import joined, labelled_windows
 
 
 @pytest.fixture
@@ -258,3 +259,35 @@ def test_gluonts_data_set_is_compared(tmp_path, tiny):
     example = runs[1]["examples"]["hourly"][0]
     assert example["times"] == list(np.arange(66.0, 72.0))
     assert example["time_unit"] == "periods"
+
+
+def test_surroundings_of_the_encoders_are_options(tiny):
+    options = {
+        "network": "channelwise",
+        "network_kwargs": {"num_heads": 2, "shrinkage": 10.0},
+        "scaling": "last",
+        "distr_output": "mean_quantile",
+        "balance": 0.5,
+        "emphasis": 1.0,
+        "origins_within": ["6h", "30h"],
+    }
+    averaged, plain = (
+        run_comparison(tiny(**options, weight_averaging=decay))[1] for decay in (0.9, None)
+    )
+    for made in (averaged, plain):
+        assert made["status"] == "finished", made["errors"]
+    assert averaged["curve"][-1]["val_loss"] != plain["curve"][-1]["val_loss"]
+    assert averaged["curve"][0]["train_loss"] == plain["curve"][0]["train_loss"]
+
+
+def test_kept_weights_are_the_averaged_ones(tiny):
+    """What was validated is what is kept: the loss of the kept predictor is the best one seen."""
+    config = tiny(weight_averaging=0.5, epochs=3)
+    _, made = run_comparison(config)
+    best = min(epoch["val_loss"] for epoch in made["curve"])
+    task = load_task("sine", config.dataset_kwargs, config.columns, config.split)
+    folder = config.output / "runs" / made["predictor"]
+    predictor = load_predictor(folder)
+    batch = collate(labelled_windows(task.validation, predictor.spec))
+    total, count = predictor.network.loss(batch)
+    assert (total / count).item() == pytest.approx(best, rel=1e-5)

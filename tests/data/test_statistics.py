@@ -7,7 +7,7 @@ import pytest
 
 from deltaflow import DataError
 from deltaflow.data.series import Series
-from deltaflow.data.statistics import Statistics, scale_of
+from deltaflow.data.statistics import Statistics, anchor_of, scale_of
 
 CENTRED = np.array([True])
 
@@ -106,3 +106,21 @@ def test_a_target_missing_everywhere_is_refused():
         fit([np.nan, np.nan])
     with pytest.raises(DataError, match="training set is empty"):
         Statistics.fit([], ["HR"])
+
+
+def test_variation_is_the_deviation_within_items_that_repeat_a_channel():
+    statistics = fit([[1.0], [3.0]], [[10.0], [10.0], [16.0]], [[500.0]])
+    squares = 2 * 1.0 + 3 * 8.0  # around the means 2 and 12; the single value says nothing
+    assert statistics.variation == pytest.approx([np.sqrt(squares / 5)])
+    assert statistics.count == [6]
+
+
+def test_an_anchor_is_the_last_observed_value_in_units_of_the_variation():
+    statistics = fit([[1.0, 5.0], [3.0, 7.0], [8.0, np.nan]])
+    values = np.array([[2.0, np.nan], [4.0, np.nan], [np.nan, np.nan]])
+    loc, scale = anchor_of(values, statistics, np.array([True, True]))
+    np.testing.assert_array_equal(loc, [4.0, statistics.center[1]])
+    np.testing.assert_array_equal(scale, statistics.variation)
+    loc, scale = anchor_of(values[:0], statistics, np.array([True, False]))
+    np.testing.assert_array_equal(loc, [statistics.center[0], 0.0])
+    np.testing.assert_array_equal(scale, [statistics.variation[0], statistics.magnitude[1]])

@@ -84,6 +84,40 @@ def test_every_possible_origin_is_drawn(data):
     assert {int(rows_of(windows[i])[1][0]) for i in range(200)} == {1, 2, 3, 4}
 
 
+def test_origins_lie_within_the_times_given(univariate):
+    within = IrregularDataModule(
+        univariate, prediction_length=1, context_length=500, scaling="last",
+        origins_within=["5h", "9h"], batch_size=1, num_batches_per_epoch=300,
+    )  # fmt: skip
+    gap = within.spec.statistics.typical_gap / 3600
+    elapsed = [
+        (batch.delta_t.sum() + batch.query_delta_t[0, 0]).item() * gap
+        for batch in within.train_dataloader()
+        if batch.lengths[0]
+    ]
+    assert len(elapsed) > 250
+    assert 5 - 1e-3 < min(elapsed) < 6
+    # The last origin is the first row at or after the end of the range.
+    assert 8 < max(elapsed) < 9 + 5
+
+
+@pytest.mark.parametrize(
+    ("within", "message"),
+    [
+        (["9h", "5h"], "lies before"),
+        (["5h"], "is not a range"),
+        ("5h", "is not a range"),
+        (["5h", "never"], "is not a duration"),
+        (["900h", "999h"], "within the times given"),
+    ],
+)
+def test_a_range_of_origins_that_makes_no_sense_is_refused(within, message, univariate):
+    with pytest.raises(DataError, match=message):
+        IrregularDataModule(
+            univariate, prediction_length=1, context_length=9, origins_within=within
+        )
+
+
 def test_the_future_has_no_influence_on_the_inputs(data):
     spec = make_spec(data)
     changed = data[4]._replace(values=data[4].values.copy())

@@ -104,3 +104,19 @@ def test_a_distribution_without_a_quantile_function_is_forecast_by_samples(
     (forecast, *_) = predictor.predict(instances(counts["multivariate"]))
     assert forecast.samples.shape == (70, 4, 2)
     assert np.isfinite(forecast.samples).all()
+
+
+def test_the_mean_beside_the_quantiles_is_not_their_median(make_frame, make_estimator, instances):
+    random = np.random.default_rng(0)
+    frame = make_frame(("HR",), num_items=20)
+    frame["cost"] = random.exponential(10.0, len(frame)) ** 2  # mean 200, median 48
+    dataset = IrregularDataset.from_long_dataframe(frame, target="cost")
+    estimator = make_estimator(
+        GRUFlowEstimator, distr_output="mean_quantile", num_batches_per_epoch=150, lr=0.01,
+        trainer_kwargs={"max_epochs": 1, "enable_progress_bar": False},
+    )  # fmt: skip
+    forecasts = list(estimator.train(dataset).predict(instances(dataset)))
+    mean = np.mean([forecast.mean for forecast in forecasts])
+    median = np.mean([forecast.quantile(0.5) for forecast in forecasts])
+    assert 100 < mean < 350
+    assert 20 < median < 100

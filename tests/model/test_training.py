@@ -384,3 +384,31 @@ def test_calendar_cycles_are_read_by_the_model(univariate, make_estimator, insta
     predictor = make_estimator(GRUEstimator, seasonality=["day", "week"]).train(univariate)
     assert len(predictor.spec.statistics.covariate_center) == 8
     assert all(np.isfinite(f.mean).all() for f in predictor.predict(instances(univariate)))
+
+
+def test_a_loss_weighs_channels_as_asked(multivariate):
+    data = IrregularDataModule(multivariate, prediction_length=5, context_length=20)
+    channels = len(data.spec.schema.target)
+    counts = np.array(data.spec.statistics.count[:channels], dtype=float)
+
+    def weights(**options) -> np.ndarray:
+        module = ForecastLightningModule(data.spec, hidden_size=4, **options)
+        weights = module.network.channel_weights.double().numpy()
+        assert (weights * counts).sum() == pytest.approx(counts.sum())
+        return weights
+
+    np.testing.assert_allclose(weights(), 1.0)
+    np.testing.assert_allclose(np.ptp(weights(balance=1.0) * counts), 0.0, atol=1e-3)
+    first = weights(channel_weights=[1.0] + [0.0] * (channels - 1))
+    assert first[0] > 0
+    assert not first[1:].any()
+    batch = next(iter(data.train_dataloader()))
+    one = ForecastLightningModule(data.spec, hidden_size=4, seed=0).network
+    losses = []
+    for own in [*(np.eye(channels) / counts.sum()).tolist(), [1.0 / counts.sum()] * channels]:
+        one.channel_weights = torch.tensor(own)
+        losses.append(one.loss(batch)[0].item())
+    assert sum(losses[:-1]) == pytest.approx(losses[-1], rel=1e-5)
+    for wrong in ([1.0], [-1.0] * channels):
+        with pytest.raises(DeltaflowError, match="channel_weights"):
+            weights(channel_weights=wrong)
