@@ -15,7 +15,7 @@ from deltaflow.compare.score import accuracy, channel_units
 from deltaflow.data.windows import collate
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.tasks import TASKS, load_task, regular_seasonal
-from deltaflow.tasks.task import joined, labelled_windows
+from deltaflow.tasks.task import LabelledWindows, joined
 
 
 @pytest.fixture
@@ -288,6 +288,6 @@ def test_kept_weights_are_the_averaged_ones(tiny):
     task = load_task("sine", config.dataset_kwargs, config.columns, config.split)
     folder = config.output / "runs" / made["predictor"]
     predictor = load_predictor(folder)
-    batch = collate(labelled_windows(task.validation, predictor.spec))
+    batch = collate(list(LabelledWindows(task.validation, predictor.spec)))
     total, count = predictor.network.loss(batch)
     assert (total / count).item() == pytest.approx(best, rel=1e-5)

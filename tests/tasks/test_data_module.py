@@ -3,7 +3,7 @@ import pytest
 
 from deltaflow import DataError, IrregularDataset
 from deltaflow.tasks import Columns, Split, TaskDataModule, load_task
-from deltaflow.tasks.task import labelled_windows
+from deltaflow.tasks.task import LabelledWindows
 
 SINE = {"num_series": 15, "length": 30}
 
@@ -12,13 +12,13 @@ def test_windows_are_those_of_the_task():
     data = TaskDataModule("sine", SINE, context_length=8)
     task = load_task("sine", SINE)
     assert data.spec.prediction_length == task.prediction_length
-    validated = data.val_dataloader().dataset
+    validated = list(data.val_dataloader().dataset.windows)
     assert len(validated) == len(task.validation)
     for window, (_, label) in zip(validated, task.validation, strict=True):
         known = np.isfinite(label["target"])
         np.testing.assert_allclose(window.loc + window.scale * window.target[:, 0],
                                    label["target"][known])  # fmt: skip
-    assert len(data.predict_dataloader().dataset) == len(data.test_dataloader().dataset)
+    assert len(data.predict_dataloader().dataset) == len(data.test_dataloader().dataset.windows)
 
 
 def test_every_test_of_a_task_can_be_named():
@@ -26,7 +26,7 @@ def test_every_test_of_a_task_can_be_named():
     assert len(tests) > 1
     sizes = {
         name: np.concatenate(
-            [window.query_delta_t for window in data.test_dataloader().dataset]
+            [window.query_delta_t for window in data.test_dataloader().dataset.windows]
         ).sum()
         for name in tests
         for data in [TaskDataModule("sine", SINE, test=name)]
@@ -46,5 +46,5 @@ def test_longer_horizon_than_trained_for_is_refused(make_frame, tmp_path):
     short = TaskDataModule(path, columns=columns, split=Split(after="12h", horizon="6h"))
     longer = load_task(path, columns=columns, split=Split(after="12h", horizon="24h"))
     with pytest.raises(DataError, match="train with a longer one"):
-        labelled_windows(longer.validation, short.spec)
+        LabelledWindows(longer.validation, short.spec)
     assert isinstance(longer.training, IrregularDataset)

@@ -33,7 +33,7 @@ from deltaflow.model.estimator import IrregularEstimator
 from deltaflow.model.hold import HoldPredictor
 from deltaflow.model.predictor import IrregularPredictor
 from deltaflow.model.resampled import ResampledEstimator, deepar
-from deltaflow.tasks.task import Task, joined, labelled_windows
+from deltaflow.tasks.task import LabelledWindows, Task, joined
 
 Tell = Callable[[str], None]
 """Told how far a training is, such as ``epoch 3``."""
@@ -282,7 +282,7 @@ def _trainer_kwargs(config: CompareConfig, curve: LearningCurve) -> Iterator[dic
 
 def _validation_loader(task: Task, spec: WindowSpec, config: CompareConfig) -> DataLoader:
     """Return the windows that the validation asks for, with their labels."""
-    windows = labelled_windows(task.validation, spec)
+    windows = LabelledWindows(task.validation, spec)
     return DataLoader(windows, batch_size=config.batch_size, collate_fn=collate)  # pyright: ignore[reportArgumentType]
 
 

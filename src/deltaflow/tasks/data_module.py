@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from gluonts.dataset.split import TestData
 from torch.utils.data import DataLoader
 
 from deltaflow.data import IrregularDataModule, WindowSpec
-from deltaflow.data.windows import collate
+from deltaflow.data.batches import InOrder
+from deltaflow.data.windows import Batch
 from deltaflow.errors import UnknownNameError
 from deltaflow.tasks.datasets import Columns, Split, load_task
-from deltaflow.tasks.task import labelled_windows
+from deltaflow.tasks.task import LabelledWindows
 
 
 class TaskDataModule(IrregularDataModule):
@@ -39,8 +41,8 @@ class TaskDataModule(IrregularDataModule):
     >>> data = TaskDataModule("clinical_sample", batch_size=16)
     >>> data.spec.schema.target[:2]
     ('HR', 'SysABP')
-    >>> len(data.test_dataloader().dataset)
-    60
+    >>> len(list(data.test_dataloader()))  # batches of 16 of the 60 stays
+    4
     """
 
     def __init__(
@@ -67,18 +69,21 @@ class TaskDataModule(IrregularDataModule):
             **options,
         )
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of the forecasts that are validated."""
-        windows = labelled_windows(self.task.validation, self.spec)
-        return DataLoader(windows, batch_size=self.batch_size, collate_fn=collate)  # pyright: ignore[reportArgumentType]
+        return self._judged(self.task.validation)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of the forecasts that are tested."""
-        windows = labelled_windows(self.task.tests[self.test], self.spec)
-        return DataLoader(windows, batch_size=self.batch_size, collate_fn=collate)  # pyright: ignore[reportArgumentType]
+        return self._judged(self.task.tests[self.test])
 
     def predict_dataloader(self) -> DataLoader:
         """Return the loader of what the test asks for: entries that end with their queries."""
         test = self.task.tests[self.test]
         entries = list(replace(test, prediction_length=self.spec.prediction_length).input)
         return DataLoader(entries, batch_size=self.batch_size, collate_fn=list)  # pyright: ignore[reportArgumentType]
+
+    def _judged(self, test: TestData) -> DataLoader[Batch]:
+        windows = LabelledWindows(test, self.spec)
+        batches = self._batches(windows, len(windows))
+        return self._loader(batches, InOrder(batches))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.dataset.split import TestData
 
@@ -86,8 +87,8 @@ def unseen_items(
     )
 
 
-def labelled_windows(test: TestData, spec: WindowSpec) -> list[Window]:
-    """Return the window of each forecast that is judged, with its label as the target.
+class LabelledWindows(torch.utils.data.Dataset[Window]):
+    """The window of each forecast that is judged, with its label as the target.
 
     Parameters
     ----------
@@ -101,19 +102,27 @@ def labelled_windows(test: TestData, spec: WindowSpec) -> list[Window]:
     DataError
         If an entry does not fit the training data, or asks for more than ``prediction_length``.
     """
-    windows = []
-    for past, label in test:
-        series, origin = spec.read(joined(past, label)), past["target"].shape[-1]
-        queries = series.length - origin
-        if queries > spec.prediction_length:
-            raise DataError(
-                f"{queries} times are to be forecast, but prediction_length is "
-                f"{spec.prediction_length}",
-                "shorten the horizon, or train with a longer one",
-                item=series.item_id,
-            )
-        windows.append(spec.cut(series, origin))
-    return windows
+
+    def __init__(self, test: TestData, spec: WindowSpec) -> None:
+        self.spec = spec
+        self.windows: list[Window] = []
+        for past, label in test:
+            series, origin = spec.read(joined(past, label)), past["target"].shape[-1]
+            queries = series.length - origin
+            if queries > spec.prediction_length:
+                raise DataError(
+                    f"{queries} times are to be forecast, but prediction_length is "
+                    f"{spec.prediction_length}",
+                    "shorten the horizon, or train with a longer one",
+                    item=series.item_id,
+                )
+            self.windows.append(spec.cut(series, origin))
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Window:
+        return self.windows[index]
 
 
 def joined(past: DataEntry, label: DataEntry) -> DataEntry:
