@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format wheel clean
+.PHONY: help setup demo test fuzz lint format wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -22,6 +22,9 @@ demo: $(INSTALLED)  ## train a GRU flow on real data and compare it with a naive
 
 test: $(INSTALLED)  ## run all tests, the documentation's examples among them
 	$(BIN)/python -m pytest -n 2
+
+fuzz: $(INSTALLED)  ## feed thousands of random DataFrames through training and forecasting
+	$(BIN)/python -m pytest tests/laws/test_any_frame.py --hypothesis-profile fuzz
 
 lint: $(INSTALLED)  ## check format, style and types
 	$(BIN)/ruff format --check .

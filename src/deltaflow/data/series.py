@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.schema import Schema, unit_seconds
+from deltaflow.data.schema import LONGEST, Schema, unit_seconds
 from deltaflow.errors import DataError
 
 
@@ -145,7 +145,12 @@ def read_series(
                 field="feat_dynamic_real",
             )
         _check_times(rows[0], length, num_queries, item)
-        times = rows[0] * unit_seconds(entry["info"]["time_unit"])
+        unit = unit_seconds(entry["info"]["time_unit"])
+        if (far := np.abs(rows[0]) > LONGEST / unit).any():
+            raise DataError(f"the elapsed time is longer than {LONGEST:g} seconds",
+                            "check its unit, or count from a later origin", item=item,
+                            field="feat_dynamic_real[0]", position=int(far.argmax()))  # fmt: skip
+        times = rows[0] * unit
         known = rows[1:]
 
     missing = np.isnan(known) & ~np.isnan(times)
