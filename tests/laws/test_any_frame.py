@@ -33,8 +33,7 @@ CENTURY = 100 * 365 * 86400
 FIRST, LAST = "1678-01-01", "2262-01-01"  # what nanoseconds can hold
 
 MAGNITUDES = {  # exponents of ten
-    "plain": (-1, 2), "tiny": (-323, -300), "huge": (300, 308), "any": (-300, 300), "equal": None,
-    "largest": (308, 308.25),
+    "plain": (-1, 2), "tiny": (-323, -300), "large": (90, 99.9), "any": (-300, 99), "equal": None,
 }  # fmt: skip
 FLOATS = ("float64", "float32", "float16", "Float64", "Float32", "Sparse[float]",
           "double[pyarrow]", "float[pyarrow]", "object")  # fmt: skip
@@ -48,12 +47,18 @@ LABELS = ("range", "equal", "text", "multi")
 # What breaks a frame, and the field that its error must name.
 FAULTS = {
     "unsorted": "timestamp", "duplicate": "timestamp", "no time": "timestamp",
-    "time as text": "timestamp", "infinite": "c0", "text": "c0", "complex": "c0",
+    "time as text": "timestamp", "infinite": "c0", "too large": "c0", "text": "c0", "complex": "c0",
     "category": "c0", "no item": "item_id", "early query": "timestamp", "unknown item": None,
     "list as item": "item_id",
     "too many queries": "timestamp", "no such channel": "c0", "other zone": "timestamp",
 }  # fmt: skip
 
+WRONG_VALUES = {
+    "infinite": np.inf,
+    "too large": -1.7976931348623157e308,
+    "text": "3",
+    "complex": 1j,
+}
 LIMITS = ("than float64 can hold", "longer than 1e+18 seconds", "longer than 1e+30 typical gaps")
 """What numbers cannot do, although nothing else is wrong with a frame."""
 
@@ -88,7 +93,7 @@ def random_values(
             values = random.choice([-1, 1], rows) * 10.0 ** random.uniform(*exponents, rows)
         width = {"float16": "float16", "float32": "float32", "Float32": "float32",
                  "float[pyarrow]": "float32"}.get(dtype, "float64")  # fmt: skip
-        largest = float(np.finfo(width).max)
+        largest = min(float(np.finfo(width).max), 1e100)
         values = np.clip(values, -largest, largest)
     elif kind == "integer":
         dtype = draw(st.sampled_from(INTEGERS))
@@ -224,7 +229,7 @@ def cases(draw) -> Case:
             place[own] = np.flatnonzero(np.array(items) == number)
         frame = frame.iloc[place].reset_index(drop=True)
     questions = questions.iloc[random.permutation(len(questions))].reset_index(drop=True)
-    fault = draw(st.sampled_from([None, None, None, *FAULTS]))
+    fault = draw(st.sampled_from([*[None] * 8, *FAULTS]))
     fault = None if not fits(fault, elapsed, lengths) else fault
     case = Case(frame, questions, channels, elapsed, zone, fault)
     break_frame(case)
@@ -254,9 +259,9 @@ def break_frame(case: Case) -> None:
         past.loc[rows[-1], "timestamp"] = None if case.elapsed else pd.NaT
     elif fault == "time as text":
         past["timestamp"] = past["timestamp"].astype(str).astype(object)
-    elif fault in ("infinite", "text", "complex"):
+    elif fault in WRONG_VALUES:
         past["c0"] = past["c0"].astype(object)
-        past.loc[rows[-1], "c0"] = {"infinite": np.inf, "text": "3", "complex": 1j}[fault]
+        past.loc[rows[-1], "c0"] = WRONG_VALUES[fault]
     elif fault == "category":
         past["c0"] = pd.Categorical(["a"] * len(past))
     elif fault == "no item":
@@ -363,6 +368,8 @@ def read_back(dataset: IrregularDataset, case: Case) -> None:
 @given(case=cases(), kind=st.sampled_from(["joint", "channelwise", "hold"]))
 @settings(max_examples=max(5, settings().max_examples // 10))
 def test_any_frame_is_learned_from_or_refused(make_estimator, roles, case, kind):
+    if case.fault == "other zone":  # than that of an earlier training
+        case.fault = None
     univariate = len(case.channels) == 1
     others = {role: roles[role] for role in roles if role != "target" and len(case.channels) == 3}
     target = case.channels[0] if univariate else case.channels
@@ -378,7 +385,7 @@ def test_any_frame_is_learned_from_or_refused(make_estimator, roles, case, kind)
     except DeltaflowError as error:
         note(f"refused: {error}")
         known = any(limit in str(error) for limit in (*LIMITS, *UNLEARNABLE))
-        assert known or case.fault is not None  # noqa: PT017
+        assert known or case.fault is not None
     else:
         assert case.fault is None
         check_answer(answer, case)

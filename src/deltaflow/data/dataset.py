@@ -121,8 +121,8 @@ class IrregularDataset(Sequence[DataEntry]):
         ------
         DataError
             If a column is missing or of the wrong type, timestamps are unsorted, duplicate,
-            missing or of mixed time zones, a value is infinite, a target is missing everywhere,
-            or a static feature changes within an item.
+            missing or of mixed time zones, a value is infinite or beyond 1e100, a target is
+            missing everywhere, or a static feature changes within an item.
 
         Examples
         --------

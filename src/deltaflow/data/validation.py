@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from deltaflow.data.schema import LONGEST
+from deltaflow.data.schema import LARGEST, LONGEST
 from deltaflow.errors import DataError
 
 
@@ -167,7 +167,7 @@ def read_numbers(column: pd.Series, rows: Rows) -> np.ndarray:
     Raises
     ------
     DataError
-        If a value is infinite or not a number.
+        If a value is infinite, larger than `LARGEST` or not a number.
     """
     field = str(column.name)
     column = column.iloc[rows.order]
@@ -193,6 +193,7 @@ def read_numbers(column: pd.Series, rows: Rows) -> np.ndarray:
     values = column.to_numpy(dtype="float64", na_value=np.nan)
     remedy = "replace it with a number, or with NaN if it was not observed"
     _refuse(np.isinf(values), "the value is infinite", remedy, field, rows)
+    _refuse(np.abs(values) > LARGEST, f"the value is larger than {LARGEST:g}", remedy, field, rows)
     return values
 
 
