@@ -258,17 +258,11 @@ def refusing(path: str | Path) -> Iterator[None]:
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put stored weights into a network that they fit.
-
-    Raises
-    ------
-    DeltaflowError
-        If they hold numbers that are not finite.
-    """
+    """Put stored weights into a network; it is an error if they do not fit, or are not finite."""
     network.load_state_dict(weights)
     for name, value in network.state_dict().items():
         if not torch.isfinite(value).all():
-            raise DeltaflowError(f"the stored weights {name!r} are not finite: train again")
+            raise ValueError(f"the weights {name!r} are not finite")
 
 
 def read_arguments(path: Path, cls: type) -> dict[str, Any]:
@@ -284,7 +278,9 @@ def read_arguments(path: Path, cls: type) -> dict[str, Any]:
         stored = json.loads((path / "predictor.json").read_text())
     if not isinstance(stored, dict) or stored.get("class") != name or stored.get("args"):
         raise DeltaflowError(f"{path / 'predictor.json'} does not describe a {name}")
-    arguments = stored.get("kwargs", {})
+    arguments = stored.get("kwargs")
+    if not isinstance(arguments, dict):
+        raise DeltaflowError(f"{path / 'predictor.json'} holds no arguments of a {name}")
     _refuse_objects(arguments, path)
     return arguments
 
