@@ -2,6 +2,9 @@
 
 import copy
 import logging
+import re
+import subprocess
+import sys
 from itertools import chain
 
 import lightning.pytorch as pl
@@ -384,3 +387,34 @@ def test_calendar_cycles_are_read_by_the_model(univariate, make_estimator, insta
     predictor = make_estimator(GRUEstimator, seasonality=["day", "week"]).train(univariate)
     assert len(predictor.spec.statistics.covariate_center) == 8
     assert all(np.isfinite(f.mean).all() for f in predictor.predict(instances(univariate)))
+
+
+KILLED_WORKER = """
+import os, signal, sys
+import numpy as np
+from deltaflow import GRUEstimator, IrregularDataset
+from deltaflow.data.windows import TrainingWindows
+from deltaflow.tasks import irregular_sine
+
+cut = TrainingWindows.__getitem__
+
+def killed(self, index):
+    if index == 10:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
+    return cut(self, index)
+
+TrainingWindows.__getitem__ = killed
+data = IrregularDataset.from_long_dataframe(irregular_sine(num_series=8))
+estimator = GRUEstimator(4, batch_size=4, num_workers=2, num_batches_per_epoch=10,
+                         trainer_kwargs={"max_epochs": 2, "enable_progress_bar": False})
+estimator.train(data)
+"""
+
+
+def test_a_worker_that_dies_is_an_error_and_no_deadlock():
+    command = [sys.executable, "-c", KILLED_WORKER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert re.search(
+        r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)", done.stderr
+    )
