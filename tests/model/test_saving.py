@@ -91,10 +91,15 @@ def test_a_path_that_cannot_be_a_directory_is_an_error_of_the_system(make, tmp_p
 
 def test_nothing_changes_before_all_is_written(tmp_path):
     (tmp_path / MARKER).write_text("old")
-    with pytest.raises(ZeroDivisionError), replacing(tmp_path) as folder:
-        (folder / MARKER).write_text("new")
-        assert (tmp_path / MARKER).read_text() == "old"
-        _ = 1 / 0
+
+    def fail_half_way() -> None:
+        with replacing(tmp_path) as folder:
+            (folder / MARKER).write_text("new")
+            assert (tmp_path / MARKER).read_text() == "old"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
     assert files(tmp_path) == [MARKER]
     assert (tmp_path / MARKER).read_text() == "old"
 
