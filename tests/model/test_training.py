@@ -323,12 +323,14 @@ def test_training_says_nothing_but_warnings(univariate, make_estimator, caplog):
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.INFO)
+    logger.addHandler(caplog.handler)  # not every version of Lightning passes records on
     try:
         make_estimator(GRUEstimator).train(univariate)
         assert not caplog.records
         pl.Trainer(max_epochs=1, logger=False)
         assert caplog.records
     finally:
+        logger.removeHandler(caplog.handler)
         logger.setLevel(level)
 
 
