@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format wheel clean
+.PHONY: help setup demo test fuzz compatibility lint format wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -22,6 +22,13 @@ demo: $(INSTALLED)  ## train a GRU flow on real data and compare it with a naive
 
 test: $(INSTALLED)  ## run all tests, the documentation's examples among them
 	$(BIN)/python -m pytest -n 2
+
+fuzz: $(INSTALLED)  ## feed thousands of random DataFrames through training and forecasting
+	$(BIN)/python -m pytest tests/laws/test_any_frame.py --hypothesis-profile fuzz
+
+compatibility: $(VENV)-oldest/installed $(VENV)-newest/installed  ## test with the oldest and newest versions
+	$(VENV)-oldest/bin/python -m pytest
+	$(VENV)-newest/bin/python -m pytest
 
 lint: $(INSTALLED)  ## check format, style and types
 	$(BIN)/ruff format --check .
@@ -40,7 +47,20 @@ wheel: $(INSTALLED)  ## build the package, install it in an empty environment an
 	cd build && wheel/bin/python -m deltaflow.demo --quick --output wheel/demo
 
 clean:  ## remove the environment and everything that was built
-	rm -rf $(VENV) dist build demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest dist build demo .pytest_cache .ruff_cache .hypothesis
+
+# The lower bounds of pyproject.toml as pins, and whatever is newest within its bounds.
+$(VENV)-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-oldest
+	grep -oE '"[a-z-]+(\[[a-z]+\])?>=[0-9.]+' pyproject.toml | \
+		sed -E 's/"//; s/\[.*\]//; s/>=/==/' | sort -u > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install -c $(VENV)-oldest/constraints.txt -e ".[dev,plot,cli]"
+	touch $@
+
+$(VENV)-newest/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[dev,plot,cli]"
+	touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -12,12 +12,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import deltaflow
 from deltaflow import IrregularDataset, IrregularEstimator
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+# What hypothesis draws: the same few examples in the suite, and with `--hypothesis-profile fuzz`
+# many, other ones each time.
+slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+settings.register_profile(
+    "suite", deadline=None, suppress_health_check=slow, derandomize=True, max_examples=40
+)
+settings.register_profile(
+    "fuzz", settings.get_profile("suite"), derandomize=False, max_examples=2000, print_blob=True
+)
+settings.load_profile("suite")
 
 TRAINER = {"max_epochs": 1, "enable_progress_bar": False}
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from deltaflow.errors import DeltaflowError
 from deltaflow.heads import is_centred, is_discrete, make_output
@@ -19,6 +22,29 @@ from deltaflow.model.lightning_module import ForecastLightningModule
 from deltaflow.model.loading import read_checkpoint
 from deltaflow.model.writer import ForecastWriter
 from deltaflow.tasks import TaskDataModule
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, and then renames it.
+
+    Lightning writes into the system's temporary directory and moves the file from there: between
+    two file systems that is a copy, of which a full disk leaves half.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Save a checkpoint; what was there before stays if that fails."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = BytesIO()
+        torch.save(checkpoint, content)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        try:
+            unfinished.write_bytes(content.getbuffer())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 class ForecastCLI(LightningCLI):
@@ -91,6 +117,8 @@ class ForecastCLI(LightningCLI):
             if find_spec("tensorboard"):
                 loggers.append(TensorBoardLogger(table.save_dir, version=table.version))
             kwargs["logger"] = loggers
+        if config["plugins"] is None:
+            kwargs["plugins"] = [AtomicCheckpoints()]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:

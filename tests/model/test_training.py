@@ -2,6 +2,9 @@
 
 import copy
 import logging
+import re
+import subprocess
+import sys
 from itertools import chain
 
 import lightning.pytorch as pl
@@ -320,12 +323,14 @@ def test_training_says_nothing_but_warnings(univariate, make_estimator, caplog):
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.INFO)
+    logger.addHandler(caplog.handler)  # not every version of Lightning passes records on
     try:
         make_estimator(GRUEstimator).train(univariate)
         assert not caplog.records
         pl.Trainer(max_epochs=1, logger=False)
         assert caplog.records
     finally:
+        logger.removeHandler(caplog.handler)
         logger.setLevel(level)
 
 
@@ -412,3 +417,32 @@ def test_a_loss_weighs_channels_as_asked(multivariate):
     for wrong in ([1.0], [-1.0] * channels):
         with pytest.raises(DeltaflowError, match="channel_weights"):
             weights(channel_weights=wrong)
+
+
+KILLED_WORKER = """
+import os, signal, sys
+import numpy as np
+from deltaflow import GRUEstimator, IrregularDataset
+from deltaflow.data.windows import TrainingWindows
+from deltaflow.tasks import irregular_sine
+
+cut = TrainingWindows.__getitem__
+
+def killed(self, index):
+    if index == 10:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
+    return cut(self, index)
+
+TrainingWindows.__getitem__ = killed
+data = IrregularDataset.from_long_dataframe(irregular_sine(num_series=8))
+estimator = GRUEstimator(4, batch_size=4, num_workers=2, num_batches_per_epoch=10,
+                         trainer_kwargs={"max_epochs": 2, "enable_progress_bar": False})
+estimator.train(data)
+"""
+
+
+def test_a_worker_that_dies_is_an_error_and_no_deadlock():
+    command = [sys.executable, "-c", KILLED_WORKER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", done.stderr)

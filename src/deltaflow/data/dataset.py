@@ -17,6 +17,7 @@ from deltaflow.data.validation import (
     check_distinct_roles,
     check_increasing,
     check_queries,
+    check_range,
     gather_rows,
     read_constants,
     read_levels,
@@ -120,8 +121,8 @@ class IrregularDataset(Sequence[DataEntry]):
         ------
         DataError
             If a column is missing or of the wrong type, timestamps are unsorted, duplicate,
-            missing or of mixed time zones, a value is infinite, a target is missing everywhere,
-            or a static feature changes within an item.
+            missing or of mixed time zones, a value is infinite or beyond 1e100, a target is
+            missing everywhere, or a static feature changes within an item.
 
         Examples
         --------
@@ -294,6 +295,7 @@ def read_entries(
     """
     asked = np.zeros(len(rows.order), dtype=bool) if queries is None else queries
     elapsed, origins = _elapsed(times, rows, schema.time_unit)
+    check_range(elapsed, unit_seconds(schema.time_unit), rows, timestamp)
     check_increasing(times, elapsed, rows, asked, timestamp)
     if queries is not None:
         check_queries(times, rows, asked, timestamp)

@@ -14,6 +14,13 @@ TIME_UNITS = ("W", "D", "h", "min", "s", "ms", "us", "ns")
 """The units in which elapsed time can be counted, by their pandas names."""
 
 
+LARGEST = 1e100
+"""The largest absolute value: float64 computes with its square without overflow."""
+
+LONGEST = 1e18
+"""The longest elapsed time in seconds, 3e10 years: float64 computes with it without overflow."""
+
+
 def unit_seconds(time_unit: str) -> float:
     """Length of one time unit in seconds.
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.schema import Schema, unit_seconds
+from deltaflow.data.schema import LARGEST, LONGEST, Schema, unit_seconds
 from deltaflow.errors import DataError
 
 
@@ -145,7 +145,12 @@ def read_series(
                 field="feat_dynamic_real",
             )
         _check_times(rows[0], length, num_queries, item)
-        times = rows[0] * unit_seconds(entry["info"]["time_unit"])
+        unit = unit_seconds(entry["info"]["time_unit"])
+        if (far := np.abs(rows[0]) > LONGEST / unit).any():
+            raise DataError(f"the elapsed time is longer than {LONGEST:g} seconds",
+                            "check its unit, or count from a later origin", item=item,
+                            field="feat_dynamic_real[0]", position=int(far.argmax()))  # fmt: skip
+        times = rows[0] * unit
         known = rows[1:]
 
     missing = np.isnan(known) & ~np.isnan(times)
@@ -221,13 +226,14 @@ def _matrix(entry: DataEntry, field: str, rows: int, univariate: bool = False) -
         raise DataError(f"has shape {values.shape}, expected {shape}", "reshape it",
                         item=item, field=field)  # fmt: skip
     values = np.atleast_2d(values)
-    if np.isinf(values).any():
+    if (beyond := np.abs(values) > LARGEST).any():
+        infinite = np.isinf(values[beyond][0])
         raise DataError(
-            "the value is infinite",
+            "the value is infinite" if infinite else f"the value is larger than {LARGEST:g}",
             "replace it with a number, or with NaN if it was not observed",
             item=item,
             field=field,
-            position=int(np.argwhere(np.isinf(values))[0, 1]),
+            position=int(np.argwhere(beyond)[0, 1]),
         )
     return values
 

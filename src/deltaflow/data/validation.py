@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from deltaflow.data.schema import LARGEST, LONGEST
 from deltaflow.errors import DataError
 
 
@@ -89,13 +90,14 @@ def check_distinct_roles(roles: dict[str, Sequence[str]]) -> None:
             seen[column] = role
 
 
-def gather_rows(frame: pd.DataFrame, item_id: str | None) -> Rows:
-    """Group the rows of ``frame`` by item without changing their order within an item."""
-    if item_id is None:
-        count = len(frame)
-        bounds = np.array([0, count] if count else [0])
-        return Rows(np.arange(count), bounds, ["0"] if count else [], frame.index)
-    codes, items = pd.factorize(frame[item_id])
+def item_codes(frame: pd.DataFrame, item_id: str) -> tuple[np.ndarray, pd.Index]:
+    """Return the number ``(N,)`` of the item of each row, and the items in order of appearance."""
+    try:
+        codes, items = pd.factorize(frame[item_id])
+    except TypeError as error:
+        raise DataError(
+            f"cannot tell items apart ({error})", "give text or numbers", field=item_id
+        ) from None
     if (codes < 0).any():
         raise DataError(
             "the item identifier is missing",
@@ -103,6 +105,16 @@ def gather_rows(frame: pd.DataFrame, item_id: str | None) -> Rows:
             field=item_id,
             position=frame.index[int(np.argmax(codes < 0))],
         )
+    return codes, pd.Index(items)
+
+
+def gather_rows(frame: pd.DataFrame, item_id: str | None) -> Rows:
+    """Group the rows of ``frame`` by item without changing their order within an item."""
+    if item_id is None:
+        count = len(frame)
+        bounds = np.array([0, count] if count else [0])
+        return Rows(np.arange(count), bounds, ["0"] if count else [], frame.index)
+    codes, items = item_codes(frame, item_id)
     names = [str(item) for item in items]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -155,7 +167,7 @@ def read_numbers(column: pd.Series, rows: Rows) -> np.ndarray:
     Raises
     ------
     DataError
-        If a value is infinite or not a number.
+        If a value is infinite, larger than `LARGEST` or not a number.
     """
     field = str(column.name)
     column = column.iloc[rows.order]
@@ -181,6 +193,7 @@ def read_numbers(column: pd.Series, rows: Rows) -> np.ndarray:
     values = column.to_numpy(dtype="float64", na_value=np.nan)
     remedy = "replace it with a number, or with NaN if it was not observed"
     _refuse(np.isinf(values), "the value is infinite", remedy, field, rows)
+    _refuse(np.abs(values) > LARGEST, f"the value is larger than {LARGEST:g}", remedy, field, rows)
     return values
 
 
@@ -240,6 +253,13 @@ def check_increasing(
         field,
         rows,
     )
+
+
+def check_range(elapsed: np.ndarray, unit: float, rows: Rows, field: str) -> None:
+    """Raise unless elapsed times ``(N,)``, in units of so many seconds, can be computed with."""
+    far = np.abs(elapsed) > LONGEST / unit
+    problem = f"the elapsed time is longer than {LONGEST:g} seconds"
+    _refuse(far, problem, "check its unit, or count from a later origin", field, rows)
 
 
 def check_queries(times: TimeColumn, rows: Rows, asked: np.ndarray, field: str) -> None:

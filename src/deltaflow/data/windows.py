@@ -22,6 +22,9 @@ from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import LIMIT, SCALINGS, Statistics
 from deltaflow.errors import DataError, DeltaflowWarning, UnknownNameError
 
+FARTHEST = 1e30
+"""The largest Δt in typical gaps; sums of such fit into float32."""
+
 _FAR = 1e6
 """Scaled training targets are clipped here, far outside of any use, to stay finite in float32."""
 
@@ -174,16 +177,15 @@ class WindowSpec:
         times = series.times[context]
         asked = series.times[queries]
         last = times[-1] if len(times) else asked
-        gap = self.statistics.typical_gap
         future = series.values[queries, :channels]
         return Window(
             values=_scaled(raw, loc, scale),
             observed=np.isfinite(raw),
-            delta_t=np.diff(times, prepend=times[:1]) / gap,
+            delta_t=self._in_gaps(np.diff(times, prepend=times[:1]), series),
             covariates=self._scaled_covariates(series.covariates[context]),
             static_real=np.concatenate([self._scaled_static(series), self._level(loc, scale)]),
             static_cat=series.static_cat + 1,
-            query_delta_t=_repeat_last((asked - last) / gap),
+            query_delta_t=_repeat_last(self._in_gaps(asked - last, series)),
             query_covariates=self._scaled_covariates(series.covariates[queries]),
             target=np.clip((future - loc[:channels]) / scale[:channels], -_FAR, _FAR),
             loc=loc[:channels],
@@ -233,6 +235,19 @@ class WindowSpec:
             static_cat=np.full(len(self.schema.feat_static_cat), -1),
         )
         return self.cut(nothing, 0)
+
+    def _in_gaps(self, differences: np.ndarray, series: Series) -> np.ndarray:
+        """Return differences of times in typical gaps of the training set."""
+        delta_t = differences / self.statistics.typical_gap
+        if (delta_t > FARTHEST).any():
+            raise DataError(
+                f"a gap is longer than {FARTHEST:g} typical gaps of the training set, which are "
+                f"{self.statistics.typical_gap:g} long",
+                "check the unit of the times, or train on such gaps",
+                item=series.item_id,
+                field="feat_dynamic_real[0]",
+            )
+        return delta_t
 
     def _scaled_covariates(self, covariates: np.ndarray) -> np.ndarray:
         center = np.array(self.statistics.covariate_center)

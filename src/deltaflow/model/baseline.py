@@ -16,7 +16,8 @@ from deltaflow._version import __version__
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series
 from deltaflow.model.forecast import DistributionForecast, SampleForecast
-from deltaflow.model.predictor import query_times_of, read_arguments
+from deltaflow.model.predictor import query_times_of, read_arguments, refusing
+from deltaflow.model.saving import replacing
 
 
 class BaselinePredictor(RepresentablePredictor):
@@ -80,12 +81,13 @@ class BaselinePredictor(RepresentablePredictor):
         return self.family(torch.from_numpy(loc), torch.from_numpy(scale))
 
     def serialize(self, path: str | Path) -> None:
-        """Write the predictor into a directory, which is made if need be."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        super().serialize(path)
+        """Write the predictor into a directory, which is made if need be; see `replacing`."""
+        with replacing(path) as folder:
+            super().serialize(folder)
 
     @classmethod
     def deserialize(cls, path: str | Path, **kwargs: Any) -> Any:
         """Read a predictor that :meth:`serialize` wrote."""
-        return cls(**read_arguments(Path(path), cls))
+        arguments = read_arguments(Path(path), cls)
+        with refusing(Path(path) / "predictor.json"):
+            return cls(**arguments)

@@ -15,6 +15,7 @@ from deltaflow.errors import DeltaflowError
 from deltaflow.model.forecast import EnsembleForecast
 from deltaflow.model.hold import HoldPredictor
 from deltaflow.model.predictor import IrregularPredictor, read_arguments
+from deltaflow.model.saving import replacing
 
 
 class EnsemblePredictor(RepresentablePredictor):
@@ -96,18 +97,17 @@ class EnsemblePredictor(RepresentablePredictor):
             yield EnsembleForecast(forecasts)
 
     def serialize(self, path: str | Path) -> None:
-        """Write the predictors into subfolders ``0``, ``1``, … of a directory."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        Predictor.serialize(self, path)
+        """Write the predictors into subfolders ``0``, ``1``, … of a directory; see `replacing`."""
         cls = type(self)
         described = {
             "class": f"{cls.__module__}.{cls.__qualname__}",
             "kwargs": {"num_predictors": len(self.predictors)},
         }
-        (path / "predictor.json").write_text(json.dumps(described))
-        for number, predictor in enumerate(self.predictors):
-            predictor.serialize(path / str(number))
+        with replacing(path) as folder:
+            Predictor.serialize(self, folder)
+            (folder / "predictor.json").write_text(json.dumps(described))
+            for number, predictor in enumerate(self.predictors):
+                predictor.serialize(folder / str(number))
 
     @classmethod
     def deserialize(cls, path: str | Path, device: str = "auto") -> "EnsemblePredictor":

@@ -23,6 +23,7 @@ from deltaflow.encoders import ENCODERS
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
 from deltaflow.model.lightning_module import ForecastLightningModule
+from deltaflow.model.loading import read_checkpoint
 from deltaflow.model.networks import NETWORKS
 from deltaflow.model.predictor import SAMPLING, IrregularPredictor
 
@@ -221,6 +222,8 @@ class IrregularEstimator(Estimator):
         ckpt_path: str | None = None,
     ) -> TrainOutput:
         """Train, and return the module and the trainer beside the predictor."""
+        if ckpt_path is not None:
+            read_checkpoint(ckpt_path)  # which executes nothing, whatever Lightning would do
         with _own_random_state(self.seed) as seed:
             data = self.create_data_module(training_data, validation_data, from_predictor, seed)
             module = self.create_lightning_module(data)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from deltaflow.data.dataset import read_entries
-from deltaflow.data.validation import check_columns, gather_rows, read_times
+from deltaflow.data.validation import check_columns, gather_rows, item_codes, read_times
 from deltaflow.errors import DataError
 from deltaflow.model.ensemble import EnsemblePredictor
 from deltaflow.model.hold import HoldPredictor
@@ -75,10 +75,14 @@ def predict_df(
             "train it on an IrregularDataset",
         )
     levels = [float(level) for level in quantile_levels]
-    if not all(0 < level < 1 for level in levels):
-        raise DataError(f"{levels} are not between 0 and 1", "give levels such as 0.1",
-                        field="quantile_levels")  # fmt: skip
+    if not all(1e-12 <= level <= 1 - 1e-12 for level in levels):
+        raise DataError(f"{levels} are not between 0 and 1, or too close to them",
+                        "give levels such as 0.1", field="quantile_levels")  # fmt: skip
     keys = [timestamp] if item_id is None else [item_id, timestamp]
+    answers_in = ["target_name", "predictions", *map(str, levels)]
+    for key in keys:
+        if key in answers_in:
+            raise DataError("is also the name of a column of the answer", "rename", field=key)
     static = [*schema.feat_static_real, *schema.feat_static_cat]
     known = [*keys, *schema.feat_dynamic_real]
     wanted = [*known, *schema.target, *schema.past_feat_dynamic_real, *static]
@@ -88,10 +92,19 @@ def predict_df(
         raise DataError("future_df has no rows", "give at least one time to forecast")
 
     if item_id is not None:
-        past_df = past_df[past_df[item_id].isin(future_df[item_id].unique())]
+        codes, items = item_codes(past_df, item_id)
+        _, asked_items = item_codes(future_df, item_id)
+        past_df = past_df[items.isin(asked_items)[codes]]
     # Objects keep categories as they are: beside missing ones, integers would turn into floats.
     past = past_df[wanted].astype(dict.fromkeys(schema.feat_static_cat, object))
-    both = pd.concat([past, future_df[known]])
+    try:
+        both = pd.concat([past, future_df[known]])
+    except pd.errors.OutOfBoundsDatetime as error:
+        raise DataError(
+            f"past_df and future_df count time in different units ({error})",
+            "give both the same dtype, such as datetime64[us]",
+            field=timestamp,
+        ) from None
     rows = gather_rows(both, item_id)
     asked = rows.order >= len(past_df)
     times = read_times(both[timestamp], rows)
@@ -136,6 +149,6 @@ def predict_df(
     result = future_df[keys].iloc[np.repeat(np.arange(len(future_df)), channels)]
     result = result.reset_index(drop=True)
     result["target_name"] = np.tile(np.array(schema.target, dtype=object), len(future_df))
-    for column, name in enumerate(["predictions", *map(str, levels)]):
+    for column, name in enumerate(answers_in[1:]):
         result[name] = answers[:, :, column].reshape(-1)
     return result

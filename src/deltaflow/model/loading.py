@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from deltaflow.errors import DeltaflowError
 from deltaflow.model.ensemble import EnsemblePredictor
 from deltaflow.model.hold import HoldPredictor
 from deltaflow.model.lightning_module import ForecastLightningModule
-from deltaflow.model.predictor import IrregularPredictor
+from deltaflow.model.predictor import IrregularPredictor, load_weights, refusing
+from deltaflow.model.saving import MARKER
 
 PREDICTORS: dict[str, type[IrregularPredictor | HoldPredictor | EnsemblePredictor]] = {
     f"{cls.__module__}.{cls.__qualname__}": cls
@@ -46,13 +46,13 @@ def load_predictor(
     if path.is_file():
         checkpoint = read_checkpoint(path)
         # The initial weights are never used, so they must not move the caller's random state.
-        with torch.random.fork_rng(devices=[]):
+        with refusing(path), torch.random.fork_rng(devices=[]):
             module = ForecastLightningModule(**checkpoint["hyper_parameters"])
-        module.load_state_dict(checkpoint["state_dict"])
+            load_weights(module, checkpoint["state_dict"])
         return module.to_predictor().to(device)
     try:
-        name = json.loads((path / "gluonts-config.json").read_text())["type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        name = json.loads((path / MARKER).read_text())["type"]
+    except Exception as error:  # a damaged or foreign file may cause any
         raise DeltaflowError(f"{path} holds no predictor ({error})") from error
     if not isinstance(name, str) or name not in PREDICTORS:
         raise DeltaflowError(
@@ -74,8 +74,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DeltaflowError(f"there is no checkpoint {str(path)!r}") from error
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a damaged or foreign file may cause any
         raise DeltaflowError(f"{path} is no checkpoint of weights and plain values") from error
-    if not isinstance(checkpoint, dict) or "spec" not in checkpoint.get("hyper_parameters", ()):
+    options = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not isinstance(options, dict) or "spec" not in options:
         raise DeltaflowError(f"{path} is no checkpoint of a ForecastLightningModule")
     return checkpoint

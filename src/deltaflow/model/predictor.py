@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,7 @@ from deltaflow.model.forecast import (
     SampleForecast,
 )
 from deltaflow.model.networks import make_network
+from deltaflow.model.saving import replacing
 
 _WEIGHTS = "prediction-net-state.pt"
 _T = TypeVar("_T")
@@ -221,20 +223,46 @@ class IrregularPredictor(RepresentablePredictor):
         return values.squeeze(-1) if self.spec.schema.univariate else values
 
     def serialize(self, path: str | Path) -> None:
-        """Write the predictor into a directory, which is made if need be."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        super().serialize(path)
-        torch.save(self.network.state_dict(), path / _WEIGHTS)
+        """Write the predictor into a directory, which is made if need be; see `replacing`."""
+        weights = BytesIO()  # so that a full disk is an OSError, as elsewhere
+        torch.save(self.network.state_dict(), weights)
+        with replacing(path) as folder:
+            super().serialize(folder)
+            (folder / _WEIGHTS).write_bytes(weights.getbuffer())
 
     @classmethod
     def deserialize(cls, path: str | Path, device: str = "auto") -> "IrregularPredictor":
         """Read a predictor that :meth:`serialize` wrote; only weights are unpickled."""
         path = Path(path)
-        predictor = cls(**{**read_arguments(path, cls), "device": device})
-        weights = torch.load(path / _WEIGHTS, map_location=predictor.device, weights_only=True)
-        predictor.network.load_state_dict(weights)
+        arguments = {**read_arguments(path, cls), "device": device}
+        with refusing(path / "predictor.json"):
+            predictor = cls(**arguments)
+        with refusing(path / _WEIGHTS):
+            weights = torch.load(path / _WEIGHTS, map_location=predictor.device, weights_only=True)
+            load_weights(predictor.network, weights)
         return predictor
+
+
+@contextmanager
+def refusing(path: str | Path) -> Iterator[None]:
+    """Turn whatever goes wrong with the content of a file into an error that names the file."""
+    try:
+        yield
+    except DeltaflowError:
+        raise
+    except Exception as error:  # a damaged or foreign file may cause any
+        raise DeltaflowError(
+            f"{path} is missing, damaged, or of another version than deltaflow {__version__} "
+            f"({type(error).__name__}: {error}); save the predictor again"
+        ) from error
+
+
+def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put stored weights into a network; it is an error if they do not fit, or are not finite."""
+    network.load_state_dict(weights)
+    for name, value in network.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"the weights {name!r} are not finite")
 
 
 def read_arguments(path: Path, cls: type) -> dict[str, Any]:
@@ -246,10 +274,13 @@ def read_arguments(path: Path, cls: type) -> dict[str, Any]:
         If the file names another class than ``cls``, or asks for any object to be built.
     """
     name = f"{cls.__module__}.{cls.__qualname__}"
-    stored = json.loads((path / "predictor.json").read_text())
+    with refusing(path / "predictor.json"):
+        stored = json.loads((path / "predictor.json").read_text())
     if not isinstance(stored, dict) or stored.get("class") != name or stored.get("args"):
         raise DeltaflowError(f"{path / 'predictor.json'} does not describe a {name}")
-    arguments = stored.get("kwargs", {})
+    arguments = stored.get("kwargs")
+    if not isinstance(arguments, dict):
+        raise DeltaflowError(f"{path / 'predictor.json'} holds no arguments of a {name}")
     _refuse_objects(arguments, path)
     return arguments
 

@@ -80,5 +80,7 @@ class ForecastWriter(BasePredictionWriter):
         tables = {index: table for part in parts for index, table in part.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         table = pd.concat([tables[index] for index in sorted(tables)], ignore_index=True)
-        WRITERS[self.path.suffix](table, self.path, index=False)
+        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
+        WRITERS[self.path.suffix](table, unfinished, index=False)
+        unfinished.replace(self.path)
         print(f"Forecasts: {self.path}")

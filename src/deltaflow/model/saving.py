@@ -1,0 +1,39 @@
+"""Saving that never leaves half a predictor behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+MARKER = "gluonts-config.json"
+"""The file without which a directory holds no predictor."""
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a new folder to write into, whose content then takes its place in the directory.
+
+    If writing fails, as on a full disk, the directory keeps what it held. All that is left then is
+    renaming. A process that is killed right there leaves a directory without `MARKER`, which is
+    refused when it is loaded, and never the weights of one predictor beside the scaling of another.
+
+    Parameters
+    ----------
+    path
+        The directory of the predictor, which is made if need be.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".unfinished-", dir=path) as folder:
+        new, old = Path(folder, "new"), Path(folder, "old")
+        new.mkdir()
+        yield new
+        old.mkdir()
+        (path / MARKER).unlink(missing_ok=True)
+        for written in sorted(new.iterdir(), key=lambda entry: entry.name == MARKER):
+            place = path / written.name
+            if place.is_dir():  # a folder is not renamed over another
+                place.rename(old / written.name)
+            written.rename(place) if written.is_dir() else written.replace(place)

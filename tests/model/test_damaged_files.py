@@ -1,0 +1,215 @@
+"""Damaged, foreign and hostile files are refused by an error that names them; nothing runs."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from deltaflow import (
+    DeltaflowError,
+    ForecastLightningModule,
+    GRUEstimator,
+    HoldPredictor,
+    IrregularDataModule,
+    load_predictor,
+)
+
+WEIGHTS = "prediction-net-state.pt"
+
+
+class Canary:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def directory(trained, tmp_path) -> Path:
+    trained("GRUEstimator").serialize(tmp_path / "predictor")
+    return tmp_path / "predictor"
+
+
+@pytest.fixture(scope="module")
+def stored(univariate, tmp_path_factory) -> Path:
+    """A checkpoint of Lightning."""
+    data = IrregularDataModule(
+        univariate, prediction_length=4, context_length=12, batch_size=4, num_batches_per_epoch=2
+    )
+    model = ForecastLightningModule(data.spec, encoder="gru", hidden_size=8, seed=0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(max_epochs=1, default_root_dir=folder, **options)
+    trainer.fit(model, data)
+    trainer.save_checkpoint(folder / "good.ckpt")
+    return folder / "good.ckpt"
+
+
+def truncated(share: float):
+    def change(path: Path, touched: Path) -> None:
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+
+    return change
+
+
+def flipped(path: Path, touched: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[:8] = bytes(255 - byte for byte in content[:8])
+    path.write_bytes(content)
+
+
+def saved(change):
+    """Change the tensors of a file, in its ``state_dict`` if it is a checkpoint."""
+
+    def apply(path: Path, touched: Path) -> None:
+        content = torch.load(path, weights_only=True)
+        change(content.get("state_dict", content), touched)
+        torch.save(content, path)
+
+    return apply
+
+
+def other_shape(weights, touched):
+    name = next(iter(weights))
+    weights[name] = torch.zeros(3, 1, 2)
+
+
+def not_finite(value: float):
+    def change(weights, touched):
+        next(iter(weights.values())).view(-1)[0] = value
+
+    return change
+
+
+def one_missing(weights, touched):
+    weights.pop(next(iter(weights)))
+
+
+def one_more(weights, touched):
+    weights["another"] = torch.zeros(2)
+
+
+def no_tensor(weights, touched):
+    weights[next(iter(weights))] = "text"
+
+
+def canary(weights, touched):
+    weights["canary"] = Canary(touched)
+
+
+def pickled(path: Path, touched: Path) -> None:
+    path.write_bytes(pickle.dumps({"state_dict": Canary(touched), "hyper_parameters": {}}))
+
+
+BAD_WEIGHTS = {
+    "empty": truncated(0.0),
+    "half": truncated(0.5),
+    "all but the end": truncated(0.99),
+    "flipped": flipped,
+    "other shape": saved(other_shape),
+    "NaN": saved(not_finite(float("nan"))),
+    "infinite": saved(not_finite(float("inf"))),
+    "one missing": saved(one_missing),
+    "one more": saved(one_more),
+    "no tensor": saved(no_tensor),
+    "canary": saved(canary),
+    "pickle": pickled,
+    "text": lambda path, touched: path.write_text("weights"),
+    "missing": lambda path, touched: path.unlink(),
+    "directory": lambda path, touched: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_WEIGHTS)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
+def test_bad_weights_are_refused(bad, directory, tmp_path):
+    weights, touched = directory / WEIGHTS, tmp_path / "touched"
+    BAD_WEIGHTS[bad](weights, touched)
+    with pytest.raises(DeltaflowError, match=re.escape(str(weights))):
+        load_predictor(directory)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("bad", [name for name in BAD_WEIGHTS if name != "directory"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
+def test_bad_checkpoints_are_refused(bad, stored, univariate, make_estimator, tmp_path):
+    load_predictor(stored)
+    checkpoint, touched = tmp_path / "bad.ckpt", tmp_path / "touched"
+    checkpoint.write_bytes(stored.read_bytes())
+    BAD_WEIGHTS[bad](checkpoint, touched)
+    with pytest.raises(DeltaflowError, match=re.escape(str(checkpoint)) + "|holds no predictor"):
+        load_predictor(checkpoint)
+    if bad in ("empty", "half", "all but the end", "flipped", "canary", "pickle", "text"):
+        with pytest.raises(DeltaflowError, match=re.escape(str(checkpoint))):
+            make_estimator(GRUEstimator).train(univariate, ckpt_path=str(checkpoint))
+    assert not touched.exists()
+
+
+def changed(**arguments):
+    def change(content: dict) -> None:
+        content["kwargs"].update(arguments)
+
+    return change
+
+
+def within(*keys: str, value):
+    def change(content: dict) -> None:
+        part = content["kwargs"]
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] = value
+
+    return change
+
+
+BAD_JSON = {
+    "an argument of another version": changed(temperature=1.0),
+    "a missing argument": lambda content: content["kwargs"].pop("spec"),
+    "a missing part": lambda content: content["kwargs"]["spec"].pop("scaling"),
+    "another type": changed(spec=[1, 2]),
+    "no arguments": lambda content: content.update(kwargs="x"),
+    "another network": within("network", "network", value="os.system"),
+    "another encoder": within("network", "encoder", value="subprocess.Popen"),
+    "another size": within("network", "hidden_size", value=9),
+    "another scaling": within("spec", "scaling", value="builtins.eval"),
+    "statistics of fewer channels": within("spec", "statistics", "center", value=[]),
+    "a class among the options": within(
+        "network", "encoder_kwargs", value={"__kind__": "type", "class": "os.system"}
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_JSON)
+def test_bad_descriptions_are_refused(bad, directory):
+    path = directory / "predictor.json"
+    content = json.loads(path.read_text())
+    BAD_JSON[bad](content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DeltaflowError, match=re.escape(str(directory)) + "|unknown"):
+        load_predictor(directory)
+
+
+@pytest.mark.parametrize("name", ["predictor.json", "gluonts-config.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null"])
+def test_broken_json_is_refused(name, content, directory):
+    (directory / name).write_bytes(content)
+    with pytest.raises(DeltaflowError, match=re.escape(str(directory))):
+        load_predictor(directory)
+
+
+def test_a_damaged_baseline_is_refused(univariate, tmp_path):
+    HoldPredictor.fit(univariate, 4).serialize(tmp_path)
+    path = tmp_path / "predictor.json"
+    content = json.loads(path.read_text())
+    content["kwargs"]["volatility"] = [1.0]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DeltaflowError, match=re.escape(str(path))):
+        load_predictor(tmp_path)
