@@ -56,11 +56,13 @@ class RecurrentEncoder(Encoder):
         steps = torch.arange(running.shape[1], device=running.device)
         counts = [count for count in (lengths > steps.unsqueeze(-1)).sum(1).tolist() if count]
         num_steps, num_series = len(counts), max(counts, default=0)
+        is_sorted = bool((order == torch.arange(len(order), device=order.device)).all())
         order = order[:num_series]
 
         def columns(rows: Tensor) -> Tensor:
             """Turn ``(B, T, R)`` into ``(T, R, N)``, the longest series first."""
-            rows = rows.index_select(0, order)[:, :num_steps]
+            rows = rows[:num_series] if is_sorted else rows.index_select(0, order)
+            rows = rows[:, :num_steps]
             return rows.flatten(1).T.contiguous().view(num_steps, rows.shape[-1], num_series)
 
         with _own_precision(values):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,10 @@ from deltaflow.model.module import ForecastNetwork
 
 TIMESCALES = (2.0, 8.0, 32.0)
 """Where the learned timescales of the recent means begin, in typical gaps."""
+
+
+PADDED = 4
+"""Rows are read together with those up to so many times as long as they are."""
 
 
 class History(NamedTuple):
@@ -166,10 +170,27 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         size, _, channels = batch.values.shape
         elapsed = batch.delta_t.cumsum(-1)  # (B, T)
         end = elapsed[:, -1:]
-        series, channel = batch.observed.any(1).nonzero(as_tuple=True)  # N rows with observations
+        state = self.encoder.initial_state(size * channels)
+        state = state._replace(age=end.repeat(1, channels).view(-1, 1))
+        # The rows (series, channel), the longest first, as the recurrence wants them.
+        lengths, rows = batch.observed.sum(1).flatten().sort(descending=True, stable=True)
+        for group in _groups(lengths):
+            own = self._read(batch, elapsed, rows[group], lengths[group])
+            parts = zip(state, own, strict=True)
+            state = State(*(part.index_copy(0, rows[group], new) for part, new in parts))
+        static, level = self.static_features(batch)
+        return ChannelsEncoded(
+            State(*(part.view(size, channels, -1) for part in state)),
+            self._history(batch.values, batch.observed, end - elapsed),
+            level.view(size, 2, channels).transpose(1, 2),
+            static,
+        )
+
+    def _read(self, batch: Batch, elapsed: Tensor, rows: Tensor, lengths: Tensor) -> State:
+        """Read the observations of N rows (series, channel), the longest first."""
+        series, channel = rows // self.num_channels, rows % self.num_channels
         observed = batch.observed[series, :, channel]  # (N, T)
-        lengths = observed.sum(1)
-        longest = int(lengths.max()) if len(lengths) else 1
+        longest = int(lengths[0])
         # A stable sort puts the observed steps of a row first, in their order.
         order = observed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
         running = torch.arange(longest, device=order.device) < lengths.unsqueeze(-1)
@@ -183,22 +204,8 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
             lengths,
             self._features(channel, batch.covariates[series.unsqueeze(-1), order]),
         )
-        rows = series * channels + channel
-        newest = times.gather(1, lengths.unsqueeze(-1) - 1).squeeze(1)
-        initial = self.encoder.initial_state(size * channels)
-        state = State(
-            hidden=initial.hidden.index_copy(0, rows, own.hidden),
-            last=initial.last.index_copy(0, rows, own.last),
-            age=end.repeat(1, channels).view(-1, 1).index_add(0, rows, -newest.unsqueeze(-1)),
-            seen=initial.seen.index_copy(0, rows, own.seen),
-        )
-        static, level = self.static_features(batch)
-        return ChannelsEncoded(
-            State(*(part.view(size, channels, -1) for part in state)),
-            self._history(batch.values, batch.observed, end - elapsed),
-            level.view(size, 2, channels).transpose(1, 2),
-            static,
-        )
+        newest = times.gather(1, lengths.unsqueeze(-1) - 1)
+        return own._replace(age=elapsed[series, -1:] - newest)
 
     def decode(
         self, encoded: ChannelsEncoded, delta_t: Tensor, covariates: Tensor
@@ -347,6 +354,18 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
             recent_count=decay * history.recent_count + new.recent_count,
             recent_total=decay * history.recent_total + new.recent_total,
         )
+
+
+def _groups(lengths: Tensor) -> Iterator[slice]:
+    """Yield groups of rows, the longest first, whose padding is at most `PADDED` times as long.
+
+    Rows of length 0 are in none.
+    """
+    start = 0
+    while start < len(lengths) and lengths[start] > 0:
+        stop = int((PADDED * lengths >= lengths[start]).sum())
+        yield slice(start, stop)
+        start = stop
 
 
 def _at_own_time(state: State) -> State:
