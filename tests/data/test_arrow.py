@@ -240,6 +240,21 @@ def test_bad_parquet_files_are_refused(change, message, univariate_frame, small_
     assert not (tmp_path / "series.arrow").exists()
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"target": []}, "no target is named"),
+        ({"target": "HR", "feat_dynamic_real": ["HR"]}, "'HR': is named as target and again as"),
+        ({"target": "HR", "feat_static_cat": ["item_id"]}, "'item_id': is named"),
+    ],
+)
+def test_columns_of_a_parquet_file_have_one_role(columns, message, univariate_frame, tmp_path):
+    long_parquet(univariate_frame, tmp_path / "long.parquet")
+    with pytest.raises(DataError, match=message):
+        parquet_to_arrow(tmp_path / "long.parquet", tmp_path / "series.arrow", **columns)
+    assert not (tmp_path / "series.arrow").exists()
+
+
 def test_items_without_windows_are_passed_over(tmp_path):
     frame = pd.DataFrame(
         {"item_id": ["a", "b", "b", "b"], "timestamp": [0.0, 0, 1, 2], "target": [1.0, 1, 2, 3]}

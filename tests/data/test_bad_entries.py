@@ -84,6 +84,12 @@ BAD = {
                              "15 columns, expected 16", "past_feat_dynamic_real"),
     "static features": (change("feat_static_real", lambda a: np.append(a, 1.0)),
                         r"shape \(2,\), expected \(1,\)", "feat_static_real"),
+    "infinite static feature": (change("feat_static_real", lambda a: a + np.inf),
+                                "row 0: the value is infinite", "feat_static_real"),
+    "huge static feature": (change("feat_static_real", lambda a: a + 1e200),
+                            "row 0: the value is larger than 1e\\+100", "feat_static_real"),
+    "text as static feature": (change("feat_static_real", lambda a: ["old"]),
+                               "not an array of numbers", "feat_static_real"),
     "no category": (remove("feat_static_cat"), "expected", "feat_static_cat"),
     "a regular entry": (change("info", lambda info: None), "expected an info", "info"),
 }  # fmt: skip
@@ -115,6 +121,25 @@ def test_a_regular_entry_among_irregular_ones_is_refused_before_training(univari
     stray = {"item_id": "stray", "start": univariate[0]["start"], "target": np.ones(20)}
     with pytest.raises(DataError, match="item 'stray', field 'info'"):
         GRUEstimator(prediction_length=2).train([*univariate, stray])
+
+
+def test_values_that_cannot_be_squared_are_refused_before_training(univariate):
+    entry = univariate[0]
+    entry["target"] = np.where(np.arange(len(entry["target"])) == 3, 1e200, entry["target"])
+    regular = {"item_id": "p0", "start": entry["start"], "target": entry["target"]}
+    for data in ([entry, *univariate[1:]], [regular]):
+        with pytest.raises(DataError, match=r"'p0', field 'target', row 3: .* larger than 1e\+100"):
+            GRUEstimator(prediction_length=2).train(data)
+
+
+def test_categories_of_a_regular_data_set_that_are_no_codes_are_refused(univariate):
+    entry = {"item_id": "a", "start": univariate[0]["start"], "target": np.arange(20.0)}
+    for codes, message in ((["icu"], "not an array of numbers"), ([0, 1], r"shape \(2,\)")):
+        with pytest.raises(DataError, match=f"item 'b', field 'feat_static_cat'.*{message}"):
+            GRUEstimator(prediction_length=2).train(
+                [{**entry, "feat_static_cat": [0]},
+                 {**entry, "item_id": "b", "feat_static_cat": codes}]
+            )  # fmt: skip
 
 
 def test_an_empty_data_set_is_refused():

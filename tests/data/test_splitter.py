@@ -99,6 +99,8 @@ def test_several_windows_need_a_duration():
         _, template = splitter.split(read(np.arange(10.0)))
         with pytest.raises(DataError, match=r"'distance': .*give one such as '6h'"):
             list(template.generate_instances(9, windows=2, distance=distance))
+    with pytest.raises(DataError, match="'distance': 'soon' is not a duration"):
+        list(template.generate_instances(9, windows=2, distance="soon"))
 
 
 def test_max_history_keeps_the_latest_observations_and_all_queries():
@@ -189,6 +191,8 @@ def test_elapsed_numbers_have_no_dates():
         ({"after": "1h", "date": "2024-01-01"}, "either after or date"),
         ({"after": "-1h"}, "'after': '-1h' is not a duration"),
         ({"after": "1h", "horizon": "-2h"}, "'horizon': '-2h' is not a duration"),
+        ({"after": "24"}, "'after': '24' is not a duration"),  # of nanoseconds, to pandas
+        ({"after": 24.0}, "'after': 24.0 is not a duration"),
     ],
 )
 def test_bad_splits_are_refused(options, message):

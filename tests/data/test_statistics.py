@@ -94,6 +94,13 @@ def test_values_of_any_size_have_a_finite_positive_scale(size, shape):
             assert np.abs((values - loc) / scale).max() < 1e4
 
 
+@pytest.mark.parametrize("size", [1e300, 1e-300, 1.0])
+def test_variation_of_values_of_any_size_is_exact(size):
+    with np.errstate(over="raise", invalid="raise"):
+        statistics = fit(size * np.array([1.0, 3.0]), size * np.array([10.0, 10.0, 16.0]))
+    assert statistics.variation == pytest.approx([size * np.sqrt(26 / 5)], rel=1e-12, abs=0)
+
+
 def test_zeros_have_a_positive_scale():
     statistics = fit([0.0, 0.0])
     for centred in (True, False):

@@ -101,6 +101,17 @@ def test_origins_lie_within_the_times_given(univariate):
     assert 8 < max(elapsed) < 9 + 5
 
 
+def test_queries_behind_the_observations_do_not_move_the_origins(univariate):
+    options = {"prediction_length": 1, "context_length": 9, "origins_within": ["5h", "9h"]}
+    asked = [dict(entry) for entry in univariate]
+    for entry in asked:
+        times = entry["feat_dynamic_real"]
+        entry["feat_dynamic_real"] = np.hstack([times, times[:, -1:] + 1, [[np.nan]]])
+    modules = [IrregularDataModule(data, **options) for data in (univariate, asked)]
+    origins = [module.training_windows.origins for module in modules]
+    np.testing.assert_array_equal(*origins)
+
+
 @pytest.mark.parametrize(
     ("within", "message"),
     [
@@ -222,6 +233,15 @@ def test_a_shuffled_pass_of_sliding_windows_is_a_permutation(data):
     assert number_of(again[2 * size], spec) == passes[2][0][0]
 
 
+@pytest.mark.parametrize("windows", [TrainingWindows, SlidingWindows])
+def test_another_seed_is_another_order_at_once(windows, data):
+    spec = make_spec(data)
+    fresh, changed = windows(data, spec, seed=1), windows(data, spec, seed=0)
+    order = [changed[i].loc[0] for i in range(5)]
+    changed.seed = 1
+    assert [changed[i].loc[0] for i in range(5)] == [fresh[i].loc[0] for i in range(5)] != order
+
+
 def test_a_stride_below_one_is_refused(data):
     with pytest.raises(DataError, match="stride"):
         SlidingWindows(data, make_spec(data), stride=0)
@@ -292,8 +312,9 @@ def test_a_data_module_cuts_by_durations(univariate):
         with pytest.raises(DataError, match=field):
             IrregularDataModule(univariate, **lengths, **{field: value})
     regular = [{"start": pd.Period("2024", "D"), "target": np.arange(20.0)}]
-    with pytest.raises(DataError, match="counts periods"):
-        IrregularDataModule(regular, **lengths, horizon="6h")
+    for durations in ({"horizon": "6h"}, {"context": "6h"}, {"origins_within": ("1h", "6h")}):
+        with pytest.raises(DataError, match=f"{next(iter(durations))}.*counts periods"):
+            IrregularDataModule(regular, **lengths, **durations)
 
 
 def test_seconds_are_kept_over_decades():

@@ -16,7 +16,13 @@ from gluonts.dataset.common import DataEntry
 from deltaflow.data.dataset import read_entries
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import read_series, schema_of
-from deltaflow.data.validation import check_columns, gather_rows, read_levels, read_times
+from deltaflow.data.validation import (
+    check_columns,
+    check_roles,
+    gather_rows,
+    read_levels,
+    read_times,
+)
 from deltaflow.errors import DataError, DeltaflowError
 
 if TYPE_CHECKING:
@@ -187,8 +193,8 @@ def parquet_to_arrow(
     Raises
     ------
     DataError
-        As `IrregularDataset.from_long_dataframe`; and if the rows of an item do not stand
-        together, or the times are float32.
+        As `IrregularDataset.from_long_dataframe`, although a target may be missing everywhere;
+        and if the rows of an item do not stand together, or the times are float32.
     """
     from pyarrow import parquet
 
@@ -198,6 +204,8 @@ def parquet_to_arrow(
         "past_feat_dynamic_real": tuple(past_feat_dynamic_real),
         "feat_static_real": tuple(feat_static_real),
     }
+    others = {"item_id": (item_id,), "timestamp": (timestamp,), "feat_static_cat": feat_static_cat}
+    check_roles({**roles, **others})
     columns = [item_id, timestamp, *chain(*roles.values()), *feat_static_cat]
     with parquet.ParquetFile(source) as file:
         check_columns(file.schema_arrow.empty_table().to_pandas(), columns, "the Parquet file")

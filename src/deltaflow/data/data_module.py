@@ -122,14 +122,16 @@ class IrregularDataModule(pl.LightningDataModule):
         if validation_origins not in ("last", "sliding"):
             raise UnknownNameError("validation_origins", validation_origins, ["last", "sliding"])
         entries = _by_number(training_data)
+        schema = schema_of(entries) if spec is None else spec.schema
+        durations = {"horizon": horizon, "context": context, "origins_within": origins_within}
+        given = [name for name, value in durations.items() if value is not None]
+        if schema.time == "regular" and given:
+            raise DataError(
+                "a regular data set counts periods, not durations",
+                "give context_length and prediction_length alone",
+                field=given[0],
+            )
         if spec is None:
-            schema = schema_of(entries)
-            if schema.time == "regular" and (horizon is not None or context is not None):
-                raise DataError(
-                    "a regular data set counts periods, not durations",
-                    "give context_length and prediction_length alone",
-                    field="context" if horizon is None else "horizon",
-                )
             if seasonality is None:
                 seasonality = _seasonality_of(schema.time_unit) if schema.time == "regular" else ()
             training = _series(entries, schema, seasonality)
@@ -225,8 +227,7 @@ class IrregularDataModule(pl.LightningDataModule):
         """Return the loader of the validation windows, or none."""
         if self.validation_windows is None:
             return []
-        batches = self._batches(self.validation_windows, len(self.validation_windows))
-        return self._loader(batches, InOrder(batches))
+        return self._in_order(self.validation_windows, len(self.validation_windows))
 
     def _set_seed(self, seed: int) -> None:
         self.seed = self.training_windows.seed = seed
@@ -239,6 +240,11 @@ class IrregularDataModule(pl.LightningDataModule):
         return Batches(
             windows, num_windows, batch_size=self.batch_size, rank=rank, world_size=world_size
         )
+
+    def _in_order(self, windows: Windows, num_windows: int) -> DataLoader[Batch]:
+        """Return the loader of windows that are read once, in their order."""
+        batches = self._batches(windows, num_windows)
+        return self._loader(batches, InOrder(batches))
 
     def _loader(self, batches: Batches, order: InOrder) -> DataLoader[Batch]:
         return DataLoader(

@@ -14,10 +14,10 @@ from deltaflow.data.validation import (
     Rows,
     TimeColumn,
     check_columns,
-    check_distinct_roles,
     check_increasing,
     check_queries,
     check_range,
+    check_roles,
     gather_rows,
     read_constants,
     read_levels,
@@ -135,8 +135,6 @@ class IrregularDataset(Sequence[DataEntry]):
         IrregularDataset(2 items, 3 observation times, target: HR)
         """
         targets = (target,) if isinstance(target, str) else tuple(target)
-        if not targets:
-            raise DataError("no target is named", "name at least one column", field="target")
         roles = {
             "item_id": () if item_id is None else (item_id,),
             "timestamp": (timestamp,),
@@ -146,7 +144,7 @@ class IrregularDataset(Sequence[DataEntry]):
             "feat_static_real": tuple(feat_static_real),
             "feat_static_cat": tuple(feat_static_cat),
         }
-        check_distinct_roles(roles)
+        check_roles(roles)
         check_columns(dataframe, [column for columns in roles.values() for column in columns])
         if dataframe.empty:
             raise DataError("the DataFrame has no rows", "give at least one observation")

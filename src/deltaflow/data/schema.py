@@ -47,7 +47,8 @@ def read_duration(value: Duration, field: str) -> pd.Timedelta:
     Timedelta('1 days 12:00:00')
     """
     try:
-        duration = pd.Timedelta(value)
+        # A number without a unit would be nanoseconds.
+        duration = None if str(value).strip("+-.0123456789 ") == "" else pd.Timedelta(value)
     except (ValueError, TypeError):
         duration = None
     if duration is None or not duration >= pd.Timedelta(0):

@@ -71,8 +71,9 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
         return tuple(f"{field}_{i}" for i in range(len(first.get(field, ()))))
 
     channels = 1 if target.ndim == 1 else target.shape[0]
+    num_codes = len(first.get("feat_static_cat", ()))
     codes = [
-        np.asarray(entry.get("feat_static_cat", ()), dtype=int) for entry in chain([first], entries)
+        _vector(entry, "feat_static_cat", num_codes, np.int64) for entry in chain([first], entries)
     ]
     levels = np.max(codes, axis=0) + 1
     return Schema(
@@ -112,9 +113,9 @@ def read_series(
     Raises
     ------
     DataError
-        If a field is missing, has the wrong shape or type, holds infinite values, if the times
-        are float32, unsorted or duplicate, or if a query time is unknown or before the last
-        observation.
+        If a field is missing, has the wrong shape or type, holds values beyond `LARGEST`, if the
+        times are float32, unsorted, duplicate or beyond `LONGEST`, or if a query time is unknown
+        or before the last observation.
     """
     item = entry.get("item_id")
     if is_irregular(entry) != (schema.time != "regular"):
@@ -216,16 +217,36 @@ def _matrix(entry: DataEntry, field: str, rows: int, univariate: bool = False) -
     if field not in entry:
         raise DataError("the field is missing", "use data like the training data",
                         item=item, field=field)  # fmt: skip
-    try:
-        values = np.asarray(entry[field], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"not an array of numbers ({error})", "convert it to numbers",
-                        item=item, field=field) from None  # fmt: skip
+    values = _numbers(entry[field], np.float64, item, field)
     shape = "(T,)" if univariate else f"({rows}, T)"
     if values.ndim != (1 if univariate else 2) or (values.ndim == 2 and len(values) != rows):
         raise DataError(f"has shape {values.shape}, expected {shape}", "reshape it",
                         item=item, field=field)  # fmt: skip
-    values = np.atleast_2d(values)
+    _check_size(values, item, field)
+    return np.atleast_2d(values)
+
+
+def _vector(entry: DataEntry, field: str, size: int, dtype: Any) -> np.ndarray:
+    """Read a field of shape ``(size,)``; what is not in the schema, of size 0, is not read."""
+    item = entry.get("item_id")
+    values = _numbers(entry.get(field, ()) if size else (), dtype, item, field)
+    if values.shape != (size,):
+        raise DataError(f"has shape {values.shape}, expected ({size},)",
+                        "use data like the training data", item=item, field=field)  # fmt: skip
+    _check_size(values, item, field)
+    return values
+
+
+def _numbers(values: Any, dtype: Any, item: str | None, field: str) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"not an array of numbers ({error})", "convert it to numbers",
+                        item=item, field=field) from None  # fmt: skip
+
+
+def _check_size(values: np.ndarray, item: str | None, field: str) -> None:
+    """Raise if a value cannot be computed with; its position is along the last axis."""
     if (beyond := np.abs(values) > LARGEST).any():
         infinite = np.isinf(values[beyond][0])
         raise DataError(
@@ -233,18 +254,8 @@ def _matrix(entry: DataEntry, field: str, rows: int, univariate: bool = False) -
             "replace it with a number, or with NaN if it was not observed",
             item=item,
             field=field,
-            position=int(np.argwhere(beyond)[0, 1]),
+            position=int(np.argwhere(beyond)[0, -1]),
         )
-    return values
-
-
-def _vector(entry: DataEntry, field: str, size: int, dtype: Any) -> np.ndarray:
-    values = np.asarray(entry.get(field, ()) if size else (), dtype=dtype)
-    if size and values.shape != (size,):
-        raise DataError(f"has shape {values.shape}, expected ({size},)",
-                        "use data like the training data",
-                        item=entry.get("item_id"), field=field)  # fmt: skip
-    return values if size else np.empty(0, dtype=dtype)
 
 
 def _check_length(rows: np.ndarray, length: int, item: str | None, field: str) -> None:

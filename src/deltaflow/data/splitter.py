@@ -140,7 +140,7 @@ class TimeSplitter(AbstractBaseSplitter):
                 "give one such as '6h'",
                 field="distance",
             )
-        step = pd.Timedelta(0 if step is None else step)
+        step = pd.Timedelta(0) if step is None or windows == 1 else read_duration(step, "distance")
         for entry in dataset:
             for window in range(windows):
                 past, label = self.test_pair(entry, prediction_length, window * step)

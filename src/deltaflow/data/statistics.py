@@ -90,7 +90,7 @@ class Statistics:
         """
         values = covariates = static = None
         gaps, deviations = _Sample(), _Sample()
-        repeats = squares = 0.0  # of channels observed more than once in an item
+        repeats = variation = 0.0  # of channels observed more than once in an item
         for chunk in _chunks(data):
             values = _merged(values, np.concatenate([series.values for series in chunk]))
             known = np.concatenate([series.covariates[: series.length] for series in chunk])
@@ -102,7 +102,7 @@ class Statistics:
             for own in owns:
                 repeated = np.where(own.count > 1, own.count, 0)
                 repeats = repeats + repeated
-                squares = squares + repeated * own.deviation**2
+                variation = np.hypot(variation, np.sqrt(repeated) * own.deviation)
         if values is None or covariates is None or static is None:
             raise DataError("the training set is empty", "give at least one item")
         for channel, name in enumerate(target):
@@ -112,7 +112,7 @@ class Statistics:
         magnitude = _first_positive(values.magnitude, np.ones_like(values.magnitude))
         spread = _first_positive(values.deviation, MINIMUM_SCALE * magnitude)
         within = _first_positive(_median_of_positive(deviations.rows), spread)
-        variation = _first_positive(np.sqrt(squares / np.maximum(repeats, 1)), spread)
+        variation = _first_positive(variation / np.sqrt(np.maximum(repeats, 1)), spread)
         return cls(
             typical_gap=float(np.median(gaps.rows)) if len(gaps.rows) else 1.0,
             center=values.mean.tolist(),

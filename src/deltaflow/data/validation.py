@@ -76,8 +76,10 @@ def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the 
             raise DataError(f"{what} has {count} columns of this name", "rename", field=str(column))
 
 
-def check_distinct_roles(roles: dict[str, Sequence[str]]) -> None:
-    """Raise when one column is given two roles, or one role twice."""
+def check_roles(roles: dict[str, Sequence[str]]) -> None:
+    """Raise when no target is named, one column is given two roles, or one role twice."""
+    if not roles["target"]:
+        raise DataError("no target is named", "name at least one column", field="target")
     seen: dict[str, str] = {}
     for role, columns in roles.items():
         for column in columns:

@@ -345,7 +345,7 @@ class TrainingWindows(Dataset[Window]):
         self.spec = spec
         self.seed = seed
         self.blind_share = blind_share
-        self._order = (-1, np.empty(0, dtype=int))
+        self._shuffled = _Shuffled()
         if len(self.items) < len(data):
             warnings.warn(
                 f"{len(data) - len(self.items)} of {len(data)} items have no observed target after "
@@ -358,11 +358,7 @@ class TrainingWindows(Dataset[Window]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Window:
-        turn, place = divmod(index, len(self))
-        if self._order[0] != turn:
-            permutation = np.random.default_rng([self.seed, 0, turn]).permutation(len(self))
-            self._order = turn, permutation
-        number = int(self._order[1][place])
+        number = self._shuffled(index, len(self), self.seed, 0)
         random = np.random.default_rng([self.seed, 1, index])
         low, high = self.origins[number]
         origin = int(random.integers(low, high + 1))
@@ -396,22 +392,33 @@ class SlidingWindows(Dataset[Window]):
         self.seed = seed
         low, high = self.origins.T
         self._ends = ((high - low) // stride + 1).cumsum()
-        self._order = (-1, np.empty(0, dtype=int))
+        self._shuffled = _Shuffled()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Window:
         if self.seed is not None:
-            turn, place = divmod(index, len(self))
-            if self._order[0] != turn:
-                permutation = np.random.default_rng([self.seed, turn]).permutation(len(self))
-                self._order = turn, permutation
-            index = int(self._order[1][place])
+            index = self._shuffled(index, len(self), self.seed)
         number = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[number - 1]) if number else 0
         origin = int(self.origins[number, 0]) + self.stride * (index - first)
         return self.spec.cut(self.data[int(self.items[number])], origin)
+
+
+class _Shuffled:
+    """The numbers below a size, in another order at each pass over them."""
+
+    def __init__(self) -> None:
+        self._key: tuple[int, ...] = ()
+        self._order = np.empty(0, dtype=int)
+
+    def __call__(self, index: int, size: int, *seed: int) -> int:
+        """Return the number at an index; the order depends on the seed and the pass alone."""
+        turn, place = divmod(index, size)
+        if self._key != (key := (*seed, turn)):
+            self._key, self._order = key, np.random.default_rng(key).permutation(size)
+        return int(self._order[place])
 
 
 class LastWindows(Dataset[Window]):
@@ -463,8 +470,9 @@ def _usable(
     ranges = np.empty((len(data), 2), dtype=np.int64)
     for number, series in enumerate(data):
         low, high = _origins(series, len(spec.schema.target))
-        if within is not None and len(series.times):
-            first, last = _first_at(series.times, series.times[0] + np.array(within))
+        times = series.times[: series.length]
+        if within is not None and len(times):
+            first, last = _first_at(times, times[0] + np.array(within))
             low, high = max(low, int(first)), min(high, int(last))
         ranges[number] = low, high
         spec.horizon_ends(series, np.arange(low, high + 1))
@@ -493,7 +501,7 @@ def _first_at(times: np.ndarray, moments: np.ndarray) -> np.ndarray:
 
     Times that differ by a few roundings of float64 are the same.
     """
-    largest = np.abs(times).max(initial=0.0)
+    largest = max(abs(times[0]), abs(times[-1])) if len(times) else 0.0  # they increase
     return np.searchsorted(times, moments - 8 * np.spacing(largest))
 
 

@@ -10,7 +10,6 @@ from gluonts.dataset.split import TestData
 from torch.utils.data import DataLoader
 
 from deltaflow.data import IrregularDataModule, WindowSpec
-from deltaflow.data.batches import InOrder
 from deltaflow.data.windows import Batch
 from deltaflow.errors import UnknownNameError
 from deltaflow.tasks.datasets import Columns, Split, load_task
@@ -85,5 +84,4 @@ class TaskDataModule(IrregularDataModule):
 
     def _judged(self, test: TestData) -> DataLoader[Batch]:
         windows = LabelledWindows(test, self.spec)
-        batches = self._batches(windows, len(windows))
-        return self._loader(batches, InOrder(batches))
+        return self._in_order(windows, len(windows))

@@ -132,10 +132,14 @@ def _integrate(
 class System(NamedTuple):
     """A dynamical system as a source of series.
 
-    Attributes:
-        solve: `(N, D)` states at time 0 and `(N, T)` times to `(N, T, D)` states.
-        draw: draws the states at time 0, `(N, D)`, from a generator and N.
-        pace: units of the system's own time that pass in a :data:`DAY`.
+    Attributes
+    ----------
+    solve
+        `(N, D)` states at time 0 and `(N, T)` times to `(N, T, D)` states.
+    draw
+        Draws the states at time 0, `(N, D)`, from a generator and N.
+    pace
+        Units of the system's own time that pass in a :data:`DAY`.
     """
 
     solve: Callable[[np.ndarray, np.ndarray], np.ndarray]
