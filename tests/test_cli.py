@@ -57,9 +57,10 @@ def test_failed_run_shows_in_the_status(config, tmp_path, capsys):
     assert set(pd.read_csv(tmp_path / "out" / "results.csv")["encoder"]) == {"hold"}
 
 
-def test_unknown_names_are_refused(config, capsys):
+def test_unknown_names_are_refused(config, tmp_path, capsys):
+    options = ["--config", config, "--output", str(tmp_path / "out")]
     for option, hint in (("--encoders=[gru_dd]", "gru_d"), ("--dataset=sinne", "sine")):
-        assert main(["compare", "--config", config, option]) == 2
+        assert main(["compare", *options, option]) == 2
         assert f"did you mean '{hint}'" in capsys.readouterr().err
 
 

@@ -27,9 +27,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor, nn
 
+from deltaflow.compare.run import threads, write
 from deltaflow.compare.table import as_markdown
 from deltaflow.encoders import ENCODERS, Encoder, make_encoder
 from deltaflow.model.estimator import GRUFlowEstimator
+from deltaflow.model.saving import replacing_file
 from deltaflow.tasks import clinical_task
 
 FLOOR = "nn.GRU"
@@ -142,13 +144,14 @@ def benchmark(
     texts: list[str] = []
 
     def show(name: str, table: pd.DataFrame, shown: dict[str, pd.DataFrame]) -> None:
-        table.to_csv(output / f"{name}.csv", index=False)
+        write(output / f"{name}.csv", table.to_csv(index=False))
         for title, part in shown.items():
             progress.console.print(_as_rich(part, title))
             texts.append(f"## {title}\n\n{as_markdown(part)}")
-        (output / "benchmark.md").write_text("\n".join(texts), encoding="utf-8")
+        write(output / "benchmark.md", "\n".join(texts))
 
-    with _one_thread(), _progress(console) as progress:
+    # On tensors this small, several threads only wait for each other.
+    with threads(1), _progress(console) as progress:
         bar = progress.add_task("", total=1 if quick else 2 + sum(map(len, growth.values())))
 
         def tell(what: str) -> None:
@@ -178,7 +181,8 @@ def benchmark(
         epoch = time_epoch(place)
         show("benchmark_epoch", epoch, _parts(epoch))
         progress.advance(bar)
-    draw(table, grown).savefig(output / "benchmark.png", dpi=120)
+    with replacing_file(output / "benchmark.png") as file:
+        draw(table, grown).savefig(file, dpi=120)
     return table
 
 
@@ -346,17 +350,6 @@ def _stopwatch(spent: dict[str, float], name: str, device: torch.device) -> Iter
 def _wait(device: torch.device) -> None:
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run torch on one thread: on tensors this small, threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _costs(table: pd.DataFrame, workload: Workload) -> dict[str, pd.DataFrame]:

@@ -39,6 +39,9 @@ from deltaflow import (
     predict_df,
     split_items,
 )
+from deltaflow.compare.run import write
+from deltaflow.compare.table import as_markdown
+from deltaflow.model.saving import replacing_file
 from deltaflow.tasks import VITALS, clinical_dataset, clinical_sample
 
 if TYPE_CHECKING:
@@ -113,13 +116,14 @@ def run(config: dict[str, Any], output: Path, console: Console) -> pd.DataFrame:
     }
     scores = pd.concat({name: score(model, instances) for name, model in models.items()})
     scores = scores.rename_axis(["model", "channel"])
-    scores.to_csv(output / "table.csv")
+    write(output / "table.csv", scores.to_csv())
     table = readable(scores)
-    (output / "table.md").write_text(as_markdown(table), encoding="utf-8")
+    write(output / "table.md", as_markdown(table))
     console.print(as_rich(table))
 
     figure = draw(predictor, test, **config["figure"])
-    figure.savefig(output / "forecasts.png", dpi=100)
+    with replacing_file(output / "forecasts.png") as file:
+        figure.savefig(file, dpi=100)
     return scores
 
 
@@ -171,13 +175,6 @@ def readable(scores: pd.DataFrame) -> pd.DataFrame:
     frame = pd.DataFrame(table)
     frame.index = pd.Index([f"{c} ({VITALS[c]})" if c in VITALS else c for c in frame.index])
     return frame
-
-
-def as_markdown(table: pd.DataFrame) -> str:
-    """Return the table in Markdown."""
-    lines = [["", *table.columns], ["---", *["---:"] * table.shape[1]]]
-    lines += [[str(name), *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_rich(table: pd.DataFrame) -> Table:

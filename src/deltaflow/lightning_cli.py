@@ -20,6 +20,7 @@ from deltaflow.errors import DeltaflowError
 from deltaflow.heads import is_centred, is_discrete, make_output
 from deltaflow.model.lightning_module import ForecastLightningModule
 from deltaflow.model.loading import read_checkpoint
+from deltaflow.model.saving import replacing_file
 from deltaflow.model.writer import ForecastWriter
 from deltaflow.tasks import TaskDataModule
 
@@ -35,16 +36,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         """Save a checkpoint; what was there before stays if that fails."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = BytesIO()
+        content = BytesIO()  # so that a full disk is an OSError, as elsewhere
         torch.save(checkpoint, content)
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        try:
-            unfinished.write_bytes(content.getbuffer())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with replacing_file(path) as file:
+            file.write_bytes(content.getbuffer())
 
 
 class ForecastCLI(LightningCLI):

@@ -1,6 +1,7 @@
 """The regressions without a network find what is to be found, and no more."""
 
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -215,6 +216,22 @@ def test_channel_without_labels_is_held(crossed):
         values = past["target"][1]
         assert forecast.mean[0, 1] == values[np.isfinite(values)][-1]
         assert (forecast.quantile(0.9) > forecast.quantile(0.1)).all()
+
+
+def test_trees_are_fitted_to_items_most_of_which_are_observed_once():
+    pytest.importorskip("lightgbm")
+
+    def thinned(item: int) -> pd.DataFrame:
+        hours = [0.0, 5.0, 20.0, 30.0, 40.0] if item % 4 == 0 else [20.0, 30.0, 40.0]
+        values = np.random.default_rng(item).normal(size=len(hours))
+        return pd.DataFrame({"item_id": str(item), "timestamp": hours, "target": values})
+
+    data = IrregularDataset.from_long_dataframe(pd.concat(map(thinned, range(40))))
+    task = unseen_items("once", data, TimeSplitter(after="24h"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        predictor, _ = fit_boosted_trees(task, 0, 1, str)
+    assert predictor.recent > 0
 
 
 def test_missing_lightgbm_is_named_with_its_remedy(task, monkeypatch):

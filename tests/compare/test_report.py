@@ -47,7 +47,7 @@ def test_markdown_has_a_row_per_encoder(finished):
     lines = (finished / "table.md").read_text().splitlines()
     assert "## sine" in lines
     assert sum(line.startswith("| gru |") for line in lines) == 2
-    assert not list(finished.rglob("*.unfinished"))
+    assert not list(finished.rglob("*unfinished*"))
 
 
 def test_tables_show_means_and_deviations_over_seeds():
@@ -100,6 +100,17 @@ def test_ratio_to_hold_has_the_interval_that_theory_gives():
     assert shown["hold"] == ""
     assert table.ratios_to_hold(runs[1:], "d").empty
     assert table.RATIO not in table.overview(runs[1:], "d")
+
+
+def test_ratio_of_forecasts_that_are_no_numbers_is_no_number():
+    count = np.array([[2, 1], [2, 0], [1, 3]])
+    hold = np.array([[0.4, 0.3], [0.1, 0.0], [0.2, 0.9]])
+    diverged = np.where(count > 0, [[np.nan, 0.1]], 0.0)
+    ratios = table.ratios_to_hold(
+        [fake_run("hold", hold, count), fake_run("gru", diverged, count)], "d"
+    )
+    assert ratios.loc["gru"].isna().all()
+    assert (ratios.loc["hold"] == 1).all()
 
 
 def test_channels_are_sorted_by_their_share_of_the_error_of_hold():

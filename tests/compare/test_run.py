@@ -14,6 +14,7 @@ from deltaflow.compare.run import execute
 from deltaflow.compare.score import accuracy, channel_units
 from deltaflow.data.windows import collate
 from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.model.saving import MARKER
 from deltaflow.tasks import TASKS, load_task, regular_seasonal
 from deltaflow.tasks.task import LabelledWindows, joined
 
@@ -172,6 +173,9 @@ def test_average_is_made_again_when_a_member_changes(tiny, trained):
     assert averaged()
     assert trained == ["gru"]
     assert not averaged()
+    (config.output / "runs" / "sine-gru-seed0" / MARKER).unlink()
+    assert averaged()
+    assert trained == ["gru", "gru"]
 
 
 def test_average_needs_two_finished_seeds_and_the_option(tiny, monkeypatch):

@@ -77,6 +77,19 @@ def test_balanced_error_follows_from_the_sums_of_the_items(test_data):
     assert scores["balanced_mse"] == pytest.approx(np.mean(errors[:2] / count[:2]), rel=1e-3)
 
 
+def test_forecast_that_is_no_number_has_no_error_of_zero(test_data):
+    def diverged():
+        for forecast in forecasts(2):
+            loc = torch.full((2, 3), torch.nan).double()
+            distribution = Normal(loc, torch.ones(2, 3), validate_args=False)
+            yield DistributionForecast(distribution, forecast.start_date, forecast.item_id)
+
+    stored = squared_errors(list(diverged()), test_data, np.ones(3))
+    count, errors = np.array(stored["count"]), np.array(stored["sum"])
+    assert np.isnan(errors[count > 0]).all()
+    assert (errors[count == 0] == 0).all()
+
+
 def test_pooled_quantile_loss_is_that_of_gluonts(test_data):
     from gluonts.ev.metrics import MeanWeightedSumQuantileLoss
     from gluonts.model import evaluate_forecasts
@@ -87,6 +100,19 @@ def test_pooled_quantile_loss_is_that_of_gluonts(test_data):
         forecasts(2), test_data=test_data, metrics=[MeanWeightedSumQuantileLoss(levels)]
     )
     assert scores["mean_weighted_quantile_loss"] == pytest.approx(pooled.iloc[0, 0])
+
+
+def test_channel_of_zeros_counts_in_the_pooled_quantile_loss():
+    frame = pd.DataFrame({"item_id": "a", "timestamp": [0.0, 25, 30], "HR": [80.0, 75, 60]})
+    data = IrregularDataset.from_long_dataframe(
+        frame.assign(Temp=0.0, Lactate=[1.0, np.nan, np.nan]), target=["HR", "Temp", "Lactate"]
+    )
+    test = TimeSplitter(after="24h").split(data)[1].generate_instances(2)
+    scores = accuracy(list(forecasts(1)), test, ("HR", "Temp", "Lactate"), np.ones(3))
+    # Forecasts of Temp are wrong by about 37 each, in the pool of labels of 75 and 60.
+    pooled, heart = (scores[f"mean_weighted_quantile_loss{n}"] for n in ("", "[HR]"))
+    assert pooled == pytest.approx(heart + 2 * 37 / 135, abs=0.01)
+    assert np.isinf(scores["mean_weighted_quantile_loss[Temp]"])
 
 
 @pytest.mark.parametrize("head", ["student_t", "normal", "negative_binomial", "quantile"])

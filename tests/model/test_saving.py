@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deltaflow import DeltaflowError, EnsemblePredictor, HoldPredictor, load_predictor
-from deltaflow.model.saving import MARKER, replacing
+from deltaflow.model.saving import MARKER, replacing, replacing_file
 
 KINDS = ("hold", "network", "ensemble")
 
@@ -102,6 +102,23 @@ def test_nothing_changes_before_all_is_written(tmp_path):
         fail_half_way()
     assert files(tmp_path) == [MARKER]
     assert (tmp_path / MARKER).read_text() == "old"
+
+
+def test_a_file_is_replaced_when_it_is_whole(tmp_path):
+    file = tmp_path / "new" / "table.csv"
+
+    def fail_half_way() -> None:
+        with replacing_file(file) as unfinished:
+            unfinished.write_text("half")
+            raise KeyboardInterrupt
+
+    with replacing_file(file) as one, replacing_file(file) as other:
+        one.write_text("one")
+        other.write_text("other")  # of another process, at the same time
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
+    assert files(tmp_path / "new") == ["table.csv"]
+    assert file.read_text() == "one"
 
 
 KILLED_AMID_RENAMING = """

@@ -235,7 +235,7 @@ def fit_boosted_trees(
     lightgbm = _lightgbm()
     basis = _Basis.of(task)
     spans = [np.ptp(s.times[: s.length]) for s in basis.training.series if s.length]
-    recent = float(np.median(spans)) / 4 if np.any(spans) else 1.0
+    recent = float(np.median(spans or [0.0])) / 4 or 1.0
     num_channels = len(basis.center)
     training, validation = (
         np.stack([summarise(series, num_channels, recent) for series in part.series])

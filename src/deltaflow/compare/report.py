@@ -56,10 +56,8 @@ def write_report(runs: Sequence[Run], config: CompareConfig) -> None:
     text = [f"## {title}\n\n{table.as_markdown(shown)}" for title, shown in tables.items()]
     write(config.output / "table.md", "\n".join(text))
     pictures = _pictures(runs, scores, config)
-    folder = config.output / "figures"
-    folder.mkdir(exist_ok=True)
     for title, picture in pictures.items():
-        (folder / f"{_file_name(title)}.png").write_bytes(picture)
+        write(config.output / "figures" / f"{_file_name(title)}.png", picture)
     write(config.output / "index.html", _page(tables, pictures, config))
 
 

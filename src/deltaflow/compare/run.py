@@ -9,7 +9,6 @@ import os
 import platform
 import random
 import re
-import shutil
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,6 @@ import torch
 import yaml
 from gluonts.dataset.split import TestData
 from gluonts.model import Forecast
-from gluonts.model.predictor import Predictor
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -33,6 +31,7 @@ from deltaflow.compare.config import CompareConfig
 from deltaflow.compare.models import Trained, average_of, train_row
 from deltaflow.compare.score import accuracy, channel_units, squared_errors, timed_forecasts
 from deltaflow.data.series import is_irregular
+from deltaflow.model.saving import MARKER, replacing_file
 from deltaflow.tasks import TASKS, Task, load_task
 
 Run = dict[str, Any]
@@ -79,11 +78,10 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
         All runs, in the order of data sets, rows and seeds, an average behind its members.
     """
     folder = config.output / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
     write(config.output / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     write(config.output / "environment.json", json.dumps(environment(), indent=2))
     runs: list[Run] = []
-    with _threads(config.threads), _progress(console) as progress:
+    with threads(config.threads), _progress(console) as progress:
         rounds = [len(config.seeds) + config.is_averaged(row) for row in config.rows]
         bar = progress.add_task("", total=len(config.datasets) * sum(rounds))
 
@@ -92,7 +90,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
             progress.update(bar, description=_label(about))
             run = _finished(path, settings)
             if run is None:
-                run = about | make(*load())
+                run = about | {"settings": settings} | make(*load())
                 write(path, json.dumps(run, separators=(",", ":")))
             if run["status"] == "failed":
                 reasons = "; ".join(error.splitlines()[-1] for error in run["errors"].values())
@@ -145,26 +143,25 @@ def execute(
         Where the predictor of an encoder is kept; it is not kept if None.
     """
     train = partial(train_row, row, task, config, seed, tell)
-    return _judged(train, config.settings(row), seed, task, units, folder)
+    return _judged(train, seed, task, units, folder)
 
 
 def average(members: Sequence[Path], task: Task, units: Units) -> Run:
     """Score the average of runs that differ in their seed alone, by their files."""
     folders = [path.with_suffix("") for path in members]
-    return _judged(partial(average_of, folders), _digests(members), 0, task, units)
+    return _judged(partial(average_of, folders), 0, task, units)
 
 
 def _judged(
     train: Callable[[], Trained],
-    settings: dict[str, Any],
     seed: int,
     task: Task,
     units: Units,
     folder: Path | None = None,
 ) -> Run:
     """Train, and score on every test of the task; errors become part of the result."""
-    run: Run = {"settings": settings, "environment": environment()}
-    run |= {"curve": [], "scores": {}, "squared_errors": {}, "examples": {}, "predictor": None}
+    run: Run = {"environment": environment(), "curve": [], "predictor": None}
+    run |= {"scores": {}, "squared_errors": {}, "examples": {}}
     errors: dict[str, str] = {}
     trained = None
     with _quiet(), _seeded(seed):
@@ -172,7 +169,7 @@ def _judged(
             trained = train()
             run["curve"] = trained.curve
             if folder is not None and trained.encoder is not None:
-                _keep(trained.predictor, folder)
+                trained.predictor.serialize(folder)
                 run["predictor"] = folder.name
         for name, test in task.tests.items() if trained is not None else ():
             with _recorded(errors, name):
@@ -239,26 +236,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file that is never seen half-written."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file that is never seen half-written; text in UTF-8."""
+    with replacing_file(path) as file:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _load(dataset: str, config: CompareConfig) -> tuple[Task, Units]:
     """Return a task, and what `channel_units` says of it."""
     task = load_task(dataset, config.dataset_kwargs, config.columns, config.split)
     return task, channel_units(task)
-
-
-def _keep(predictor: Predictor, folder: Path) -> None:
-    """Write a predictor into a folder that is never seen half-written."""
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    predictor.serialize(unfinished)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.replace(folder)
 
 
 def _label(about: Run) -> str:
@@ -287,10 +274,9 @@ def _finished(path: Path, settings: dict[str, Any]) -> Run | None:
         return None
     run = json.loads(path.read_text(encoding="utf-8"))
     same = run["settings"] == json.loads(json.dumps(settings))
-    whole = run.keys() >= {"squared_errors", "predictor"}  # not of an earlier version
-    if not (same and whole and run["status"] == "finished"):
+    if not (same and run["status"] == "finished"):
         return None
-    there = run["predictor"] is None or (path.parent / run["predictor"]).is_dir()
+    there = run["predictor"] is None or (path.parent / run["predictor"] / MARKER).is_file()
     return run if there else None
 
 
@@ -334,7 +320,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     """Let torch use so many threads inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

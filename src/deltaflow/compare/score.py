@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from gluonts.dataset.common import DataEntry
 from gluonts.dataset.split import TestData
-from gluonts.ev.metrics import MAE, MSE, Coverage, MeanWeightedSumQuantileLoss
+from gluonts.ev.metrics import MAE, MSE, Coverage, MeanSumQuantileLoss
 from gluonts.model import Forecast, evaluate_forecasts
 from gluonts.torch.distributions import AffineTransformed
 from torch.distributions import Distribution, Laplace, Normal, StudentT
@@ -72,6 +72,8 @@ def accuracy(
     by_channel["unit"] = scale
     by_channel.index = pd.Index(channels)
     by_channel = by_channel[by_channel["count"] > 0]
+    losses, sizes = by_channel["sum_quantile_loss"], by_channel["size"]
+    by_channel = by_channel.assign(mean_weighted_quantile_loss=losses / sizes)
 
     balanced = by_channel.assign(
         mse=by_channel["mse"] / by_channel["unit"] ** 2,
@@ -80,11 +82,11 @@ def accuracy(
     ).mean()
     results = {}
     for name in ACCURACY:
-        # A quantile loss is weighted by the size of its labels, any other mean by their number.
-        weights = by_channel["size" if name == "mean_weighted_quantile_loss" else "count"]
-        results[name] = np.average(by_channel[name], weights=weights)
+        results[name] = np.average(by_channel[name], weights=by_channel["count"])
         results[f"balanced_{name}"] = balanced[name]
         results |= {f"{name}[{channel}]": value for channel, value in by_channel[name].items()}
+    # A quantile loss is weighted by the size of its labels, any other mean by their number.
+    results["mean_weighted_quantile_loss"] = losses.sum(skipna=False) / sizes.sum()
     return {name: float(value) for name, value in results.items() if not np.isnan(value)}
 
 
@@ -113,7 +115,8 @@ def squared_errors(
         values = np.atleast_2d(label["target"])  # (D, Q)
         errors = (forecast.mean.reshape(values.T.shape).T - values) / scale[:, None]
         counts.append(np.isfinite(values).sum(axis=1).tolist())
-        sums.append([float(f"{own:.3e}") or 0 for own in np.nansum(errors**2, axis=1)])
+        squares = np.where(np.isfinite(values), errors**2, 0.0).sum(axis=1)
+        sums.append([float(f"{own:.3e}") or 0 for own in squares])
     return {"count": counts, "sum": sums}
 
 
@@ -169,7 +172,7 @@ def _evaluate(forecasts: Sequence[Forecast], test: TestData) -> pd.DataFrame:
             map(_tabulated, forecasts, test.label),
             test_data=test,
             metrics=[
-                MeanWeightedSumQuantileLoss(LEVELS),
+                MeanSumQuantileLoss(LEVELS),
                 MSE(),
                 MAE(),
                 *(Coverage(level) for pair in INTERVALS.values() for level in pair),
@@ -178,7 +181,7 @@ def _evaluate(forecasts: Sequence[Forecast], test: TestData) -> pd.DataFrame:
         )
     return pd.DataFrame(
         {
-            "mean_weighted_quantile_loss": raw["mean_weighted_sum_quantile_loss"],
+            "sum_quantile_loss": raw["mean_sum_quantile_loss"],
             "mse": raw["MSE[mean]"],
             "mae": raw["MAE[0.5]"],
             **{

@@ -107,10 +107,11 @@ def ratios_to_hold(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(items, np.full(items, 1 / items), size=NUM_RESAMPLES)
     weights = np.vstack([np.ones(items), drawn]).astype(float)  # the first: the test itself
+    labels = weights @ count
 
     def balanced(own: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
-            return np.nanmean((weights @ own) / (weights @ count), axis=1)
+            return np.mean((weights @ own) / labels, axis=1, where=labels > 0)
 
     hold = balanced(errors[HOLD])
     rows = {}

@@ -1,4 +1,4 @@
-"""Saving that never leaves half a predictor behind."""
+"""Saving that never leaves half a file, or half a predictor, behind."""
 
 from __future__ import annotations
 
@@ -9,6 +9,26 @@ from tempfile import TemporaryDirectory
 
 MARKER = "gluonts-config.json"
 """The file without which a directory holds no predictor."""
+
+
+@contextmanager
+def replacing_file(path: str | Path) -> Iterator[Path]:
+    """Give a new file to write, which then takes the place of the one at ``path``.
+
+    If writing fails, as on a full disk, what was there before stays. The file lies beside its place
+    meanwhile, under its own name: between two file systems, renaming would be copying.
+
+    Parameters
+    ----------
+    path
+        The file, whose directory is made if need be.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as folder:
+        new = Path(folder, path.name)
+        yield new
+        new.replace(path)
 
 
 @contextmanager
