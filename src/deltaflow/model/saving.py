@@ -1,4 +1,4 @@
-"""Saving that never leaves half a predictor behind."""
+"""Saving that never leaves half a predictor, or half a file, behind."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from tempfile import TemporaryDirectory
 
 MARKER = "gluonts-config.json"
 """The file without which a directory holds no predictor."""
+
+
+@contextmanager
+def replacing_file(path: str | Path) -> Iterator[Path]:
+    """Give a new file to write, which then takes the place of another; that stays if it fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pandas as pd
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from deltaflow.errors import DeltaflowError
+from deltaflow.model.saving import replacing_file
 
 WRITERS = {".csv": pd.DataFrame.to_csv, ".parquet": pd.DataFrame.to_parquet}
 """How a table is written, by the suffix of its file."""
@@ -78,9 +79,7 @@ class ForecastWriter(BasePredictionWriter):
         if not trainer.is_global_zero:
             return
         tables = {index: table for part in parts for index, table in part.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         table = pd.concat([tables[index] for index in sorted(tables)], ignore_index=True)
-        unfinished = self.path.with_name(f"{self.path.name}.unfinished")
-        WRITERS[self.path.suffix](table, unfinished, index=False)
-        unfinished.replace(self.path)
+        with replacing_file(self.path) as unfinished:
+            WRITERS[self.path.suffix](table, unfinished, index=False)
         print(f"Forecasts: {self.path}")
