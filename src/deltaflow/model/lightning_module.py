@@ -115,7 +115,7 @@ class ForecastLightningModule(pl.LightningModule):
         noise = [self.seed, self.current_epoch, batch_idx, self.global_rank]
         with seeded(noise, self.device):
             loss = self._mean_loss(batch, "train_loss")
-        self.log("train_loss_step", loss.detach())
+        self.log("train_loss_step", loss.detach(), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
