@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from deltaflow.errors import DeltaflowError
 from deltaflow.heads import is_centred, is_discrete, make_output
+from deltaflow.model.estimator import ignore_hints
 from deltaflow.model.lightning_module import ForecastLightningModule
 from deltaflow.model.loading import read_checkpoint
 from deltaflow.model.saving import replacing_file
@@ -143,11 +144,8 @@ def _centred(distr_output: Any) -> bool:
 def run(command: str, options: Sequence[str]) -> int:
     """Run one command of Lightning's command line, and return its exit status."""
     with warnings.catch_warnings():
-        # The data module does resume within an epoch, small data need no workers, and a resumed
-        # run goes on in the folder of the first.
-        warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+        ignore_hints()
+        # A resumed run goes on in the folder of the first.
         warnings.filterwarnings("ignore", ".*The dirpath has changed.*")
         warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
         ForecastCLI(

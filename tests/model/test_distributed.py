@@ -65,6 +65,7 @@ def test_losses_and_weights_follow_a_single_process(runs):
     mean = np.mean([rank["losses"] for rank in both], axis=0)
     np.testing.assert_allclose(mean, alone["losses"], rtol=1e-11)
     for rank in both:
+        np.testing.assert_allclose(rank["logged"], alone["losses"], rtol=1e-11)
         for step, (one, other) in enumerate(zip(alone["weights"], rank["weights"], strict=True)):
             for left, right in zip(one, other, strict=True):
                 torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-11, msg=f"step {step}")
@@ -83,6 +84,17 @@ def test_all_processes_end_with_the_same_model(runs):
     for one, *others in zip(*(run["final_weights"] for run in (alone, *both)), strict=True):
         for other in others:
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+def test_scores_of_a_task_are_those_of_a_single_process(runs):
+    alone, both = runs
+    if alone["judged"] is None:
+        pytest.skip("the estimator learns from data sets, not from tasks")
+    assert {"val_mse", "val_mae[HR]"} <= set(alone["judged"][0])
+    assert {"test_loss", "test_coverage_80[Urine]"} <= set(alone["judged"][1])
+    for rank in both:
+        for mine, expected in zip(rank["judged"], alone["judged"], strict=True):
+            assert mine == pytest.approx(expected, rel=1e-11)
 
 
 def test_statistics_are_those_of_the_whole_training_set(runs):

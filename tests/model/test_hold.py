@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from gluonts.model.predictor import Predictor
 
 from deltaflow import HoldPredictor, IrregularDataset, load_predictor
@@ -39,6 +40,19 @@ def test_the_variance_grows_with_the_time_since_the_channel_was_seen():
     rate = np.array([(1 + 4) / 3, 4 / 2])
     ages = np.array([[4 - 3, 4 - 2], [9 - 3, 9 - 2]])
     np.testing.assert_allclose(forecast.distribution.variance, rate * ages, rtol=1e-12)
+
+
+def test_samples_follow_a_seed_and_leave_the_global_random_state():
+    dataset = read([0.0, 1, 2, 3], HR=[80, 81, 82, 83])
+    predictor = HoldPredictor.fit(dataset, 2)
+    before = torch.get_rng_state()
+    one, other, another = (
+        np.stack([f.samples for f in predictor.predict([ask(dataset, 4.0, 9.0)] * 2, 5, seed)])
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(one, other)
+    assert len(np.unique([one, another])) == 2 * one.size
 
 
 def test_the_walk_is_found_again():

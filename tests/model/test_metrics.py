@@ -7,13 +7,17 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from gluonts.torch.distributions import GammaOutput, ISQFOutput
+from torch.utils.data import DataLoader
 
-from deltaflow import ForecastLightningModule
+from deltaflow import ForecastLightningModule, IrregularDataModule
 from deltaflow.compare.score import accuracy
-from deltaflow.heads import MonotoneQuantileOutput
+from deltaflow.data.windows import collate
+from deltaflow.heads import MonotoneQuantileOutput, is_centred, make_output
 from deltaflow.model.metrics import ForecastScores
 from deltaflow.tasks import Columns, Split, TaskDataModule
 
+SPLINE = ISQFOutput(num_pieces=2, qk_x=[0.1, 0.5, 0.9])
 NAMES = ("mse", "mae", "mean_weighted_quantile_loss", "coverage_80")
 
 
@@ -56,6 +60,27 @@ def test_counts_without_quantile_function_are_scored_by_samples(make_frame, tmp_
     scores = trainer.validate(module, data, verbose=False)[0]
     assert trainer.validate(module, data, verbose=False)[0] == scores  # and repeatably so
     assert all(np.isfinite(score) for score in scores.values())
+
+
+@pytest.mark.parametrize("network", ["joint", "channelwise"])
+@pytest.mark.parametrize("head", ["student_t", "mean_quantile", GammaOutput(), SPLINE])
+def test_blank_batch_changes_no_score(head, network, univariate):
+    # A process without a window of its own reads one; a spline has no mean in GluonTS.
+    data = IrregularDataModule(
+        univariate, univariate, prediction_length=4, context_length=12,
+        centred=is_centred(make_output(head)),
+    )  # fmt: skip
+    (batch,) = data.val_dataloader()
+    module = ForecastLightningModule(
+        data.spec, network=network, hidden_size=4, distr_output=head, seed=0
+    )
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    expected, scores = (
+        trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)[0]
+        for batches in ([batch], [batch, collate([data.spec.blank()])])
+    )
+    assert scores == expected
+    assert {"val_mse", "val_coverage_80"} <= {k for k, v in scores.items() if np.isfinite(v)}
 
 
 def test_scores_do_not_depend_on_the_division_into_batches():

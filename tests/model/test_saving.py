@@ -89,6 +89,20 @@ def test_a_path_that_cannot_be_a_directory_is_an_error_of_the_system(make, tmp_p
     assert (tmp_path / "file").read_text() == "kept"
 
 
+def test_a_table_that_cannot_be_written_leaves_the_previous_one(tmp_path):
+    (tmp_path / "forecasts.csv").write_text("old")
+
+    def fail_half_way() -> None:
+        with replacing_file(tmp_path / "forecasts.csv") as unfinished:
+            unfinished.write_text("new")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail_half_way()
+    assert files(tmp_path) == ["forecasts.csv"]
+    assert (tmp_path / "forecasts.csv").read_text() == "old"
+
+
 def test_nothing_changes_before_all_is_written(tmp_path):
     (tmp_path / MARKER).write_text("old")
 

@@ -292,22 +292,30 @@ def test_predictor_and_module_turn_into_each_other(trained, univariate, instance
 
 
 @pytest.mark.parametrize(
-    ("context_length", "encoder", "message"),
-    [(9, "gru", "other data, or with other windows"), (12, "gru_d", "encoder 'gru', not 'gru_d'")],
+    ("context_length", "options", "message"),
+    [
+        (9, {}, "other data, or with other windows"),
+        (12, {"encoder": "gru_d"}, "encoder 'gru', not 'gru_d'"),
+        (12, {"network": "joint", "network_kwargs": {}}, "network 'channelwise', not 'joint'"),
+        # The weights would fit this one.
+        (12, {"network_kwargs": {"num_heads": 4}}, "network_kwargs {'num_heads': 2}, not"),
+    ],
 )
 def test_a_checkpoint_of_another_model_is_refused(
-    context_length, encoder, message, univariate, tmp_path
+    context_length, options, message, univariate, tmp_path
 ):
-    def module(context_length: int, encoder: str) -> ForecastLightningModule:
+    def module(context_length: int, **options) -> ForecastLightningModule:
         data = IrregularDataModule(univariate, prediction_length=4, context_length=context_length)
-        return ForecastLightningModule(data.spec, encoder=encoder, hidden_size=4)
+        own = {"encoder": "gru", "network": "channelwise", "network_kwargs": {"num_heads": 2}}
+        return ForecastLightningModule(data.spec, hidden_size=4, **{**own, **options})
 
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     entries = DataLoader([], collate_fn=list)
-    trainer.predict(module(12, "gru"), entries)
+    trainer.predict(module(12), entries)
     trainer.save_checkpoint(tmp_path / "model.ckpt")
+    other = module(context_length, **options)
     with pytest.raises(DeltaflowError, match=message):
-        trainer.predict(module(context_length, encoder), entries, ckpt_path=tmp_path / "model.ckpt")
+        trainer.predict(other, entries, ckpt_path=tmp_path / "model.ckpt")
 
 
 def test_a_checkpoint_that_is_none_is_refused(tmp_path):

@@ -20,6 +20,7 @@ from deltaflow import (
     IrregularDataModule,
     IrregularDataset,
 )
+from deltaflow.tasks import TaskDataModule
 
 BATCH_SIZE = 5  # two processes have 3 and 2 windows of it
 
@@ -45,13 +46,14 @@ class Record(pl.Callback):
 
     def __init__(self) -> None:
         self.training, self.validation = [], []
-        self.losses, self.validation_losses, self.weights = [], [], []
+        self.losses, self.logged, self.validation_losses, self.weights = [], [], [], []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.training.append(first_targets(batch))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.losses.append(outputs["loss"].item())
+        self.logged.append(trainer.callback_metrics["train_loss_step"].item())
         self.weights.append([p.detach().clone() for p in pl_module.parameters()])
 
     def on_validation_batch_start(self, trainer, pl_module, batch, *numbers) -> None:
@@ -65,6 +67,16 @@ def first_targets(batch) -> list[int]:
     asked = batch.target_observed[:, 0, 0]
     values = batch.loc[:, 0] + batch.scale[:, 0] * batch.target[:, 0, 0]
     return [round(value) for value in values[asked].tolist()]
+
+
+def judged(trainer: pl.Trainer) -> list[dict[str, float]]:
+    """The scores of validation and test of a task, by a network of fixed weights."""
+    data = TaskDataModule("clinical_sample", context_length=16, batch_size=59)  # of 60, in the test
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = ForecastLightningModule(data.spec, network="channelwise", hidden_size=8)
+    scored = (trainer.validate, trainer.test)
+    return [score(module, datamodule=data, verbose=False)[0] for score in scored]
 
 
 def train(kind: str, devices: int) -> dict:
@@ -106,15 +118,18 @@ def train(kind: str, devices: int) -> dict:
         trainer = pl.Trainer(enable_checkpointing=False, **trainer_kwargs)
         trainer.fit(module, datamodule=data)
         statistics = data.spec.statistics
+    trainer.callbacks.remove(record)  # what follows is no part of the training
     return {
         "rank": trainer.global_rank,
         "training": record.training,
         "validation": record.validation,
         "losses": record.losses,
+        "logged": record.logged,
         "validation_losses": record.validation_losses,
         "weights": record.weights,
         "final_weights": list(module.state_dict().values()),
         "statistics": statistics.to_dict(),
+        "judged": judged(trainer) if kind == "module" else None,
     }
 
 

@@ -16,7 +16,7 @@ from deltaflow._version import __version__
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series
 from deltaflow.model.forecast import DistributionForecast, SampleForecast
-from deltaflow.model.predictor import query_times_of, read_arguments, refusing
+from deltaflow.model.predictor import query_times_of, read_arguments, refusing, seeded
 from deltaflow.model.saving import replacing
 
 
@@ -56,10 +56,10 @@ class BaselinePredictor(RepresentablePredictor):
         raise NotImplementedError
 
     def predict(
-        self, dataset: Dataset, num_samples: int | None = None, **kwargs: Any
+        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[DistributionForecast | SampleForecast]:
-        """Forecast each entry; exact distributions, or ``num_samples`` samples."""
-        for entry in dataset:
+        """Forecast each entry; exact distributions, or ``num_samples`` samples of a ``seed``."""
+        for number, entry in enumerate(dataset):
             series = read_series(entry, self.schema, num_queries=self.prediction_length)
             forecast = DistributionForecast(
                 self._distribution(series),
@@ -68,7 +68,11 @@ class BaselinePredictor(RepresentablePredictor):
                 entry.get("info"),
             )
             forecast.on_real_time(query_times_of(entry), self.schema.target)
-            yield forecast.to_sample_forecast(num_samples) if num_samples else forecast
+            if num_samples:
+                own_seed = None if seed is None else [seed, number]
+                with seeded(own_seed, torch.device("cpu")):
+                    forecast = forecast.to_sample_forecast(num_samples)
+            yield forecast
 
     def _distribution(self, series: Series) -> Distribution:
         queries = series.times[series.length :]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deltaflow.data import Batch, WindowSpec
 from deltaflow.encoders import State, make_encoder
+from deltaflow.errors import DeltaflowError
 from deltaflow.heads.shared import SharedHead
 from deltaflow.model.module import ForecastNetwork
 
@@ -132,6 +133,10 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         shrinkage: float = 0.0,
     ) -> None:
         super().__init__(spec, balance, channel_weights)
+        if hidden_size % num_heads:
+            raise DeltaflowError(
+                f"hidden_size {hidden_size} is no multiple of num_heads {num_heads}: change one"
+            )
         self.embedding = nn.Parameter(torch.randn(self.num_channels, embedding_size) / 2)
         self.encoder = make_encoder(
             encoder, 1, embedding_size + self.num_covariates, hidden_size, **(encoder_kwargs or {})

@@ -137,9 +137,8 @@ class IrregularEstimator(Estimator):
         if prediction_length < 1 or (context_length is not None and context_length < 1):
             raise DeltaflowError("prediction_length and context_length must be at least 1")
         encoder = encoder or self.default_encoder
-        if encoder not in ENCODERS:
-            raise UnknownNameError("encoder", encoder, ENCODERS)
         for kind, name, known in (
+            ("encoder", encoder, ENCODERS),
             ("network", network, NETWORKS),
             ("scaling", scaling, SCALINGS),
             ("sampling", sampling, SAMPLING),
@@ -342,6 +341,13 @@ def _own_random_state(seed: int | None) -> Iterator[int]:
         yield seed
 
 
+def ignore_hints() -> None:
+    """Ignore what Lightning says of the data: it does resume, and small data need no workers."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+
+
 @contextmanager
 def _fewer_hints() -> Iterator[None]:
     """Silence Lightning's tips, and hints about settings that are meant as they are."""
@@ -350,11 +356,9 @@ def _fewer_hints() -> Iterator[None]:
     tips.setLevel(max(logging.WARNING, tips.getEffectiveLevel()))
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            ignore_hints()
             warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
             warnings.filterwarnings("ignore", ".*across ranks is zero.*")
-            warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
-            warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
             yield
     finally:
         tips.setLevel(level)

@@ -21,16 +21,6 @@ from deltaflow.model.metrics import ForecastScores
 from deltaflow.model.networks import make_network
 from deltaflow.model.predictor import IrregularPredictor, seeded
 
-_NETWORK_OPTIONS = (
-    "network",
-    "network_kwargs",
-    "encoder",
-    "encoder_kwargs",
-    "hidden_size",
-    "dropout",
-    "balance",
-    "channel_weights",
-)
 _WARM_UP = 0.05
 _FINAL = 0.02
 _SAMPLES = 200
@@ -90,31 +80,23 @@ class ForecastLightningModule(pl.LightningModule):
         self.spec = spec if isinstance(spec, WindowSpec) else WindowSpec.from_dict(spec)
         self.lr = lr
         self.weight_decay = weight_decay
-        self.network = make_network(
-            self.spec,
-            make_output(distr_output),
-            network=network,
-            network_kwargs=network_kwargs,
-            encoder=encoder,
-            encoder_kwargs=encoder_kwargs,
-            hidden_size=hidden_size,
-            dropout=dropout,
-            balance=balance,
-            channel_weights=channel_weights,
-        )
+        self.network_arguments = {
+            "encoder": encoder,
+            "encoder_kwargs": dict(encoder_kwargs or {}),
+            "network": network,
+            "network_kwargs": dict(network_kwargs or {}),
+            "hidden_size": hidden_size,
+            "dropout": dropout,
+            "balance": balance,
+            "channel_weights": channel_weights,
+        }
+        self.network = make_network(self.spec, make_output(distr_output), **self.network_arguments)
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed
         # Hyperparameters are plain values, so that a checkpoint loads without executing code.
         self.save_hyperparameters(
             {
                 "spec": self.spec.to_dict(),
-                "encoder": encoder,
-                "encoder_kwargs": dict(encoder_kwargs or {}),
-                "network": network,
-                "network_kwargs": dict(network_kwargs or {}),
-                "hidden_size": hidden_size,
-                "dropout": dropout,
-                "balance": balance,
-                "channel_weights": channel_weights,
+                **self.network_arguments,
                 "distr_output": describe_output(distr_output),
                 "lr": lr,
                 "weight_decay": weight_decay,
@@ -133,7 +115,7 @@ class ForecastLightningModule(pl.LightningModule):
         noise = [self.seed, self.current_epoch, batch_idx, self.global_rank]
         with seeded(noise, self.device):
             loss = self._mean_loss(batch, "train_loss")
-        self.log("train_loss_step", loss.detach())
+        self.log("train_loss_step", loss.detach(), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -180,7 +162,8 @@ class ForecastLightningModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another network, or of data that were scaled differently."""
         stored = checkpoint["hyper_parameters"]
-        for name in ("encoder", "encoder_kwargs", "hidden_size", "distr_output", "spec"):
+        shaping = ("encoder", "encoder_kwargs", "network", "network_kwargs", "hidden_size")
+        for name in (*shaping, "distr_output", "spec"):
             if stored[name] == self.hparams[name]:
                 continue
             if name == "spec":
@@ -214,7 +197,7 @@ class ForecastLightningModule(pl.LightningModule):
         """Return a GluonTS predictor with a copy of the weights, see `IrregularPredictor`."""
         predictor = IrregularPredictor(
             spec=self.spec.to_dict(),
-            network={name: self.hparams[name] for name in _NETWORK_OPTIONS},
+            network=self.network_arguments,
             distr_output=self.hparams["distr_output"],
             sampling=sampling,
             num_parallel_samples=num_parallel_samples,
@@ -258,14 +241,19 @@ class ForecastLightningModule(pl.LightningModule):
             mean = loc + scale * mean[0] if mean else quantiles[len(DECILES) // 2]
         else:
             joint = head.distribution(args, loc, scale)
-            mean = joint.mean
-            levels = torch.tensor(DECILES, dtype=torch.float64)
             if has_quantiles(joint):
+                levels = torch.tensor(DECILES, dtype=torch.float64)
+                mean = joint.mean
                 quantiles = torch.stack([joint.icdf(level.unsqueeze(0)) for level in levels])
             else:
                 with seeded([self.seed], torch.device("cpu")):
                     drawn = joint.sample(torch.Size((_SAMPLES,))).double()
-                quantiles = drawn.quantile(levels, dim=0)
+                try:
+                    mean = joint.mean
+                except NotImplementedError:  # the splines of GluonTS have none either
+                    mean = drawn.mean(dim=0)
+                # Unlike torch's, NumPy's quantiles of no values, in a blank batch, are no values.
+                quantiles = torch.from_numpy(np.quantile(drawn.numpy(), DECILES, axis=0))
         channels = observed.nonzero()[:, -1].cpu()
         scores.update(values, channels, mean, quantiles)
 
