@@ -88,7 +88,7 @@ class CompareConfig:
         Exponent by which the loss leans towards the balanced squared error: a channel counts by
         the power of its typical variation in units of `Task.scale`. With 0, channels count the
         same in units of their variation; with 2, in units of the task.
-    context_length, origins_within
+    context_length, horizon, origins_within
         How training windows are cut, see `IrregularEstimator`.
     distr_output
         Head of every network, such as student_t, normal or quantile.
@@ -134,6 +134,7 @@ class CompareConfig:
     balance: float = 0.0
     emphasis: float = 0.0
     context_length: int | None = None
+    horizon: str | None = None
     origins_within: list[str] | None = None
     distr_output: str = "student_t"
     dropout: float = 0.1

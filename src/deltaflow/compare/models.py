@@ -76,6 +76,7 @@ def _train_encoder(row: str, task: Task, config: CompareConfig, seed: int, tell:
         return IrregularEstimator(
             prediction_length=task.prediction_length,
             context_length=config.context_length,
+            horizon=config.horizon,
             origins_within=config.origins_within,
             encoder=variant.encoder,
             encoder_kwargs=variant.encoder_kwargs,

@@ -20,6 +20,9 @@ TIMESCALES = (2.0, 8.0, 32.0)
 """Where the learned timescales of the recent means begin, in typical gaps."""
 
 
+TAME = 3.0
+"""Scaled values up to about this size are read nearly as they are."""
+
 PADDED = 4
 """Rows are read together with those up to so many times as long as they are."""
 
@@ -173,6 +176,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
     def encode(self, batch: Batch) -> ChannelsEncoded:
         """Read the observations of a batch, those of each channel as a series of its own."""
         size, _, channels = batch.values.shape
+        batch = batch._replace(values=_tamed(batch.values))
         elapsed = batch.delta_t.cumsum(-1)  # (B, T)
         end = elapsed[:, -1:]
         state = self.encoder.initial_state(size * channels)
@@ -236,7 +240,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         covariates: Tensor,
     ) -> ChannelsEncoded:
         """Read one more observation of each series; only observed channels move."""
-        state = encoded.state
+        state, values = encoded.state, _tamed(values)
         age = state.age + delta_t.view(-1, 1, 1)
         channel = torch.arange(self.num_channels, device=age.device).repeat(len(age))
         beside = covariates.repeat_interleave(self.num_channels, dim=0).unsqueeze(1)
@@ -359,6 +363,14 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
             recent_count=decay * history.recent_count + new.recent_count,
             recent_total=decay * history.recent_total + new.recent_total,
         )
+
+
+def _tamed(values: Tensor) -> Tensor:
+    """Draw in what lies beyond `TAME`: linear about 0, logarithmic further out.
+
+    Of heavy-tailed measurements, the far ones would rule the summaries and what is learned of them.
+    """
+    return TAME * torch.asinh(values / TAME)
 
 
 def _groups(lengths: Tensor) -> Iterator[slice]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from gluonts.dataset.common import DataEntry
 
 from deltaflow.data import IrregularDataset, TimeSplitter
 from deltaflow.errors import DataError
@@ -112,7 +113,8 @@ def physionet2012_task(
     data = physionet2012(path, sets, cache)
     training, validation, test = (data.select(part) for part in split_records(len(data)))
     splitter = TimeSplitter(after="24h")
-    length = splitter.prediction_length(data)
+    # Training windows of a day, wherever they begin, have room for all their queries, too.
+    length = max(splitter.prediction_length(data), *map(_most_in_a_day, data))
     seen = [*training, *validation]
     low = np.fmin.reduce([np.fmin.reduce(entry["target"], axis=1) for entry in seen])
     high = np.fmax.reduce([np.fmax.reduce(entry["target"], axis=1) for entry in seen])
@@ -125,6 +127,13 @@ def physionet2012_task(
         prediction_length=length,
         scale=np.where(high > low, high - low, 1.0),
     )
+
+
+def _most_in_a_day(entry: DataEntry) -> int:
+    """Return the largest number of times in 24 hours of a record."""
+    minutes = entry["feat_dynamic_real"][0]
+    ends = np.searchsorted(minutes, minutes + 24 * 60, side="right")
+    return int((ends - np.arange(len(minutes))).max())
 
 
 def split_records(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
