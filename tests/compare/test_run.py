@@ -211,7 +211,7 @@ def test_progress_is_told(tiny):
 
 
 def test_variants_have_options_of_their_own(tiny):
-    wide = {"wide": Variant("gru", hidden_size=9)}
+    wide = {"wide": Variant("gru", settings={"hidden_size": 9})}
     runs = run_comparison(tiny(encoders=["gru", "wide"], variants=wide, epochs=1))
     sizes = [r["scores"]["sine"]["parameters"] for r in runs]
     assert sizes[0] == 0
@@ -249,6 +249,8 @@ def test_misspelt_encoder_is_refused_before_anything_runs(tiny):
         tiny(encoders=["gru_flo"])
     with pytest.raises(UnknownNameError, match="did you mean 'gru_d'"):
         tiny(variants={"mine": Variant("gru_dd")})
+    with pytest.raises(UnknownNameError, match="did you mean 'hidden_size'"):
+        tiny(variants={"mine": Variant("gru", settings={"hiden_size": 9})})
     with pytest.raises(DeltaflowError, match="epochs must be at least 1"):
         tiny(epochs=0)
 

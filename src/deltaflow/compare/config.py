@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,14 @@ class Variant:
         Name of a registered encoder.
     encoder_kwargs
         Its options.
-    hidden_size
-        Its width, if it is not that of the comparison.
-    network, network_kwargs
-        Its network and the network's options, if they are not those of the comparison.
+    settings
+        What is otherwise for this row than for the whole comparison, such as ``hidden_size``,
+        ``network_kwargs`` or ``scaling``: any field of `CompareConfig` that a training depends on.
     """
 
     encoder: str
     encoder_kwargs: dict[str, Any] = field(default_factory=dict)
-    hidden_size: int | None = None
-    network: str | None = None
-    network_kwargs: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,6 +96,8 @@ class CompareConfig:
         Learning rate.
     weight_decay
         Weight decay of the encoders' AdamW.
+    gradient_clip_val
+        Norm to which the gradient of a batch is clipped.
     epochs
         The largest number of epochs.
     num_batches_per_epoch
@@ -140,6 +139,7 @@ class CompareConfig:
     dropout: float = 0.1
     lr: float = 3e-3
     weight_decay: float = 1e-2
+    gradient_clip_val: float = 10.0
     epochs: int = 50
     num_batches_per_epoch: int = 50
     batch_size: int = 32
@@ -155,6 +155,9 @@ class CompareConfig:
         for variant in self.variants.values():
             if variant.encoder not in ENCODERS:
                 raise UnknownNameError("encoder", variant.encoder, ENCODERS)
+            for name in variant.settings:
+                if name not in self._of_training():
+                    raise UnknownNameError("setting", name, self._of_training())
         for name in ("epochs", "num_batches_per_epoch", "batch_size", "patience", "threads"):
             if getattr(self, name) < 1:
                 raise DeltaflowError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -184,8 +187,16 @@ class CompareConfig:
         """Return plain, JSON-compatible values."""
         return {**asdict(self), "output": str(self.output)}
 
+    def of(self, row: str) -> CompareConfig:
+        """Return the comparison with the settings of a row."""
+        return replace(self, **self.variant(row).settings)
+
     def settings(self, row: str) -> dict[str, Any]:
         """Return what a run of this row depends on, beside its data set and seed."""
+        variant = None if row in BASELINES else asdict(self.variant(row))
+        return {**self._of_training(), "variant": variant}
+
+    def _of_training(self) -> dict[str, Any]:
+        """Return the fields on which trainings depend."""
         ignored = {"dataset", "encoders", "variants", "seeds", "average_seeds", "output"}
-        plain = {name: value for name, value in self.to_dict().items() if name not in ignored}
-        return {**plain, "variant": None if row in BASELINES else asdict(self.variant(row))}
+        return {name: value for name, value in self.to_dict().items() if name not in ignored}

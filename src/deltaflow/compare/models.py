@@ -68,7 +68,7 @@ def train_row(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell
 
 def _train_encoder(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
     """Train an encoder on random windows, until its forecasts of the validation get no better."""
-    variant = config.variant(row)
+    variant, config = config.variant(row), config.of(row)
 
     def estimator_of(
         hidden_size: int, channel_weights: list[float] | None = None
@@ -80,10 +80,8 @@ def _train_encoder(row: str, task: Task, config: CompareConfig, seed: int, tell:
             origins_within=config.origins_within,
             encoder=variant.encoder,
             encoder_kwargs=variant.encoder_kwargs,
-            network=variant.network or config.network,
-            network_kwargs=(
-                config.network_kwargs if variant.network_kwargs is None else variant.network_kwargs
-            ),
+            network=config.network,
+            network_kwargs=config.network_kwargs,
             scaling=config.scaling,
             balance=config.balance,
             channel_weights=channel_weights,
@@ -96,7 +94,7 @@ def _train_encoder(row: str, task: Task, config: CompareConfig, seed: int, tell:
             num_batches_per_epoch=config.num_batches_per_epoch,
         )
 
-    hidden_size = variant.hidden_size or config.hidden_size
+    hidden_size = config.hidden_size
     data = estimator_of(hidden_size).create_data_module(task.training, seed=seed)
     weights = _channel_weights(data.spec, task, config.emphasis)
     if config.num_parameters is not None:
@@ -268,7 +266,7 @@ def _trainer_kwargs(config: CompareConfig, curve: LearningCurve) -> Iterator[dic
     with TemporaryDirectory(prefix="deltaflow-") as scratch:
         yield {
             "max_epochs": config.epochs,
-            "gradient_clip_val": 10.0,
+            "gradient_clip_val": config.gradient_clip_val,
             "callbacks": [
                 EarlyStopping("val_loss", patience=config.patience),
                 curve,

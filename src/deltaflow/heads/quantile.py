@@ -42,18 +42,22 @@ class MeanQuantileOutput(MonotoneQuantileOutput):
     """Monotone quantiles, and beside them the mean, learned by the squared error.
 
     The mean of a skewed or heavy-tailed distribution is far from its median and cannot be read
-    off a few quantiles. The loss is the sum of the mean pinball loss and half the squared error.
+    off a few quantiles. The loss is the sum of the quantile loss, twice the mean of the pinball
+    losses, and of the weighted squared error.
 
     Parameters
     ----------
     quantiles
         The levels, between 0 and 1.
+    mean_weight
+        The weight of the squared error.
     """
 
     @validated()
-    def __init__(self, quantiles: list[float]) -> None:
+    def __init__(self, quantiles: list[float], mean_weight: float = 2.0) -> None:
         super().__init__(quantiles)
         self.args_dim = {"mean": 1, **self.args_dim}
+        self.mean_weight = mean_weight
 
     def domain_map(self, *args: Tensor) -> tuple[Tensor, ...]:
         """Map ``(..., 1)`` and ``(..., K)`` numbers to the mean ``(...)`` and the quantiles."""
@@ -73,4 +77,6 @@ class MeanQuantileOutput(MonotoneQuantileOutput):
             mean = mean * scale
         if loc is not None:
             mean = mean + loc
-        return super().loss(target, (quantiles,), loc, scale) + (target - mean) ** 2 / 2
+        return (
+            super().loss(target, (quantiles,), loc, scale) + self.mean_weight * (target - mean) ** 2
+        )
