@@ -6,6 +6,7 @@ import torch
 from deltaflow import DeltaflowError, IrregularDataModule
 from deltaflow.encoders import ENCODERS
 from deltaflow.heads import make_output
+from deltaflow.model.channelwise import PADDED, _groups, _tamed
 from deltaflow.model.networks import make_network
 
 
@@ -131,3 +132,20 @@ def test_unknown_options_are_refused(data):
         channelwise(data, depth=3)
     with pytest.raises(DeltaflowError, match="hidden_size 8 is no multiple of num_heads 3"):
         channelwise(data, num_heads=3)
+
+
+def test_rows_are_grouped_with_those_of_like_length():
+    lengths = torch.tensor([50, 49, 13, 12, 12, 3, 1, 1, 0, 0])
+    groups = list(_groups(lengths))
+    assert [number for group in groups for number in range(10)[group]] == list(range(8))
+    for group in groups:
+        assert lengths[group].max() <= PADDED * lengths[group].min()
+    assert not list(_groups(torch.tensor([0, 0])))
+
+
+def test_outliers_are_drawn_in():
+    """A value at the limit is read less than linearly; small ones nearly as they are."""
+    small, large = torch.tensor([1e-3, 0.5]), torch.tensor([10.0, 1e6])
+    torch.testing.assert_close(_tamed(small), small, rtol=0.01, atol=0)
+    assert (_tamed(large) < large * 0.6).all() and torch.isfinite(_tamed(large)).all()
+    torch.testing.assert_close(_tamed(-large), -_tamed(large))
