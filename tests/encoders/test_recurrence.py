@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from deltaflow import DeltaflowError
-from deltaflow.encoders import Encoder, FlowEvolution, RecurrentEncoder, make_encoder, recurrent
+from deltaflow.encoders import (
+    Encoder,
+    FlowEvolution,
+    RecurrentEncoder,
+    make_encoder,
+    recurrence,
+    recurrent,
+)
 from deltaflow.encoders.recurrence import BLOCK, NARROWER
 from deltaflow.flows import TIME_EMBEDDINGS, Flow, FlowStack, ResNetFlow
 
@@ -115,6 +122,16 @@ def test_series_that_have_ended_run_on_unheard(name):
     assert NARROWER * 12 < 11
     encoder, batch = make(name), make_batch(lengths)
     plain = run(encoder.read_plainly, encoder, without_nan(batch))
+    assert_equal(run(encoder.read, encoder, batch), plain, EXACT[torch.float64])
+
+
+@any_encoder
+@pytest.mark.parametrize("bound", ["CACHE", "LARGE"])
+def test_fast_equals_plain_where_series_are_many(name, bound, monkeypatch):
+    """In shorter blocks, and in huge pages: of which a bound of one byte makes use at once."""
+    encoder, batch = make(name), make_batch()
+    plain = run(encoder.read_plainly, encoder, without_nan(batch))
+    monkeypatch.setattr(recurrence, bound, 1)
     assert_equal(run(encoder.read, encoder, batch), plain, EXACT[torch.float64])
 
 

@@ -7,7 +7,9 @@ together, between blocks, and until then run on unheard.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby, pairwise
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
@@ -18,11 +20,17 @@ from torch import Tensor
 from deltaflow.errors import DeltaflowError
 from deltaflow.flows.stage import Rows, Stage, names_of, rows_of
 
-BLOCK = 10
-"""The number of steps that are done in one piece of scratch memory."""
+BLOCK, SHORT_BLOCK = 10, 5
+"""The number of steps that are done in one piece of scratch memory: at most, and at least."""
+
+CACHE = 2**21
+"""The number of bytes of scratch memory beyond which a block gets shorter."""
 
 NARROWER = 0.9
 """The share of series that is left when those that have ended leave: it takes new memory."""
+
+LARGE = 2**25
+"""The number of bytes from which memory is asked for in huge pages."""
 
 Program: TypeAlias = "list[tuple[tuple[Callable[..., None], tuple[Tensor, ...]], ...]]"
 """For each step of a block, the calls to be made and their arguments."""
@@ -100,18 +108,21 @@ class _Recurrence:
     def __init__(self, stages: Sequence[Stage], counts: Sequence[int]) -> None:
         self.stages = stages
         self.num_series = max(counts, default=0)
+        self.tensors = [tensor for stage in stages for tensor in stage.tensors()]
+        rows = sum(sum(stage.tape.values()) for stage in stages)
+        step = rows * max(1, self.num_series) * self.tensors[-1].element_size()
+        self.block_steps = min(max(CACHE // step, SHORT_BLOCK), BLOCK)
         self.blocks: list[_Block] = []
         width = self.num_series
-        for start in range(0, len(counts), BLOCK):
+        for start in range(0, len(counts), self.block_steps):
             if counts[start] <= NARROWER * width:
                 width = counts[start]
-            self.blocks.append(_Block(start, min(start + BLOCK, len(counts)), width))
+            self.blocks.append(_Block(start, min(start + self.block_steps, len(counts)), width))
         self.ends = {
             step: slice(after, now)
             for step, (now, after) in enumerate(pairwise([*counts, 0]))
             if after < now
         }
-        self.tensors = [tensor for stage in stages for tensor in stage.tensors()]
 
     def forward(self, kept: dict[_Block, list[Tensor]] | None = None) -> Tensor:
         """Return the last states; what the backward pass will need is added to ``kept``."""
@@ -131,12 +142,15 @@ class _Recurrence:
         storage = self._storage(final) if kept is not None else iter(())
         last = final
         for width, blocks in groupby(self.blocks, key=lambda block: block.width):
-            lanes = [_Lane(stage, final, width) for stage in self.stages]
+            lanes = [_Lane(stage, final, self.block_steps, width) for stage in self.stages]
             states, *later = [lane.tape[lane.stage.state] for lane in lanes]
             # The last stage of a step writes where the first one of the next step reads.
             outs = [*(entering[:-1] for entering in later), states[1:]]
             program = _program(
-                (lane.stage.forward, lane.stage.forward_views(lane.tape.steps(0, BLOCK), out))
+                (
+                    lane.stage.forward,
+                    lane.stage.forward_views(lane.tape.steps(0, self.block_steps), out),
+                )
                 for lane, out in zip(lanes, outs, strict=True)
             )
             for block in blocks:
@@ -158,11 +172,11 @@ class _Recurrence:
         self, kept: dict[_Block, list[Tensor]], gradient: Tensor, totals: list[Tensor | None]
     ) -> None:
         remaining = iter(totals)
-        sums = [_Sums(stage, remaining) for stage in self.stages]
+        sums = [_Sums(stage, self.block_steps, remaining) for stage in self.stages]
         carry = torch.zeros_like(gradient)
         for width, blocks in groupby(reversed(self.blocks), key=lambda block: block.width):
-            lanes = [_Lane(stage, gradient, width) for stage in self.stages]
-            works = [lane.work.steps(1, BLOCK + 1) for lane in lanes]
+            lanes = [_Lane(stage, gradient, self.block_steps, width) for stage in self.stages]
+            works = [lane.work.steps(1, self.block_steps + 1) for lane in lanes]
             *earlier, gradients = [lane.work[lane.stage.gradient] for lane in lanes]
             # The first stage of a step writes where the last one of the step before reads.
             outs = [gradients[:-1], *(entering[1:] for entering in earlier)]
@@ -190,15 +204,15 @@ class _Recurrence:
             total.close()
 
     def _storage(self, like: Tensor) -> Iterator[Tensor]:
-        """Yield memory for what is kept, in one piece: the allocator holds on to that."""
-        layouts = [_Lane(stage, like, 0) for stage in self.stages]
+        """Yield memory for what is kept, cut from one piece."""
+        layouts = [_Lane(stage, like, self.block_steps, 0) for stage in self.stages]
         shapes = [
             (block.steps, layout.kept(block).shape[1], block.width)
             for block in self.blocks
             for layout in layouts
         ]
         sizes = [prod(shape) for shape in shapes]
-        parts = like.new_empty(sum(sizes)).split(sizes)
+        parts = _memory(sum(sizes), like).split(sizes)
         return (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 
 
@@ -208,9 +222,9 @@ class _Lane:
     The state after the last step, or the gradient of the one before the first, is in that one.
     """
 
-    def __init__(self, stage: Stage, like: Tensor, width: int) -> None:
+    def __init__(self, stage: Stage, like: Tensor, steps: int, width: int) -> None:
         def rows(sizes: dict[str, int]) -> Rows:
-            return Rows(like.new_empty(BLOCK + 1, sum(sizes.values()), width), sizes)
+            return Rows(like.new_empty(steps + 1, sum(sizes.values()), width), sizes)
 
         self.stage, self.tape, self.work = stage, rows(stage.tape), rows(stage.work)
         self.kept_sizes = {name: stage.tape[name] for name in names_of(stage.kept, stage.tape)}
@@ -235,11 +249,11 @@ class _Lane:
 class _Sums:
     """The gradients of the tensors of a stage, added up over blocks."""
 
-    def __init__(self, stage: Stage, totals: Iterator[Tensor | None]) -> None:
+    def __init__(self, stage: Stage, steps: int, totals: Iterator[Tensor | None]) -> None:
         self.products = [(product, next(totals)) for product in stage.products]
         self.inputs = {name: next(totals) for name in stage.inputs}
         # One sum for each place in a block, added up in the end: products of batches are faster.
-        self.places = [p.weight.new_zeros(BLOCK, *p.weight.T.shape) for p in stage.products]
+        self.places = [p.weight.new_zeros(steps, *p.weight.T.shape) for p in stage.products]
         self.own = stage.input_gradients
 
     def add(self, tape: Rows, work: Rows, block: _Block) -> None:
@@ -263,6 +277,21 @@ class _Sums:
         for (_, total), sums in zip(self.products, self.places, strict=True):
             if total is not None:
                 torch.sum(sums.mT, 0, out=total)
+
+
+def _memory(size: int, like: Tensor) -> Tensor:
+    """Return a flat tensor of memory; if it is large, in huge pages where the system has them.
+
+    Large memory is asked of the system anew for every batch. Page by page, of 4 KiB each, that can
+    take as long as all that is computed in it.
+    """
+    num_bytes = size * like.element_size()
+    if num_bytes < LARGE or like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return like.new_empty(size)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # of a system built without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=like.dtype)
 
 
 def _program(calls: Iterable[tuple[Callable[..., None], tuple[Tensor, ...]]]) -> Program:

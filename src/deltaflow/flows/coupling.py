@@ -200,7 +200,7 @@ class CouplingStage(Stage):
         moved, (hidden, given) = phi.shape[1] // 2, (len(first), first.shape[1] - 2)
         self.dim = moved + given
         self.tape = {"phi": 2 * moved, "x": moved, "given": given, "clock": 2, "a": hidden}
-        self.tape |= {"u": moved, "v": moved, "scale": moved, "s": moved, "shift": moved}
+        self.tape |= {"u": moved, "v": moved, "scale": moved, "s": moved}
         self.kept = slice("x", "s")
         self.work = {"y_given": given, "y": moved, "phi_u": moved, "phi_v": moved, "u": moved}
         self.work |= {"v": moved, "q": moved, "scale": moved, "a": hidden, "back": hidden}
@@ -220,18 +220,19 @@ class CouplingStage(Stage):
     def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
         given = self.tape["given"]
-        names = ("x", "given", "phi", "a", "s", "shift", "scale")
-        products = (tape["given":"clock"], tape["clock":"a"], tape["u":"v"], tape["s":"shift"])
-        return out[:, :given], out[:, given:], *(tape[name] for name in names), *products
+        rows = (tape[name] for name in ("x", "given", "a", "s", "scale", "phi"))
+        products = (tape["given":"clock"], tape["clock":"a"], tape["u":"v"])
+        by_phi = tape["phi"].chunk(2, 1)
+        return out[:, :given], out[:, given:], *rows, *by_phi, *products
 
     def forward(
-        self, out_given, out, x, given, phi, a, s, shift, scale, given_clock, clock_a, uv, s_shift
+        self, out_given, out, x, given, a, s, scale, phi, before_s, shift, given_clock, clock_a, uv
     ) -> None:
         """See :meth:`Stage.forward`."""
         torch.mm(self.first, given_clock, out=a).sigmoid_()
         torch.mm(self.second, clock_a, out=uv)
-        torch.mul(phi, uv, out=s_shift)
-        s.sigmoid_()
+        phi.mul_(uv)
+        torch.sigmoid(before_s, out=s)
         torch.add(self.minus_limit, s, alpha=self.twice_limit, out=scale).exp_()
         torch.addcmul(shift, x, scale, out=out)
         out_given.copy_(given)

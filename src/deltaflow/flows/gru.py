@@ -154,7 +154,7 @@ class GRUStage(Stage):
 
     def __init__(self, gates: Tensor, candidate: Tensor, clock: Tensor, phi: Tensor) -> None:
         dim = self.dim = phi.shape[1]
-        self.tape = {"phi": dim, "w": dim, "rx": dim, "clock": 2, "x": dim}
+        self.tape = {"phi": dim, "rx": dim, "clock": 2, "x": dim}
         self.tape |= {"z": dim, "r": dim, "c": dim}
         self.kept = slice("rx", "c")
         self.work = dict.fromkeys(("y", "phi", "c", "kept", "z", "r", "rx"), dim)
@@ -173,17 +173,16 @@ class GRUStage(Stage):
 
     def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
-        rows = (tape[name] for name in ("x", "phi", "w", "rx", "z", "r", "c"))
+        rows = (tape[name] for name in ("x", "phi", "rx", "z", "r", "c"))
         return out, tape["clock":"x"], tape["rx":"clock"], tape["z":"r"], *rows
 
-    def forward(self, out, clock_x, rx_clock, zr, x, phi, w, rx, z, r, c) -> None:
+    def forward(self, out, clock_x, rx_clock, zr, x, phi, rx, z, r, c) -> None:
         """See :meth:`Stage.forward`; the candidate is ``2 σ(2p) - 1``, the tanh of p."""
         torch.mm(self.gates, clock_x, out=zr).sigmoid_()
         torch.mul(r, x, out=rx)
         torch.mm(self.twice_candidate, rx_clock, out=c).sigmoid_()
         torch.add(self.minus_one, c, alpha=2, out=c)
-        torch.mul(phi, z, out=w)
-        torch.lerp(x, c, w, out=out)
+        torch.lerp(x, c, phi.mul_(z), out=out)
 
     def factors(self, tape: Rows, work: Rows) -> None:
         """Fill in the diagonals of the Jacobian."""
