@@ -122,6 +122,26 @@ def test_train_from_may_change_the_number_of_queries(univariate, trained, make_e
     assert estimator.train_from(trained("GRUEstimator"), univariate).prediction_length == 7
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "gru_d"}, "encoder 'gru', not 'gru_d'"),
+        ({"hidden_size": 12}, "hidden_size 8, not 12"),
+        ({"distr_output": "normal"}, "distr_output 'student_t', not 'normal'"),
+        # The weights would fit this one.
+        ({"network_kwargs": {"num_heads": 4}}, "network_kwargs {'num_heads': 2}, not"),
+    ],
+)
+def test_train_from_another_network_is_refused(
+    options, message, univariate, make_estimator, tmp_path
+):
+    own = {"network": "channelwise", "network_kwargs": {"num_heads": 2}}
+    make_estimator(GRUEstimator, **own).train(univariate).serialize(tmp_path)
+    first = load_predictor(tmp_path)
+    with pytest.raises(DeltaflowError, match=re.escape(f"the predictor has {message}")):
+        make_estimator(GRUEstimator, **{**own, **options}).train_from(first, univariate)
+
+
 def test_missing_targets_have_no_influence_on_training(univariate, make_estimator, instances):
     # A channel value that is missing is NaN; whatever else is said of it changes nothing.
     estimator = make_estimator(GRUEstimator)

@@ -27,6 +27,15 @@ _SAMPLES = 200
 """Samples that stand for a distribution without quantile function when it is scored."""
 
 
+def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Return in which option the network of a stored model is not the wanted one, if in any."""
+    shaping = ("encoder", "encoder_kwargs", "network", "network_kwargs", "hidden_size")
+    for name in (*shaping, "distr_output"):
+        if stored[name] != wanted[name]:
+            return f"has {name} {stored[name]!r}, not {wanted[name]!r}"
+    return None
+
+
 class ForecastLightningModule(pl.LightningModule):
     """Trains a `ForecastNetwork`; ``load_from_checkpoint`` rebuilds it without arguments.
 
@@ -162,17 +171,13 @@ class ForecastLightningModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another network, or of data that were scaled differently."""
         stored = checkpoint["hyper_parameters"]
-        shaping = ("encoder", "encoder_kwargs", "network", "network_kwargs", "hidden_size")
-        for name in (*shaping, "distr_output", "spec"):
-            if stored[name] == self.hparams[name]:
-                continue
-            if name == "spec":
-                problem = "the checkpoint was trained on other data, or with other windows"
-            else:
-                problem = f"the checkpoint has {name} {stored[name]!r}, not {self.hparams[name]!r}"
+        problem = difference(stored, self.hparams)
+        if problem is None and stored["spec"] != self.hparams["spec"]:
+            problem = "was trained on other data, or with other windows"
+        if problem is not None:
             raise DeltaflowError(
-                f"{problem}; ForecastLightningModule.load_from_checkpoint(path) restores the model "
-                "as it was trained"
+                f"the checkpoint {problem}; ForecastLightningModule.load_from_checkpoint(path) "
+                "restores the model as it was trained"
             )
         self.seed = self.hparams["seed"] = stored["seed"]
 
