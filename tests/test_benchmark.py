@@ -69,7 +69,7 @@ def test_quick_stops_after_the_first_table(tmp_path, monkeypatch, capsys):
 
 def test_a_full_disk_leaves_the_previous_table(tmp_path, little_room):
     (tmp_path / "benchmark.csv").write_text("old")
-    with little_room(10), pytest.raises(OSError, match="benchmark.csv"):
+    with little_room(10), pytest.raises(OSError, match=r"benchmark\.csv"):
         benchmark.benchmark(tmp_path, workload=TINY, quick=True, seconds=0.0)
     assert [path.name for path in tmp_path.iterdir()] == ["benchmark.csv"]
     assert (tmp_path / "benchmark.csv").read_text() == "old"
