@@ -96,6 +96,14 @@ def test_missing_package_is_named_with_its_remedy(command, monkeypatch, capsys):
     assert "jsonargparse is needed here: pip install 'deltaflow[cli" in error
 
 
+def test_benchmark_without_matplotlib_names_its_remedy(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "deltaflow.benchmark", raising=False)
+    for name in ("matplotlib", "matplotlib.pyplot", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["benchmark", "--quick"]) == 2
+    assert "is needed here: pip install 'deltaflow[plot]'" in capsys.readouterr().err
+
+
 def test_configuration_of_the_package_is_found(monkeypatch, tmp_path):
     shipped = tmp_path / "package" / "configs" / "fit"
     shipped.mkdir(parents=True)

@@ -129,6 +129,14 @@ def test_a_range_of_origins_that_makes_no_sense_is_refused(within, message, univ
         )
 
 
+def test_validation_windows_may_slide(univariate):
+    options = {"prediction_length": 1, "context_length": 9, "validation_origins": "sliding"}
+    data = IrregularDataModule(univariate[:4], univariate[4:], **options)
+    expected = sum(entry["target"].shape[-1] - 1 for entry in univariate[4:])
+    assert len(data.validation_windows) == expected
+    assert sum(batch.target_observed.sum() for batch in data.val_dataloader()) == expected
+
+
 def test_sliding_windows_have_no_range_of_origins(univariate):
     options = {"prediction_length": 1, "context_length": 9, "origins": "sliding"}
     with pytest.raises(DataError, match="'origins_within': sliding windows begin at every origin"):

@@ -338,6 +338,24 @@ def test_a_checkpoint_of_another_model_is_refused(
         trainer.predict(other, entries, ckpt_path=tmp_path / "model.ckpt")
 
 
+@pytest.mark.parametrize("head", ["student_t", "quantile"])  # whose parameters are checked, or not
+def test_a_loss_that_is_no_number_ends_the_training_with_advice(head, univariate, make_estimator):
+    with pytest.raises(DeltaflowError, match=r"train_loss .*in epoch 0: lower the learning rate"):
+        make_estimator(GRUEstimator, lr=1e30, distr_output=head).train(univariate)
+
+
+def test_a_training_without_known_end_keeps_its_learning_rate(univariate, make_estimator):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *arguments) -> None:
+            trainer.should_stop = trainer.global_step >= 7
+
+    options = {"trainer_kwargs": {"max_epochs": -1, "enable_progress_bar": False}}
+    options["trainer_kwargs"]["callbacks"] = Stop()
+    trainer = make_estimator(GRUEstimator, lr=0.004, **options).train_model(univariate).trainer
+    assert trainer.global_step >= 7
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.004
+
+
 def test_a_checkpoint_that_is_none_is_refused(tmp_path):
     torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1.0}}, tmp_path / "other.ckpt")
     with pytest.raises(DeltaflowError, match="no checkpoint of a ForecastLightningModule"):

@@ -130,14 +130,16 @@ class ForecastLightningModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Log the mean loss over the observed targets of a batch, and score its forecasts."""
         args = self.network.at_targets(batch)
+        loss = self._mean_loss(batch, "val_loss", args)
         self._score(batch, args, self.val_scores)
-        return self._mean_loss(batch, "val_loss", args)
+        return loss
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Do the same as in validation."""
         args = self.network.at_targets(batch)
+        loss = self._mean_loss(batch, "test_loss", args)
         self._score(batch, args, self.test_scores)
-        return self._mean_loss(batch, "test_loss", args)
+        return loss
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation, see `ForecastScores`."""
@@ -212,16 +214,22 @@ class ForecastLightningModule(pl.LightningModule):
         return predictor
 
     def _mean_loss(self, batch: Batch, name: str, args: tuple[Tensor, ...] | None = None) -> Tensor:
-        total, count = self.network.loss(batch, args)
+        advice = (
+            f"in epoch {self.current_epoch}: lower the learning rate, or choose a distr_output "
+            "whose distribution covers the targets"
+        )
+        try:
+            total, count = self.network.loss(batch, args)
+        except ValueError as error:  # distributions refuse parameters that are no numbers
+            if isinstance(error, DeltaflowError):
+                raise
+            raise DeltaflowError(f"{name} is no number {advice}") from error
         sums = torch.stack([total.detach(), count.to(total.dtype)])
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         count = sums[1].clamp(min=1)
         mean = sums[0] / count
         if not torch.isfinite(mean):
-            raise DeltaflowError(
-                f"{name} became {mean.item()} in epoch {self.current_epoch}: lower the learning "
-                "rate, or choose a distr_output whose distribution covers the targets"
-            )
+            raise DeltaflowError(f"{name} became {mean.item()} {advice}")
         # Weighted by the number of observed targets, an epoch's mean is that over all of them.
         # The mean and its weight are those of all processes; averaging them again is harmless.
         self.log(
