@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz compatibility lint format wheel clean
+.PHONY: help setup demo test coverage fuzz compatibility lint format wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -22,6 +22,9 @@ demo: $(INSTALLED)  ## train a GRU flow on real data and compare it with a naive
 
 test: $(INSTALLED)  ## run all tests, the documentation's examples among them
 	$(BIN)/python -m pytest -n 2
+
+coverage: $(INSTALLED)  ## run all tests and list the lines that none of them reaches
+	$(BIN)/python -m pytest -n 2 --cov
 
 fuzz: $(INSTALLED)  ## feed thousands of random DataFrames through training and forecasting
 	$(BIN)/python -m pytest tests/laws/test_any_frame.py --hypothesis-profile fuzz
@@ -47,7 +50,7 @@ wheel: $(INSTALLED)  ## build the package, install it in an empty environment an
 	cd build && wheel/bin/python -m deltaflow.demo --quick --output wheel/demo
 
 clean:  ## remove the environment and everything that was built
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest dist build demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest dist build demo .pytest_cache .ruff_cache .hypothesis .coverage*
 
 # The lower bounds of pyproject.toml as pins, and whatever is newest within its bounds.
 $(VENV)-oldest/installed: pyproject.toml

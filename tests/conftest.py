@@ -5,6 +5,8 @@ Nothing here is drawn from a global random state, so tests give the same result 
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -85,6 +87,18 @@ def tiny_estimator(cls: type[IrregularEstimator], **options) -> IrregularEstimat
     return cls(**{**settings, **options})
 
 
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Let files have so many bytes: beyond them, writing fails as on a full disk."""
+    resource = pytest.importorskip("resource")
+    limit, largest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, largest))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, largest))
+
+
 CHANNELS = ("HR", "MAP")
 MULTIVARIATE = {
     "target": list(CHANNELS),
@@ -105,6 +119,12 @@ def make_frame():
 def make_estimator():
     """`tiny_estimator`, as a function."""
     return tiny_estimator
+
+
+@pytest.fixture(scope="session")
+def little_room():
+    """`room_for`, as a function."""
+    return room_for
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,14 @@ def test_quick_stops_after_the_first_table(tmp_path, monkeypatch, capsys):
     assert torch.get_num_threads() == threads
 
 
+def test_a_full_disk_leaves_the_previous_table(tmp_path, little_room):
+    (tmp_path / "benchmark.csv").write_text("old")
+    with little_room(10), pytest.raises(OSError, match=r"benchmark\.csv"):
+        benchmark.benchmark(tmp_path, workload=TINY, quick=True, seconds=0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmark.csv"]
+    assert (tmp_path / "benchmark.csv").read_text() == "old"
+
+
 def test_the_floor_reads_as_many_inputs_as_the_cells_of_the_encoders():
     encoder = make_encoder("gru", TINY.num_channels, TINY.num_features, TINY.hidden_size)
     assert isinstance(encoder, RecurrentEncoder)

@@ -58,10 +58,26 @@ def test_failed_run_shows_in_the_status(config, tmp_path, capsys):
 
 
 def test_unknown_names_are_refused(config, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("of an earlier comparison")
     options = ["--config", config, "--output", str(tmp_path / "out")]
     for option, hint in (("--encoders=[gru_dd]", "gru_d"), ("--dataset=sinne", "sine")):
         assert main(["compare", *options, option]) == 2
         assert f"did you mean '{hint}'" in capsys.readouterr().err
+    assert (tmp_path / "out" / "config.yaml").read_text() == "of an earlier comparison"
+
+
+@pytest.mark.parametrize("command", ["compare", "benchmark"])
+def test_output_that_cannot_be_a_folder_is_an_error_without_traceback(
+    command, config, tmp_path, capsys
+):
+    (tmp_path / "out").write_text("kept")
+    options = ["--config", config] if command == "compare" else []
+    assert main([command, *options, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"deltaflow {command}: ")
+    assert str(tmp_path / "out") in error
+    assert (tmp_path / "out").read_text() == "kept"
 
 
 def test_module_is_the_command(monkeypatch, capsys):
@@ -78,6 +94,14 @@ def test_missing_package_is_named_with_its_remedy(command, monkeypatch, capsys):
     assert main([command]) == 2
     error = capsys.readouterr().err
     assert "jsonargparse is needed here: pip install 'deltaflow[cli" in error
+
+
+def test_benchmark_without_matplotlib_names_its_remedy(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "deltaflow.benchmark", raising=False)
+    for name in ("matplotlib", "matplotlib.pyplot", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["benchmark", "--quick"]) == 2
+    assert "is needed here: pip install 'deltaflow[plot]'" in capsys.readouterr().err
 
 
 def test_configuration_of_the_package_is_found(monkeypatch, tmp_path):

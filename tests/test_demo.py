@@ -46,5 +46,13 @@ def test_figure_is_a_png(output):
     assert (output / "forecasts.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_output_that_cannot_be_a_folder_is_an_error_without_traceback(tmp_path, capsys):
+    (tmp_path / "demo").write_text("kept")
+    with pytest.raises(SystemExit) as exit_:
+        demo.main(["--output", str(tmp_path / "demo")])
+    assert exit_.value.code == 2
+    assert str(tmp_path / "demo") in capsys.readouterr().err
+
+
 def test_predictor_can_be_loaded(output):
     assert load_predictor(output / "predictor").prediction_length > 1

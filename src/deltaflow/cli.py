@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         return COMMANDS[given.command][1](given.options)
-    except DeltaflowError as error:
+    except (DeltaflowError, OSError) as error:  # of the system: a full disk, a missing file
         print(f"deltaflow {given.command}: {error}", file=sys.stderr)
         return 2
 

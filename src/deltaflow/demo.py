@@ -88,7 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     config = read_config()
     if options.quick:
         config["estimator"]["trainer_kwargs"]["fast_dev_run"] = True
-    scores = run(config, options.output, Console())
+    try:
+        scores = run(config, options.output, Console())
+    except OSError as error:  # a full disk, say
+        parser.error(str(error))
     print(f"Done in {time.perf_counter() - began:.0f} s; table and figure: {options.output}/")
     return scores
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from deltaflow.cli import main
 from deltaflow.compare import CompareConfig, compare, table
 from deltaflow.compare.table import COLUMNS
 
@@ -34,6 +35,20 @@ def test_page_holds_everything_itself(finished):
     assert "<script" not in page
     for text in ("Failed runs", "depth", "dataset: sine", "torchdiffeq"):
         assert text in page
+
+
+def test_full_disk_leaves_the_previous_page(tiny, little_room, capsys):
+    pytest.importorskip("jsonargparse")
+    config = tiny(epochs=1)
+    compare(config)
+    page, again = config.output / "index.html", str(config.output / "config.yaml")
+    size = page.stat().st_size
+    page.write_text("old")
+    with little_room(size - 1):
+        assert main(["compare", "--config", again]) == 2
+    assert capsys.readouterr().err.endswith(f"File too large: '{page}'\n")
+    assert page.read_text() == "old"
+    assert not [path for path in config.output.rglob("*") if "unfinished" in path.name]
 
 
 def test_configuration_and_versions_stand_beside_the_results(finished):

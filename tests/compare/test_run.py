@@ -253,6 +253,8 @@ def test_misspelt_encoder_is_refused_before_anything_runs(tiny):
         tiny(variants={"mine": Variant("gru", settings={"hiden_size": 9})})
     with pytest.raises(DeltaflowError, match="epochs must be at least 1"):
         tiny(epochs=0)
+    with pytest.raises(DeltaflowError, match="at least one seed"):
+        tiny(seeds=[])
 
 
 def test_gluonts_data_set_is_compared(tmp_path, tiny):

@@ -265,3 +265,9 @@ def test_items_without_windows_are_passed_over(tmp_path):
             ArrowDataset(tmp_path / "few.arrow"), prediction_length=1, context_length=2
         )
     assert len(data.training_windows) == 1
+
+
+def test_a_parquet_file_without_rows_is_refused(univariate_frame, tmp_path):
+    univariate_frame.iloc[:0].to_parquet(tmp_path / "long.parquet")
+    with pytest.raises(DataError, match="there are no entries to write"):
+        parquet_to_arrow(tmp_path / "long.parquet", tmp_path / "series.arrow", target="HR")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deltaflow import DataError
+from deltaflow.data import statistics as module
 from deltaflow.data.series import Series
 from deltaflow.data.statistics import Statistics, anchor_of, scale_of
 
@@ -36,6 +37,18 @@ def test_the_typical_gap_is_the_median_over_the_observation_times():
     data = [series([1, 2, 3], times=[0, 10, 1000, 5000]), series([1, 2], times=[3, 10])]
     # Row 3 of the first is a query, so the gaps are 10, 990 and 7.
     assert Statistics.fit(data, ["HR"]).typical_gap == 10
+
+
+def test_medians_of_more_data_than_are_kept_are_close(monkeypatch):
+    gaps = np.random.default_rng(0).exponential(10.0, (500, 20))
+    data = [series(np.arange(20), times=own.cumsum()) for own in gaps]
+    exact = Statistics.fit(data, ["HR"]).typical_gap
+    monkeypatch.setattr(module, "SAMPLE_SIZE", 1000)
+    sampled = Statistics.fit(data, ["HR"]).typical_gap
+    assert sampled != exact
+    # The median of 1000 exponential gaps deviates by 10 / sqrt(1000), 4.5 %.
+    assert sampled == pytest.approx(exact, rel=0.2)
+    assert Statistics.fit(data, ["HR"]).typical_gap == sampled
 
 
 def test_statistics_survive_json():

@@ -129,6 +129,20 @@ def test_a_range_of_origins_that_makes_no_sense_is_refused(within, message, univ
         )
 
 
+def test_validation_windows_may_slide(univariate):
+    options = {"prediction_length": 1, "context_length": 9, "validation_origins": "sliding"}
+    data = IrregularDataModule(univariate[:4], univariate[4:], **options)
+    expected = sum(entry["target"].shape[-1] - 1 for entry in univariate[4:])
+    assert len(data.validation_windows) == expected
+    assert sum(batch.target_observed.sum() for batch in data.val_dataloader()) == expected
+
+
+def test_sliding_windows_have_no_range_of_origins(univariate):
+    options = {"prediction_length": 1, "context_length": 9, "origins": "sliding"}
+    with pytest.raises(DataError, match="'origins_within': sliding windows begin at every origin"):
+        IrregularDataModule(univariate, origins_within=["5h", "9h"], **options)
+
+
 def test_the_future_has_no_influence_on_the_inputs(data):
     spec = make_spec(data)
     changed = data[4]._replace(values=data[4].values.copy())

@@ -2,27 +2,32 @@
 
 Frames are drawn at random: from nanoseconds to centuries between observations, subnormal to huge
 values, any share of missing ones, every dtype that pandas has for numbers, times and names.
-`make fuzz` draws many more of them.
+`make fuzz` draws many more of them. From files they come as they do from memory.
 """
 
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import assume, given, note, reject, settings
 from hypothesis import strategies as st
 
 from deltaflow import (
+    ArrowDataset,
     DataError,
     DeltaflowError,
     GRUFlowEstimator,
     HoldPredictor,
     IrregularDataset,
     IrregularPredictor,
+    parquet_to_arrow,
     predict_df,
+    write_arrow,
 )
 
 LEVELS = (0.1, 0.5, 0.9)
@@ -389,3 +394,74 @@ def test_any_frame_is_learned_from_or_refused(make_estimator, roles, case, kind)
     else:
         assert case.fault is None
         check_answer(answer, case)
+
+
+def with_queries(entry: dict) -> dict:
+    """The entry that asks for its own last times, known no more, as `predict` expects it."""
+    asked = min(QUERIES, entry["target"].shape[-1])
+    padding = [(0, 0), (0, QUERIES - asked)]
+    known = np.pad(entry["feat_dynamic_real"], padding, constant_values=np.nan)
+    past = {
+        name: entry[name][..., :-asked]
+        for name in ("target", "past_feat_dynamic_real")
+        if name in entry
+    }
+    return {**entry, **past, "feat_dynamic_real": known}
+
+
+def outcome(make) -> list[dict] | DataError:
+    try:
+        return list(make())
+    except DataError as error:
+        return error
+
+
+def check_same(one, other) -> None:
+    """The same arrays, bit for bit, or an error of the same place."""
+    note(f"{one!r}\n{other!r}")
+    if isinstance(one, DataError):
+        assert isinstance(other, DataError)
+        assert (str(one.item), one.field) == (str(other.item), other.field)
+    else:
+        np.testing.assert_equal(one, other)
+
+
+@given(case=cases(), kind=st.sampled_from(["joint", "channelwise", "hold"]))
+@settings(max_examples=max(10, settings().max_examples // 4))
+def test_any_frame_in_a_file_is_read_and_forecast_as_in_memory(predictor_for, roles, case, kind):
+    assume(case.fault != "list as item")
+    options = {role: roles[role] for role in roles if role != "target" and len(case.channels) == 3}
+    options["target"] = case.channels[0] if len(case.channels) == 1 else case.channels
+    items = pd.factorize(case.past["item_id"])[0]
+    with TemporaryDirectory() as folder:
+        source, converted, written = (Path(folder, name) for name in ("parquet", "one", "two"))
+        try:
+            together = case.past.iloc[np.argsort(items, kind="stable")]
+            together.to_parquet(source, index=False)
+        except (pa.ArrowException, TypeError, ValueError):
+            reject()  # Parquet cannot hold it
+        frame = pd.read_parquet(source)
+        expected = outcome(lambda: IrregularDataset.from_long_dataframe(frame, **options))
+        if isinstance(expected, DataError) and "missing everywhere" in str(expected):
+            return  # a file may hold such a channel
+
+        def converted_frame() -> ArrowDataset:
+            parquet_to_arrow(source, converted, **options)
+            return ArrowDataset(converted)
+
+        check_same(expected, outcome(converted_frame))
+        if isinstance(expected, DataError):
+            return
+        write_arrow(written, expected)
+        check_same(expected, list(ArrowDataset(written)))
+
+        predictor = predictor_for(kind, case)
+
+        def forecasts(entries) -> list[np.ndarray]:
+            asked = map(with_queries, entries)
+            return [forecast.quantile(0.9) for forecast in predictor.predict(asked)]
+
+        check_same(
+            outcome(lambda: forecasts(expected)),
+            outcome(lambda: forecasts(ArrowDataset(converted))),
+        )

@@ -112,6 +112,17 @@ def test_padded_queries_have_no_time_and_no_row(univariate):
         assert forecast.to_dataframe()["timestamp"].notna().all()
 
 
+def test_a_channel_of_a_distribution_is_that_distribution(forecasts):
+    joint = forecasts("distribution")[0]
+    channel = joint.copy_dim(1)
+    assert (channel.dim(), channel.copy_dim(0)) == (1, channel)
+    np.testing.assert_array_equal(channel.mean, joint.mean[:, 1])
+    drawn = channel.to_sample_forecast(2000).samples
+    assert drawn.shape == (2000, 4)
+    below = (drawn < joint.quantile(0.9)[:, 1]).mean(axis=0)
+    np.testing.assert_allclose(below, 0.9, atol=0.05)
+
+
 def test_samples_of_a_distribution_keep_real_time(forecasts):
     forecast = forecasts("distribution")[0]
     samples = forecast.to_sample_forecast(20)

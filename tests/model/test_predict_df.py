@@ -256,3 +256,34 @@ def test_a_predictor_of_regular_data_is_refused(frames, make_estimator):
     predictor = make_estimator(GRUFlowEstimator).train(regular_seasonal(num_series=2))
     with pytest.raises(DataError, match="train it on an IrregularDataset"):
         predict_df(predictor, *frames)
+
+
+def test_names_that_the_answer_needs_are_refused(predictor, frames):
+    past, future = (frame.rename(columns={"item_id": "predictions"}) for frame in frames)
+    with pytest.raises(DataError, match="'predictions': is also the name of a column"):
+        predict_df(predictor, past, future, item_id="predictions")
+
+
+def test_timestamps_in_another_zone_than_those_of_the_training_are_refused(predictor, frames):
+    past, future = (
+        frame.assign(timestamp=frame["timestamp"].dt.tz_localize("UTC")) for frame in frames
+    )
+    with pytest.raises(DataError, match=r"'timestamp': .* without a time zone, unlike these"):
+        predict_df(predictor, past, future)
+
+
+def test_times_that_fit_into_no_common_unit_are_refused(predictor, frames):
+    past, future = frames
+    millennia = pd.Series(["9024-03-03"] * len(future), index=future.index, dtype="datetime64[s]")
+    with pytest.raises(DataError, match="'timestamp': past_df and future_df count time in differ"):
+        predict_df(predictor, past, future.assign(timestamp=millennia))
+
+
+def test_a_gap_that_no_training_has_seen_the_like_of_is_refused(frames, make_estimator):
+    past, future = (
+        frame.assign(timestamp=frame["timestamp"].astype("int64") / 1e60) for frame in frames
+    )
+    data = IrregularDataset.from_long_dataframe(past, target="HR")
+    predictor = make_estimator(GRUFlowEstimator).train(data)
+    with pytest.raises(DataError, match=r"longer than 1e\+30 typical gaps"):
+        predict_df(predictor, past, future.assign(timestamp=future["timestamp"] + 1.0))

@@ -118,5 +118,10 @@ def test_deepar_trains_on_channels_is_evaluated_and_pickled(multivariate, tmp_pa
 def test_regular_data_and_steps_that_are_no_durations_are_refused():
     with pytest.raises(DataError, match="regular already"):
         ResampledEstimator(4, "1h").train(regular_seasonal(num_series=2))
-    with pytest.raises(DataError, match="'1 hur' is not a duration"):
-        ResampledEstimator(4, "1 hur")
+    for step in ("1 hur", "30", "-1h"):
+        with pytest.raises(DataError, match=f"'step': '{step}' is not a duration"):
+            ResampledEstimator(4, step)
+    with pytest.raises(DataError, match="'step': the duration is zero"):
+        ResampledEstimator(4, "0h")
+    with pytest.raises(DataError, match="'horizon': '24' is not a duration"):
+        deepar("2h", horizon="24")

@@ -1,6 +1,7 @@
 """A predictor that cannot be saved leaves the one that was there, and no half of another."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,6 +102,20 @@ def test_a_table_that_cannot_be_written_leaves_the_previous_one(tmp_path):
         fail_half_way()
     assert files(tmp_path) == ["forecasts.csv"]
     assert (tmp_path / "forecasts.csv").read_text() == "old"
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(little_room, tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("old")
+
+    def write() -> None:
+        with replacing_file(file) as unfinished:
+            unfinished.write_bytes(bytes(11))
+
+    with little_room(10), pytest.raises(OSError, match=f"'{re.escape(str(file))}'"):
+        write()
+    assert files(tmp_path) == ["table.csv"]
+    assert file.read_text() == "old"
 
 
 def test_nothing_changes_before_all_is_written(tmp_path):

@@ -122,6 +122,26 @@ def test_train_from_may_change_the_number_of_queries(univariate, trained, make_e
     assert estimator.train_from(trained("GRUEstimator"), univariate).prediction_length == 7
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "gru_d"}, "encoder 'gru', not 'gru_d'"),
+        ({"hidden_size": 12}, "hidden_size 8, not 12"),
+        ({"distr_output": "normal"}, "distr_output 'student_t', not 'normal'"),
+        # The weights would fit this one.
+        ({"network_kwargs": {"num_heads": 4}}, "network_kwargs {'num_heads': 2}, not"),
+    ],
+)
+def test_train_from_another_network_is_refused(
+    options, message, univariate, make_estimator, tmp_path
+):
+    own = {"network": "channelwise", "network_kwargs": {"num_heads": 2}}
+    make_estimator(GRUEstimator, **own).train(univariate).serialize(tmp_path)
+    first = load_predictor(tmp_path)
+    with pytest.raises(DeltaflowError, match=re.escape(f"the predictor has {message}")):
+        make_estimator(GRUEstimator, **{**own, **options}).train_from(first, univariate)
+
+
 def test_missing_targets_have_no_influence_on_training(univariate, make_estimator, instances):
     # A channel value that is missing is NaN; whatever else is said of it changes nothing.
     estimator = make_estimator(GRUEstimator)
@@ -316,6 +336,24 @@ def test_a_checkpoint_of_another_model_is_refused(
     other = module(context_length, **options)
     with pytest.raises(DeltaflowError, match=message):
         trainer.predict(other, entries, ckpt_path=tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("head", ["student_t", "quantile"])  # whose parameters are checked, or not
+def test_a_loss_that_is_no_number_ends_the_training_with_advice(head, univariate, make_estimator):
+    with pytest.raises(DeltaflowError, match=r"train_loss .*in epoch 0: lower the learning rate"):
+        make_estimator(GRUEstimator, lr=1e30, distr_output=head).train(univariate)
+
+
+def test_a_training_without_known_end_keeps_its_learning_rate(univariate, make_estimator):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *arguments) -> None:
+            trainer.should_stop = trainer.global_step >= 7
+
+    options = {"trainer_kwargs": {"max_epochs": -1, "enable_progress_bar": False}}
+    options["trainer_kwargs"]["callbacks"] = Stop()
+    trainer = make_estimator(GRUEstimator, lr=0.004, **options).train_model(univariate).trainer
+    assert trainer.global_step >= 7
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.004
 
 
 def test_a_checkpoint_that_is_none_is_refused(tmp_path):

@@ -44,6 +44,24 @@ def test_future_of_all_items_of_a_file_is_forecast(csv):
     assert max(np.nanmax(times) for times in fitted) < 18
 
 
+@pytest.mark.parametrize(
+    "split", [{"after": "9h"}, {"after": "13h"}, {"date": "2024-03-01 13:00"}], ids=str
+)
+def test_what_is_fitted_validated_and_tested_does_not_overlap(split, csv):
+    task = load_task(
+        csv, columns=Columns(target=["HR"]), split=Split(horizon="8h", test_share=0, **split)
+    )
+    parts = (task.training_forecasts, task.validation, task.tests["stays"])
+    asked = [
+        [past["feat_dynamic_real"][0, past["target"].shape[-1] :] for past in part.input]
+        for part in parts
+    ]
+    for fitted, validated, tested in zip(*asked, strict=True):
+        times = np.concatenate([fitted, validated, tested])
+        assert (np.diff(times[np.isfinite(times)]) > 0).all()
+    assert all(np.isfinite(np.concatenate(times)).any() for times in asked)
+
+
 def test_parquet_is_read(make_frame, tmp_path):
     pytest.importorskip("pyarrow")
     make_frame().to_parquet(tmp_path / "stays.parquet")
@@ -59,6 +77,7 @@ def test_parquet_is_read(make_frame, tmp_path):
         ("nowhere/x.csv", {}, DataError, "no file or folder"),
         ("{csv}", {}, DataError, "needs a forecast origin"),
         ("{csv}", {"after": "24h", "test_share": 0}, DataError, "need a horizon"),
+        ("{csv}", {"after": "8h", "horizon": "8h", "test_share": 0}, DataError, "nothing is left"),
         ("{folder}/x.txt", {}, DataError, "no file of .csv"),
         ("lorenz", {}, DeltaflowError, "unexpected keyword argument 'paths'"),
     ],

@@ -199,7 +199,7 @@ def fit_item_mean(task: Task) -> LinearPredictor:
 
 def fit_least_squares(task: Task) -> LinearPredictor:
     """Fit the three weights of each channel to the training forecasts by least squares."""
-    return _fit_lines(task, lambda terms, values: np.linalg.lstsq(terms, values)[0])
+    return _fit_lines(task, lambda terms, values: np.linalg.lstsq(terms, values, rcond=None)[0])
 
 
 def fit_boosted_trees(

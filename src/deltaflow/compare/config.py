@@ -9,6 +9,7 @@ from typing import Any
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.tasks import Columns, Split
+from deltaflow.tasks.datasets import check_data_set
 
 HOLD = "hold"
 RESAMPLED = "resampled_deepar"
@@ -152,6 +153,8 @@ class CompareConfig:
         for name in self.encoders:
             if name not in {*ENCODERS, *BASELINES, *self.variants}:
                 raise UnknownNameError("row", name, [*ENCODERS, *BASELINES, *self.variants])
+        for dataset in self.datasets:
+            check_data_set(dataset)
         for variant in self.variants.values():
             if variant.encoder not in ENCODERS:
                 raise UnknownNameError("encoder", variant.encoder, ENCODERS)

@@ -121,6 +121,12 @@ class IrregularDataModule(pl.LightningDataModule):
             raise UnknownNameError("origins", origins, ["random", "sliding"])
         if validation_origins not in ("last", "sliding"):
             raise UnknownNameError("validation_origins", validation_origins, ["last", "sliding"])
+        if origins == "sliding" and origins_within is not None:
+            raise DataError(
+                "sliding windows begin at every origin",
+                "draw random origins, or leave out origins_within",
+                field="origins_within",
+            )
         entries = _by_number(training_data)
         schema = schema_of(entries) if spec is None else spec.schema
         durations = {"horizon": horizon, "context": context, "origins_within": origins_within}

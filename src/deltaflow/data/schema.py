@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import pandas as pd
 
@@ -56,7 +56,11 @@ def read_duration(value: Duration, field: str) -> pd.Timedelta:
     return duration
 
 
-def read_seconds(value: Duration | None, field: str) -> float | None:
+@overload
+def read_seconds(value: Duration, field: str) -> float: ...
+@overload
+def read_seconds(value: Duration | None, field: str) -> float | None: ...
+def read_seconds(value, field):
     """Read a positive length of time in seconds, None if there is none.
 
     >>> read_seconds("36h", "horizon")

@@ -22,7 +22,7 @@ from deltaflow.data.statistics import SCALINGS
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
-from deltaflow.model.lightning_module import ForecastLightningModule
+from deltaflow.model.lightning_module import ForecastLightningModule, difference
 from deltaflow.model.loading import read_checkpoint
 from deltaflow.model.networks import NETWORKS
 from deltaflow.model.predictor import SAMPLING, IrregularPredictor
@@ -208,7 +208,13 @@ class IrregularEstimator(Estimator):
         ckpt_path: str | None = None,
         **kwargs: Any,
     ) -> IrregularPredictor:
-        """Go on from a trained predictor, with its weights and scaling; see :meth:`train`."""
+        """Go on from a trained predictor, with its weights and scaling; see :meth:`train`.
+
+        Raises
+        ------
+        DeltaflowError
+            If the predictor's network is not the one that the estimator trains.
+        """
         return self.train_model(
             training_data, validation_data, from_predictor=predictor, ckpt_path=ckpt_path
         ).predictor
@@ -227,6 +233,13 @@ class IrregularEstimator(Estimator):
             data = self.create_data_module(training_data, validation_data, from_predictor, seed)
             module = self.create_lightning_module(data)
             if from_predictor is not None:
+                output = describe_output(from_predictor.distr_output)
+                stored = {**from_predictor.network_arguments, "distr_output": output}
+                if problem := difference(stored, module.hparams):
+                    raise DeltaflowError(
+                        f"the predictor {problem}; give the estimator the options that it was "
+                        "trained with, or train a new one"
+                    )
                 module.network.load_state_dict(from_predictor.network.state_dict())
             with TemporaryDirectory(prefix="deltaflow-") as scratch, _fewer_hints():
                 trainer, checkpoint = self._create_trainer(scratch, validation_data is not None)

@@ -27,6 +27,15 @@ _SAMPLES = 200
 """Samples that stand for a distribution without quantile function when it is scored."""
 
 
+def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Return in which option the network of a stored model is not the wanted one, if in any."""
+    shaping = ("encoder", "encoder_kwargs", "network", "network_kwargs", "hidden_size")
+    for name in (*shaping, "distr_output"):
+        if stored[name] != wanted[name]:
+            return f"has {name} {stored[name]!r}, not {wanted[name]!r}"
+    return None
+
+
 class ForecastLightningModule(pl.LightningModule):
     """Trains a `ForecastNetwork`; ``load_from_checkpoint`` rebuilds it without arguments.
 
@@ -121,14 +130,16 @@ class ForecastLightningModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Log the mean loss over the observed targets of a batch, and score its forecasts."""
         args = self.network.at_targets(batch)
+        loss = self._mean_loss(batch, "val_loss", args)
         self._score(batch, args, self.val_scores)
-        return self._mean_loss(batch, "val_loss", args)
+        return loss
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Do the same as in validation."""
         args = self.network.at_targets(batch)
+        loss = self._mean_loss(batch, "test_loss", args)
         self._score(batch, args, self.test_scores)
-        return self._mean_loss(batch, "test_loss", args)
+        return loss
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation, see `ForecastScores`."""
@@ -162,17 +173,13 @@ class ForecastLightningModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another network, or of data that were scaled differently."""
         stored = checkpoint["hyper_parameters"]
-        shaping = ("encoder", "encoder_kwargs", "network", "network_kwargs", "hidden_size")
-        for name in (*shaping, "distr_output", "spec"):
-            if stored[name] == self.hparams[name]:
-                continue
-            if name == "spec":
-                problem = "the checkpoint was trained on other data, or with other windows"
-            else:
-                problem = f"the checkpoint has {name} {stored[name]!r}, not {self.hparams[name]!r}"
+        problem = difference(stored, self.hparams)
+        if problem is None and stored["spec"] != self.hparams["spec"]:
+            problem = "was trained on other data, or with other windows"
+        if problem is not None:
             raise DeltaflowError(
-                f"{problem}; ForecastLightningModule.load_from_checkpoint(path) restores the model "
-                "as it was trained"
+                f"the checkpoint {problem}; ForecastLightningModule.load_from_checkpoint(path) "
+                "restores the model as it was trained"
             )
         self.seed = self.hparams["seed"] = stored["seed"]
 
@@ -207,16 +214,22 @@ class ForecastLightningModule(pl.LightningModule):
         return predictor
 
     def _mean_loss(self, batch: Batch, name: str, args: tuple[Tensor, ...] | None = None) -> Tensor:
-        total, count = self.network.loss(batch, args)
+        advice = (
+            f"in epoch {self.current_epoch}: lower the learning rate, or choose a distr_output "
+            "whose distribution covers the targets"
+        )
+        try:
+            total, count = self.network.loss(batch, args)
+        except ValueError as error:  # distributions refuse parameters that are no numbers
+            if isinstance(error, DeltaflowError):
+                raise
+            raise DeltaflowError(f"{name} is no number {advice}") from error
         sums = torch.stack([total.detach(), count.to(total.dtype)])
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         count = sums[1].clamp(min=1)
         mean = sums[0] / count
         if not torch.isfinite(mean):
-            raise DeltaflowError(
-                f"{name} became {mean.item()} in epoch {self.current_epoch}: lower the learning "
-                "rate, or choose a distr_output whose distribution covers the targets"
-            )
+            raise DeltaflowError(f"{name} became {mean.item()} {advice}")
         # Weighted by the number of observed targets, an epoch's mean is that over all of them.
         # The mean and its weight are those of all processes; averaging them again is harmless.
         self.log(

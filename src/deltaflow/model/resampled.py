@@ -16,7 +16,7 @@ from gluonts.model.predictor import Predictor
 from gluonts.torch.model.deepar import DeepAREstimator
 from pandas.tseries.frequencies import to_offset
 
-from deltaflow.data.schema import Schema
+from deltaflow.data.schema import Schema, read_seconds
 from deltaflow.data.series import Series, read_series, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError, DeltaflowError
@@ -62,7 +62,7 @@ class ResampledEstimator(Estimator):
         self.prediction_length = prediction_length
         self.step = step
         self.estimator = estimator
-        step_seconds(step)
+        read_seconds(step, "step")
 
     def train(
         self, training_data: Dataset, validation_data: Dataset | None = None, **kwargs: Any
@@ -176,7 +176,7 @@ def deepar(step: str, horizon: str, num_channels: int = 1, **options: Any) -> De
     options
         Further arguments of ``DeepAREstimator``.
     """
-    length = math.ceil(pd.Timedelta(horizon).total_seconds() / step_seconds(step))
+    length = math.ceil(read_seconds(horizon, "horizon") / read_seconds(step, "step"))
     return DeepAREstimator(
         freq=_freq(step),
         prediction_length=max(1, length),
@@ -186,26 +186,11 @@ def deepar(step: str, horizon: str, num_channels: int = 1, **options: Any) -> De
     )
 
 
-def step_seconds(step: str) -> float:
-    """Return the length of a step in seconds.
-
-    >>> step_seconds("30min")
-    1800.0
-    """
-    try:
-        seconds = pd.Timedelta(step).total_seconds()
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise DataError(f"{step!r} is not a duration", "give one such as '1h'", field="step")
-    return seconds
-
-
 class _Grid:
     """Irregular series → regular ones, one per channel."""
 
     def __init__(self, step: str, schema: Schema, statistics: Statistics) -> None:
-        self.step = step_seconds(step)
+        self.step = read_seconds(step, "step")
         self.freq = _freq(step)
         self.schema = schema
         self.center = np.array(statistics.center[: len(schema.target)])
@@ -260,7 +245,7 @@ def _freq(step: str) -> str:
 
 def _default_estimator(step: str, data: Iterable[Series], num_channels: int) -> DeepAREstimator:
     longest = max(float(np.ptp(series.times)) if series.length else 0.0 for series in data)
-    horizon = max(step_seconds(step), longest / 2)
+    horizon = max(read_seconds(step, "step"), longest / 2)
     return deepar(step, f"{horizon}s", num_channels)
 
 

@@ -24,11 +24,16 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
         The file, whose directory is made if need be.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as folder:
-        new = Path(folder, path.name)
-        yield new
-        new.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as folder:
+            new = Path(folder, path.name)
+            yield new
+            new.replace(path)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)  # a full disk names none, others the unfinished one
+        raise
 
 
 @contextmanager

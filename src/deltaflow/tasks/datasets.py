@@ -120,6 +120,7 @@ def load_task(
     DeltaflowError
         If there is no such task, or it does not know one of its options.
     """
+    check_data_set(dataset)
     if dataset in TASKS:
         try:
             return TASKS[dataset](**(dataset_kwargs or {}))
@@ -128,8 +129,14 @@ def load_task(
     path = Path(dataset)
     if path.is_dir():
         return _gluonts_task(path)
-    if path.is_file():
-        return _file_task(path, columns or Columns(), split or Split())
+    return _file_task(path, columns or Columns(), split or Split())
+
+
+def check_data_set(dataset: str) -> None:
+    """Raise if nothing has this name or path, see `load_task`."""
+    path = Path(dataset)
+    if dataset in TASKS or path.is_dir() or path.is_file():
+        return
     if os.sep in dataset or path.suffix:
         raise DataError(f"there is no file or folder {dataset!r}", "check the path",
                         field="dataset")  # fmt: skip
@@ -164,6 +171,12 @@ def _file_task(path: Path, columns: Columns, given: Split) -> Task:
         raise DataError("items that are learned from and tested need a horizon",
                         "give split.horizon", field="split")  # fmt: skip
     horizon = pd.Timedelta(given.horizon)
+    if given.after is not None and pd.Timedelta(given.after) <= horizon:
+        raise DataError(
+            f"nothing is left to learn from before the {given.horizon} that are validated",
+            f"give a split.after of more than {given.horizon}, or a split.test_share",
+            field="split",
+        )
     earlier = _moved_back(origin, horizon)
     fitted = _moved_back(earlier, horizon)
     length = max(earlier.prediction_length(data), origin.prediction_length(data))
@@ -179,10 +192,12 @@ def _file_task(path: Path, columns: Columns, given: Split) -> Task:
 
 
 def _moved_back(splitter: TimeSplitter, horizon: pd.Timedelta) -> TimeSplitter:
-    """Return the splitter whose origin is earlier, but not before the items begin."""
+    """Return the splitter whose horizon ends where this one's begins, cut to the items' start."""
     if splitter.after is None:
         return replace(splitter, date=pd.Timestamp(splitter.date) - horizon)  # pyright: ignore[reportOperatorIssue, reportArgumentType]
-    return replace(splitter, after=max(pd.Timedelta(0), pd.Timedelta(splitter.after) - horizon))
+    after = pd.Timedelta(splitter.after)
+    horizon = min(horizon, after)
+    return replace(splitter, after=after - horizon, horizon=horizon)
 
 
 def _gluonts_task(path: Path) -> Task:
