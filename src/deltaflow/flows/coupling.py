@@ -8,13 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from deltaflow.flows.compose import FlowStack
-from deltaflow.flows.flow import Flow, FlowMap
+from deltaflow.flows.flow import INITIAL_STEP, Flow, FlowMap
 from deltaflow.flows.stage import Product, Rows, Stage, clock_of
 from deltaflow.flows.time_embedding import TIME_EMBEDDINGS, make_time_embedding
 from deltaflow.flows.time_mlp import TimeMLP
-
-INITIAL_STEP = 0.1
-"""The size of a new flow's step. It starts close to the identity: growth would compound in time."""
 
 
 class AffineParameters(nn.Module):

@@ -16,6 +16,13 @@ from deltaflow.flows.stage import Stage
 FlowMap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A map ``(t, x) -> F(t, x)`` whose weights are fixed."""
 
+INITIAL_STEP = 0.1
+"""The size of a new flow's step, as a share of what its weights would make it.
+
+A flow starts close to the identity, so that the state keeps its memory across many gaps until it is
+learned what should fade; and growth would compound in time.
+"""
+
 MAX_JACOBIAN_DIM = 64
 """The largest dimension whose log-determinant is taken from the full Jacobian."""
 

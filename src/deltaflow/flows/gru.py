@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.contractive import check_coefficient, spectral_normalise
 from deltaflow.flows.fixed_point import solve
-from deltaflow.flows.flow import Flow, FlowMap
+from deltaflow.flows.flow import INITIAL_STEP, Flow, FlowMap
 from deltaflow.flows.stage import Product, Rows, Stage, clock_of
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
@@ -55,6 +57,8 @@ class GRULayer(Flow):
         gates = [nn.init.orthogonal_(torch.empty(dim, dim)) for _ in range(3)]
         self.weight = nn.Parameter(torch.stack(gates))  # (3, D, D): z, r, c
         self.bias = nn.Parameter(torch.zeros(3, dim))
+        with torch.no_grad():  # sigmoid(0) = 1/2 is what z would begin with
+            self.bias[0] = math.log(INITIAL_STEP / (2 - INITIAL_STEP))
         self.time_weight = nn.Parameter(torch.empty(3, dim).uniform_(-1, 1))
         self.phi = make_time_embedding(time_embedding, dim, BOUNDED_TIME_EMBEDDINGS)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.contractive import ContractiveMLP
 from deltaflow.flows.fixed_point import solve
-from deltaflow.flows.flow import Flow, FlowMap
+from deltaflow.flows.flow import INITIAL_STEP, Flow, FlowMap
 from deltaflow.flows.stage import Product, Rows, Stage, clock_of
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
@@ -50,6 +50,8 @@ class ResNetLayer(Flow):
     ) -> None:
         super().__init__(dim)
         self.g = ContractiveMLP(dim, dim, hidden_dims, lipschitz=lipschitz)
+        with torch.no_grad():
+            self.g.weights[-1] *= INITIAL_STEP
         self.phi = make_time_embedding(time_embedding, dim, BOUNDED_TIME_EMBEDDINGS)
 
     @property
