@@ -39,7 +39,6 @@ TERMINAL = {
     RATIO: "MSE / hold",
     "balanced MAE": "MAE",
     "80 % interval covers": "80 %\ncovers",
-    "parameters": "weights",
     "s / epoch": "s per\nepoch",
 }
 """The columns of the summary that the terminal shows, and their headings there. Losses are
