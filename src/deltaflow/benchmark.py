@@ -27,11 +27,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor, nn
 
-from deltaflow.compare.run import threads, write
+from deltaflow.compare.run import threads
 from deltaflow.compare.table import as_markdown
 from deltaflow.encoders import ENCODERS, Encoder, make_encoder
 from deltaflow.model.estimator import GRUFlowEstimator
-from deltaflow.model.saving import replacing_file
+from deltaflow.saving import replacing_file, write
 from deltaflow.tasks import clinical_task
 
 FLOOR = "nn.GRU"

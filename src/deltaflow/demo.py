@@ -39,9 +39,8 @@ from deltaflow import (
     predict_df,
     split_items,
 )
-from deltaflow.compare.run import write
 from deltaflow.compare.table import as_markdown
-from deltaflow.model.saving import replacing_file
+from deltaflow.saving import replacing_file, write
 from deltaflow.tasks import VITALS, clinical_dataset, clinical_sample
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from deltaflow.heads import is_centred, is_discrete, make_output
 from deltaflow.model.estimator import ignore_hints
 from deltaflow.model.lightning_module import ForecastLightningModule
 from deltaflow.model.loading import read_checkpoint
-from deltaflow.model.saving import replacing_file
 from deltaflow.model.writer import ForecastWriter
+from deltaflow.saving import replacing_file
 from deltaflow.tasks import TaskDataModule
 
 

@@ -14,7 +14,7 @@ from deltaflow.compare.run import execute
 from deltaflow.compare.score import accuracy, channel_units
 from deltaflow.data.windows import collate
 from deltaflow.errors import DeltaflowError, UnknownNameError
-from deltaflow.model.saving import MARKER
+from deltaflow.saving import MARKER
 from deltaflow.tasks import TASKS, load_task, regular_seasonal
 from deltaflow.tasks.task import LabelledWindows, joined
 

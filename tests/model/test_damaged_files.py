@@ -21,22 +21,6 @@ from deltaflow import (
 WEIGHTS = "prediction-net-state.pt"
 
 
-class Canary:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.fixture
-def directory(trained, tmp_path) -> Path:
-    trained("GRUEstimator").serialize(tmp_path / "predictor")
-    return tmp_path / "predictor"
-
-
 @pytest.fixture(scope="module")
 def stored(univariate, tmp_path_factory) -> Path:
     """A checkpoint of Lightning."""
@@ -53,14 +37,14 @@ def stored(univariate, tmp_path_factory) -> Path:
 
 
 def truncated(share: float):
-    def change(path: Path, touched: Path) -> None:
+    def change(path: Path, canary) -> None:
         content = path.read_bytes()
         path.write_bytes(content[: int(share * len(content))])
 
     return change
 
 
-def flipped(path: Path, touched: Path) -> None:
+def flipped(path: Path, canary) -> None:
     content = bytearray(path.read_bytes())
     content[:8] = bytes(255 - byte for byte in content[:8])
     path.write_bytes(content)
@@ -69,44 +53,44 @@ def flipped(path: Path, touched: Path) -> None:
 def saved(change):
     """Change the tensors of a file, in its ``state_dict`` if it is a checkpoint."""
 
-    def apply(path: Path, touched: Path) -> None:
+    def apply(path: Path, canary) -> None:
         content = torch.load(path, weights_only=True)
-        change(content.get("state_dict", content), touched)
+        change(content.get("state_dict", content), canary)
         torch.save(content, path)
 
     return apply
 
 
-def other_shape(weights, touched):
+def other_shape(weights, canary):
     name = next(iter(weights))
     weights[name] = torch.zeros(3, 1, 2)
 
 
 def not_finite(value: float):
-    def change(weights, touched):
+    def change(weights, canary):
         next(iter(weights.values())).view(-1)[0] = value
 
     return change
 
 
-def one_missing(weights, touched):
+def one_missing(weights, canary):
     weights.pop(next(iter(weights)))
 
 
-def one_more(weights, touched):
+def one_more(weights, canary):
     weights["another"] = torch.zeros(2)
 
 
-def no_tensor(weights, touched):
+def no_tensor(weights, canary):
     weights[next(iter(weights))] = "text"
 
 
-def canary(weights, touched):
-    weights["canary"] = Canary(touched)
+def pickled_beside(weights, canary):
+    weights["canary"] = canary
 
 
-def pickled(path: Path, touched: Path) -> None:
-    path.write_bytes(pickle.dumps({"state_dict": Canary(touched), "hyper_parameters": {}}))
+def pickled(path: Path, canary) -> None:
+    path.write_bytes(pickle.dumps({"state_dict": canary, "hyper_parameters": {}}))
 
 
 BAD_WEIGHTS = {
@@ -120,37 +104,37 @@ BAD_WEIGHTS = {
     "one missing": saved(one_missing),
     "one more": saved(one_more),
     "no tensor": saved(no_tensor),
-    "canary": saved(canary),
+    "canary": saved(pickled_beside),
     "pickle": pickled,
-    "text": lambda path, touched: path.write_text("weights"),
-    "missing": lambda path, touched: path.unlink(),
-    "directory": lambda path, touched: (path.unlink(), path.mkdir()),
+    "text": lambda path, canary: path.write_text("weights"),
+    "missing": lambda path, canary: path.unlink(),
+    "directory": lambda path, canary: (path.unlink(), path.mkdir()),
 }
 
 
 @pytest.mark.parametrize("bad", BAD_WEIGHTS)
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
-def test_bad_weights_are_refused(bad, directory, tmp_path):
-    weights, touched = directory / WEIGHTS, tmp_path / "touched"
-    BAD_WEIGHTS[bad](weights, touched)
+def test_bad_weights_are_refused(bad, directory, canary):
+    weights = directory / WEIGHTS
+    BAD_WEIGHTS[bad](weights, canary)
     with pytest.raises(DeltaflowError, match=re.escape(str(weights))):
         load_predictor(directory)
-    assert not touched.exists()
+    assert not canary.path.exists()
 
 
 @pytest.mark.parametrize("bad", [name for name in BAD_WEIGHTS if name != "directory"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
-def test_bad_checkpoints_are_refused(bad, stored, univariate, make_estimator, tmp_path):
+def test_bad_checkpoints_are_refused(bad, stored, univariate, make_estimator, canary, tmp_path):
     load_predictor(stored)
-    checkpoint, touched = tmp_path / "bad.ckpt", tmp_path / "touched"
+    checkpoint = tmp_path / "bad.ckpt"
     checkpoint.write_bytes(stored.read_bytes())
-    BAD_WEIGHTS[bad](checkpoint, touched)
+    BAD_WEIGHTS[bad](checkpoint, canary)
     with pytest.raises(DeltaflowError, match=re.escape(str(checkpoint)) + "|holds no predictor"):
         load_predictor(checkpoint)
     if bad in ("empty", "half", "all but the end", "flipped", "canary", "pickle", "text"):
         with pytest.raises(DeltaflowError, match=re.escape(str(checkpoint))):
             make_estimator(GRUEstimator).train(univariate, ckpt_path=str(checkpoint))
-    assert not touched.exists()
+    assert not canary.path.exists()
 
 
 def changed(**arguments):

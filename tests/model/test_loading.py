@@ -13,22 +13,6 @@ from gluonts.model.seasonal_naive import SeasonalNaivePredictor
 from deltaflow import DeltaflowError, HoldPredictor, IrregularPredictor, load_predictor
 
 
-class Attack:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.fixture
-def directory(trained, tmp_path) -> Path:
-    trained("GRUEstimator").serialize(tmp_path / "predictor")
-    return tmp_path / "predictor"
-
-
 def rewrite(path: Path, change) -> None:
     content = json.loads(path.read_text())
     change(content)
@@ -102,20 +86,19 @@ def test_positional_arguments_are_refused(directory):
     ids=["torch", "pickle"],
 )
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
-def test_an_object_pickled_into_the_weights_is_not_executed(directory, write, read, tmp_path):
+def test_an_object_pickled_into_the_weights_is_not_executed(directory, write, read, canary):
     (weights,) = (path for path in directory.iterdir() if path.suffix != ".json")
-    touched = tmp_path / "touched"
     with weights.open("wb") as file:
-        write({"network.weight": Attack(touched)}, file)
+        write({"network.weight": canary}, file)
     # The attack works where objects are unpickled ...
     with weights.open("rb") as file:
         read(file)
-    assert touched.exists()
-    touched.unlink()
+    assert canary.path.exists()
+    canary.path.unlink()
     # ... but not here.
     with pytest.raises(DeltaflowError, match=re.escape(str(weights))):
         load_predictor(directory)
-    assert not touched.exists()
+    assert not canary.path.exists()
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"type": ["a"]}'])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deltaflow import DeltaflowError, EnsemblePredictor, HoldPredictor, load_predictor
-from deltaflow.model.saving import MARKER, replacing, replacing_file
+from deltaflow.saving import MARKER, replacing, replacing_file
 
 KINDS = ("hold", "network", "ensemble")
 

@@ -15,7 +15,8 @@ import yaml
 
 from deltaflow.compare import figures, table
 from deltaflow.compare.config import CompareConfig
-from deltaflow.compare.run import Run, environment, write
+from deltaflow.compare.run import Run, environment
+from deltaflow.saving import write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -31,7 +31,7 @@ from deltaflow.compare.config import CompareConfig
 from deltaflow.compare.models import Trained, average_of, train_row
 from deltaflow.compare.score import accuracy, channel_units, squared_errors, timed_forecasts
 from deltaflow.data.series import is_irregular
-from deltaflow.model.saving import MARKER, replacing_file
+from deltaflow.saving import MARKER, write
 from deltaflow.tasks import TASKS, Task, load_task
 
 Run = dict[str, Any]
@@ -234,12 +234,6 @@ def environment() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file that is never seen half-written; text in UTF-8."""
-    with replacing_file(path) as file:
-        file.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _load(dataset: str, config: CompareConfig) -> tuple[Task, Units]:

@@ -17,7 +17,7 @@ from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series
 from deltaflow.model.forecast import DistributionForecast, SampleForecast
 from deltaflow.model.predictor import query_times_of, read_arguments, refusing, seeded
-from deltaflow.model.saving import replacing
+from deltaflow.saving import replacing
 
 
 class BaselinePredictor(RepresentablePredictor):

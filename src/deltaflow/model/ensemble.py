@@ -15,7 +15,7 @@ from deltaflow.errors import DeltaflowError
 from deltaflow.model.forecast import EnsembleForecast
 from deltaflow.model.hold import HoldPredictor
 from deltaflow.model.predictor import IrregularPredictor, read_arguments
-from deltaflow.model.saving import replacing
+from deltaflow.saving import replacing
 
 
 class EnsemblePredictor(RepresentablePredictor):

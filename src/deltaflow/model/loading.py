@@ -13,7 +13,7 @@ from deltaflow.model.ensemble import EnsemblePredictor
 from deltaflow.model.hold import HoldPredictor
 from deltaflow.model.lightning_module import ForecastLightningModule
 from deltaflow.model.predictor import IrregularPredictor, load_weights, refusing
-from deltaflow.model.saving import MARKER
+from deltaflow.saving import MARKER
 
 PREDICTORS: dict[str, type[IrregularPredictor | HoldPredictor | EnsemblePredictor]] = {
     f"{cls.__module__}.{cls.__qualname__}": cls

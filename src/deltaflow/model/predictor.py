@@ -33,7 +33,7 @@ from deltaflow.model.forecast import (
     SampleForecast,
 )
 from deltaflow.model.networks import make_network
-from deltaflow.model.saving import replacing
+from deltaflow.saving import replacing
 
 _WEIGHTS = "prediction-net-state.pt"
 _T = TypeVar("_T")

@@ -11,7 +11,7 @@ import pandas as pd
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from deltaflow.errors import DeltaflowError
-from deltaflow.model.saving import replacing_file
+from deltaflow.saving import replacing_file
 
 WRITERS = {".csv": pd.DataFrame.to_csv, ".parquet": pd.DataFrame.to_parquet}
 """How a table is written, by the suffix of its file."""

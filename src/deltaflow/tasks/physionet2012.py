@@ -18,6 +18,7 @@ from gluonts.dataset.common import DataEntry
 
 from deltaflow.data import IrregularDataset, TimeSplitter
 from deltaflow.errors import DataError
+from deltaflow.saving import replacing_file
 from deltaflow.tasks.task import Task
 
 DESCRIPTORS = ("Age", "Gender", "Height", "ICUType", "Weight")
@@ -170,14 +171,12 @@ def _read_set(folder: Path, name: str, cache: str | Path | None) -> pd.DataFrame
     kept = Path(cache) / f"physionet2012-{name}-{digest}.npz"
     if not kept.exists():
         frame = _parsed(_records(source))
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(".unfinished.npz")
-        np.savez_compressed(
-            unfinished,
-            index=frame[["record", "minutes"]].to_numpy(),
-            values=frame[list(PARAMETERS)].to_numpy(),
-        )
-        unfinished.replace(kept)
+        with replacing_file(kept) as file:
+            np.savez_compressed(
+                file,
+                index=frame[["record", "minutes"]].to_numpy(),
+                values=frame[list(PARAMETERS)].to_numpy(),
+            )
     with np.load(kept) as arrays:
         return _as_frame(arrays["index"], arrays["values"])
 

@@ -36,6 +36,12 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file that is never seen half-written; text in UTF-8."""
+    with replacing_file(path) as file:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a new folder to write into, whose content then takes its place in the directory.
