@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from functools import cached_property
 
-from deltaflow.flows.stage import Product, Rows, Stage
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deltaflow.flows.stage import Product, Rows, Stage, of_shares
 
 
 class ClampStage(Stage):
@@ -16,7 +19,7 @@ class ClampStage(Stage):
     dim
         The size of the state.
     limit
-        The largest absolute value.
+        The largest absolute value of a state, which stands at twice its distance from 1/2.
     """
 
     def __init__(self, dim: int, limit: float) -> None:
@@ -26,7 +29,7 @@ class ClampStage(Stage):
         self.work = {"y": dim, "inside": dim}
         self.products = []
         self.inputs = {}
-        self.limit = limit
+        self.lowest, self.highest = (1 - limit) / 2, (1 + limit) / 2
 
     def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See `Stage.forward_views`."""
@@ -34,11 +37,11 @@ class ClampStage(Stage):
 
     def forward(self, out: Tensor, x: Tensor) -> None:
         """See `Stage.forward`."""
-        torch.clamp(x, -self.limit, self.limit, out=out)
+        torch.clamp(x, self.lowest, self.highest, out=out)
 
     def factors(self, tape: Rows, work: Rows) -> None:
         """Mark where the state is within the limit."""
-        work["inside"].copy_(tape["x"].abs() <= self.limit)
+        work["inside"].copy_((tape["x"] >= self.lowest) & (tape["x"] <= self.highest))
 
     def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See `Stage.backward_views`."""
@@ -52,74 +55,54 @@ class ClampStage(Stage):
 class GRUCellStage(Stage):
     r"""The update by an observation u, as in `torch.nn.GRU`.
 
-    It is :math:`y = z \odot x + (1 - z) \odot n`, where :math:`n = \tanh(W u + b + r \odot h)` and
-    :math:`h = W_h x + b_h`. Its Jacobian is
+    It is :math:`y = z \odot x + (1 - z) \odot n`, where :math:`n = \sigma(W u + r \odot h)` and
+    :math:`h = W_h x + b_h`; n is to x as the tanh of the candidate is to the state. The Jacobian is
 
     .. math:: D_z + D_{(x - n) z (1 - z)} W_z
-              + D_{(1 - z) (1 - n^2)} (D_r W_h + D_{h r (1 - r)} W_r).
-
-    All four products are one, of u and x.
+              + D_{(1 - z) n (1 - n)} (D_r W_h + D_{h r (1 - r)} W_r).
 
     Parameters
     ----------
-    hidden
-        ``[b, W]`` by which the state enters h, r and z, :math:`(3D, 1 + D)`.
-    inputs
-        ``[W, b]`` by which the observation enters r, z and n, :math:`(3D, I + 1)`.
+    weight
+        The matrix by which u and x enter h, r, z and n, see `cell_matrix`.
     observations
-        What is observed at each step, :math:`(T, I, N)`.
+        What is observed at each step, and a last row of ones, :math:`(T, I + 1, N)`.
     """
 
     stretches = False
 
-    def __init__(self, hidden: Tensor, inputs: Tensor, observations: Tensor) -> None:
-        dim, num_inputs = len(hidden) // 3, observations.shape[1]
-        self.dim = dim
-        self.tape = {"u": num_inputs, "one": 1, **dict.fromkeys(("x", "h", "r", "z", "n"), dim)}
+    def __init__(self, weight: Tensor, observations: Tensor) -> None:
+        dim = self.dim = len(weight) // 4
+        self.tape = {"u": observations.shape[1], **dict.fromkeys(("x", "h", "r", "z", "n"), dim)}
         self.kept = slice("u", "n")
         self.work = dict.fromkeys(("y", "h", "r", "z", "n", "kept"), dim)
-        self.inputs = {"u": observations, "one": torch.ones_like(observations[:, :1])}
-        self.products = [
-            Product(hidden, of=slice("one", "x"), gradient=slice("h", "z")),
-            Product(inputs, of=slice("u", "one"), gradient=slice("r", "n")),
-        ]
-        hidden, inputs = hidden.detach(), inputs.detach()
-        self.hidden_back = hidden[:, 1:].T.contiguous()
-        self.weight = hidden.new_zeros(4 * dim, num_inputs + 1 + dim)
-        self.weight[: 3 * dim, num_inputs:] += hidden
-        self.weight[dim:, : num_inputs + 1] += inputs
-        self.weight[3 * dim :] *= 2  # tanh(p) = 2 σ(2p) - 1
-        self.minus_one = hidden.new_tensor(-1.0)
+        self.inputs = {"u": observations}
+        self.products = [Product(weight, of=slice("u", "x"), gradient=slice("h", "n"))]
+        self.weight = weight.detach()
+
+    @cached_property
+    def weight_back(self) -> Tensor:
+        """The matrix by which the gradients of h, r and z give that of x."""
+        return self.weight[: 3 * self.dim, -self.dim :].T.contiguous()
 
     def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See `Stage.forward_views`."""
         rows = (tape[name] for name in ("x", "h", "r", "z", "n"))
         return out, tape["u":"x"], tape["h":"n"], tape["r":"z"], *rows
 
-    def forward(
-        self,
-        out: Tensor,
-        u_x: Tensor,
-        gates: Tensor,
-        rz: Tensor,
-        x: Tensor,
-        h: Tensor,
-        r: Tensor,
-        z: Tensor,
-        n: Tensor,
-    ) -> None:
+    def forward(self, out, u_x, gates, rz, x, h, r, z, n) -> None:
         """See `Stage.forward`."""
         torch.mm(self.weight, u_x, out=gates)
         rz.sigmoid_()
-        n.addcmul_(r, h, value=2).sigmoid_()
-        torch.add(self.minus_one, n, alpha=2, out=n)
+        n.addcmul_(r, h).sigmoid_()
         torch.lerp(n, x, z, out=out)
 
     def factors(self, tape: Rows, work: Rows) -> None:
         """Fill in the diagonals of the Jacobian."""
         x, h, r, z, n = (tape[name] for name in ("x", "h", "r", "z", "n"))
         rest = 1 - z
-        by_n = torch.addcmul(rest, rest * n, n, value=-1, out=work["n"])
+        by_n = torch.mul(rest, n, out=work["n"])
+        by_n.addcmul_(by_n, n, value=-1)
         by_h = torch.mul(by_n, r, out=work["h"])
         torch.addcmul(by_h, by_h, r, value=-1, out=work["r"]).mul_(h)
         torch.mul((x - n) * z, rest, out=work["z"])
@@ -129,7 +112,27 @@ class GRUCellStage(Stage):
         """See `Stage.backward_views`."""
         return out, work["y"], work.stacked("h", "kept"), work["h":"z"], work["kept"]
 
-    def backward(self, out: Tensor, y: Tensor, gates: Tensor, hrz: Tensor, kept: Tensor) -> None:
+    def backward(self, out, y, gates, hrz, kept) -> None:
         """See `Stage.backward`."""
         gates.mul_(y)
-        torch.addmm(kept, self.hidden_back, hrz, out=out)
+        torch.addmm(kept, self.weight_back, hrz, out=out)
+
+
+def cell_matrix(inputs: nn.Linear, hidden: nn.Linear) -> Tensor:
+    """Return the matrix of a `GRUCellStage`, of shape ``(4 H, I + 1 + H)``.
+
+    Parameters
+    ----------
+    inputs, hidden
+        The maps ``(I,) -> (3 H,)`` and ``(H,) -> (3 H,)`` by which observation and state enter
+        r, z and n.
+    """
+    size, given = hidden.in_features, inputs.in_features
+    of_u = torch.cat([inputs.weight, inputs.bias.unsqueeze(-1)], -1)
+    weight, bias = of_shares(hidden.weight, hidden.bias)
+    of_x = torch.cat([bias.unsqueeze(-1), weight], -1).roll(size, 0)  # h, then r and z
+    matrix = F.pad(of_u, (0, size, size, 0)) + F.pad(of_x, (given, 0, 0, size))
+    # What enters n is doubled, since tanh(p) = 2 σ(2p) - 1.
+    doubled = matrix.new_ones(4, 1, 1)
+    doubled[::3] = 2
+    return (matrix.unflatten(0, (4, size)) * doubled).flatten(0, 1)

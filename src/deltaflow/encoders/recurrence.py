@@ -126,14 +126,14 @@ class _Recurrence:
 
     def forward(self, kept: dict[_Block, list[Tensor]] | None = None) -> Tensor:
         """Return the last states; what the backward pass will need is added to ``kept``."""
-        final = self.tensors[-1].new_zeros(self.stages[0].dim, self.num_series)
+        final = self.tensors[-1].new_full((self.stages[0].dim, self.num_series), 0.5)
         self._forward(final, kept)
-        return final
+        return 2 * final - 1
 
     def backward(self, kept: dict[_Block, list[Tensor]], gradient: Tensor) -> list[Tensor | None]:
         """Return the gradients of the tensors that require one."""
         totals = [torch.zeros_like(t) if t.requires_grad else None for t in self.tensors]
-        self._backward(kept, gradient, totals)
+        self._backward(kept, 2 * gradient, totals)
         return totals
 
     # Scratch memory never meets autograd. Told so, torch saves a tenth of the time.

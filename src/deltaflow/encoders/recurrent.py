@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deltaflow.encoders.cell import ClampStage, GRUCellStage
+from deltaflow.encoders.cell import ClampStage, GRUCellStage, cell_matrix
 from deltaflow.encoders.encoder import Encoder, State
 from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution
 from deltaflow.encoders.recurrence import recur
@@ -52,38 +52,37 @@ class RecurrentEncoder(Encoder):
         An evolution that has stages is read by `recur`, any other one by `read_plainly`. The states
         are the same, to within rounding.
         """
-        lengths, order = running.sum(1).sort(descending=True, stable=True)
-        steps = torch.arange(running.shape[1], device=running.device)
-        counts = [count for count in (lengths > steps.unsqueeze(-1)).sum(1).tolist() if count]
+        counts = [count for count in running.sum(0).tolist() if count]
         num_steps, num_series = len(counts), max(counts, default=0)
-        is_sorted = bool((order == torch.arange(len(order), device=order.device)).all())
-        order = order[:num_series]
+        lengths = running.sum(1)
+        is_sorted = bool((lengths.diff() <= 0).all())
+        order = slice(num_series) if is_sorted else lengths.argsort(descending=True)[:num_series]
 
         def columns(rows: Tensor) -> Tensor:
             """Turn ``(B, T, R)`` into ``(T, R, N)``, the longest series first."""
-            rows = rows[:num_series] if is_sorted else rows.index_select(0, order)
-            rows = rows[:, :num_steps]
+            rows = rows[order, :num_steps]
             return rows.flatten(1).T.contiguous().view(num_steps, rows.shape[-1], num_series)
 
         with _own_precision(values):
             delta_t = delta_t.masked_fill(~running, 0.0)
-            stages = self.evolution.stages(columns(delta_t.unsqueeze(-1)))
+            gaps = columns(delta_t.unsqueeze(-1))
+            stages = self.evolution.stages(gaps)
             if stages is None:
                 return self.read_plainly(values, observed, delta_t, running, features)
             if any(stage.stretches for stage in stages):
                 stages = [*stages, ClampStage(self.hidden_size, STATE_LIMIT)]
-            observations = columns(self._inputs(values, observed, delta_t, features))
+            parts = [columns(values), columns(observed).to(values.dtype), columns(features)]
+            observations = torch.cat([*parts, gaps.log1p(), torch.ones_like(gaps)], 1)
             if counts and counts[-1] < num_series:
                 padding = ~columns(running.unsqueeze(-1))
                 observations = observations.masked_fill(padding, 0.0)
-            hidden, inputs = self.hidden_projection, self.input_projection
-            cell = GRUCellStage(
-                torch.cat([hidden.bias.unsqueeze(-1), hidden.weight], -1).roll(self.hidden_size, 0),
-                torch.cat([inputs.weight, inputs.bias.unsqueeze(-1)], -1),
-                observations,
-            )
-            states = recur([*stages, cell], counts).T
-            return states.new_zeros(len(values), self.hidden_size).index_copy(0, order, states)
+            matrix = cell_matrix(self.input_projection, self.hidden_projection)
+            states = recur([*stages, GRUCellStage(matrix, observations)], counts).T
+            if is_sorted and num_series == len(values):
+                return states
+            hidden = states.new_zeros(len(values), self.hidden_size)
+            hidden[order] = states
+            return hidden
 
     def read_plainly(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
@@ -182,10 +181,13 @@ def coupling_flow(
     num_features: int,
     hidden_size: int,
     *,
-    num_layers: int = 2,
+    num_layers: int = 1,
     time_embedding: str = "tanh",
 ) -> RecurrentEncoder:
-    """Affine coupling flow across the gaps. Options as in `CouplingFlow`."""
+    """Affine coupling flow across the gaps. Options as in `CouplingFlow`.
+
+    One layer is a pair of affine steps, as deep as two layers of the other flows.
+    """
     flow = CouplingFlow(
         hidden_size,
         hidden_dims=(hidden_size,),

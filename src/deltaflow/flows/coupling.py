@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -163,12 +164,14 @@ class CouplingLayer(Flow):
 
 
 class CouplingStage(Stage):
-    r"""The step :math:`(x, x') \mapsto (x', x \odot e^s + b)`: the next one moves the other part.
+    r"""The step :math:`(h, h') \mapsto (h', h \odot e^s + b)`: the next one moves the other part.
 
-    By :math:`\tanh(p) = 2 \sigma(2p) - 1`, there are constants in the weights, and only sigmoids:
+    For :math:`x = (1 + h) / 2` it is
+    :math:`\tfrac{1}{2} + (x - \tfrac{1}{2}) \odot e^s + \tfrac{b}{2}`. By
+    :math:`\tanh(p) = 2 \sigma(2p) - 1`, there are constants in the weights, and only sigmoids:
 
-    .. math:: s = s_{\max} (2 \sigma(u \odot \varphi_u) - 1), \qquad b = v \odot \varphi_v, \qquad
-              (u, v) = W_2 \sigma(W_1 x').
+    .. math:: s = s_{\max} (2 \sigma(u \odot \varphi_u) - 1), \qquad
+              \tfrac{b}{2} = v \odot \varphi_v, \qquad (u, v) = W_2 \sigma(W_1 x').
 
     The Jacobian of the part that moves is
 
@@ -176,7 +179,7 @@ class CouplingStage(Stage):
               \begin{pmatrix} D_{q \varphi_u} & D_{\varphi_v} \end{pmatrix}
               W_2 D_{\sigma'} W_1 \quad \text{by } x',
 
-    where :math:`q = x e^s \, 2 s_{\max} \sigma'(u \varphi_u)`.
+    where :math:`q = (x - \tfrac{1}{2}) e^s \, 2 s_{\max} \sigma'(u \varphi_u)`.
 
     Parameters
     ----------
@@ -209,10 +212,18 @@ class CouplingStage(Stage):
             Product(second, of=slice("clock", "a"), gradient=slice("u", "v")),
         ]
         self.first, self.second = first.detach(), second.detach()
-        self.first_back = self.first[:, :given].T.contiguous()
-        self.second_back = self.second[:, 2:].T.contiguous()
         self.twice_limit = 2 * max_log_scale
-        self.minus_limit = first.new_tensor(-max_log_scale)
+        self.minus_limit, self.half = first.new_tensor(-max_log_scale), first.new_tensor(0.5)
+
+    @cached_property
+    def first_back(self) -> Tensor:
+        """The matrix by which the gradient of a, before the sigmoid, gives that of x'."""
+        return self.first[:, : self.tape["given"]].T.contiguous()
+
+    @cached_property
+    def second_back(self) -> Tensor:
+        """The matrix by which the gradients of u and v give that of a."""
+        return self.second[:, 2:].T.contiguous()
 
     def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
@@ -231,7 +242,7 @@ class CouplingStage(Stage):
         phi.mul_(uv)
         torch.sigmoid(before_s, out=s)
         torch.add(self.minus_limit, s, alpha=self.twice_limit, out=scale).exp_()
-        torch.addcmul(shift, x, scale, out=out)
+        torch.lerp(self.half, x, scale, out=out).add_(shift)
         out_given.copy_(given)
 
     def factors(self, tape: Rows, work: Rows) -> None:
@@ -239,7 +250,7 @@ class CouplingStage(Stage):
         x, s, a, scale = (tape[name] for name in ("x", "s", "a", "scale"))
         phi_u, phi_v = tape["phi"].chunk(2, 1)
         q = torch.mul(s, self.twice_limit, out=work["q"])
-        q.addcmul_(q, s, value=-1).mul_(x).mul_(scale)
+        q.addcmul_(q, s, value=-1).mul_(x - 0.5).mul_(scale)
         torch.mul(q, tape["u"], out=work["phi_u"])
         torch.mul(q, phi_u, out=work["u"])
         work["phi_v"].copy_(tape["v"])
@@ -262,10 +273,10 @@ class CouplingStage(Stage):
 
 
 def _of_sigmoids(weight: Tensor, moved: int) -> Tensor:
-    """Turn ``[0, b, W]`` of tanh into that of sigmoids, and double u, which enters another one."""
+    """Turn ``[0, b, W]`` of tanh into that of sigmoids. Double u, which enters one; halve v."""
     bias, matrix = weight[:, 1:2], weight[:, 2:]
     weight = torch.cat([weight[:, :1], bias - matrix.sum(1, keepdim=True), 2 * matrix], 1)
-    return torch.cat([2 * weight[:moved], weight[moved:]])
+    return torch.cat([2 * weight[:moved], weight[moved:] / 2])
 
 
 class CouplingFlow(FlowStack):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.contractive import check_coefficient, spectral_normalise
 from deltaflow.flows.fixed_point import solve
 from deltaflow.flows.flow import INITIAL_STEP, Flow, FlowMap
-from deltaflow.flows.stage import Product, Rows, Stage, clock_of
+from deltaflow.flows.stage import Product, Rows, Stage, clock_of, of_shares
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
 # Theorem 1 of Biloš et al.: with these bounds on the gates, the residual contracts.
@@ -105,10 +106,12 @@ class GRULayer(Flow):
     def stages(self, t: Tensor) -> list[Stage]:
         """Normalise the three gates in one call, and return the step as a stage."""
         weight = spectral_normalise(self.weight, self.coefficient)
-        clock = torch.stack([self.time_weight, self.bias], -1)  # (3, D, 2)
-        gates = torch.cat([clock[:2], weight[:2]], -1).flatten(0, 1)
-        candidate = torch.cat([BETA * weight[2], clock[2]], -1)
-        return [GRUStage(gates, candidate, clock_of(t), ALPHA * self.phi.columns(t))]
+        weight_zr, bias_zr = of_shares(weight[:2], self.bias[:2])
+        clock = torch.stack([self.time_weight[:2], bias_zr], -1)  # (2, D, 2)
+        gates = torch.cat([clock, weight_zr], -1).flatten(0, 1)
+        clock = torch.stack([self.time_weight[2], self.bias[2]], -1)  # (D, 2)
+        candidate = 2 * torch.cat([-BETA * weight[2], clock], -1)
+        return [GRUStage(gates, candidate, clock_of(t), self.phi.columns(t, ALPHA))]
 
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
@@ -139,17 +142,18 @@ class GRULayer(Flow):
 
 
 class GRUStage(Stage):
-    r"""The gated step :math:`y = x + w \odot (c - x)`, where :math:`w = \alpha \varphi \odot z`.
+    r"""The gated step :math:`y = x + w \odot (s - x)`, where :math:`w = \alpha \varphi \odot z`.
 
-    Its Jacobian is
+    The candidate is :math:`s = \sigma(W_s q + \dots)`, where
+    :math:`q = -r \odot h = r \odot (1 - 2x)`. The Jacobian is
 
-    .. math:: D_{1 - w} + D_{w (1 - c^2)} W_c (D_r + D_{r x (1 - r)} W_r)
-              + D_{(c - x) z (\alpha \varphi - w)} W_z.
+    .. math:: D_{1 - w} + D_{w s (1 - s)} W_s (D_{-2 r} + D_{q (1 - r)} W_r)
+              + D_{(s - x) z (\alpha \varphi - w)} W_z.
 
     Parameters
     ----------
     gates, candidate
-        ``[w, b, W]`` of z and r, and ``[W, w, b]`` of c.
+        ``[w, b, W]`` of z and r, by which they read x, and ``[W, w, b]`` of s.
     clock, phi
         The rows of the clock, and :math:`\alpha \varphi` in columns.
     """
@@ -158,57 +162,63 @@ class GRUStage(Stage):
 
     def __init__(self, gates: Tensor, candidate: Tensor, clock: Tensor, phi: Tensor) -> None:
         dim = self.dim = phi.shape[1]
-        self.tape = {"phi": dim, "rx": dim, "clock": 2, "x": dim}
-        self.tape |= {"z": dim, "r": dim, "c": dim}
-        self.kept = slice("rx", "c")
-        self.work = dict.fromkeys(("y", "phi", "c", "kept", "z", "r", "rx"), dim)
+        self.tape = {"phi": dim, "q": dim, "clock": 2, "x": dim}
+        self.tape |= {"z": dim, "r": dim, "s": dim}
+        self.kept = slice("q", "s")
+        self.work = dict.fromkeys(("y", "phi", "s", "kept", "z", "r", "q"), dim)
         self.inputs = {"clock": clock, "phi": phi}
         self.input_gradients = {"phi": "phi"}
         self.products = [
             Product(gates, of=slice("clock", "x"), gradient=slice("z", "r")),
-            Product(candidate, of=slice("rx", "clock"), gradient="c"),
+            Product(candidate, of=slice("q", "clock"), gradient="s"),
         ]
-        gates, candidate = gates.detach(), candidate.detach()
-        self.gates, self.twice_candidate = gates, 2 * candidate
-        self.candidate_back = candidate[:, :dim].T.contiguous()
-        identity = torch.eye(dim, dtype=gates.dtype, device=gates.device)
-        self.gates_back = torch.cat([gates[:, 2:].T, identity], 1)
-        self.one, self.minus_one = gates.new_tensor(1.0), gates.new_tensor(-1.0)
+        self.gates, self.candidate = gates.detach(), candidate.detach()
+
+    @cached_property
+    def gates_back(self) -> Tensor:
+        """The matrix by which the gradients of z, r and q give that of x."""
+        identity = torch.eye(self.dim, dtype=self.gates.dtype, device=self.gates.device)
+        return torch.cat([self.gates[:, 2:].T, identity], 1)
+
+    @cached_property
+    def candidate_back(self) -> Tensor:
+        """The matrix by which the gradient of s gives that of q."""
+        return self.candidate[:, : self.dim].T.contiguous()
 
     def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
-        rows = (tape[name] for name in ("x", "phi", "rx", "z", "r", "c"))
-        return out, tape["clock":"x"], tape["rx":"clock"], tape["z":"r"], *rows
+        rows = (tape[name] for name in ("x", "phi", "q", "z", "r", "s"))
+        return out, tape["clock":"x"], tape["q":"clock"], tape["z":"r"], *rows
 
-    def forward(self, out, clock_x, rx_clock, zr, x, phi, rx, z, r, c) -> None:
-        """See :meth:`Stage.forward`; the candidate is ``2 σ(2p) - 1``, the tanh of p."""
+    def forward(self, out, clock_x, q_clock, zr, x, phi, q, z, r, s) -> None:
+        """See :meth:`Stage.forward`."""
         torch.mm(self.gates, clock_x, out=zr).sigmoid_()
-        torch.mul(r, x, out=rx)
-        torch.mm(self.twice_candidate, rx_clock, out=c).sigmoid_()
-        torch.add(self.minus_one, c, alpha=2, out=c)
-        torch.lerp(x, c, phi.mul_(z), out=out)
+        torch.addcmul(r, r, x, value=-2, out=q)
+        torch.mm(self.candidate, q_clock, out=s).sigmoid_()
+        torch.lerp(x, s, phi.mul_(z), out=out)
 
     def factors(self, tape: Rows, work: Rows) -> None:
         """Fill in the diagonals of the Jacobian."""
-        x, z, r, c, rx, phi = (tape[name] for name in ("x", "z", "r", "c", "rx", "phi"))
-        by_phi = torch.sub(c, x, out=work["phi"]).mul_(z)
+        x, z, r, s, q, phi = (tape[name] for name in ("x", "z", "r", "s", "q", "phi"))
+        by_phi = torch.sub(s, x, out=work["phi"]).mul_(z)
         w = torch.mul(phi, z, out=work["z"])
-        torch.addcmul(w, torch.mul(w, c, out=work["c"]), c, value=-1, out=work["c"])
-        torch.sub(self.one, w, out=work["kept"])
+        by_s = torch.mul(w, s, out=work["s"])
+        by_s.addcmul_(by_s, s, value=-1)
+        torch.sub(1, w, out=work["kept"])
         torch.sub(phi, w, out=work["z"]).mul_(by_phi)
-        torch.addcmul(rx, rx, r, value=-1, out=work["r"])
-        work["rx"].copy_(r)
+        torch.addcmul(q, q, r, value=-1, out=work["r"])
+        torch.mul(r, -2, out=work["q"])
 
     def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.backward_views`."""
-        outer, inner = work.stacked("phi", "z"), work.stacked("r", "rx")
-        return out, work["y"], outer, inner, work["c"], work["kept"], work["z":"rx"]
+        outer, inner = work.stacked("phi", "z"), work.stacked("r", "q")
+        return out, work["y"], outer, inner, work["s"], work["kept"], work["z":"q"]
 
-    def backward(self, out, y, phi_c_kept_z, r_rx, c, kept, z_r_rx) -> None:
+    def backward(self, out, y, phi_s_kept_z, r_q, s, kept, z_r_q) -> None:
         """See :meth:`Stage.backward`."""
-        phi_c_kept_z.mul_(y)
-        r_rx.mul_(torch.mm(self.candidate_back, c, out=out))
-        torch.addmm(kept, self.gates_back, z_r_rx, out=out)
+        phi_s_kept_z.mul_(y)
+        r_q.mul_(torch.mm(self.candidate_back, s, out=out))
+        torch.addmm(kept, self.gates_back, z_r_q, out=out)
 
 
 class GRUFlow(FlowStack):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,7 +70,8 @@ class ResNetLayer(Flow):
         matrices = self.g.matrices_with_clock()
         if matrices is None:
             return None
-        return [ResNetStage(*matrices, clock_of(t), self.phi.columns(t))]
+        first, second = matrices
+        return [ResNetStage(first, second / 2, clock_of(t), self.phi.columns(t))]
 
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
@@ -90,7 +92,8 @@ class ResNetStage(Stage):
     Parameters
     ----------
     first, second
-        ``[W, w, b]`` and ``[0, b, W]``, see :meth:`TimeMLP.matrices_with_clock`.
+        ``[W, w, b]``, see :meth:`TimeMLP.matrices_with_clock`, and half of ``[0, b, W]``: x moves
+        half as far as the state that it stands for.
     clock, phi
         The rows of the clock, and :math:`\varphi` in columns.
     """
@@ -108,8 +111,16 @@ class ResNetStage(Stage):
             Product(second, of=slice("clock", "a"), gradient="g"),
         ]
         self.first, self.second = first.detach(), second.detach()
-        self.first_back = self.first[:, :dim].T.contiguous()
-        self.second_back = self.second[:, 2:].T.contiguous()
+
+    @cached_property
+    def first_back(self) -> Tensor:
+        """The matrix by which the gradient of a, before the ELU, gives that of x."""
+        return self.first[:, : self.dim].T.contiguous()
+
+    @cached_property
+    def second_back(self) -> Tensor:
+        """The matrix by which the gradient of g gives that of a."""
+        return self.second[:, 2:].T.contiguous()
 
     def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""

@@ -102,6 +102,10 @@ class Product(NamedTuple):
 class Stage(ABC):
     r"""One map of the state :math:`x \mapsto y` at all steps of a recurrence.
 
+    A state h stands here as :math:`x = (1 + h) / 2`: by :math:`\tanh(p) = 2 \sigma(2p) - 1`, a
+    state that is a tanh is then a sigmoid, which is the faster function, and nothing else. What a
+    matrix makes of h, it makes of x by the weights of :func:`of_shares`.
+
     States are columns, :math:`(D, N)`, so that the gates of one product are blocks of memory. The
     recurrence lends every stage the rows of a few steps, and calls nothing per step but
     :meth:`forward` and :meth:`backward`, which work in place on views made beforehand. Whatever
@@ -126,7 +130,7 @@ class Stage(ABC):
         The rows of the work that hold the gradients of inputs, apart from what they owe to
         products.
     stretches
-        Whether states from :math:`[-1, 1]^D` may leave it.
+        Whether states :math:`h \in [-1, 1]^D` may leave that cube.
     """
 
     dim: int
@@ -173,6 +177,24 @@ def clock_of(t: Tensor) -> Tensor:
              [1., 1.]]])
     """
     return torch.cat([t.log1p(), torch.ones_like(t)], dim=1)
+
+
+def of_shares(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the weights by which :math:`W h + b` is read from :math:`x = (1 + h) / 2`.
+
+    Parameters
+    ----------
+    weight
+        The matrix W, :math:`(*, M, D)`.
+    bias
+        The vector b, :math:`(*, M)`.
+
+    Examples
+    --------
+    >>> of_shares(torch.tensor([[1.0, 3.0]]), torch.tensor([5.0]))
+    (tensor([[2., 6.]]), tensor([1.]))
+    """
+    return 2 * weight, bias - weight.sum(-1)
 
 
 def tanh_of_half(p: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaflow.flows.flow import FlowMap
+from deltaflow.flows.stage import of_shares
 
 
 class TimeMLP(nn.Module):
@@ -68,11 +69,13 @@ class TimeMLP(nn.Module):
     def matrices_with_clock(self) -> tuple[Tensor, Tensor] | None:
         """Return ``[W_1, w, b_1]`` and ``[0, b_2, W_2]``, if there is one hidden layer.
 
-        The columns in the middle are for the rows of :func:`~deltaflow.flows.stage.clock_of`.
+        The first is for states as they stand in a :class:`~deltaflow.flows.stage.Stage`. The
+        columns in the middle are for the rows of :func:`~deltaflow.flows.stage.clock_of`.
         """
         if len(self.widths) != 3:
             return None
         (first, second), (bias, out_bias) = self.matrices(), self.biases
+        first, bias = of_shares(first, bias)
         clock = torch.stack([self.time_weight, bias], -1)
         out_clock = torch.stack([torch.zeros_like(out_bias), out_bias], -1)
         return torch.cat([first, clock], -1), torch.cat([out_clock, second], -1)
