@@ -251,6 +251,8 @@ def test_misspelt_encoder_is_refused_before_anything_runs(tiny):
         tiny(variants={"mine": Variant("gru_dd")})
     with pytest.raises(UnknownNameError, match="did you mean 'hidden_size'"):
         tiny(variants={"mine": Variant("gru", settings={"hiden_size": 9})})
+    with pytest.raises(UnknownNameError, match="setting of a row 'threads'"):
+        tiny(variants={"mine": Variant("gru", settings={"threads": 2})})  # all rows have the same
     with pytest.raises(DeltaflowError, match="epochs must be at least 1"):
         tiny(epochs=0)
     with pytest.raises(DeltaflowError, match="at least one seed"):

@@ -159,8 +159,8 @@ class CompareConfig:
             if variant.encoder not in ENCODERS:
                 raise UnknownNameError("encoder", variant.encoder, ENCODERS)
             for name in variant.settings:
-                if name not in self._of_training():
-                    raise UnknownNameError("setting", name, self._of_training())
+                if name not in self._of_row():
+                    raise UnknownNameError("setting of a row", name, self._of_row())
         for name in ("epochs", "num_batches_per_epoch", "batch_size", "patience", "threads"):
             if getattr(self, name) < 1:
                 raise DeltaflowError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -198,6 +198,11 @@ class CompareConfig:
         """Return what a run of this row depends on, beside its data set and seed."""
         variant = None if row in BASELINES else asdict(self.variant(row))
         return {**self._of_training(), "variant": variant}
+
+    def _of_row(self) -> list[str]:
+        """Return the fields in which a row may differ: all have the same data and threads."""
+        common = {"dataset_kwargs", "columns", "split", "threads"}
+        return [name for name in self._of_training() if name not in common]
 
     def _of_training(self) -> dict[str, Any]:
         """Return the fields on which trainings depend."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,13 @@ class Statistics:
     covariate_spread: list[float]
     static_center: list[float]
     static_spread: list[float]
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The statistics of channels, covariates and static features as arrays, by name."""
+        return {
+            name: np.array(value) for name, value in asdict(self).items() if name != "typical_gap"
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain, JSON-compatible values."""
@@ -153,9 +161,9 @@ def scale_of(
         ``loc`` and ``scale``, both ``(C,)`` float64; ``scale`` is positive.
     """
     count, mean, deviation, magnitude = _moments(values)
-    center, spread = np.array(statistics.center), np.array(statistics.spread)
-    overall = np.where(centred, spread, statistics.magnitude)
-    typical = np.where(centred, statistics.within, statistics.magnitude)
+    known = statistics.arrays
+    overall = np.where(centred, known["spread"], known["magnitude"])
+    typical = np.where(centred, known["within"], known["magnitude"])
     own = np.where(centred, deviation, magnitude)
     own = np.maximum(own, MINIMUM_SCALE * typical)
     # One observation says nothing of a deviation, but it does say something of a magnitude.
@@ -163,7 +171,7 @@ def scale_of(
     weight = evidence / (evidence + PRIOR_WEIGHT)
     scale = np.exp(weight * np.log(own) + (1 - weight) * np.log(typical))
     scale = np.where(count > 0, scale, overall)
-    loc = np.where(centred, np.where(count > 0, mean, center), 0.0)
+    loc = np.where(centred, np.where(count > 0, mean, known["center"]), 0.0)
     return loc, scale
 
 
@@ -179,11 +187,12 @@ def anchor_of(
     Parameters and returned values are those of `scale_of`.
     """
     observed = np.isfinite(values)
-    last = np.array(statistics.center)
+    known = statistics.arrays
+    last = known["center"]
     if len(values):
         newest = len(values) - 1 - observed[::-1].argmax(axis=0)
         last = np.where(observed.any(axis=0), values[newest, np.arange(values.shape[1])], last)
-    scale = np.where(centred, statistics.variation, statistics.magnitude)
+    scale = np.where(centred, known["variation"], known["magnitude"])
     return np.where(centred, last, 0.0), scale
 
 
@@ -211,14 +220,17 @@ def _moments(values: np.ndarray) -> _Moments:
     """
     observed = np.isfinite(values)
     filled = np.where(observed, values, 0.0)
-    largest = np.abs(filled).max(axis=0, initial=0.0)
+    size = np.abs(filled)
+    largest = np.maximum.reduce(size, initial=0.0)
     unit = np.where(largest > 0, largest, 1.0)
-    filled = filled / unit
-    number = observed.sum(axis=0)
+    filled /= unit
+    size /= unit
+    number = np.add.reduce(observed, dtype=np.int64)
     count = np.maximum(number, 1)
-    mean = filled.sum(axis=0) / count
-    deviation = np.sqrt((np.where(observed, filled - mean, 0.0) ** 2).sum(axis=0) / count)
-    magnitude = np.abs(filled).sum(axis=0) / count
+    mean = np.add.reduce(filled) / count
+    apart = np.subtract(filled, mean, out=filled) * observed
+    deviation = np.sqrt(np.add.reduce(apart * apart) / count)
+    magnitude = np.add.reduce(size) / count
     return _Moments(number, mean * unit, deviation * unit, magnitude * unit)
 
 

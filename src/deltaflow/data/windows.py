@@ -152,6 +152,7 @@ class WindowSpec:
         """Check an entry and turn it into arrays, see `read_series`."""
         return read_series(entry, self.schema, self.seasonality, num_queries)
 
+    @np.errstate(over="ignore")  # what overflows is clipped
     def cut(self, series: Series, origin: int, *, blind: bool = False) -> Window:
         """Cut the window whose first query is row ``origin`` of the series.
 
@@ -181,13 +182,13 @@ class WindowSpec:
         return Window(
             values=_scaled(raw, loc, scale),
             observed=np.isfinite(raw),
-            delta_t=self._in_gaps(np.diff(times, prepend=times[:1]), series),
+            delta_t=self._in_gaps(_differences(times), series),
             covariates=self._scaled_covariates(series.covariates[context]),
             static_real=np.concatenate([self._scaled_static(series), self._level(loc, scale)]),
             static_cat=series.static_cat + 1,
             query_delta_t=_repeat_last(self._in_gaps(asked - last, series)),
             query_covariates=self._scaled_covariates(series.covariates[queries]),
-            target=np.clip((future - loc[:channels]) / scale[:channels], -_FAR, _FAR),
+            target=_clip((future - loc[:channels]) / scale[:channels], _FAR),
             loc=loc[:channels],
             scale=scale[:channels],
         )
@@ -250,18 +251,16 @@ class WindowSpec:
         return delta_t
 
     def _scaled_covariates(self, covariates: np.ndarray) -> np.ndarray:
-        center = np.array(self.statistics.covariate_center)
-        spread = np.array(self.statistics.covariate_spread)
-        return _scaled(covariates, center, spread)
+        known = self.statistics.arrays
+        return _scaled(covariates, known["covariate_center"], known["covariate_spread"])
 
     def _scaled_static(self, series: Series) -> np.ndarray:
-        center = np.array(self.statistics.static_center)
-        spread = np.array(self.statistics.static_spread)
-        return _scaled(series.static_real, center, spread)
+        known = self.statistics.arrays
+        return _scaled(series.static_real, known["static_center"], known["static_spread"])
 
     def _level(self, loc: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Where a window stands among the training set, which its own scaling hides."""
-        center, spread = np.array(self.statistics.center), np.array(self.statistics.spread)
+        center, spread = self.statistics.arrays["center"], self.statistics.arrays["spread"]
         return np.concatenate([_scaled(loc, center, spread), _clip(np.log(scale / spread))])
 
 
@@ -509,19 +508,27 @@ def _scaled(values: np.ndarray, center: np.ndarray, spread: np.ndarray) -> np.nd
     """Centre and scale, with 0 in place of NaN, clipped so that no outlier blinds the network."""
     if not values.size:  # without covariates, say
         return values
-    with np.errstate(over="ignore"):
-        scaled = (values - center) / spread
-    scaled[np.isnan(scaled)] = 0.0
+    scaled = (values - center) / spread
+    np.copyto(scaled, 0.0, where=np.isnan(scaled))
     return _clip(scaled)
 
 
-def _clip(values: np.ndarray) -> np.ndarray:
-    return np.minimum(np.maximum(values, -LIMIT), LIMIT)  # half the time of np.clip
+def _clip(values: np.ndarray, limit: float = LIMIT) -> np.ndarray:
+    return np.minimum(np.maximum(values, -limit), limit)  # half the time of np.clip
+
+
+def _differences(times: np.ndarray) -> np.ndarray:
+    """Return the times since the ones before, 0 for the first; a third of the time of np.diff."""
+    differences = np.zeros_like(times)
+    np.subtract(times[1:], times[:-1], out=differences[1:])
+    return differences
 
 
 def _repeat_last(delta_t: np.ndarray) -> np.ndarray:
     """Put the last known query in place of the padding behind it; 0 if none is known."""
     known = np.isfinite(delta_t)
+    if known.all():
+        return delta_t
     last = delta_t[known][-1] if known.any() else 0.0
     return np.where(known, delta_t, last)
 
