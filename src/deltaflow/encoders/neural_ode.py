@@ -211,7 +211,7 @@ class ODEEvolution(Evolution):
         depend on the queries, so the answer at one is the same whatever else is asked: exactly with
         fixed steps, and within the tolerance with an adaptive solver, whose step is shared.
         """
-        asked = delta_t.detach()
+        asked = delta_t.detach().contiguous()
         furthest = asked.new_zeros(len(hidden)).scatter_reduce(0, row, asked, "amax")
         grid = _query_grid(furthest)
         states = [hidden]
