@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.schema import LARGEST, LONGEST, Schema, unit_seconds
+from deltaflow.data.schema import LARGEST, LONGEST, Schema, nanoseconds, unit_seconds
 from deltaflow.errors import DataError
 
 
@@ -351,7 +351,7 @@ def calendar_phases(entry: DataEntry, times: np.ndarray, seasonality: Iterable[s
         )
     else:
         origin = pd.Timestamp(entry["info"]["time_origin"].removesuffix("Z"))
-        seconds = (origin - pd.Timestamp(0)).total_seconds() + times
+        seconds = nanoseconds(origin) / 10**9 + times
     periods = np.array([CALENDAR_CYCLES[cycle] for cycle in cycles])
     phase = 2 * np.pi * (seconds / periods[:, None])
     return np.concatenate([np.sin(phase), np.cos(phase), np.sin(2 * phase), np.cos(2 * phase)])

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch.distributions import Distribution
 
-from deltaflow.data.schema import unit_seconds
+from deltaflow.data.schema import TICKS_PER_SECOND, unit_seconds
 
 
 class RealTime:
@@ -57,10 +57,11 @@ class RealTime:
         if origin is None:
             return pd.Index(self.query_times)
         resolution = self.info["time_resolution"]
-        per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[resolution]
         seconds = unit_seconds(self.info["time_unit"])
         known = np.isfinite(self.query_times)
-        ticks = np.round(np.where(known, self.query_times, 0.0) * seconds * per_second)
+        ticks = np.round(
+            np.where(known, self.query_times, 0.0) * seconds * TICKS_PER_SECOND[resolution]
+        )
         first = np.datetime64(origin.removesuffix("Z"), resolution)
         times = pd.DatetimeIndex(first + ticks.astype(f"timedelta64[{resolution}]"))
         times = pd.DatetimeIndex(times.where(known))
