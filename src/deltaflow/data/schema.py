@@ -169,9 +169,35 @@ class Schema:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Schema:
-        """Rebuild a schema from :meth:`to_dict`."""
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()
-        }
-        values["feat_static_cat"] = {k: tuple(v) for k, v in plain["feat_static_cat"].items()}
-        return cls(**values)
+        """Rebuild a schema from :meth:`to_dict`, whoever wrote it.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError or AttributeError
+            If it is no schema.
+        """
+        lists = ("target", "feat_dynamic_real", "past_feat_dynamic_real", "feat_static_real")
+        schema = cls(
+            **{
+                **plain,
+                **{role: _names(plain[role]) for role in lists},
+                "feat_static_cat": {k: _names(v) for k, v in plain["feat_static_cat"].items()},
+            }
+        )
+        channels = len(schema.target)
+        fits = channels == 1 if schema.univariate else channels > 0
+        if not isinstance(schema.univariate, bool) or not fits:
+            raise ValueError(f"{channels} channels cannot have univariate={schema.univariate!r}")
+        if schema.time not in ("timestamp", "elapsed", "regular"):
+            raise ValueError(f"{schema.time!r} is no kind of time")
+        if schema.time != "regular":
+            unit_seconds(schema.time_unit)
+        if not isinstance(schema.time_zone, (str, type(None))):
+            raise ValueError(f"{schema.time_zone!r} is no time zone")
+        return schema
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{value!r} is no list of names")
+    return tuple(value)
