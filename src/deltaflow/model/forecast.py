@@ -13,6 +13,7 @@ import torch
 from torch.distributions import Distribution
 
 from deltaflow.data.schema import TICKS_PER_SECOND, unit_seconds
+from deltaflow.errors import DeltaflowError
 
 
 class RealTime:
@@ -247,6 +248,24 @@ class SampleForecast(RealTime, gluonts_forecast.SampleForecast):
 
 class QuantileForecast(RealTime, gluonts_forecast.QuantileForecast):
     """A forecast of quantiles: ``(K, Q)`` or ``(K, Q, D)``."""
+
+    def quantile(self, level: float | str) -> np.ndarray:
+        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``.
+
+        Between two levels of the head, and beyond them, GluonTS interpolates.
+
+        Raises
+        ------
+        DeltaflowError
+            If the head has a single level, which is another one.
+        """
+        known = {key for key in self.forecast_keys if key != "mean"}
+        if len(known) == 1 and gluonts_forecast.Quantile.parse(level).name not in known:
+            raise DeltaflowError(
+                f"no quantile {level} follows from the level {known.pop()} alone: train a head of "
+                "several levels, such as 'quantile'"
+            )
+        return super().quantile(level)
 
     def copy_dim(self, dim: int) -> QuantileForecast:
         """Return the forecast of one channel."""
