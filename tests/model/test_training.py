@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import lightning.pytorch as pl
@@ -463,6 +464,41 @@ def test_an_option_that_the_encoder_does_not_know_is_refused(univariate, make_es
     estimator = make_estimator(GRUFlowEstimator, encoder_kwargs={"depth": 2})
     with pytest.raises(DeltaflowError, match=r"encoder_kwargs of 'gru_flow': .*depth"):
         estimator.train(univariate)
+
+
+@pytest.mark.parametrize("option", [{"lr": -1.0}, {"weight_decay": float("nan")}, {"dropout": 2.0}])
+def test_options_outside_of_their_range_are_refused(option, univariate, make_estimator):
+    (name,) = option
+    with pytest.raises(DeltaflowError, match=f"{name} must lie between 0 and"):
+        make_estimator(GRUEstimator, **option).train(univariate)
+
+
+def test_the_default_dtype_of_torch_does_not_matter(
+    univariate, instances, make_estimator, tmp_path
+):
+    entries = instances(univariate)
+    torch.set_default_dtype(torch.float64)
+    try:
+        predictor = make_estimator(GRUFlowEstimator).train(univariate)
+        predictor.serialize(tmp_path)
+        forecasts = list(load_predictor(tmp_path).predict(entries))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(forecasts, predictor.predict(entries), strict=True):
+        np.testing.assert_allclose(one.quantile(0.9), other.quantile(0.9), rtol=1e-6)
+
+
+def test_threads_share_no_random_numbers(univariate, instances, make_estimator):
+    entries = instances(univariate)
+    estimator = make_estimator(GRUEstimator, sampling="path", num_parallel_samples=5)
+    predictor = estimator.train(univariate)
+
+    def samples(_: int) -> np.ndarray:
+        return np.stack([forecast.samples for forecast in predictor.predict(entries, seed=0)])
+
+    with ThreadPoolExecutor(4) as pool:
+        for drawn in pool.map(samples, range(12)):
+            np.testing.assert_array_equal(drawn, samples(0))
 
 
 COUNTS = ("prediction_length", "context_length", "batch_size", "num_batches_per_epoch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from gluonts.torch.distributions import Output
 from torch import Tensor
 
 from deltaflow.data import Batch, WindowSpec
-from deltaflow.errors import DeltaflowError
+from deltaflow.errors import DeltaflowError, check_at_least_one
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
 from deltaflow.model.forecast import RealTime
 from deltaflow.model.metrics import ForecastScores
@@ -86,6 +87,11 @@ class ForecastLightningModule(pl.LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        check_at_least_one(hidden_size=hidden_size)
+        for name, value in (("dropout", dropout), ("lr", lr), ("weight_decay", weight_decay)):
+            most = 1.0 if name == "dropout" else sys.float_info.max
+            if not 0 <= value <= most:
+                raise DeltaflowError(f"{name} must lie between 0 and {most:g}, got {value}")
         self.spec = spec if isinstance(spec, WindowSpec) else WindowSpec.from_dict(spec)
         self.lr = lr
         self.weight_decay = weight_decay

@@ -8,6 +8,7 @@ from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,6 +42,9 @@ from deltaflow.model.networks import make_network
 from deltaflow.saving import replacing
 
 _WEIGHTS = "prediction-net-state.pt"
+_ONE_AT_A_TIME = RLock()
+"""Torch's random state is shared by all threads."""
+
 _T = TypeVar("_T")
 
 SAMPLING = ("marginal", "path")
@@ -339,7 +343,7 @@ def seeded(seed: Iterable[int] | None, device: torch.device) -> Iterator[None]:
         yield
         return
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
         yield
 
