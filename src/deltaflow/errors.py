@@ -85,5 +85,17 @@ def _restore_unknown_name(message: str) -> UnknownNameError:
     return error
 
 
+def check_at_least_one(**counts: int | None) -> None:
+    """Raise if a count is less than 1, by its name.
+
+    >>> check_at_least_one(batch_size=0)
+    Traceback (most recent call last):
+    deltaflow.errors.DeltaflowError: batch_size must be at least 1, got 0
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise DeltaflowError(f"{name} must be at least 1, got {count}")
+
+
 class DeltaflowWarning(UserWarning):
     """Something was handled, but the user should know of it."""

@@ -1,7 +1,10 @@
 """Series in an Arrow file are those that were written, bit for bit, and are read one by one."""
 
+import json
 import pickle
+from contextlib import suppress
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -102,17 +105,68 @@ def test_times_in_float32_are_refused(univariate, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def rewrite(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
 def test_a_file_with_float32_times_is_refused(stored):
     path = stored("univariate").path
     table = pa.ipc.open_file(str(path)).read_all()
     place = table.schema.get_field_index("feat_dynamic_real")
     smaller = table["feat_dynamic_real"].cast(pa.large_list(pa.float32()))
-    table = table.set_column(place, "feat_dynamic_real", smaller)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    rewrite(path, table.set_column(place, "feat_dynamic_real", smaller))
     with pytest.raises(
         DataError, match=r"'feat_dynamic_real': is stored as .*float.*keeps float64"
     ):
+        ArrowDataset(path)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_file_is_read_or_refused_but_never_read_beyond_its_end(seed, stored):
+    path = stored("multivariate").path
+    content, random = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    if seed % 4:
+        content[random.integers(len(content))] ^= 1 << random.integers(8)
+    else:
+        del content[random.integers(len(content)) :]
+    damaged = path.with_suffix(".damaged")
+    damaged.write_bytes(content)
+    with suppress(DataError):
+        HoldPredictor.fit(ArrowDataset(damaged), 4)
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("target", lambda rows: [None, *rows[1:]], "holds nulls"),
+        ("target", lambda rows: [[None, *rows[0][1:]], *rows[1:]], "holds nulls"),
+        ("target", lambda rows: [rows[0][1:], *rows[1:]], "are no rows of 2 channels"),
+        ("start", lambda rows: [None, *rows[1:]], "holds nulls"),
+    ],
+)
+def test_a_file_of_other_lists_is_refused(field, change, message, stored):
+    path = stored("multivariate").path
+    table = pa.ipc.open_file(str(path)).read_all()
+    place = table.schema.get_field_index(field)
+    column = pa.array(change(table[field].to_pylist()), type=table.schema.field(field).type)
+    rewrite(path, table.set_column(place, table.schema.field(field), column))
+    with pytest.raises(DataError, match=message) as caught:
+        list(ArrowDataset(path))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("role", ["target", "time", "feat_static_cat", "univariate", "time_zone"])
+@pytest.mark.parametrize("value", [None, 1, "HR", [1], [], {"a": "b"}])
+def test_a_file_of_no_schema_is_refused(role, value, stored):
+    if role == "time_zone" and value in (None, "HR"):
+        return
+    path = stored("multivariate").path
+    table = pa.ipc.open_file(str(path)).read_all()
+    metadata = json.loads(table.schema.metadata[b"deltaflow"])
+    metadata["schema"][role] = value
+    rewrite(path, table.replace_schema_metadata({b"deltaflow": json.dumps(metadata)}))
+    with pytest.raises(DataError, match="not an Arrow file of series"):
         ArrowDataset(path)
 
 
@@ -121,11 +175,12 @@ def test_other_files_are_refused(tmp_path):
     path.write_text("no Arrow")
     with pytest.raises(DataError, match="not an Arrow file of series"):
         ArrowDataset(path)
-    table = pa.table({"a": [1]})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    rewrite(path, pa.table({"a": [1]}))
     with pytest.raises(DataError, match="not an Arrow file of series"):
         ArrowDataset(path)
+    for other in (tmp_path, tmp_path / "missing.arrow"):
+        with pytest.raises(DataError, match="not an Arrow file of series"):
+            ArrowDataset(other)
 
 
 def test_what_is_no_irregular_series_of_one_schema_is_not_written(

@@ -41,6 +41,11 @@ def at(row: int, column: int, value: float):
     return function
 
 
+def told(name: str, value: object):
+    """A change of what the entry tells of its time."""
+    return change("info", lambda info: {**info, name: value})
+
+
 def remove(field: str):
     return lambda entry: entry.pop(field)
 
@@ -91,6 +96,12 @@ BAD = {
     "text as static feature": (change("feat_static_real", lambda a: ["old"]),
                                "not an array of numbers", "feat_static_real"),
     "no category": (remove("feat_static_cat"), "expected", "feat_static_cat"),
+    "no start": (remove("start"), "no pandas Period", "start"),
+    "a timestamp as start": (change("start", lambda start: start.to_timestamp()),
+                             "no pandas Period", "start"),
+    "another unit": (told("time_unit", "months"), "unknown time unit 'months'", "time_unit"),
+    "no resolution": (told("time_resolution", None), "a time_resolution of s, ms, us", "info"),
+    "no timestamp as origin": (told("time_origin", "today?"), "'today\\?' .* no timestamp", "info"),
     "a regular entry": (change("info", lambda info: None), "expected an info", "info"),
 }  # fmt: skip
 
@@ -101,7 +112,7 @@ def test_a_bad_entry_is_refused_with_its_place(predictor, entry, bad):
     apply(entry)
     with pytest.raises(DataError, match=message) as caught:
         list(predictor.predict([entry]))
-    assert caught.value.item == "p2"
+    assert caught.value.item == (None if field == "time_unit" else "p2")
     assert caught.value.field == field
 
 
@@ -140,6 +151,14 @@ def test_categories_of_a_regular_data_set_that_are_no_codes_are_refused(univaria
                 [{**entry, "feat_static_cat": [0]},
                  {**entry, "item_id": "b", "feat_static_cat": codes}]
             )  # fmt: skip
+
+
+def test_entries_without_a_schema_are_refused(univariate):
+    for schema in (None, {}, {**univariate.schema.to_dict(), "target": "HR"}):
+        entry = univariate[0]
+        entry["info"] = {**entry["info"], "schema": schema}
+        with pytest.raises(DataError, match="item 'p0', field 'info': the info holds no schema"):
+            HoldPredictor.fit([entry], 4)
 
 
 def test_an_empty_data_set_is_refused():

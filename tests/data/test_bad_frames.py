@@ -54,7 +54,18 @@ def one_naive(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(timestamp=pd.Series(stamps, index=frame.index, dtype=object))
 
 
+def seconds(*days: str):
+    """A change of the days of both items, in a unit that holds them all."""
+    return column(timestamp=np.array(days * 2, dtype="datetime64[s]"))
+
+
+def lists_of_arrow(frame: pd.DataFrame) -> pd.DataFrame:
+    pa = pytest.importorskip("pyarrow")
+    return frame.assign(item_id=pd.array([[1]] * 6, dtype=pd.ArrowDtype(pa.list_(pa.int64()))))
+
+
 DAY = pd.Timestamp("2024-01-01")
+SOLAR = datetime.timezone(datetime.timedelta(minutes=53, seconds=28))
 BAD = {
     # change, what the message says, what it tells to do, item, field, row
     "unsorted": (put("timestamp", pd.Timestamp("2023-12-01")),
@@ -79,6 +90,15 @@ BAD = {
                     "timedelta64", "division by pd.Timedelta", None, "timestamp", None),
     "periods": (lambda f: f.assign(timestamp=f["timestamp"].dt.to_period("D")),
                 "period", "to_timestamp", None, "timestamp", None),
+    "complex times": (column(timestamp=1j), "complex128, which is neither", "pd.to_datetime",
+                      None, "timestamp", None),
+    "the year 0": (seconds("0000-12-31", "2024-01-02", "2024-01-05"),
+                   "outside of the years 1 to 9999", "elapsed numbers", "a", "timestamp", 10),
+    "the year 10000": (seconds("2024-01-01", "2024-01-02", "10000-01-01"),
+                       "outside of the years 1 to 9999", "elapsed numbers", "a", "timestamp", 12),
+    "a time zone without a name": (
+        lambda f: f.assign(timestamp=f["timestamp"].dt.tz_localize(SOLAR)), "has no name by which",
+        "Series.dt.tz_convert", None, "timestamp", None),
     "boolean times": (column(timestamp=True), "booleans", "timestamps or numbers",
                       None, "timestamp", None),
     "string target": (put("target", "high"), "a str, not a number", "pd.to_numeric",
@@ -106,6 +126,8 @@ BAD = {
                                   None, "target", None),
     "no item": (put("item_id", None), "identifier is missing", "drop the row",
                 None, "item_id", 14),
+    "lists as items": (lists_of_arrow, "cannot tell items apart", "text or numbers",
+                       None, "item_id", None),
     "ambiguous items": (column(item_id=[1, 1, 1, "1", "1", "1"]), "read the same as text",
                         "one type", "1", "item_id", None),
     "missing column": (lambda f: f.drop(columns="dose"), "no such column", "its columns are",
@@ -157,6 +179,8 @@ def test_times_closer_than_float64_can_hold_are_refused():
         ({"target": "timestamp"}, "named as timestamp and again as target"),
         ({"item_id": "patient"}, "'patient': the DataFrame has no such column"),
         ({"timestamp": "time"}, "'time': the DataFrame has no such column"),
+        ({"target": [0]}, "'0': the name of a column is a int, not text; rename"),
+        ({"feat_static_cat": [("ward", "")]}, "is a tuple, not text"),
     ],
 )
 def test_bad_arguments_are_refused(frame, options, message):

@@ -2,10 +2,13 @@
 
 import datetime
 import importlib.util
+from datetime import timedelta, timezone
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
 import pytest
+from dateutil.tz import tzoffset, tzutc
 from gluonts.dataset.split import split
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,6 +128,23 @@ def test_times_before_1970_come_back_exactly(times):
     times = pd.Series(pd.to_datetime(times, format="ISO8601"))
     for back in times_back(read(two_items(times))):
         assert list(back) == list(times[1:])
+
+
+@pytest.mark.parametrize(
+    ("zone", "name"),
+    [
+        (timezone(timedelta(hours=5, minutes=30), "IST"), "UTC+05:30"),
+        (tzoffset("somewhere", -3600), "UTC-01:00"),
+        (tzutc(), "UTC"),
+        (ZoneInfo("Etc/GMT+5"), "Etc/GMT+5"),
+    ],
+)
+def test_time_zones_are_known_by_a_name_that_pandas_finds(zone, name):
+    stamps = pd.DatetimeIndex(STAMPS).tz_localize(zone)
+    dataset = read(pd.DataFrame({"timestamp": stamps, "HR": 1.0}), item_id=None)
+    assert dataset.schema.time_zone == name
+    (times,) = times_back(dataset)
+    assert (times == stamps[1:]).all()
 
 
 def test_times_across_a_change_of_the_clock_keep_their_real_distance():

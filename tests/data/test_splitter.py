@@ -193,11 +193,30 @@ def test_elapsed_numbers_have_no_dates():
         ({"after": "1h", "horizon": "-2h"}, "'horizon': '-2h' is not a duration"),
         ({"after": "24"}, "'after': '24' is not a duration"),  # of nanoseconds, to pandas
         ({"after": 24.0}, "'after': 24.0 is not a duration"),
+        ({"date": "24h"}, "'date': '24h' is not a date"),
+        ({"date": pd.NaT}, "'date': NaT is not a date"),
+        ({"date": 2024}, "'date': 2024 is not a date"),
     ],
 )
 def test_bad_splits_are_refused(options, message):
     with pytest.raises(DataError, match=message):
         TimeSplitter(**options)
+
+
+def test_splits_reach_over_millennia():
+    days = np.array(["0001-01-01", "1000-01-01", "2024-01-01", "9999-01-01"], dtype="datetime64[s]")
+    dataset = read(days)
+    for options, queries in (
+        ({"date": "2000-01-01"}, [[2, 3]]),
+        ({"date": "2000-01-01 00:00:00.000000001", "horizon": "100000 days"}, [[2]]),
+        ({"after": "100000 days", "horizon": "100000 days"}, [[]]),
+    ):
+        _, template = TimeSplitter(**options).split(dataset)
+        labels = template.generate_instances(2).label
+        assert [numbers(label) for label in labels] == queries
+    pairs = TimeSplitter(after="100000 days", horizon="100000 days").split(dataset)[1]
+    labels = pairs.generate_instances(2, windows=8).label
+    assert [np.isfinite(label["target"]).sum() for label in labels] == [0, 0, 1, 0, 0, 0, 1, 0]
 
 
 def test_items_are_split_without_overlap_and_by_the_seed_alone(univariate):

@@ -92,7 +92,7 @@ def test_a_channel_that_is_not_centred_keeps_zero_and_is_scaled_by_its_magnitude
     assert scale == pytest.approx(500, rel=0.05)
 
 
-@pytest.mark.parametrize("size", [1e300, 1e-300, 1.0])
+@pytest.mark.parametrize("size", [1e300, 1e-300, 5e-324, 1.0])
 @pytest.mark.parametrize("shape", ["varying", "constant", "single"])
 def test_values_of_any_size_have_a_finite_positive_scale(size, shape):
     values = {"varying": [1.0, -0.5, 0.25], "constant": [1.0] * 3, "single": [1.0]}[shape]

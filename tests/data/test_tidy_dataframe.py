@@ -103,6 +103,30 @@ def test_categorical_columns_are_read_without_a_warning(tidy):
         assert_same(read(tidy), plain)
 
 
+@pytest.mark.parametrize("column", ["item_id", "variable"])
+def test_categories_do_not_reorder_the_items(column):
+    frame = pd.DataFrame(
+        {"item_id": ["b", "a"], "timestamp": 0.0, "variable": "HR", "value": [1.0, 2.0]}
+    )
+    dataset = read(frame.assign(**{column: frame[column].astype("category")}))
+    assert [entry["item_id"] for entry in dataset] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f.assign(value=f["value"].round().astype("float16")),
+        lambda f: f.assign(timestamp=f["timestamp"].astype(object)),
+        lambda f: f.set_index("item_id", drop=False),
+        lambda f: f.set_index(["timestamp", "variable"], drop=False),
+    ],
+    ids=["float16", "objects as times", "a column as index", "columns as index"],
+)
+def test_dtypes_and_index_do_not_matter(tidy, change):
+    tidy["value"] = tidy["value"].round()
+    assert_same(read(change(tidy)), read(tidy))
+
+
 def test_time_zones_are_kept(tidy):
     tidy["timestamp"] = tidy["timestamp"].dt.tz_localize("Asia/Tokyo")
     assert read(tidy).schema.time_zone == "Asia/Tokyo"
@@ -117,7 +141,8 @@ def test_time_zones_are_kept(tidy):
         (lambda f: f.assign(timestamp="today"), "string, not a timestamp", "timestamp"),
         (lambda f: f.assign(item_id=None), "identifier is missing", "item_id"),
         (lambda f: f.drop(columns="variable"), "no such column", "variable"),
-        (lambda f: f.iloc[:0], "no", None),
+        (lambda f: f.assign(variable=[["HR"]] * len(f)), "two values at", "['HR']"),
+        (lambda f: f.iloc[:0], "no rows", None),
     ],
 )
 def test_bad_tidy_rows_are_refused(tidy, change, message, field):

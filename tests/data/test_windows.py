@@ -400,8 +400,10 @@ def test_a_spec_survives_json(multivariate):
     assert WindowSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
-def test_calendar_phases_follow_real_time():
-    times = pd.to_datetime(["2024-01-01 06:00", "2024-01-01 12:00", "2024-01-02 06:00"])
+@pytest.mark.parametrize("year", ["2024", "0001", "9999"])
+def test_calendar_phases_follow_real_time(year):
+    times = [f"{year}-01-01 06:00", f"{year}-01-01 12:00", f"{year}-01-02 06:00"]
+    times = np.array(times, dtype="datetime64[s]")
     frame = pd.DataFrame({"timestamp": times, "HR": 1.0})
     dataset = IrregularDataset.from_long_dataframe(frame, item_id=None, target="HR")
     series = read_series(dataset[0], dataset.schema, ["day"])

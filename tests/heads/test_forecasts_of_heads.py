@@ -2,7 +2,12 @@
 
 import numpy as np
 import pytest
-from gluonts.torch.distributions import ISQFOutput, LaplaceOutput, PoissonOutput
+from gluonts.torch.distributions import (
+    ISQFOutput,
+    LaplaceOutput,
+    PiecewiseLinearOutput,
+    PoissonOutput,
+)
 
 from deltaflow import (
     DataError,
@@ -17,6 +22,7 @@ from deltaflow.heads import HEADS, MonotoneQuantileOutput
 HEADS_AND_INSTANCES = {
     **{name: name for name in HEADS},
     "isqf": ISQFOutput(num_pieces=3, qk_x=[0.1, 0.5, 0.9]),
+    "piecewise linear": PiecewiseLinearOutput(num_pieces=3),
     "laplace": LaplaceOutput(),
     "three quantiles": MonotoneQuantileOutput([0.1, 0.5, 0.9]),
 }
@@ -120,3 +126,13 @@ def test_the_mean_beside_the_quantiles_is_not_their_median(make_frame, make_esti
     median = np.mean([forecast.quantile(0.5) for forecast in forecasts])
     assert 100 < mean < 350
     assert 20 < median < 100
+
+
+def test_a_single_level_gives_no_other_one(counts, make_estimator, instances):
+    estimator = make_estimator(GRUEstimator, distr_output=MonotoneQuantileOutput([0.5]))
+    (forecast, *_) = estimator.train(counts["multivariate"]).predict(
+        instances(counts["multivariate"])
+    )
+    assert np.isfinite(forecast.quantile(0.5)).all()
+    with pytest.raises(DeltaflowError, match=r"no quantile 0.9 follows from the level 0.5 alone"):
+        forecast.quantile(0.9)

@@ -1,9 +1,10 @@
 """The network with one state per channel."""
 
+import numpy as np
 import pytest
 import torch
 
-from deltaflow import DeltaflowError, IrregularDataModule
+from deltaflow import DeltaflowError, IrregularDataModule, IrregularEstimator
 from deltaflow.encoders import ENCODERS
 from deltaflow.heads import make_output
 from deltaflow.model.channelwise import PADDED, _groups, _tamed
@@ -150,3 +151,13 @@ def test_outliers_are_drawn_in():
     assert (_tamed(large) < large * 0.6).all()
     assert torch.isfinite(_tamed(large)).all()
     torch.testing.assert_close(_tamed(-large), -_tamed(large))
+
+
+@pytest.mark.parametrize("encoder", ["gru_flow", "resnet_flow", "coupling_flow", "ode_rnn"])
+def test_autocast_reaches_no_flow_and_no_solver(encoder, multivariate, instances, make_estimator):
+    estimator = make_estimator(IrregularEstimator, encoder=encoder, network="channelwise")
+    predictor, entries = estimator.train(multivariate), instances(multivariate)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse = [forecast.mean for forecast in predictor.predict(entries)]
+    exact = [forecast.mean for forecast in predictor.predict(entries)]
+    np.testing.assert_allclose(coarse, exact, rtol=0.01)

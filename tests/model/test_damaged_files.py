@@ -165,6 +165,20 @@ BAD_JSON = {
     "another size": within("network", "hidden_size", value=9),
     "another scaling": within("spec", "scaling", value="builtins.eval"),
     "statistics of fewer channels": within("spec", "statistics", "center", value=[]),
+    "statistics that are no numbers": within("spec", "statistics", "spread", value=["wide"]),
+    "an infinite scale": within("spec", "statistics", "within", value=[float("inf")]),
+    "a scale of zero": within("spec", "statistics", "variation", value=[0.0]),
+    "NaN": within("spec", "statistics", "typical_gap", value=float("nan")),
+    "statistics of more features": within("spec", "statistics", "static_center", value=[1.0]),
+    "more channels": within("spec", "schema", "target", value=["HR", "MAP"]),
+    "no list of channels": within("spec", "schema", "target", value="HR"),
+    "channels without a name": within("spec", "schema", "target", value=[None]),
+    "a number as a category": within("spec", "schema", "feat_static_cat", value={"ward": [1]}),
+    "another time": within("spec", "schema", "time", value="lunar"),
+    "half a query": within("spec", "prediction_length", value=0.5),
+    "a context of text": within("spec", "context", value="24h"),
+    "centred or not": within("spec", "centred", value=[]),
+    "no forecasts at once": changed(batch_size=0),
     "a class among the options": within(
         "network", "encoder_kwargs", value={"__kind__": "type", "class": "os.system"}
     ),
@@ -177,7 +191,7 @@ def test_bad_descriptions_are_refused(bad, directory):
     content = json.loads(path.read_text())
     BAD_JSON[bad](content)
     path.write_text(json.dumps(content))
-    with pytest.raises(DeltaflowError, match=re.escape(str(directory)) + "|unknown"):
+    with pytest.raises(DeltaflowError, match=re.escape(str(directory)) + "|unknown|at least 1"):
         load_predictor(directory)
 
 
@@ -189,11 +203,16 @@ def test_broken_json_is_refused(name, content, directory):
         load_predictor(directory)
 
 
-def test_a_damaged_baseline_is_refused(univariate, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [{"volatility": [1.0]}, {"rate": [-1.0]}, {"spread": [0.0]}, {"center": ["high"]},
+     {"center": [float("inf")]}, {"center": []}, {"spread": [1.0, 1.0]}],
+)  # fmt: skip
+def test_a_damaged_baseline_is_refused(change, univariate, tmp_path):
     HoldPredictor.fit(univariate, 4).serialize(tmp_path)
     path = tmp_path / "predictor.json"
     content = json.loads(path.read_text())
-    content["kwargs"]["volatility"] = [1.0]
+    content["kwargs"].update(change)
     path.write_text(json.dumps(content))
     with pytest.raises(DeltaflowError, match=re.escape(str(path))):
         load_predictor(tmp_path)

@@ -198,6 +198,38 @@ def test_other_columns_and_their_order_do_not_matter(predictor, frames):
     pd.testing.assert_frame_equal(changed, result)
 
 
+def test_what_pandas_carries_along_does_not_matter(predictor, frames):
+    expected = predict_df(predictor, *frames)
+    for frame in frames:
+        frame.attrs["source"] = np.arange(2)
+    flagged = [frame.set_flags(allows_duplicate_labels=False) for frame in frames]
+    pd.testing.assert_frame_equal(predict_df(predictor, *flagged), expected)
+
+
+def test_items_may_be_dictionaries_of_arrow(predictor, frames):
+    pa = pytest.importorskip("pyarrow")
+    expected = predict_df(predictor, *frames)
+    dtype = pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string()))
+    coded = [frame.assign(item_id=frame["item_id"].astype(dtype)) for frame in frames]
+    answer = predict_df(predictor, *coded)
+    pd.testing.assert_frame_equal(answer.drop(columns="item_id"), expected.drop(columns="item_id"))
+    assert answer["item_id"].tolist() == expected["item_id"].tolist()
+
+
+def test_a_column_has_one_role(predictor, frames):
+    past, future = frames
+    with pytest.raises(DataError, match="'timestamp': is named as item_id and again as timestamp"):
+        predict_df(predictor, past, future, item_id="timestamp")
+    with pytest.raises(DataError, match="'HR': is named as item_id and again as target"):
+        predict_df(predictor, past, future.assign(HR=1.0), item_id="HR")
+
+
+@pytest.mark.parametrize("levels", [0.5, "0.1", ["p10"], [None], None])
+def test_levels_that_are_no_numbers_are_refused(levels, predictor, frames):
+    with pytest.raises(DataError, match=r"'quantile_levels': .* is no list of numbers"):
+        predict_df(predictor, *frames, quantile_levels=levels)
+
+
 def test_paths_are_reproduced_by_the_seed(multivariate, make_estimator, frames):
     estimator = make_estimator(GRUFlowEstimator, sampling="path", num_parallel_samples=20)
     predictor = estimator.train(multivariate)

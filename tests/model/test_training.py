@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import lightning.pytorch as pl
@@ -19,9 +20,12 @@ from deltaflow import (
     ForecastLightningModule,
     GRUEstimator,
     GRUFlowEstimator,
+    HoldPredictor,
     IrregularDataModule,
+    IrregularDataset,
     IrregularEstimator,
     load_predictor,
+    predict_df,
 )
 
 
@@ -344,6 +348,43 @@ def test_a_loss_that_is_no_number_ends_the_training_with_advice(head, univariate
         make_estimator(GRUEstimator, lr=1e30, distr_output=head).train(univariate)
 
 
+@pytest.mark.parametrize("encoder", ["gru_flow", "gru"])  # whose norms are decomposed, or not
+def test_weights_that_are_no_numbers_end_validation_and_training_with_advice(encoder, univariate):
+    windows = IrregularDataModule(univariate, univariate, prediction_length=4, context_length=12)
+    model = ForecastLightningModule(windows.spec, encoder=encoder, hidden_size=8)
+    for weights in model.parameters():
+        torch.nn.init.constant_(weights, float("nan"))
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(DeltaflowError, match=r"val_loss .*in epoch 0: lower the learning rate"):
+        trainer.validate(model, windows.val_dataloader(), verbose=False)
+    with pytest.raises(DeltaflowError, match=r"not finite: train again, at a lower learning rate"):
+        model.to_predictor()
+
+
+@pytest.mark.parametrize("encoder", ["gru_flow", "gru"])
+@pytest.mark.parametrize("options", [{}, {"sampling": "path"}, {"distr_output": "quantile"}])
+def test_a_last_step_that_leaps_too_far_gives_no_forecast(
+    encoder, options, univariate, instances, make_estimator
+):
+    estimator = make_estimator(
+        IrregularEstimator, encoder=encoder, lr=1e30, num_batches_per_epoch=1, **options
+    )
+    predictor = estimator.train(univariate)
+    with pytest.raises(DeltaflowError, match=r"no number: train again, at a lower learning rate"):
+        list(predictor.predict(instances(univariate)))
+
+
+@pytest.mark.parametrize("scaling", ["window", "last"])
+def test_the_smallest_numbers_can_be_learned_from(scaling, univariate_frame, make_estimator):
+    tiny = univariate_frame.assign(HR=5e-324)
+    dataset = IrregularDataset.from_long_dataframe(tiny, target="HR")
+    future = tiny.groupby("item_id", as_index=False)["timestamp"].max()
+    estimator = make_estimator(GRUFlowEstimator, scaling=scaling)
+    for predictor in (estimator.train(dataset), HoldPredictor.fit(dataset, 4)):
+        answer = predict_df(predictor, tiny, future)
+        assert np.isfinite(answer[["predictions", "0.1", "0.9"]]).all(axis=None)
+
+
 def test_a_training_without_known_end_keeps_its_learning_rate(univariate, make_estimator):
     class Stop(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *arguments) -> None:
@@ -425,10 +466,52 @@ def test_an_option_that_the_encoder_does_not_know_is_refused(univariate, make_es
         estimator.train(univariate)
 
 
-@pytest.mark.parametrize("options", [{"prediction_length": 0}, {"context_length": -1}])
-def test_lengths_below_one_are_refused(options, make_estimator):
-    with pytest.raises(DeltaflowError, match="at least 1"):
-        make_estimator(GRUEstimator, **options)
+@pytest.mark.parametrize("option", [{"lr": -1.0}, {"weight_decay": float("nan")}, {"dropout": 2.0}])
+def test_options_outside_of_their_range_are_refused(option, univariate, make_estimator):
+    (name,) = option
+    with pytest.raises(DeltaflowError, match=f"{name} must lie between 0 and"):
+        make_estimator(GRUEstimator, **option).train(univariate)
+
+
+def test_the_default_dtype_of_torch_does_not_matter(
+    univariate, instances, make_estimator, tmp_path
+):
+    entries = instances(univariate)
+    torch.set_default_dtype(torch.float64)
+    try:
+        predictor = make_estimator(GRUFlowEstimator).train(univariate)
+        predictor.serialize(tmp_path)
+        forecasts = list(load_predictor(tmp_path).predict(entries))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(forecasts, predictor.predict(entries), strict=True):
+        np.testing.assert_allclose(one.quantile(0.9), other.quantile(0.9), rtol=1e-6)
+
+
+def test_threads_share_no_random_numbers(univariate, instances, make_estimator):
+    entries = instances(univariate)
+    estimator = make_estimator(GRUEstimator, sampling="path", num_parallel_samples=5)
+    predictor = estimator.train(univariate)
+
+    def samples(_: int) -> np.ndarray:
+        return np.stack([forecast.samples for forecast in predictor.predict(entries, seed=0)])
+
+    with ThreadPoolExecutor(4) as pool:
+        for drawn in pool.map(samples, range(12)):
+            np.testing.assert_array_equal(drawn, samples(0))
+
+
+COUNTS = ("prediction_length", "context_length", "batch_size", "num_batches_per_epoch")
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "hidden_size", "num_parallel_samples"])
+def test_counts_below_one_are_refused(name, univariate, make_estimator):
+    with pytest.raises(DeltaflowError, match=f"{name} must be at least 1, got 0"):
+        make_estimator(GRUEstimator, **{name: 0})
+    if name in COUNTS:
+        lengths = {"prediction_length": 4, "context_length": 12}
+        with pytest.raises(DeltaflowError, match=f"{name} must be at least 1, got 0"):
+            IrregularDataModule(univariate, **{**lengths, name: 0})
 
 
 def test_calendar_cycles_are_read_by_the_model(univariate, make_estimator, instances):

@@ -87,3 +87,28 @@ def test_what_is_no_data_set_is_refused(dataset, split, error, message, csv, tmp
     path = dataset.format(csv=csv, folder=tmp_path)
     with pytest.raises(error, match=message):
         load_task(path, {"paths": 1}, Columns(target=["HR"]), Split(**split))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b"", "'dataset': x.csv cannot be read"),
+        ("x.csv", b"\xe5\x00\xff", "'dataset': x.csv cannot be read"),
+        ("x.csv", b"item_id,timestamp,HR\na,yesterday?,1\n", "'timestamp': holds what is no time"),
+        ("x.csv", b"item_id,timestamp,HR\na,2024-01-01,1\na,2024-01-01T12:00Z,1\n",
+         "'timestamp': holds what is no timestamp|time zones are mixed"),
+        ("x.parquet", b"no Parquet at all", "'dataset': x.parquet cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_file_of_something_else_is_refused(name, content, message, tmp_path):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_task(str(path), columns=Columns(target=["HR"]), split=Split(after="1h"))
+
+
+def test_a_file_needs_a_target(csv):
+    with pytest.raises(DataError, match="no target is named"):
+        load_task(csv, columns=Columns(target=[]), split=Split(after="24h"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deltaflow.encoders import ENCODERS
-from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.errors import DeltaflowError, UnknownNameError, check_at_least_one
 from deltaflow.tasks import Columns, Split
 from deltaflow.tasks.datasets import check_data_set
 
@@ -161,9 +161,8 @@ class CompareConfig:
             for name in variant.settings:
                 if name not in self._of_row():
                     raise UnknownNameError("setting of a row", name, self._of_row())
-        for name in ("epochs", "num_batches_per_epoch", "batch_size", "patience", "threads"):
-            if getattr(self, name) < 1:
-                raise DeltaflowError(f"{name} must be at least 1, got {getattr(self, name)}")
+        counts = ("epochs", "num_batches_per_epoch", "batch_size", "patience", "threads")
+        check_at_least_one(**{name: getattr(self, name) for name in counts})
         if not self.seeds:
             raise DeltaflowError("a comparison needs at least one seed")
 

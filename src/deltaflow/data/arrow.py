@@ -264,6 +264,13 @@ class _File(NamedTuple):
             if name in batch:
                 offsets, values = batch[name]
                 own = values[offsets[row] : offsets[row + 1]]
+                if len(own) % channels.get(name, 1):
+                    raise DataError(
+                        f"{len(own)} numbers are no rows of {channels[name]} channels",
+                        "write the file anew",
+                        item=entry["item_id"],
+                        field=name,
+                    )
                 flat = name not in channels or (name == "target" and schema.univariate)
                 entry[name] = own if flat else own.reshape(channels[name], -1)
         return entry
@@ -276,7 +283,10 @@ def _open(path: Path) -> _File:
         metadata = json.loads((reader.schema.metadata or {})[_METADATA])
         schema = Schema.from_dict(metadata["schema"])
         layout = _layout(pa, schema)
-    except (pa.ArrowInvalid, AttributeError, KeyError, TypeError, ValueError) as error:
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate(full=True)  # else a damaged file would be read beyond its end
+    except (pa.ArrowException, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise DataError(
             f"{str(path)!r} is not an Arrow file of series ({type(error).__name__})",
             "write it with deltaflow.data.arrow.write_arrow",
@@ -291,9 +301,9 @@ def _open(path: Path) -> _File:
                 "write the file with deltaflow.data.arrow.write_arrow, which keeps float64",
                 field=field.name,
             )
-    batches = [_views(reader.get_batch(i), layout) for i in range(reader.num_record_batches)]
-    bounds = np.cumsum([0, *(len(batch["start"]) for batch in batches)])
-    return _File(schema, schema.to_dict(), batches, bounds)
+    views = [_views(batch, layout) for batch in batches]
+    bounds = np.cumsum([0, *(len(batch["start"]) for batch in views)])
+    return _File(schema, schema.to_dict(), views, bounds)
 
 
 def _layout(pa: Any, schema: Schema) -> pa.Schema:
@@ -342,12 +352,14 @@ def _views(batch: pa.RecordBatch, layout: pa.Schema) -> dict[str, Any]:
     views: dict[str, Any] = {}
     for field in layout:
         column = batch.column(field.name)
-        if field.name == "start":
-            views[field.name] = column.to_numpy()
-        elif field.name in (*_NUMBERS, _CODES):
-            views[field.name] = column.offsets.to_numpy(), column.values.to_numpy()  # noqa: PD011
+        lists = field.name in (*_NUMBERS, _CODES)
+        numbers = column.values if lists else column  # noqa: PD011
+        if (lists or field.name == "start") and column.null_count + numbers.null_count:
+            raise DataError("holds nulls", "write the file anew, with NaN", field=field.name)
+        if lists:
+            views[field.name] = column.offsets.to_numpy(), numbers.to_numpy()
         else:
-            views[field.name] = column
+            views[field.name] = column.to_numpy() if field.name == "start" else column
     return views
 
 

@@ -23,7 +23,7 @@ from deltaflow.data.windows import (
     TrainingWindows,
     WindowSpec,
 )
-from deltaflow.errors import DataError, UnknownNameError
+from deltaflow.errors import DataError, UnknownNameError, check_at_least_one
 
 
 class IrregularDataModule(pl.LightningDataModule):
@@ -117,6 +117,12 @@ class IrregularDataModule(pl.LightningDataModule):
         spec: WindowSpec | None = None,
     ) -> None:
         super().__init__()
+        check_at_least_one(
+            prediction_length=prediction_length,
+            context_length=context_length,
+            batch_size=batch_size,
+            num_batches_per_epoch=num_batches_per_epoch,
+        )
         if origins not in ("random", "sliding"):
             raise UnknownNameError("origins", origins, ["random", "sliding"])
         if validation_origins not in ("last", "sliding"):

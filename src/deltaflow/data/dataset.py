@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.schema import Schema, unit_seconds
+from deltaflow.data.schema import TICKS_PER_SECOND, Schema, unit_seconds
 from deltaflow.data.validation import (
     Rows,
     TimeColumn,
@@ -25,8 +25,6 @@ from deltaflow.data.validation import (
     read_times,
 )
 from deltaflow.errors import DataError
-
-_TICKS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 class IrregularDataset(Sequence[DataEntry]):
@@ -223,10 +221,19 @@ class IrregularDataset(Sequence[DataEntry]):
         if duplicates not in ("error", "mean"):
             raise DataError(f"{duplicates!r} is not a choice", "use 'error' or 'mean'",
                             field="duplicates")  # fmt: skip
+        if dataframe.empty:
+            raise DataError("the DataFrame has no rows", "give at least one measurement")
         rows = gather_rows(dataframe, item_id)
-        read_times(dataframe[timestamp], rows)
-        read_numbers(dataframe[value], rows)
-        names = sorted(dataframe[variable].dropna().astype(str).unique())
+        variables = dataframe[variable].iloc[rows.order]
+        measured = pd.DataFrame(  # gathered, in dtypes of our own
+            {
+                "item": np.repeat(np.arange(len(rows.items)), np.diff(rows.bounds)),
+                "time": read_times(dataframe[timestamp], rows).ticks,
+                "variable": variables.astype(str).where(variables.notna()).array,
+                "value": read_numbers(dataframe[value], rows),
+            }
+        )
+        names = sorted(measured["variable"].dropna().unique())
         targets = (
             [n for n in names if n not in past_feat_dynamic_real] if target is None else target
         )
@@ -234,29 +241,22 @@ class IrregularDataset(Sequence[DataEntry]):
             if name not in names:
                 raise DataError("no row holds this variable", f"there are {names}", field=name)
 
-        wanted = dataframe[variable].astype(str).isin([*targets, *past_feat_dynamic_real])
-        measured = dataframe.loc[wanted & dataframe[variable].notna()]
-        keys = [item_id, timestamp, variable]
-        if duplicates == "error" and (twice := measured.duplicated(keys)).any():
-            first = measured.loc[twice].iloc[0]
+        wanted = measured[measured["variable"].isin([*targets, *past_feat_dynamic_real])]
+        keys = ["item", "time", "variable"]
+        if duplicates == "error" and (twice := wanted.duplicated(keys)).any():
+            number = int(wanted.index[twice][0])
             raise DataError(
-                f"two values at {first[timestamp]}",
+                f"two values at {dataframe[timestamp].iloc[rows.order[number]]}",
                 "merge them, or pass duplicates='mean'",
-                item=str(first[item_id]),
-                field=str(first[variable]),
+                item=rows.items[wanted["item"][number]],
+                field=str(wanted["variable"][number]),
             )
         # Items and times that hold only unnamed variables keep their (empty) rows.
-        index = dataframe[[item_id, timestamp]].drop_duplicates()
-        wide = (
-            measured.assign(**{variable: measured[variable].astype(str)})
-            .groupby(keys, sort=False, observed=True)[value]
-            .mean()
-            .unstack(variable)
-        )
-        wide = index.merge(wide, how="left", left_on=[item_id, timestamp], right_index=True)
-        order = {item: number for number, item in enumerate(pd.unique(dataframe[item_id]))}
-        wide = wide.sort_values(timestamp, kind="stable")
-        wide = wide.sort_values(item_id, key=lambda ids: ids.map(order), kind="stable")
+        index = measured[["item", "time"]].drop_duplicates().sort_values(["item", "time"])
+        values = wanted.groupby(keys)["value"].mean().unstack("variable")
+        values = values.reindex(pd.MultiIndex.from_frame(index))
+        wide = dataframe[[item_id, timestamp]].iloc[rows.order[index.index]]
+        wide = pd.concat([wide, values.set_index(wide.index)], axis="columns")
         return cls.from_long_dataframe(
             wide,
             item_id=item_id,
@@ -374,7 +374,7 @@ def _elapsed(times: TimeColumn, rows: Rows, time_unit: str) -> tuple[np.ndarray,
         return times.ticks, [None] * len(rows.items)
     firsts = times.ticks[rows.bounds[:-1]]
     since_first = times.ticks - np.repeat(firsts, np.diff(rows.bounds))
-    elapsed = since_first / _TICKS_PER_SECOND[times.resolution] / seconds
+    elapsed = since_first / TICKS_PER_SECOND[times.resolution] / seconds
     origins = np.datetime_as_string(firsts.astype(f"datetime64[{times.resolution}]"))
     return elapsed, [f"{origin}Z" if times.time_zone else str(origin) for origin in origins]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Number
 from typing import Any, Literal, overload
 
 import pandas as pd
@@ -12,6 +13,9 @@ from deltaflow.errors import DataError
 
 TIME_UNITS = ("W", "D", "h", "min", "s", "ms", "us", "ns")
 """The units in which elapsed time can be counted, by their pandas names."""
+
+TICKS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""The units in which pandas counts timestamps and durations."""
 
 
 LARGEST = 1e100
@@ -36,6 +40,17 @@ def unit_seconds(time_unit: str) -> float:
     return pd.Timedelta(1, unit=time_unit).value / 1e9
 
 
+def nanoseconds(time: pd.Timestamp | pd.Timedelta) -> int:
+    """Return a time without a zone, or a duration, as a number that is exact at any distance.
+
+    In nanoseconds, pandas reaches no further than 292 years.
+
+    >>> nanoseconds(pd.Timestamp("1000-01-01")) < -(2**63)
+    True
+    """
+    return int(time.asm8.astype("int64")) * (10**9 // TICKS_PER_SECOND[time.unit])
+
+
 Duration = str | pd.Timedelta
 """A length of time as pandas writes it, such as ``"24h"``."""
 
@@ -54,6 +69,22 @@ def read_duration(value: Duration, field: str) -> pd.Timedelta:
     if duration is None or not duration >= pd.Timedelta(0):
         raise DataError(f"{value!r} is not a duration", "give one such as '24h'", field=field)
     return duration
+
+
+def read_date(value: str | pd.Timestamp, field: str) -> pd.Timestamp:
+    """Read a moment.
+
+    >>> read_date("2024-01-01 08:00", "date")
+    Timestamp('2024-01-01 08:00:00')
+    """
+    try:
+        # A number would be nanoseconds since 1970.
+        date = pd.NaT if isinstance(value, Number) else pd.Timestamp(value)
+    except (ValueError, TypeError):
+        date = pd.NaT
+    if not isinstance(date, pd.Timestamp):
+        raise DataError(f"{value!r} is not a date", "give one such as '2024-01-01'", field=field)
+    return date
 
 
 @overload
@@ -138,9 +169,35 @@ class Schema:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Schema:
-        """Rebuild a schema from :meth:`to_dict`."""
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()
-        }
-        values["feat_static_cat"] = {k: tuple(v) for k, v in plain["feat_static_cat"].items()}
-        return cls(**values)
+        """Rebuild a schema from :meth:`to_dict`, whoever wrote it.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError or AttributeError
+            If it is no schema.
+        """
+        lists = ("target", "feat_dynamic_real", "past_feat_dynamic_real", "feat_static_real")
+        schema = cls(
+            **{
+                **plain,
+                **{role: _names(plain[role]) for role in lists},
+                "feat_static_cat": {k: _names(v) for k, v in plain["feat_static_cat"].items()},
+            }
+        )
+        channels = len(schema.target)
+        fits = channels == 1 if schema.univariate else channels > 0
+        if not isinstance(schema.univariate, bool) or not fits:
+            raise ValueError(f"{channels} channels cannot have univariate={schema.univariate!r}")
+        if schema.time not in ("timestamp", "elapsed", "regular"):
+            raise ValueError(f"{schema.time!r} is no kind of time")
+        if schema.time != "regular":
+            unit_seconds(schema.time_unit)
+        if not isinstance(schema.time_zone, (str, type(None))):
+            raise ValueError(f"{schema.time_zone!r} is no time zone")
+        return schema
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{value!r} is no list of names")
+    return tuple(value)

@@ -10,7 +10,14 @@ import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.schema import LARGEST, LONGEST, Schema, unit_seconds
+from deltaflow.data.schema import (
+    LARGEST,
+    LONGEST,
+    TICKS_PER_SECOND,
+    Schema,
+    nanoseconds,
+    unit_seconds,
+)
 from deltaflow.errors import DataError
 
 
@@ -64,7 +71,15 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
     if first is None:
         raise DataError("the data set is empty", "give at least one item")
     if is_irregular(first):
-        return Schema.from_dict(first["info"]["schema"])
+        try:
+            return Schema.from_dict(first["info"]["schema"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"the info holds no schema ({type(error).__name__}: {error})",
+                "make the entries with IrregularDataset",
+                item=first.get("item_id"),
+                field="info",
+            ) from None
     target = np.asarray(first["target"])
 
     def numbered(field: str) -> tuple[str, ...]:
@@ -122,6 +137,9 @@ def read_series(
         expected = "a regular series" if schema.time == "regular" else "an info['time_origin']"
         raise DataError(f"expected {expected}", "use data like the training data",
                         item=item, field="info")  # fmt: skip
+    if not isinstance(entry.get("start"), pd.Period):
+        raise DataError("is no pandas Period", "give the period of the first observation",
+                        item=item, field="start")  # fmt: skip
 
     target = _matrix(entry, "target", len(schema.target), schema.univariate)
     length = target.shape[1]
@@ -145,8 +163,9 @@ def read_series(
                 item=item,
                 field="feat_dynamic_real",
             )
+        _check_origin(entry["info"], item)
         _check_times(rows[0], length, num_queries, item)
-        unit = unit_seconds(entry["info"]["time_unit"])
+        unit = unit_seconds(entry["info"].get("time_unit"))
         if (far := np.abs(rows[0]) > LONGEST / unit).any():
             raise DataError(f"the elapsed time is longer than {LONGEST:g} seconds",
                             "check its unit, or count from a later origin", item=item,
@@ -268,6 +287,24 @@ def _check_length(rows: np.ndarray, length: int, item: str | None, field: str) -
         )
 
 
+def _check_origin(info: Mapping[str, Any], item: str | None) -> None:
+    """Check that the timestamps of an entry can be told: its origin, and their resolution."""
+    origin, resolution = info["time_origin"], info.get("time_resolution")
+    if origin is None:
+        return
+    try:
+        known = not np.isnat(np.datetime64(origin.removesuffix("Z")))
+    except (AttributeError, TypeError, ValueError):
+        known = False
+    if not known or resolution not in TICKS_PER_SECOND:
+        raise DataError(
+            f"the time_origin {origin!r} in {resolution!r} is no timestamp",
+            f"give it by ISO 8601, and a time_resolution of {', '.join(TICKS_PER_SECOND)}",
+            item=item,
+            field="info",
+        )
+
+
 def _check_times(elapsed: np.ndarray, length: int, num_queries: int | None, item: Any) -> None:
     """Check row 0 of ``feat_dynamic_real``: T observation times, then the query times."""
     field = "feat_dynamic_real[0]"
@@ -351,7 +388,7 @@ def calendar_phases(entry: DataEntry, times: np.ndarray, seasonality: Iterable[s
         )
     else:
         origin = pd.Timestamp(entry["info"]["time_origin"].removesuffix("Z"))
-        seconds = (origin - pd.Timestamp(0)).total_seconds() + times
+        seconds = nanoseconds(origin) / 10**9 + times
     periods = np.array([CALENDAR_CYCLES[cycle] for cycle in cycles])
     phase = 2 * np.pi * (seconds / periods[:, None])
     return np.concatenate([np.sin(phase), np.cos(phase), np.sin(2 * phase), np.cos(2 * phase)])

@@ -13,7 +13,13 @@ from gluonts.dataset.split import AbstractBaseSplitter
 
 from deltaflow.data.arrow import ArrowDataset
 from deltaflow.data.dataset import IrregularDataset
-from deltaflow.data.schema import Duration, read_duration, unit_seconds
+from deltaflow.data.schema import (
+    Duration,
+    nanoseconds,
+    read_date,
+    read_duration,
+    unit_seconds,
+)
 from deltaflow.data.series import is_irregular
 from deltaflow.errors import DataError
 
@@ -62,6 +68,8 @@ class TimeSplitter(AbstractBaseSplitter):
             value = getattr(self, field)
             if value is not None:
                 read_duration(value, field)
+        if self.date is not None:
+            read_date(self.date, "date")
 
     def prediction_length(self, dataset: Dataset) -> int:
         """Return the largest number of observations that any item has within the horizon."""
@@ -96,8 +104,13 @@ class TimeSplitter(AbstractBaseSplitter):
         DataError
             If the item has more than ``prediction_length`` observations within the horizon.
         """
+        return self._pair(entry, prediction_length, nanoseconds(read_duration(offset, "offset")))
+
+    def _pair(
+        self, entry: DataEntry, prediction_length: int, offset: int
+    ) -> tuple[DataEntry, DataEntry]:
         times = _times(entry)
-        low, high = self._bounds(entry, self._cut(entry) + pd.Timedelta(offset), times)
+        low, high = self._bounds(entry, self._cut(entry) + offset, times)
         if high - low > prediction_length:
             raise DataError(
                 f"has {high - low} observations within the horizon, but prediction_length is "
@@ -140,21 +153,23 @@ class TimeSplitter(AbstractBaseSplitter):
                 "give one such as '6h'",
                 field="distance",
             )
-        step = pd.Timedelta(0) if step is None or windows == 1 else read_duration(step, "distance")
+        apart = 0
+        if step is not None and windows > 1:
+            apart = nanoseconds(read_duration(step, "distance"))
         for entry in dataset:
             for window in range(windows):
-                past, label = self.test_pair(entry, prediction_length, window * step)
+                past, label = self._pair(entry, prediction_length, window * apart)
                 length = past["target"].shape[-1]
                 if max_history is not None and length > max_history:
                     keep = slice(length - max_history, length)
                     past = _sliced(past, keep, slice(keep.start, None))
                 yield past, label
 
-    def _cut(self, entry: DataEntry) -> pd.Timedelta:
-        """Return the moment of the split, since the item's origin."""
+    def _cut(self, entry: DataEntry) -> int:
+        """Return the moment of the split, in nanoseconds since the item's origin."""
         origin = entry["info"]["time_origin"] if is_irregular(entry) else None
         if self.after is not None:
-            return pd.Timedelta(self.after)
+            return nanoseconds(pd.Timedelta(self.after))
         if origin is None:
             raise DataError(
                 "elapsed times have no dates",
@@ -171,14 +186,14 @@ class TimeSplitter(AbstractBaseSplitter):
                 field="date",
             )
         since = date.tz_convert("UTC").tz_localize(None) if date.tz else date
-        return since - pd.Timestamp(str(origin).removesuffix("Z"))
+        return nanoseconds(since) - nanoseconds(pd.Timestamp(str(origin).removesuffix("Z")))
 
-    def _bounds(self, entry: DataEntry, cut: pd.Timedelta, times: np.ndarray) -> tuple[int, int]:
+    def _bounds(self, entry: DataEntry, cut: int, times: np.ndarray) -> tuple[int, int]:
         """Return the rows ``[low, high)`` that lie within the horizon of a split at ``cut``."""
         low = _rows_before(entry, times, cut)
         if self.horizon is None:
             return low, len(times)
-        return low, _rows_before(entry, times, cut + pd.Timedelta(self.horizon))
+        return low, _rows_before(entry, times, cut + nanoseconds(pd.Timedelta(self.horizon)))
 
 
 _Items = TypeVar("_Items", IrregularDataset, ArrowDataset)
@@ -254,13 +269,13 @@ def _times(entry: DataEntry) -> np.ndarray:
     return entry["feat_dynamic_real"][0, : entry["target"].shape[-1]]
 
 
-def _rows_before(entry: DataEntry, times: np.ndarray, moment: pd.Timedelta) -> int:
-    """Return how many observations lie before a moment.
+def _rows_before(entry: DataEntry, times: np.ndarray, moment: int) -> int:
+    """Return how many observations lie before a moment, in nanoseconds since the origin.
 
     The moment is converted by the same two divisions as the times were, so that both have the
     same rounding and an observation at the moment itself is not before it.
     """
-    elapsed = moment.as_unit("ns").value / 10**9 / unit_seconds(entry["info"]["time_unit"])
+    elapsed = moment / 10**9 / unit_seconds(entry["info"]["time_unit"])
     return int(np.searchsorted(times, elapsed, side="left"))
 
 

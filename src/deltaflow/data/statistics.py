@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deltaflow.data.schema import LARGEST
 from deltaflow.data.series import Series
 from deltaflow.errors import DataError
 
@@ -22,11 +23,19 @@ MINIMUM_SCALE = 1e-3
 LIMIT = 10.0
 """Scaled inputs of the network are clipped to this many scales around the window's centre."""
 
+SMALLEST_SCALE = float(np.finfo(np.float64).tiny)
+"""The smallest scale: below it, float64 has fewer digits, and a share of it may be 0."""
+
 SAMPLE_SIZE = 2**20
 """The largest number of gaps, or of deviations of items, whose median is taken exactly. The median
 of a sample of so many lies between the 49.9th and the 50.1th percentile, with 95 % probability."""
 
 _CHUNK_ROWS = 2**16
+
+_BEYOND = 10 * LARGEST
+"""No statistic of values up to `LARGEST` is larger."""
+
+_PER_CHANNEL = ("center", "spread", "within", "variation", "count", "magnitude")
 
 
 @dataclass(frozen=True)
@@ -80,8 +89,27 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Statistics:
-        """Rebuild from :meth:`to_dict`."""
-        return cls(**plain)
+        """Rebuild from :meth:`to_dict`, whoever wrote it.
+
+        Raises
+        ------
+        ValueError or TypeError
+            If these are no statistics.
+        """
+        for name, value in plain.items():
+            numbers = np.asarray(value)
+            located = name in ("center", "covariate_center", "static_center", "count")
+            least = -_BEYOND if located else np.nextafter(0, 1)
+            if numbers.dtype.kind not in "if" and numbers.size:
+                raise ValueError(f"the statistics {name!r} are no numbers")
+            if numbers.ndim != (name != "typical_gap"):
+                raise ValueError(f"the statistics {name!r} have {numbers.ndim} dimensions")
+            if not ((least <= numbers) & (numbers <= _BEYOND)).all():
+                raise ValueError(f"the statistics {name!r} are not those of any data")
+        statistics = cls(**plain)
+        if len({len(getattr(statistics, name)) for name in _PER_CHANNEL}) > 1:
+            raise ValueError("the statistics are of different numbers of channels")
+        return statistics
 
     @classmethod
     def fit(cls, data: Iterable[Series], target: Sequence[str]) -> Statistics:
@@ -117,7 +145,7 @@ class Statistics:
             if values.count[channel] == 0:
                 raise DataError("the target is missing everywhere", "remove this channel",
                                 field=name)  # fmt: skip
-        magnitude = _first_positive(values.magnitude, np.ones_like(values.magnitude))
+        magnitude = _first_positive(values.magnitude, 1.0)
         spread = _first_positive(values.deviation, MINIMUM_SCALE * magnitude)
         within = _first_positive(_median_of_positive(deviations.rows), spread)
         variation = _first_positive(variation / np.sqrt(np.maximum(repeats, 1)), spread)
@@ -294,4 +322,4 @@ def _median_of_positive(deviations: np.ndarray) -> np.ndarray:
 
 
 def _first_positive(scale: np.ndarray, fallback: np.ndarray | float) -> np.ndarray:
-    return np.where(scale > 0, scale, fallback)
+    return np.maximum(np.where(scale > 0, scale, fallback), SMALLEST_SCALE)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Sequence
+from datetime import timezone, tzinfo
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from deltaflow.data.schema import LARGEST, LONGEST
+from deltaflow.data.schema import LARGEST, LONGEST, TICKS_PER_SECOND
 from deltaflow.errors import DataError
+
+YEAR_1, YEAR_10000 = -62135596800, 253402300800
+"""Between these seconds since 1970, a date has four digits for its year, as ISO 8601 writes it."""
 
 
 class Rows(NamedTuple):
@@ -77,17 +81,23 @@ def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the 
 
 
 def check_roles(roles: dict[str, Sequence[str]]) -> None:
-    """Raise when no target is named, one column is given two roles, or one role twice."""
+    """Raise when no target is named, a name is no text, or one column is given two roles."""
     if not roles["target"]:
         raise DataError("no target is named", "name at least one column", field="target")
     seen: dict[str, str] = {}
     for role, columns in roles.items():
         for column in columns:
+            if role not in ("item_id", "timestamp") and not isinstance(column, str):
+                raise DataError(
+                    f"the name of a column is a {type(column).__name__}, not text",
+                    "rename it, for all columns with df.columns = df.columns.map(str)",
+                    field=str(column),
+                )
             if column in seen:
                 raise DataError(
                     f"is named as {seen[column]} and again as {role}",
                     "give each column one role",
-                    field=column,
+                    field=str(column),
                 )
             seen[column] = role
 
@@ -96,7 +106,7 @@ def item_codes(frame: pd.DataFrame, item_id: str) -> tuple[np.ndarray, pd.Index]
     """Return the number ``(N,)`` of the item of each row, and the items in order of appearance."""
     try:
         codes, items = pd.factorize(frame[item_id])
-    except TypeError as error:
+    except (TypeError, NotImplementedError) as error:  # the latter from Arrow
         raise DataError(
             f"cannot tell items apart ({error})", "give text or numbers", field=item_id
         ) from None
@@ -137,8 +147,8 @@ def read_times(column: pd.Series, rows: Rows) -> TimeColumn:
     Raises
     ------
     DataError
-        If a time is missing or infinite, time zones are mixed, or the column holds neither
-        timestamps nor numbers.
+        If a time is missing, infinite or outside of the years 1 to 9999, time zones are mixed or
+        have no name, or the column holds neither timestamps nor numbers.
     """
     field = str(column.name)
     column = column.iloc[rows.order]
@@ -147,13 +157,17 @@ def read_times(column: pd.Series, rows: Rows) -> TimeColumn:
         column = _infer_times(column, field, rows)
     if pd.api.types.is_bool_dtype(column.dtype):
         raise DataError("holds booleans", "give timestamps or numbers", field=field)
-    if pd.api.types.is_numeric_dtype(column.dtype):
+    if pd.api.types.is_any_real_numeric_dtype(column.dtype):
         elapsed = column.to_numpy(dtype="float64")
         _refuse(~np.isfinite(elapsed), "the time is infinite", "drop the row", field, rows)
         return TimeColumn(elapsed, "elapsed", "", None)
     if pd.api.types.is_datetime64_any_dtype(column.dtype):
         index = pd.DatetimeIndex(column)
-        zone = None if index.tz is None else str(index.tz)
+        seconds = index.asi8 / TICKS_PER_SECOND[index.unit]
+        problem = "the time lies outside of the years 1 to 9999"
+        remedy = "give elapsed numbers instead of timestamps"
+        _refuse((seconds < YEAR_1) | (seconds >= YEAR_10000), problem, remedy, field, rows)
+        zone = None if index.tz is None else _zone_name(index.tz, field)
         ticks, resolution = _coarsest(index.asi8, index.unit)
         return TimeColumn(ticks, "timestamp", resolution, zone)
     raise DataError(
@@ -311,6 +325,25 @@ def _infer_times(column: pd.Series, field: str, rows: Rows) -> pd.Series:
     remedy = "convert the column with pd.to_datetime(..., utc=True)"
     _refuse(mixed, "the time zones are mixed", remedy, field, rows)
     return column.infer_objects()
+
+
+def _zone_name(zone: tzinfo, field: str) -> str:
+    """Return a name by which pandas finds a time zone again, such as Europe/Berlin or UTC+05:30."""
+    name = getattr(zone, "key", None) or getattr(zone, "zone", None)  # of zoneinfo, and of pytz
+    if name is None:
+        offset = zone.utcoffset(None)
+        name = str(zone if offset is None else timezone(offset))
+    try:
+        found = pd.Timestamp(0, tz=name).utcoffset() == pd.Timestamp(0, tz=zone).utcoffset()
+    except (KeyError, ValueError):
+        found = False
+    if not found:
+        raise DataError(
+            f"the time zone {zone} has no name by which it is found again",
+            "convert the column with Series.dt.tz_convert to one such as 'Europe/Berlin'",
+            field=field,
+        )
+    return name
 
 
 def _coarsest(ticks: np.ndarray, unit: str) -> tuple[np.ndarray, str]:

@@ -135,8 +135,14 @@ class WindowSpec:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> WindowSpec:
-        """Rebuild from :meth:`to_dict`."""
-        return cls(
+        """Rebuild from :meth:`to_dict`, whoever wrote it.
+
+        Raises
+        ------
+        UnknownNameError, ValueError, TypeError, KeyError or AttributeError
+            If it is no such spec.
+        """
+        spec = cls(
             schema=Schema.from_dict(plain["schema"]),
             statistics=Statistics.from_dict(plain["statistics"]),
             context_length=plain["context_length"],
@@ -147,6 +153,27 @@ class WindowSpec:
             centred=plain["centred"],
             scaling=plain["scaling"],
         )
+        schema, statistics = spec.schema, spec.statistics
+        for values, size in (
+            (statistics.center, len(schema.target) + len(schema.past_feat_dynamic_real)),
+            (
+                statistics.covariate_center,
+                len(schema.feat_dynamic_real) + 4 * len(spec.seasonality),
+            ),
+            (statistics.covariate_spread, len(statistics.covariate_center)),
+            (statistics.static_center, len(schema.feat_static_real)),
+            (statistics.static_spread, len(statistics.static_center)),
+        ):
+            if len(values) != size:
+                raise ValueError(f"there are {len(values)} statistics of {size} columns")
+        if not all(type(n) is int and n > 0 for n in (spec.context_length, spec.prediction_length)):
+            raise ValueError("context_length and prediction_length are no positive integers")
+        for seconds in (spec.context, spec.horizon):
+            if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
+                raise ValueError(f"{seconds!r} is no length of time")
+        if not isinstance(spec.centred, bool):
+            raise ValueError(f"{spec.centred!r} is neither true nor false")
+        return spec
 
     def read(self, entry: DataEntry, num_queries: int | None = None) -> Series:
         """Check an entry and turn it into arrays, see `read_series`."""

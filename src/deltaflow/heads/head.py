@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from gluonts.torch.distributions import DistributionOutput, ISQFOutput, Output, QuantileOutput
+from gluonts.torch.distributions import (
+    DistributionOutput,
+    ISQFOutput,
+    Output,
+    PiecewiseLinearOutput,
+    QuantileOutput,
+)
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
@@ -103,7 +109,7 @@ class Head(nn.Module):
             counts = torch.where(observed, (target * scale).round(), self.output.value_in_support)
             return self.output.loss(counts, _copied(args), scale=scale)
         target = torch.where(observed, target, self.output.value_in_support)
-        if isinstance(self.output, ISQFOutput):
+        if isinstance(self.output, (ISQFOutput, PiecewiseLinearOutput)):
             # A spline of quantiles has no density here: its CRPS is its loss.
             return self.output.distribution(args).crps(target)
         return self.output.loss(target, args)

@@ -315,7 +315,8 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         tokens = self.token(torch.cat([hidden, known], dim=-1))
         for layer in self.exchange:
             tokens = layer(tokens)
-        return torch.tanh(self.norm(tokens)), known
+        # Autocast has made it coarser, which flows and solvers are not to be.
+        return torch.tanh(self.norm(tokens)).to(hidden.dtype), known
 
     def _features(self, channel: Tensor, covariates: Tensor) -> Tensor:
         """Put the embeddings of channels ``(N,)`` beside covariates ``(N, T, K)``."""

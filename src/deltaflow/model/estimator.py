@@ -20,7 +20,7 @@ from deltaflow.data import IrregularDataModule
 from deltaflow.data.schema import read_seconds
 from deltaflow.data.statistics import SCALINGS
 from deltaflow.encoders import ENCODERS
-from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.errors import DeltaflowError, UnknownNameError, check_at_least_one
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
 from deltaflow.model.lightning_module import ForecastLightningModule, difference
 from deltaflow.model.loading import read_checkpoint
@@ -134,8 +134,14 @@ class IrregularEstimator(Estimator):
         trainer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if prediction_length < 1 or (context_length is not None and context_length < 1):
-            raise DeltaflowError("prediction_length and context_length must be at least 1")
+        check_at_least_one(
+            prediction_length=prediction_length,
+            context_length=context_length,
+            hidden_size=hidden_size,
+            num_parallel_samples=num_parallel_samples,
+            batch_size=batch_size,
+            num_batches_per_epoch=num_batches_per_epoch,
+        )
         encoder = encoder or self.default_encoder
         for kind, name, known in (
             ("encoder", encoder, ENCODERS),

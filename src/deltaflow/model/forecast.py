@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 from torch.distributions import Distribution
 
-from deltaflow.data.schema import unit_seconds
+from deltaflow.data.schema import TICKS_PER_SECOND, unit_seconds
+from deltaflow.errors import DeltaflowError
 
 
 class RealTime:
@@ -57,10 +58,11 @@ class RealTime:
         if origin is None:
             return pd.Index(self.query_times)
         resolution = self.info["time_resolution"]
-        per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[resolution]
         seconds = unit_seconds(self.info["time_unit"])
         known = np.isfinite(self.query_times)
-        ticks = np.round(np.where(known, self.query_times, 0.0) * seconds * per_second)
+        ticks = np.round(
+            np.where(known, self.query_times, 0.0) * seconds * TICKS_PER_SECOND[resolution]
+        )
         first = np.datetime64(origin.removesuffix("Z"), resolution)
         times = pd.DatetimeIndex(first + ticks.astype(f"timedelta64[{resolution}]"))
         times = pd.DatetimeIndex(times.where(known))
@@ -246,6 +248,24 @@ class SampleForecast(RealTime, gluonts_forecast.SampleForecast):
 
 class QuantileForecast(RealTime, gluonts_forecast.QuantileForecast):
     """A forecast of quantiles: ``(K, Q)`` or ``(K, Q, D)``."""
+
+    def quantile(self, level: float | str) -> np.ndarray:
+        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``.
+
+        Between two levels of the head, and beyond them, GluonTS interpolates.
+
+        Raises
+        ------
+        DeltaflowError
+            If the head has a single level, which is another one.
+        """
+        known = {key for key in self.forecast_keys if key != "mean"}
+        if len(known) == 1 and gluonts_forecast.Quantile.parse(level).name not in known:
+            raise DeltaflowError(
+                f"no quantile {level} follows from the level {known.pop()} alone: train a head of "
+                "several levels, such as 'quantile'"
+            )
+        return super().quantile(level)
 
     def copy_dim(self, dim: int) -> QuantileForecast:
         """Return the forecast of one channel."""

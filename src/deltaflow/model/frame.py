@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 
 from deltaflow.data.dataset import read_entries
-from deltaflow.data.validation import check_columns, gather_rows, item_codes, read_times
+from deltaflow.data.validation import (
+    check_columns,
+    check_roles,
+    gather_rows,
+    item_codes,
+    read_times,
+)
 from deltaflow.errors import DataError
 from deltaflow.model.ensemble import EnsemblePredictor
 from deltaflow.model.hold import HoldPredictor
@@ -74,7 +80,11 @@ def predict_df(
             "the predictor was trained on a regular data set, which has no real time",
             "train it on an IrregularDataset",
         )
-    levels = [float(level) for level in quantile_levels]
+    try:
+        levels = [float(level) for level in quantile_levels]
+    except (TypeError, ValueError):
+        raise DataError(f"{quantile_levels!r} is no list of numbers", "give one such as [0.1, 0.9]",
+                        field="quantile_levels") from None  # fmt: skip
     if not all(1e-12 <= level <= 1 - 1e-12 for level in levels):
         raise DataError(f"{levels} are not between 0 and 1, or too close to them",
                         "give levels such as 0.1", field="quantile_levels")  # fmt: skip
@@ -85,7 +95,12 @@ def predict_df(
             raise DataError("is also the name of a column of the answer", "rename", field=key)
     static = [*schema.feat_static_real, *schema.feat_static_cat]
     known = [*keys, *schema.feat_dynamic_real]
-    wanted = [*known, *schema.target, *schema.past_feat_dynamic_real, *static]
+    observed = [*schema.target, *schema.past_feat_dynamic_real]
+    wanted = [*known, *observed, *static]
+    check_roles(
+        {"item_id": keys[:-1], "timestamp": keys[-1:], "target": observed,
+         "covariates": [*schema.feat_dynamic_real, *static]}
+    )  # fmt: skip
     check_columns(past_df, wanted, "past_df")
     check_columns(future_df, known, "future_df")
     if len(future_df) == 0:
@@ -93,12 +108,13 @@ def predict_df(
 
     if item_id is not None:
         codes, items = item_codes(past_df, item_id)
-        _, asked_items = item_codes(future_df, item_id)
-        past_df = past_df[items.isin(asked_items)[codes]]
+        asked_items = set(item_codes(future_df, item_id)[1])
+        past_df = past_df[np.array([item in asked_items for item in items], dtype=bool)[codes]]
     # Objects keep categories as they are: beside missing ones, integers would turn into floats.
-    past = past_df[wanted].astype(dict.fromkeys(schema.feat_static_cat, object))
+    past = _plain(past_df[wanted]).astype(dict.fromkeys(schema.feat_static_cat, object))
+    future = _plain(future_df[known])
     try:
-        both = pd.concat([past, future_df[known]])
+        both = pd.concat([past, future])
     except pd.errors.OutOfBoundsDatetime as error:
         raise DataError(
             f"past_df and future_df count time in different units ({error})",
@@ -137,7 +153,7 @@ def predict_df(
         entry["feat_dynamic_real"] = np.pad(given, padding, constant_values=np.nan)
 
     channels = len(schema.target)
-    answers = np.empty((len(future_df), channels, 1 + len(levels)))
+    answers = np.full((len(future_df), channels, 1 + len(levels)), np.nan)
     forecasts = predictor.predict(entries, seed=seed)
     for number, forecast in enumerate(forecasts):
         own = rows.order[rows.bounds[number] : rows.bounds[number + 1]]
@@ -146,9 +162,16 @@ def predict_df(
             quantile = forecast.quantile(level).reshape(length, channels)
             answers[places, :, column] = quantile[: len(places)]
 
-    result = future_df[keys].iloc[np.repeat(np.arange(len(future_df)), channels)]
+    result = future[keys].iloc[np.repeat(np.arange(len(future_df)), channels)]
     result = result.reset_index(drop=True)
     result["target_name"] = np.tile(np.array(schema.target, dtype=object), len(future_df))
     for column, name in enumerate(answers_in[1:]):
         result[name] = answers[:, :, column].reshape(-1)
     return result
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the attributes of a frame, which pandas compares, and let index labels repeat."""
+    plain = frame.set_flags(allows_duplicate_labels=True)
+    plain.attrs = {}
+    return plain

@@ -38,7 +38,12 @@ class HoldPredictor(BaselinePredictor):
         self, prediction_length: int, data_schema: dict, rate: list, center: list, spread: list
     ) -> None:
         super().__init__(prediction_length, data_schema)
-        self.rate, self.center, self.spread = map(np.asarray, (rate, center, spread))
+        numbers = np.array([rate, center, spread], dtype=np.float64)
+        if numbers.shape != (3, len(self.schema.target)) or not np.isfinite(numbers).all():
+            raise ValueError("rate, center and spread are no number for each channel")
+        if (numbers[0] < 0).any() or (numbers[2] <= 0).any():
+            raise ValueError("a rate is negative, or a spread not positive")
+        self.rate, self.center, self.spread = numbers
 
     @classmethod
     def fit(cls, training_data: Dataset, prediction_length: int) -> "HoldPredictor":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,12 @@ from gluonts.torch.distributions import Output
 from torch import Tensor
 
 from deltaflow.data import Batch, WindowSpec
-from deltaflow.errors import DeltaflowError
+from deltaflow.errors import DeltaflowError, check_at_least_one
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
 from deltaflow.model.forecast import RealTime
 from deltaflow.model.metrics import ForecastScores
 from deltaflow.model.networks import make_network
-from deltaflow.model.predictor import IrregularPredictor, seeded
+from deltaflow.model.predictor import IrregularPredictor, load_weights, seeded
 
 _WARM_UP = 0.05
 _FINAL = 0.02
@@ -86,6 +87,11 @@ class ForecastLightningModule(pl.LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        check_at_least_one(hidden_size=hidden_size)
+        for name, value in (("dropout", dropout), ("lr", lr), ("weight_decay", weight_decay)):
+            most = 1.0 if name == "dropout" else sys.float_info.max
+            if not 0 <= value <= most:
+                raise DeltaflowError(f"{name} must lie between 0 and {most:g}, got {value}")
         self.spec = spec if isinstance(spec, WindowSpec) else WindowSpec.from_dict(spec)
         self.lr = lr
         self.weight_decay = weight_decay
@@ -129,17 +135,11 @@ class ForecastLightningModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Log the mean loss over the observed targets of a batch, and score its forecasts."""
-        args = self.network.at_targets(batch)
-        loss = self._mean_loss(batch, "val_loss", args)
-        self._score(batch, args, self.val_scores)
-        return loss
+        return self._mean_loss(batch, "val_loss", self.val_scores)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Do the same as in validation."""
-        args = self.network.at_targets(batch)
-        loss = self._mean_loss(batch, "test_loss", args)
-        self._score(batch, args, self.test_scores)
-        return loss
+        return self._mean_loss(batch, "test_loss", self.test_scores)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation, see `ForecastScores`."""
@@ -201,7 +201,13 @@ class ForecastLightningModule(pl.LightningModule):
     def to_predictor(
         self, sampling: str = "marginal", num_parallel_samples: int = 100, batch_size: int = 64
     ) -> IrregularPredictor:
-        """Return a GluonTS predictor with a copy of the weights, see `IrregularPredictor`."""
+        """Return a GluonTS predictor with a copy of the weights, see `IrregularPredictor`.
+
+        Raises
+        ------
+        DeltaflowError
+            If a weight is no number, as after a training at too high a learning rate.
+        """
         predictor = IrregularPredictor(
             spec=self.spec.to_dict(),
             network=self.network_arguments,
@@ -210,17 +216,22 @@ class ForecastLightningModule(pl.LightningModule):
             num_parallel_samples=num_parallel_samples,
             batch_size=batch_size,
         )
-        predictor.network.load_state_dict(self.network.state_dict())
+        try:
+            load_weights(predictor.network, self.network.state_dict())
+        except ValueError as error:
+            raise DeltaflowError(f"{error}: train again, at a lower learning rate") from error
         return predictor
 
-    def _mean_loss(self, batch: Batch, name: str, args: tuple[Tensor, ...] | None = None) -> Tensor:
+    def _mean_loss(self, batch: Batch, name: str, scores: ForecastScores | None = None) -> Tensor:
         advice = (
             f"in epoch {self.current_epoch}: lower the learning rate, or choose a distr_output "
             "whose distribution covers the targets"
         )
         try:
+            args = self.network.at_targets(batch)
             total, count = self.network.loss(batch, args)
-        except ValueError as error:  # distributions refuse parameters that are no numbers
+        # Distributions and spectral norms refuse what is no number.
+        except (ValueError, torch.linalg.LinAlgError) as error:
             if isinstance(error, DeltaflowError):
                 raise
             raise DeltaflowError(f"{name} is no number {advice}") from error
@@ -236,6 +247,8 @@ class ForecastLightningModule(pl.LightningModule):
             name, mean, on_epoch=True, on_step=False, prog_bar=True, sync_dist=True,
             batch_size=int(sums[1]),
         )  # fmt: skip
+        if scores is not None:
+            self._score(batch, args, scores)
         # DDP averages the gradients of the processes: their number makes a sum of that.
         return total / count * self.trainer.world_size
 

@@ -43,9 +43,10 @@ def make_network(
     if network not in NETWORKS:
         raise UnknownNameError("network", network, NETWORKS)
     try:
-        return NETWORKS[network](spec, output, **options, **(network_kwargs or {}))
+        made = NETWORKS[network](spec, output, **options, **(network_kwargs or {}))
     except TypeError as error:
         raise DeltaflowError(f"network_kwargs of {network!r}: {error}") from error
+    return made.float()  # as windows are, whatever torch's default is
 
 
 NETWORKS: dict[str, Callable[..., ForecastNetwork[Any]]] = {

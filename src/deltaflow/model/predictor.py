@@ -8,6 +8,7 @@ from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +25,12 @@ from deltaflow.data import WindowSpec
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, is_irregular
 from deltaflow.data.windows import Batch, collate
-from deltaflow.errors import DeltaflowError, DeltaflowWarning, UnknownNameError
+from deltaflow.errors import (
+    DeltaflowError,
+    DeltaflowWarning,
+    UnknownNameError,
+    check_at_least_one,
+)
 from deltaflow.heads import has_quantiles, is_discrete, make_output
 from deltaflow.model.forecast import (
     DistributionForecast,
@@ -36,6 +42,9 @@ from deltaflow.model.networks import make_network
 from deltaflow.saving import replacing
 
 _WEIGHTS = "prediction-net-state.pt"
+_ONE_AT_A_TIME = RLock()
+"""Torch's random state is shared by all threads."""
+
 _T = TypeVar("_T")
 
 SAMPLING = ("marginal", "path")
@@ -80,6 +89,7 @@ class IrregularPredictor(RepresentablePredictor):
         batch_size: int = 64,
         device: str = "auto",
     ) -> None:
+        check_at_least_one(num_parallel_samples=num_parallel_samples, batch_size=batch_size)
         if sampling not in SAMPLING:
             raise UnknownNameError("sampling", sampling, SAMPLING)
         self.spec = WindowSpec.from_dict(spec)
@@ -138,6 +148,9 @@ class IrregularPredictor(RepresentablePredictor):
         DataError
             If an entry does not fit the training data, or its query times are unknown, too many
             or before the last observation.
+        DeltaflowError
+            If the network's forecast is no number, as after a training at too high a learning
+            rate.
         """
         unseen = 0
         entries = iter(dataset)
@@ -172,12 +185,12 @@ class IrregularPredictor(RepresentablePredictor):
         shape = (len(series), self.prediction_length, self.network.num_targets)
         loc = cpu.loc.unsqueeze(1).expand(shape)  # (B, Q, D)
         scale = cpu.scale.unsqueeze(1).expand(shape)
-        with torch.no_grad(), seeded(seed, self.device):
+        with torch.no_grad(), seeded(seed, self.device), _in_numbers():
             if self.sampling == "path":
                 count = num_samples or self.num_parallel_samples
                 forecasts = self._samples(batch, count, loc, scale)
             else:
-                args = tuple(arg.double().cpu() for arg in self.network(batch))
+                args = tuple(_finite(arg).double().cpu() for arg in self.network(batch))
                 forecasts = self._marginals(args, loc, scale, num_samples)
 
         for entry, one, forecast in zip(entries, series, forecasts, strict=True):
@@ -188,7 +201,7 @@ class IrregularPredictor(RepresentablePredictor):
     def _samples(
         self, batch: Batch, count: int, loc: Tensor, scale: Tensor
     ) -> Iterator[Callable[..., RealTime]]:
-        drawn = self.network.sample_paths(batch, count).double().cpu()  # (B, N, Q, D)
+        drawn = _finite(self.network.sample_paths(batch, count)).double().cpu()  # (B, N, Q, D)
         if not is_discrete(self.network.head.output):
             drawn = loc.unsqueeze(1) + scale.unsqueeze(1) * drawn
         return (partial(SampleForecast, self._univariate(own).numpy()) for own in drawn)
@@ -299,6 +312,25 @@ def _refuse_objects(value: Any, path: Path) -> None:
             _refuse_objects(part, path)
 
 
+@contextmanager
+def _in_numbers() -> Iterator[None]:
+    """Turn the refusal of what is no number into advice."""
+    try:
+        yield
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        if isinstance(error, DeltaflowError):
+            raise
+        raise DeltaflowError(
+            "the network's forecast is no number: train again, at a lower learning rate"
+        ) from error
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not torch.isfinite(values).all():
+        raise ValueError("not finite")
+    return values
+
+
 def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
     while batch := list(islice(items, size)):
         yield batch
@@ -311,7 +343,7 @@ def seeded(seed: Iterable[int] | None, device: torch.device) -> Iterator[None]:
         yield
         return
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
         yield
 

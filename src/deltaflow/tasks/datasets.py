@@ -148,10 +148,22 @@ def _file_task(path: Path, columns: Columns, given: Split) -> Task:
     if path.suffix not in READERS:
         raise DataError(f"{path.name} is no file of {', '.join(READERS)}", "convert it",
                         field="dataset")  # fmt: skip
-    target = columns.target if len(columns.target) > 1 else columns.target[0]
-    frame = READERS[path.suffix](path)
+    target = columns.target[0] if len(columns.target) == 1 else columns.target
+    try:
+        frame = READERS[path.suffix](path)
+    except ValueError as error:
+        raise DataError(f"{path.name} cannot be read ({error})", "write it anew",
+                        field="dataset") from error  # fmt: skip
     if columns.timestamp in frame and not is_numeric_dtype(frame[columns.timestamp]):
-        frame[columns.timestamp] = pd.to_datetime(frame[columns.timestamp])  # CSV has no dates
+        try:
+            times = pd.to_datetime(frame[columns.timestamp])  # CSV has no dates
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"holds what is no timestamp ({error})",
+                "write all times in one format, all with a time zone or all without",
+                field=columns.timestamp,
+            ) from error
+        frame[columns.timestamp] = times
     data = IrregularDataset.from_long_dataframe(frame, **{**vars(columns), "target": target})
     name = path.name.removesuffix("".join(path.suffixes))
     if given.after is None and given.date is None:
