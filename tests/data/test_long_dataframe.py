@@ -254,6 +254,12 @@ def test_timestamps_of_pyarrow_are_timestamps(zone):
     assert list(times_back(dataset)[0]) == list(times[1:])
 
 
+def test_python_datetimes_may_lie_beyond_the_reach_of_nanoseconds():
+    times = [datetime.datetime(2999, 1, day) for day in (1, 2, 3)]
+    dataset = read(two_items(pd.Series(times, dtype=object)))
+    assert list(times_back(dataset)[0]) == times[1:]
+
+
 @pytest.mark.parametrize("dtype", ["int64", "category", "string", "float64"])
 def test_item_identifiers_may_be_of_any_type(dtype):
     frame = two_items([0, 1, 2])

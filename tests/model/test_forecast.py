@@ -4,7 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deltaflow import GRUFlowEstimator, HoldPredictor, IrregularDataset, TimeSplitter
+from deltaflow import (
+    DataError,
+    GRUFlowEstimator,
+    HoldPredictor,
+    IrregularDataset,
+    TimeSplitter,
+)
 
 KINDS_OF_FORECAST = {
     "distribution": {},
@@ -37,6 +43,11 @@ def test_timestamps_are_those_of_the_queries(kind, forecasts, multivariate_frame
     for forecast in forecasts(kind):
         rows = multivariate_frame[multivariate_frame["item_id"] == forecast.item_id]
         assert list(forecast.timestamps) == list(rows["timestamp"].iloc[-4:])
+
+
+def test_a_table_of_impossible_quantiles_is_refused(forecasts):
+    with pytest.raises(DataError, match=r"'quantile_levels': .* not between 0 and 1"):
+        forecasts("distribution")[0].to_dataframe(quantile_levels=[2])
 
 
 @any_forecast

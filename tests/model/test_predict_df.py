@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from gluonts.model.seasonal_naive import SeasonalNaivePredictor
 
 from deltaflow import (
     DataError,
+    DeltaflowError,
     GRUFlowEstimator,
     HoldPredictor,
     IrregularDataset,
@@ -288,6 +290,21 @@ def test_a_predictor_of_regular_data_is_refused(frames, make_estimator):
     predictor = make_estimator(GRUFlowEstimator).train(regular_seasonal(num_series=2))
     with pytest.raises(DataError, match="train it on an IrregularDataset"):
         predict_df(predictor, *frames)
+
+
+def test_a_predictor_of_another_package_is_refused(frames):
+    predictor = SeasonalNaivePredictor(prediction_length=4, season_length=2)
+    with pytest.raises(DeltaflowError, match="SeasonalNaivePredictor does not say"):
+        predict_df(predictor, *frames)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"seed": -1}, "seed must be at least 0"), ({"num_samples": 0}, "num_samples must be at")],
+)
+def test_impossible_options_of_a_forecast_are_refused(options, message, predictor):
+    with pytest.raises(DeltaflowError, match=message):
+        next(predictor.predict([], **options))
 
 
 def test_names_that_the_answer_needs_are_refused(predictor, frames):

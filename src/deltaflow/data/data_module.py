@@ -23,7 +23,7 @@ from deltaflow.data.windows import (
     TrainingWindows,
     WindowSpec,
 )
-from deltaflow.errors import DataError, UnknownNameError, check_at_least_one
+from deltaflow.errors import DataError, DeltaflowError, UnknownNameError, check_at_least_one
 
 
 class IrregularDataModule(pl.LightningDataModule):
@@ -123,6 +123,8 @@ class IrregularDataModule(pl.LightningDataModule):
             batch_size=batch_size,
             num_batches_per_epoch=num_batches_per_epoch,
         )
+        if num_workers < 0:
+            raise DeltaflowError(f"num_workers must be at least 0, got {num_workers}")
         if origins not in ("random", "sliding"):
             raise UnknownNameError("origins", origins, ["random", "sliding"])
         if validation_origins not in ("last", "sliding"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Sequence
-from datetime import timezone, tzinfo
+from datetime import datetime, timezone, tzinfo
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -324,7 +324,11 @@ def _infer_times(column: pd.Series, field: str, rows: Rows) -> pd.Series:
     mixed = np.array([zone != zones[0] for zone in zones], dtype=bool)
     remedy = "convert the column with pd.to_datetime(..., utc=True)"
     _refuse(mixed, "the time zones are mixed", remedy, field, rows)
-    return column.infer_objects()
+    inferred = column.infer_objects()
+    naive = zones[:1] == ["None"] and all(isinstance(value, datetime) for value in column)
+    if naive and inferred.dtype == object:
+        inferred = column.astype("datetime64[us]")  # further away than nanoseconds reach
+    return inferred
 
 
 def _zone_name(zone: tzinfo, field: str) -> str:

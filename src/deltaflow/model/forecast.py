@@ -13,7 +13,24 @@ import torch
 from torch.distributions import Distribution
 
 from deltaflow.data.schema import TICKS_PER_SECOND, unit_seconds
-from deltaflow.errors import DeltaflowError
+from deltaflow.errors import DataError, DeltaflowError
+
+
+def read_levels(quantile_levels: Sequence[float]) -> list[float]:
+    """Read the levels of quantiles.
+
+    >>> read_levels([0.1, "0.9"])
+    [0.1, 0.9]
+    """
+    try:
+        levels = [float(level) for level in quantile_levels]
+    except (TypeError, ValueError):
+        raise DataError(f"{quantile_levels!r} is no list of numbers", "give one such as [0.1, 0.9]",
+                        field="quantile_levels") from None  # fmt: skip
+    if not all(1e-12 <= level <= 1 - 1e-12 for level in levels):
+        raise DataError(f"{levels} are not between 0 and 1, or too close to them",
+                        "give levels such as 0.1", field="quantile_levels")  # fmt: skip
+    return levels
 
 
 class RealTime:
@@ -82,6 +99,11 @@ class RealTime:
         pandas.DataFrame
             Columns ``item_id``, ``timestamp``, ``target_name``, ``predictions`` (the median), and
             a column per level, named by it. Queries that only pad are left out.
+
+        Raises
+        ------
+        DataError
+            If the levels are no numbers between 0 and 1.
         """
         count, channels = self.prediction_length, len(self.target)
         table: dict[str, Any] = {
@@ -90,7 +112,7 @@ class RealTime:
             "target_name": list(self.target) * count,
             "predictions": self.quantile(0.5).reshape(-1),
         }
-        for level in quantile_levels:
+        for level in read_levels(quantile_levels):
             table[str(level)] = self.quantile(level).reshape(-1)
         frame = pd.DataFrame(table)
         return frame[frame["timestamp"].notna()].reset_index(drop=True)

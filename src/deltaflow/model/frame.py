@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from deltaflow.data.dataset import read_entries
+from deltaflow.data.schema import Schema
 from deltaflow.data.validation import (
     check_columns,
     check_roles,
@@ -15,8 +16,9 @@ from deltaflow.data.validation import (
     item_codes,
     read_times,
 )
-from deltaflow.errors import DataError
+from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.model.ensemble import EnsemblePredictor
+from deltaflow.model.forecast import read_levels
 from deltaflow.model.hold import HoldPredictor
 from deltaflow.model.predictor import IrregularPredictor
 
@@ -74,20 +76,18 @@ def predict_df(
     0        9.7         82.0
     1        2.3         82.0
     """
-    schema = predictor.schema
+    schema = getattr(predictor, "schema", None)
+    if not isinstance(schema, Schema):
+        raise DeltaflowError(
+            f"a {type(predictor).__name__} does not say what its data hold: give a predictor that "
+            "deltaflow has trained or loaded"
+        )
     if schema.time == "regular":
         raise DataError(
             "the predictor was trained on a regular data set, which has no real time",
             "train it on an IrregularDataset",
         )
-    try:
-        levels = [float(level) for level in quantile_levels]
-    except (TypeError, ValueError):
-        raise DataError(f"{quantile_levels!r} is no list of numbers", "give one such as [0.1, 0.9]",
-                        field="quantile_levels") from None  # fmt: skip
-    if not all(1e-12 <= level <= 1 - 1e-12 for level in levels):
-        raise DataError(f"{levels} are not between 0 and 1, or too close to them",
-                        "give levels such as 0.1", field="quantile_levels")  # fmt: skip
+    levels = read_levels(quantile_levels)
     keys = [timestamp] if item_id is None else [item_id, timestamp]
     answers_in = ["target_name", "predictions", *map(str, levels)]
     for key in keys:

@@ -150,8 +150,11 @@ class IrregularPredictor(RepresentablePredictor):
             or before the last observation.
         DeltaflowError
             If the network's forecast is no number, as after a training at too high a learning
-            rate.
+            rate; if ``num_samples`` is less than 1, or ``seed`` than 0.
         """
+        check_at_least_one(num_samples=num_samples)
+        if seed is not None and seed < 0:
+            raise DeltaflowError(f"seed must be at least 0, got {seed}")
         unseen = 0
         entries = iter(dataset)
         try:
