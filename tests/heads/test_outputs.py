@@ -22,6 +22,7 @@ from deltaflow import DeltaflowError, UnknownNameError
 from deltaflow.heads import (
     HEADS,
     Head,
+    MeanQuantileOutput,
     MonotoneQuantileOutput,
     describe_output,
     is_centred,
@@ -62,6 +63,18 @@ def test_quantiles_can_be_learned():
         optimizer.step()
     (learned,) = output.domain_map(raw.detach())
     torch.testing.assert_close(learned, torch.tensor(LEVELS), atol=0.02, rtol=0)
+
+
+def test_the_loss_of_scaled_quantiles_and_mean_is_that_in_the_units_of_the_data():
+    # GluonTS's own estimators hand over the location and scale of each series.
+    output = MeanQuantileOutput(LEVELS)
+    random = torch.Generator().manual_seed(0)
+    raw, target = torch.randn(5, 3, 8, generator=random), torch.randn(5, 3, generator=random)
+    loc, scale = torch.randn(5, 1, generator=random), 1 + torch.rand(5, 1, generator=random)
+    mean, quantiles = output.domain_map(raw[..., :1], raw[..., 1:])
+    units = (mean * scale + loc, quantiles * scale[..., None] + loc[..., None])
+    expected = output.loss(target, units)
+    torch.testing.assert_close(output.loss(target, (mean, quantiles), loc, scale), expected)
 
 
 def test_levels_are_sorted():

@@ -6,10 +6,12 @@ import pytest
 from gluonts.ev.metrics import MSE
 from gluonts.model import evaluate_model
 from gluonts.model.estimator import Estimator
+from gluonts.model.forecast import QuantileForecast
 from gluonts.model.forecast import SampleForecast as RegularForecast
 from gluonts.model.predictor import Predictor
 
-from deltaflow import DataError, IrregularDataset, TimeSplitter
+from deltaflow import DataError, DeltaflowError, IrregularDataset, TimeSplitter
+from deltaflow.model import resampled
 from deltaflow.model.resampled import ResampledEstimator, deepar
 from deltaflow.tasks import regular_seasonal
 
@@ -113,6 +115,38 @@ def test_deepar_trains_on_channels_is_evaluated_and_pickled(multivariate, tmp_pa
     scores = evaluate_model(predictor, test_data=test, metrics=[MSE()], axis=(0, 2))
     assert scores.shape == (2, 1)
     assert np.isfinite(scores.to_numpy()).all()
+
+
+@pytest.mark.parametrize(("step", "length"), [("1h", 2), ("90min", 2), ("10h", 1)])
+def test_by_default_deepar_reaches_half_of_the_longest_series(frame, monkeypatch, step, length):
+    made = []
+
+    def untrained(*arguments):
+        made.append(deepar(*arguments))
+        return CountingEstimator()
+
+    monkeypatch.setattr(resampled, "deepar", untrained)
+    data = IrregularDataset.from_long_dataframe(frame, target=["HR", "Temp"])
+    ResampledEstimator(4, step).train(data)
+    (estimator,) = made
+    assert estimator.prediction_length == length
+    assert estimator.cardinality == [2]
+
+
+def test_forecasts_that_cannot_be_sampled_are_refused(frame):
+    class Quantiles(Counting):
+        def predict(self, dataset, **kwargs):
+            for forecast in super().predict(dataset, **kwargs):
+                median = forecast.quantile(0.5)[None]
+                yield QuantileForecast(median, forecast.start_date, ["0.5"])
+
+    class QuantileEstimator(CountingEstimator):
+        def train(self, training_data, validation_data=None, **kwargs):
+            return Quantiles(self.prediction_length)
+
+    data = IrregularDataset.from_long_dataframe(frame, target="HR")
+    with pytest.raises(DeltaflowError, match="a QuantileForecast cannot be sampled"):
+        predict(data, QuantileEstimator(), [1.0])
 
 
 def test_regular_data_and_steps_that_are_no_durations_are_refused():
