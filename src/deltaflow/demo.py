@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--output", type=Path, default=Path("demo"), help="directory to write to")
     parser.add_argument("--quick", action="store_true", help="hardly train: only try it out")
     options = parser.parse_args(arguments)
-    try:
-        import matplotlib as mpl
-    except ImportError:
+    if find_spec("matplotlib") is None:
         parser.error("the figure needs matplotlib: pip install 'deltaflow[plot]'")
-    mpl.use("Agg")
     torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
@@ -201,7 +199,7 @@ def draw(
 
     The forecast is asked for every half hour, whatever the times of the measurements are.
     """
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     grid = np.arange(24 * 60, 48 * 60 + 1, 30)
     stays = {str(patient): stay for patient, stay in clinical_sample().groupby("patient")}
@@ -225,10 +223,8 @@ def draw(
         quantile_levels=[0.1, 0.25, 0.75, 0.9],
     ).groupby(["patient", "target_name"])
 
-    figure, panels = plt.subplots(
-        len(channels), patients, figsize=(10, 7.5), sharex=True, sharey="row", squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    panels = figure.subplots(len(channels), patients, sharex=True, sharey="row", squeeze=False)
     for column, patient in enumerate(chosen):
         stay = stays[patient]
         panels[0, column].set_title(describe(stay.iloc[0]), fontsize=10)
