@@ -309,22 +309,22 @@ class Window(NamedTuple):
 
 def collate(windows: Sequence[Window]) -> Batch:
     """Pad windows at the end of their time axes and stack them into a batch."""
-    targets = _pad([window.target for window in windows], fill=np.nan)
-    lengths = [len(window.values) for window in windows]
+    parts: Any = Window._make(zip(*windows, strict=True))  # of each field, all windows'
+    target = _pad(parts.target, fill=np.nan)
     return Batch(
-        values=_tensor(_pad([window.values for window in windows])),
-        observed=torch.from_numpy(_pad([window.observed for window in windows])),
-        delta_t=_tensor(_pad([window.delta_t for window in windows])),
-        lengths=torch.tensor(lengths),
-        covariates=_tensor(_pad([window.covariates for window in windows])),
-        static_real=_tensor(np.stack([window.static_real for window in windows])),
-        static_cat=torch.from_numpy(np.stack([window.static_cat for window in windows])),
-        query_delta_t=_tensor(_pad([window.query_delta_t for window in windows])),
-        query_covariates=_tensor(_pad([window.query_covariates for window in windows])),
-        target=_tensor(np.nan_to_num(targets, nan=0.0)),
-        target_observed=torch.from_numpy(np.isfinite(targets)),
-        loc=torch.from_numpy(np.stack([window.loc for window in windows])),
-        scale=torch.from_numpy(np.stack([window.scale for window in windows])),
+        values=_pad(parts.values),
+        observed=_pad(parts.observed),
+        delta_t=_pad(parts.delta_t),
+        lengths=torch.tensor([len(values) for values in parts.values]),
+        covariates=_pad(parts.covariates),
+        static_real=torch.from_numpy(np.stack(parts.static_real).astype(np.float32)),
+        static_cat=torch.from_numpy(np.stack(parts.static_cat)),
+        query_delta_t=_pad(parts.query_delta_t),
+        query_covariates=_pad(parts.query_covariates),
+        target=target.nan_to_num(nan=0.0),
+        target_observed=target.isfinite(),
+        loc=torch.from_numpy(np.stack(parts.loc)),
+        scale=torch.from_numpy(np.stack(parts.scale)),
     )
 
 
@@ -560,15 +560,14 @@ def _repeat_last(delta_t: np.ndarray) -> np.ndarray:
     return np.where(known, delta_t, last)
 
 
-def _pad(arrays: Sequence[np.ndarray], fill: float = 0) -> np.ndarray:
-    """Stack arrays whose first axes differ in length, which is at least 1 afterwards."""
+def _pad(arrays: Sequence[np.ndarray], fill: float = 0) -> Tensor:
+    """Stack arrays whose first axes differ in length, which is at least 1 afterwards.
+
+    Numbers become float32.
+    """
     first = arrays[0]
-    length = max(1, *map(len, arrays))
-    padded = np.full((len(arrays), length, *first.shape[1:]), fill, dtype=first.dtype)
+    dtype = np.float32 if first.dtype == np.float64 else first.dtype
+    padded = np.full((len(arrays), max(1, *map(len, arrays)), *first.shape[1:]), fill, dtype)
     for row, array in zip(padded, arrays, strict=True):
         row[: len(array)] = array
-    return padded
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.astype(np.float32))
+    return torch.from_numpy(padded)
