@@ -88,9 +88,9 @@ def _restore_unknown_name(message: str) -> UnknownNameError:
 def check_at_least_one(**counts: int | None) -> None:
     """Raise if a count is less than 1, by its name.
 
-    >>> check_at_least_one(batch_size=0)
+    >>> check_at_least_one(batch_size=0)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
-    deltaflow.errors.DeltaflowError: batch_size must be at least 1, got 0
+    DeltaflowError: batch_size must be at least 1, got 0
     """
     for name, count in counts.items():
         if count is not None and count < 1:
