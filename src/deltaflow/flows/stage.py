@@ -195,11 +195,3 @@ def of_shares(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     (tensor([[2., 6.]]), tensor([1.]))
     """
     return 2 * weight, bias - weight.sum(-1)
-
-
-def tanh_of_half(p: Tensor) -> Tensor:
-    r"""Return :math:`\tanh(p / 2)` as :math:`2 \sigma(p) - 1`, faster on large tensors.
-
-    It is exact to a rounding of 1, not of its own value.
-    """
-    return torch.add(p.new_tensor(-1.0), torch.sigmoid(p), alpha=2)
