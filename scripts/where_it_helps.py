@@ -20,7 +20,7 @@ import yaml
 from torch.utils.data import DataLoader
 
 from deltaflow import IrregularPredictor
-from deltaflow.data.windows import Batch, collate
+from deltaflow.data.windows import Batch
 from deltaflow.tasks import load_task
 from deltaflow.tasks.task import LabelledWindows, Task
 
@@ -54,7 +54,7 @@ def forecast_errors(predictor: IrregularPredictor, task: Task) -> pd.DataFrame:
     scale = torch.as_tensor(task.scale)
     parts = []
     (test,) = task.tests.values()
-    for batch in DataLoader(LabelledWindows(test, spec), batch_size=64, collate_fn=collate):
+    for batch in DataLoader(LabelledWindows(test, spec), batch_size=64, collate_fn=spec.collate):
         mask = batch.target_observed
         series, query, channel = mask.nonzero(as_tuple=True)
         with torch.no_grad():

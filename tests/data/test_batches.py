@@ -16,15 +16,16 @@ from deltaflow.encoders import ENCODERS
 
 
 class Numbered:
-    """Windows whose location is their number."""
+    """Windows that ask for their number and read nothing."""
 
     def __init__(self, spec: WindowSpec) -> None:
         self.spec = spec
 
     def __getitem__(self, index: int):
-        return self.spec.blank()._replace(
-            loc=np.array([float(index)]), target=np.zeros((1, 1)), query_delta_t=np.zeros(1)
+        series = self.spec.blank().series._replace(
+            times=np.zeros(1), values=np.array([[float(index)]]), covariates=np.empty((1, 0))
         )
+        return self.spec.cut(series, 0)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def spec(univariate) -> WindowSpec:
 
 def numbers_of(batch) -> list[int]:
     """The numbers of the windows of a batch, blank ones left out."""
-    return [int(loc) for loc in batch.loc[batch.target_observed[:, 0, 0], 0]]
+    values = batch.loc + batch.scale * batch.target[:, 0]
+    return values[batch.target_observed[:, 0]].round().int().tolist()
 
 
 @given(

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from deltaflow import ForecastLightningModule, IrregularDataModule
 from deltaflow.compare.score import accuracy
-from deltaflow.data.windows import collate
 from deltaflow.heads import MonotoneQuantileOutput, is_centred, make_output
 from deltaflow.model.metrics import ForecastScores
 from deltaflow.tasks import Columns, Split, TaskDataModule
@@ -77,7 +76,7 @@ def test_blank_batch_changes_no_score(head, network, univariate):
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     expected, scores = (
         trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)[0]
-        for batches in ([batch], [batch, collate([data.spec.blank()])])
+        for batches in ([batch], [batch, data.spec.collate([data.spec.blank()])])
     )
     assert scores == expected
     assert {"val_mse", "val_coverage_80"} <= {k for k, v in scores.items() if np.isfinite(v)}

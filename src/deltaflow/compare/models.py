@@ -25,7 +25,7 @@ from deltaflow.compare.baselines import (
 from deltaflow.compare.config import HOLD, RESAMPLED, CompareConfig
 from deltaflow.data.schema import unit_seconds
 from deltaflow.data.series import schema_of
-from deltaflow.data.windows import WindowSpec, collate
+from deltaflow.data.windows import WindowSpec
 from deltaflow.encoders import Encoder
 from deltaflow.errors import DataError
 from deltaflow.model.ensemble import EnsemblePredictor
@@ -282,7 +282,7 @@ def _trainer_kwargs(config: CompareConfig, curve: LearningCurve) -> Iterator[dic
 def _validation_loader(task: Task, spec: WindowSpec, config: CompareConfig) -> DataLoader:
     """Return the windows that the validation asks for, with their labels."""
     windows = LabelledWindows(task.validation, spec)
-    return DataLoader(windows, batch_size=config.batch_size, collate_fn=collate)  # pyright: ignore[reportArgumentType]
+    return DataLoader(windows, batch_size=config.batch_size, collate_fn=spec.collate)  # pyright: ignore[reportArgumentType]
 
 
 def _horizon_seconds(task: Task) -> float:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch.utils.data import Dataset, DistributedSampler
 
-from deltaflow.data.windows import Batch, Window, WindowSpec, collate
+from deltaflow.data.windows import Batch, Window, WindowSpec
 
 
 class Windows(Protocol):
@@ -74,7 +74,8 @@ class Batches(Dataset[Batch]):
         start = epoch * self.num_windows + place * self.batch_size
         numbers = range(start, min(start + self.batch_size, epoch_end))
         own = [self.windows[number] for number in numbers[self.rank :: self.world_size]]
-        return collate(own or [self.windows.spec.blank()])
+        spec = self.windows.spec
+        return spec.collate(own or [spec.blank()])
 
 
 class InOrder(DistributedSampler[int]):

@@ -167,7 +167,7 @@ class Statistics:
 def scale_of(
     values: np.ndarray, statistics: Statistics, centred: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Location and scale of each channel of a window, from its observed values alone.
+    """Location and scale of each channel of windows, from their observed values alone.
 
     The location is the window's mean and the scale its standard deviation. With few
     observations the scale leans, by a geometric mean, on the typical one of the training set;
@@ -177,7 +177,7 @@ def scale_of(
     Parameters
     ----------
     values
-        ``(T, C)`` float64, NaN where not observed.
+        ``(…, T, C)`` float64, NaN where not observed.
     statistics
         Those of the training set.
     centred
@@ -186,7 +186,7 @@ def scale_of(
     Returns
     -------
     tuple of numpy.ndarray
-        ``loc`` and ``scale``, both ``(C,)`` float64; ``scale`` is positive.
+        ``loc`` and ``scale``, both ``(…, C)`` float64; ``scale`` is positive.
     """
     count, mean, deviation, magnitude = _moments(values)
     known = statistics.arrays
@@ -217,11 +217,13 @@ def anchor_of(
     observed = np.isfinite(values)
     known = statistics.arrays
     last = known["center"]
-    if len(values):
-        newest = len(values) - 1 - observed[::-1].argmax(axis=0)
-        last = np.where(observed.any(axis=0), values[newest, np.arange(values.shape[1])], last)
+    if length := values.shape[-2]:
+        newest = length - 1 - observed[..., ::-1, :].argmax(axis=-2, keepdims=True)
+        newest = np.take_along_axis(values, newest, axis=-2).squeeze(-2)
+        last = np.where(observed.any(axis=-2), newest, last)
     scale = np.where(centred, known["variation"], known["magnitude"])
-    return np.where(centred, last, 0.0), scale
+    last = np.where(centred, last, 0.0)
+    return last, np.broadcast_to(scale, last.shape).copy()
 
 
 SCALINGS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
@@ -232,7 +234,7 @@ SCALINGS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
 
 
 class _Moments(NamedTuple):
-    """Number, mean, standard deviation and mean absolute value of the columns of a table."""
+    """Number, mean, standard deviation and mean absolute value of the columns of tables."""
 
     count: np.ndarray
     mean: np.ndarray
@@ -241,7 +243,7 @@ class _Moments(NamedTuple):
 
 
 def _moments(values: np.ndarray) -> _Moments:
-    """Compute the moments of the columns, ignoring NaN.
+    """Compute the moments ``(…, C)`` of the columns of ``(…, T, C)``, ignoring NaN.
 
     A column without values has zeros. Columns are divided by their largest absolute value first,
     so that no square overflows.
@@ -249,17 +251,18 @@ def _moments(values: np.ndarray) -> _Moments:
     observed = np.isfinite(values)
     filled = np.where(observed, values, 0.0)
     size = np.abs(filled)
-    largest = np.maximum.reduce(size, initial=0.0)
+    largest = size.max(axis=-2, initial=0.0, keepdims=True)
     unit = np.where(largest > 0, largest, 1.0)
     filled /= unit
     size /= unit
-    number = np.add.reduce(observed, dtype=np.int64)
+    number = observed.sum(axis=-2, keepdims=True)
     count = np.maximum(number, 1)
-    mean = np.add.reduce(filled) / count
+    mean = filled.sum(axis=-2, keepdims=True) / count
     apart = np.subtract(filled, mean, out=filled) * observed
-    deviation = np.sqrt(np.add.reduce(apart * apart) / count)
-    magnitude = np.add.reduce(size) / count
-    return _Moments(number, mean * unit, deviation * unit, magnitude * unit)
+    deviation = np.sqrt((apart * apart).sum(axis=-2, keepdims=True) / count)
+    magnitude = size.sum(axis=-2, keepdims=True) / count
+    moments = number, mean * unit, deviation * unit, magnitude * unit
+    return _Moments(*(moment.squeeze(-2) for moment in moments))
 
 
 def _merged(one: _Moments | None, values: np.ndarray) -> _Moments:

@@ -179,7 +179,6 @@ class WindowSpec:
         """Check an entry and turn it into arrays, see `read_series`."""
         return read_series(entry, self.schema, self.seasonality, num_queries)
 
-    @np.errstate(over="ignore")  # what overflows is clipped
     def cut(self, series: Series, origin: int, *, blind: bool = False) -> Window:
         """Cut the window whose first query is row ``origin`` of the series.
 
@@ -192,32 +191,60 @@ class WindowSpec:
         blind
             Leave the context out, as if nothing had been observed yet.
         """
-        context = slice(origin if blind else self._context_start(series, origin), origin)
-        queries = slice(origin, origin + self.prediction_length)
+        start = origin if blind else self._context_start(series, origin)
+        end = origin + self.prediction_length
         if origin < series.length:
-            queries = slice(origin, int(self.horizon_ends(series, np.array([origin]))[0]))
-        raw = series.values[context]
-        channels = len(self.schema.target)
-        centred = np.ones(raw.shape[1], dtype=bool)
-        centred[:channels] = self.centred
-        loc, scale = SCALINGS[self.scaling](raw, self.statistics, centred)
+            end = int(self.horizon_ends(series, np.array([origin]))[0])
+        return Window(series, slice(start, origin), slice(origin, end))
 
-        times = series.times[context]
-        asked = series.times[queries]
-        last = times[-1] if len(times) else asked
-        future = series.values[queries, :channels]
-        return Window(
-            values=_scaled(raw, loc, scale),
-            observed=np.isfinite(raw),
-            delta_t=self._in_gaps(_differences(times), series),
-            covariates=self._scaled_covariates(series.covariates[context]),
-            static_real=np.concatenate([self._scaled_static(series), self._level(loc, scale)]),
-            static_cat=series.static_cat + 1,
-            query_delta_t=_repeat_last(self._in_gaps(asked - last, series)),
-            query_covariates=self._scaled_covariates(series.covariates[queries]),
-            target=_clip((future - loc[:channels]) / scale[:channels], _FAR),
-            loc=loc[:channels],
-            scale=scale[:channels],
+    @np.errstate(over="ignore")  # what overflows is clipped
+    def collate(self, windows: Sequence[Window]) -> Batch:
+        """Pad windows at the end of their time axes, stack them and scale them.
+
+        Raises
+        ------
+        DataError
+            If a gap is longer than `FARTHEST`.
+        """
+        series, channels = [window.series for window in windows], len(self.schema.target)
+        values = _padded([one.values[context] for one, context, _ in windows])
+        times = _padded([one.times[context] for one, context, _ in windows])
+        covariates = _padded([one.covariates[context] for one, context, _ in windows])
+        asked = _padded([one.times[queries] for one, _, queries in windows])
+        future = [one.values[queries, :channels] for one, _, queries in windows]
+        future = _padded(future, asked.shape[1])
+        query_covariates = _padded([one.covariates[queries] for one, _, queries in windows])
+        static_real = np.stack([one.static_real for one in series])
+        lengths = np.array([context.stop - context.start for _, context, _ in windows])
+
+        known = self.statistics.arrays
+        centred = np.ones(values.shape[-1], dtype=bool)
+        centred[:channels] = self.centred
+        loc, scale = SCALINGS[self.scaling](values, self.statistics, centred)
+        target_loc, target_scale = loc[:, :channels], scale[:, :channels]
+        target = (future - target_loc[:, None]) / target_scale[:, None]
+        of_covariates = known["covariate_center"], known["covariate_spread"]
+        last = np.take_along_axis(times, np.maximum(lengths - 1, 0)[:, None], axis=1)
+        statics = [
+            _scaled(static_real, known["static_center"], known["static_spread"]),
+            # Where windows stand among the training set, which their own scaling hides.
+            _scaled(loc, known["center"], known["spread"]),
+            _clip(np.log(scale / known["spread"])),
+        ]
+        return Batch(
+            values=_float32(_scaled(values, loc[:, None], scale[:, None])),
+            observed=torch.from_numpy(np.isfinite(values)),
+            delta_t=_float32(_or_zero(self._in_gaps(_differences(times), series))),
+            lengths=torch.from_numpy(lengths),
+            covariates=_float32(_scaled(covariates, *of_covariates)),
+            static_real=_float32(np.concatenate(statics, axis=-1)),
+            static_cat=torch.from_numpy(np.stack([one.static_cat for one in series]) + 1),
+            query_delta_t=_float32(_repeat_last(self._in_gaps(asked - last, series))),
+            query_covariates=_float32(_scaled(query_covariates, *of_covariates)),
+            target=_float32(_clip(_or_zero(target), _FAR)),
+            target_observed=torch.from_numpy(np.isfinite(future)),
+            loc=torch.from_numpy(target_loc),
+            scale=torch.from_numpy(target_scale),
         )
 
     def horizon_ends(self, series: Series, origins: np.ndarray) -> np.ndarray:
@@ -264,68 +291,26 @@ class WindowSpec:
         )
         return self.cut(nothing, 0)
 
-    def _in_gaps(self, differences: np.ndarray, series: Series) -> np.ndarray:
-        """Return differences of times in typical gaps of the training set."""
+    def _in_gaps(self, differences: np.ndarray, series: Sequence[Series]) -> np.ndarray:
+        """Return differences of times ``(B, …)`` in typical gaps of the training set."""
         delta_t = differences / self.statistics.typical_gap
-        if (delta_t > FARTHEST).any():
+        if (too_long := (delta_t > FARTHEST).any(axis=1)).any():
             raise DataError(
                 f"a gap is longer than {FARTHEST:g} typical gaps of the training set, which are "
                 f"{self.statistics.typical_gap:g} long",
                 "check the unit of the times, or train on such gaps",
-                item=series.item_id,
+                item=series[int(too_long.argmax())].item_id,
                 field="feat_dynamic_real[0]",
             )
         return delta_t
 
-    def _scaled_covariates(self, covariates: np.ndarray) -> np.ndarray:
-        known = self.statistics.arrays
-        return _scaled(covariates, known["covariate_center"], known["covariate_spread"])
-
-    def _scaled_static(self, series: Series) -> np.ndarray:
-        known = self.statistics.arrays
-        return _scaled(series.static_real, known["static_center"], known["static_spread"])
-
-    def _level(self, loc: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """Where a window stands among the training set, which its own scaling hides."""
-        center, spread = self.statistics.arrays["center"], self.statistics.arrays["spread"]
-        return np.concatenate([_scaled(loc, center, spread), _clip(np.log(scale / spread))])
-
 
 class Window(NamedTuple):
-    """One window as float64 arrays; the fields are those of `Batch` without its batch axis."""
+    """Where a window lies in its series: the rows that are read, and those that are asked for."""
 
-    values: np.ndarray
-    observed: np.ndarray
-    delta_t: np.ndarray
-    covariates: np.ndarray
-    static_real: np.ndarray
-    static_cat: np.ndarray
-    query_delta_t: np.ndarray
-    query_covariates: np.ndarray
-    target: np.ndarray
-    loc: np.ndarray
-    scale: np.ndarray
-
-
-def collate(windows: Sequence[Window]) -> Batch:
-    """Pad windows at the end of their time axes and stack them into a batch."""
-    parts: Any = Window._make(zip(*windows, strict=True))  # of each field, all windows'
-    target = _pad(parts.target, fill=np.nan)
-    return Batch(
-        values=_pad(parts.values),
-        observed=_pad(parts.observed),
-        delta_t=_pad(parts.delta_t),
-        lengths=torch.tensor([len(values) for values in parts.values]),
-        covariates=_pad(parts.covariates),
-        static_real=torch.from_numpy(np.stack(parts.static_real).astype(np.float32)),
-        static_cat=torch.from_numpy(np.stack(parts.static_cat)),
-        query_delta_t=_pad(parts.query_delta_t),
-        query_covariates=_pad(parts.query_covariates),
-        target=target.nan_to_num(nan=0.0),
-        target_observed=target.isfinite(),
-        loc=torch.from_numpy(np.stack(parts.loc)),
-        scale=torch.from_numpy(np.stack(parts.scale)),
-    )
+    series: Series
+    context: slice
+    queries: slice
 
 
 class TrainingWindows(Dataset[Window]):
@@ -531,13 +516,24 @@ def _first_at(times: np.ndarray, moments: np.ndarray) -> np.ndarray:
     return np.searchsorted(times, moments - 8 * np.spacing(largest))
 
 
+def _padded(arrays: Sequence[np.ndarray], length: int = 1) -> np.ndarray:
+    """Stack arrays whose first axes differ in length, with NaN behind the shorter ones."""
+    shape = len(arrays), max(length, *map(len, arrays)), *arrays[0].shape[1:]
+    padded = np.full(shape, np.nan)
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
+    return padded
+
+
 def _scaled(values: np.ndarray, center: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Centre and scale, with 0 in place of NaN, clipped so that no outlier blinds the network."""
-    if not values.size:  # without covariates, say
-        return values
-    scaled = (values - center) / spread
-    np.copyto(scaled, 0.0, where=np.isnan(scaled))
-    return _clip(scaled)
+    return _clip(_or_zero((values - center) / spread))
+
+
+def _or_zero(values: np.ndarray) -> np.ndarray:
+    """Put 0 in place of NaN."""
+    np.copyto(values, 0.0, where=np.isnan(values))
+    return values
 
 
 def _clip(values: np.ndarray, limit: float = LIMIT) -> np.ndarray:
@@ -545,29 +541,17 @@ def _clip(values: np.ndarray, limit: float = LIMIT) -> np.ndarray:
 
 
 def _differences(times: np.ndarray) -> np.ndarray:
-    """Return the times since the ones before, 0 for the first; a third of the time of np.diff."""
-    differences = np.zeros_like(times)
-    np.subtract(times[1:], times[:-1], out=differences[1:])
-    return differences
+    """Return the times ``(B, T)`` since the ones before, 0 for the first."""
+    return np.diff(times, prepend=times[:, :1])
 
 
 def _repeat_last(delta_t: np.ndarray) -> np.ndarray:
-    """Put the last known query in place of the padding behind it; 0 if none is known."""
+    """Put each row's last known query in place of the padding behind it; 0 if none is known."""
     known = np.isfinite(delta_t)
-    if known.all():
-        return delta_t
-    last = delta_t[known][-1] if known.any() else 0.0
+    newest = delta_t.shape[1] - 1 - known[:, ::-1].argmax(axis=1)
+    last = _or_zero(np.take_along_axis(delta_t, newest[:, None], axis=1))
     return np.where(known, delta_t, last)
 
 
-def _pad(arrays: Sequence[np.ndarray], fill: float = 0) -> Tensor:
-    """Stack arrays whose first axes differ in length, which is at least 1 afterwards.
-
-    Numbers become float32.
-    """
-    first = arrays[0]
-    dtype = np.float32 if first.dtype == np.float64 else first.dtype
-    padded = np.full((len(arrays), max(1, *map(len, arrays)), *first.shape[1:]), fill, dtype)
-    for row, array in zip(padded, arrays, strict=True):
-        row[: len(array)] = array
-    return torch.from_numpy(padded)
+def _float32(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.astype(np.float32))

@@ -63,22 +63,26 @@ class GRUCellStage(Stage):
 
     Parameters
     ----------
-    weight
-        The matrix by which u and x enter h, r, z and n, see `cell_matrix`.
+    of_u, of_x
+        The matrices by which u enters h, r, z and n, and x enters h, r and z; see `cell_matrices`.
     observations
         What is observed at each step, and a last row of ones, :math:`(T, I + 1, N)`.
     """
 
     stretches = False
 
-    def __init__(self, weight: Tensor, observations: Tensor) -> None:
-        dim = self.dim = len(weight) // 4
+    def __init__(self, of_u: Tensor, of_x: Tensor, observations: Tensor) -> None:
+        dim = self.dim = of_x.shape[1]
         self.tape = {"u": observations.shape[1], **dict.fromkeys(("x", "h", "r", "z", "n"), dim)}
-        self.kept = slice("u", "n")
+        self.kept = slice("x", "n")
         self.work = dict.fromkeys(("y", "h", "r", "z", "n", "kept"), dim)
         self.inputs = {"u": observations}
-        self.products = [Product(weight, of=slice("u", "x"), gradient=slice("h", "n"))]
-        self.weight = weight.detach()
+        self.products = [
+            Product(of_u, of="u", gradient=slice("h", "n")),
+            Product(of_x, of="x", gradient=slice("h", "z")),
+        ]
+        # One product in the forward pass, though a quarter of it are zeros: fewer calls.
+        self.weight = torch.cat([of_u.detach(), F.pad(of_x.detach(), (0, 0, 0, dim))], -1)
 
     @cached_property
     def weight_back(self) -> Tensor:
@@ -118,8 +122,8 @@ class GRUCellStage(Stage):
         torch.addmm(kept, self.weight_back, hrz, out=out)
 
 
-def cell_matrix(inputs: nn.Linear, hidden: nn.Linear) -> Tensor:
-    """Return the matrix of a `GRUCellStage`, of shape ``(4 H, I + 1 + H)``.
+def cell_matrices(inputs: nn.Linear, hidden: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Return the matrices of a `GRUCellStage`, of shapes ``(4 H, I + 1)`` and ``(3 H, H)``.
 
     Parameters
     ----------
@@ -128,11 +132,12 @@ def cell_matrix(inputs: nn.Linear, hidden: nn.Linear) -> Tensor:
         r, z and n.
     """
     size, given = hidden.in_features, inputs.in_features
-    of_u = torch.cat([inputs.weight, inputs.bias.unsqueeze(-1)], -1)
     weight, bias = of_shares(hidden.weight, hidden.bias)
-    of_x = torch.cat([bias.unsqueeze(-1), weight], -1).roll(size, 0)  # h, then r and z
-    matrix = F.pad(of_u, (0, size, size, 0)) + F.pad(of_x, (given, 0, 0, size))
+    of_u = torch.cat([inputs.weight, inputs.bias.unsqueeze(-1)], -1)
+    # Of the hidden map, what n reads stands first, as h.
+    of_u = F.pad(of_u, (0, 0, size, 0)) + F.pad(bias.roll(size).unsqueeze(-1), (given, 0, 0, size))
     # What enters n is doubled, since tanh(p) = 2 σ(2p) - 1.
-    doubled = matrix.new_ones(4, 1, 1)
+    doubled = bias.new_ones(4, 1, 1)
     doubled[::3] = 2
-    return (matrix.unflatten(0, (4, size)) * doubled).flatten(0, 1)
+    of_u = (of_u.unflatten(0, (4, size)) * doubled).flatten(0, 1)
+    return of_u, (weight.roll(size, 0).unflatten(0, (3, size)) * doubled[:3]).flatten(0, 1)

@@ -103,14 +103,15 @@ class Encoder(nn.Module, ABC):
         State
             The state of each series at its last observation; the initial one where it has none.
         """
-        steps = torch.arange(values.shape[1], device=values.device)
-        running = steps < lengths.unsqueeze(-1)  # (B, T)
-        observed = observed & running.unsqueeze(-1)
+        # Half the width of an index, and the longest axis last: `newest` is four times as fast.
+        steps = torch.arange(1, values.shape[1] + 1, dtype=torch.int32, device=values.device)
+        running = steps <= lengths.unsqueeze(-1)  # (B, T)
         hidden = self.read(values, observed, delta_t, running, features)
 
         elapsed = (delta_t * running).cumsum(-1)  # (B, T)
-        # The longest axis last, and half the width of an index: four times as fast.
-        newest = (observed.mT * (steps + 1).int()).amax(-1)  # (B, C), 0 where there is none
+        newest = (observed.mT * (steps * running).unsqueeze(1)).amax(
+            -1
+        )  # (B, C), 0 if there is none
         seen = newest > 0
         index = (newest - 1).clamp(min=0).long()
         last = values.gather(1, index.unsqueeze(1)).squeeze(1)
@@ -148,7 +149,8 @@ class Encoder(nn.Module, ABC):
     ) -> Tensor:
         """Return the hidden state ``(B, H)`` after the whole batch, see :meth:`forward`.
 
-        ``running`` ``(B, T)`` is False on the padding, where the state must not change.
+        ``running`` ``(B, T)`` is False on the padding, where the state must not change, whatever
+        values and masks are there.
         """
 
     @abstractmethod

@@ -27,10 +27,11 @@ class Evolution(nn.Module, ABC):
         broadcast. Prepare it once per forward pass, outside the loop over time.
         """
 
-    def stages(self, gaps: Tensor) -> list[Stage] | None:
+    def stages(self, gaps: Tensor, clock: Tensor) -> list[Stage] | None:
         """Return the evolution across all gaps of a recurrence as stages; see `Flow.stages`.
 
-        ``gaps`` is ``(T, 1, B)``. None where there is no such form, which is slower.
+        ``gaps`` is ``(T, 1, B)``, and ``clock`` is its `clock_of`, ``(T, 2, B)``. None where there
+        is no such form, which is slower.
         """
         return None
 
@@ -68,9 +69,9 @@ class FlowEvolution(Evolution):
         step = self.flow.prepare()
         return lambda hidden, delta_t: step(delta_t.unsqueeze(-1), hidden)
 
-    def stages(self, gaps: Tensor) -> list[Stage] | None:
+    def stages(self, gaps: Tensor, clock: Tensor) -> list[Stage] | None:
         """Return the stages of the flow."""
-        return self.flow.stages(gaps)
+        return self.flow.stages(gaps, clock)
 
 
 class NoEvolution(Evolution):
@@ -80,7 +81,7 @@ class NoEvolution(Evolution):
         """Return the map that repeats the state."""
         return lambda hidden, delta_t: hidden.expand(*delta_t.shape, hidden.shape[-1])
 
-    def stages(self, gaps: Tensor) -> list[Stage]:
+    def stages(self, gaps: Tensor, clock: Tensor) -> list[Stage]:
         """Return none at all."""
         return []
 

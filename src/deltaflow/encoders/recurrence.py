@@ -254,7 +254,7 @@ class _Sums:
         self.inputs = {name: next(totals) for name in stage.inputs}
         # One sum for each place in a block, added up in the end: products of batches are faster.
         self.places = [p.weight.new_zeros(steps, *p.weight.T.shape) for p in stage.products]
-        self.own = stage.input_gradients
+        self.own, self.sizes = stage.input_gradients, stage.tape
 
     def add(self, tape: Rows, work: Rows, block: _Block) -> None:
         """Add the gradients of a block."""
@@ -266,9 +266,9 @@ class _Sums:
             if name in self.own:
                 total[block.region] = work[self.own[name]]
             for product, _ in self.products:
-                if name in names_of(product.of, tape.sizes):
-                    begin, _ = rows_of(product.of, tape.sizes)
-                    start, stop = rows_of(name, tape.sizes)
+                if name in names_of(product.of, self.sizes):
+                    begin, _ = rows_of(product.of, self.sizes)
+                    start, stop = rows_of(name, self.sizes)
                     weight = product.weight[:, start - begin : stop - begin]
                     total[block.region] += weight.mT @ work[product.gradient]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deltaflow.encoders.cell import ClampStage, GRUCellStage, cell_matrix
+from deltaflow.encoders.cell import ClampStage, GRUCellStage, cell_matrices
 from deltaflow.encoders.encoder import Encoder, State
 from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution
 from deltaflow.encoders.recurrence import recur
 from deltaflow.flows import CouplingFlow, GRUFlow, ResNetFlow
+from deltaflow.flows.stage import clock_of
 
 STATE_LIMIT = 5.0
 """A cell's own states lie in [-1, 1]. A flow that stretches them is stopped here at the next
@@ -66,18 +67,19 @@ class RecurrentEncoder(Encoder):
         with _own_precision(values):
             delta_t = delta_t.masked_fill(~running, 0.0)
             gaps = columns(delta_t.unsqueeze(-1))
-            stages = self.evolution.stages(gaps)
+            clock = clock_of(gaps)
+            stages = self.evolution.stages(gaps, clock)
             if stages is None:
                 return self.read_plainly(values, observed, delta_t, running, features)
             if any(stage.stretches for stage in stages):
                 stages = [*stages, ClampStage(self.hidden_size, STATE_LIMIT)]
             parts = [columns(values), columns(observed).to(values.dtype), columns(features)]
-            observations = torch.cat([*parts, gaps.log1p(), torch.ones_like(gaps)], 1)
+            observations = torch.cat([*parts, clock], 1)
             if counts and counts[-1] < num_series:
                 padding = ~columns(running.unsqueeze(-1))
                 observations = observations.masked_fill(padding, 0.0)
-            matrix = cell_matrix(self.input_projection, self.hidden_projection)
-            states = recur([*stages, GRUCellStage(matrix, observations)], counts).T
+            matrices = cell_matrices(self.input_projection, self.hidden_projection)
+            states = recur([*stages, GRUCellStage(*matrices, observations)], counts).T
             if is_sorted and num_series == len(values):
                 return states
             hidden = states.new_zeros(len(values), self.hidden_size)

@@ -59,11 +59,11 @@ class FlowStack(Flow):
 
         return stacked
 
-    def stages(self, t: Tensor) -> list[Stage] | None:
+    def stages(self, t: Tensor, clock: Tensor) -> list[Stage] | None:
         """Return the stages of all flows, if each of them has some."""
         stages: list[Stage] = []
         for flow in self:
-            part = flow.stages(t)
+            part = flow.stages(t, clock)
             if part is None:
                 return None
             stages += part

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.flow import INITIAL_STEP, Flow, FlowMap
-from deltaflow.flows.stage import Product, Rows, Stage, clock_of
+from deltaflow.flows.stage import Product, Rows, Stage
 from deltaflow.flows.time_embedding import TIME_EMBEDDINGS, make_time_embedding
 from deltaflow.flows.time_mlp import TimeMLP
 
@@ -131,10 +131,9 @@ class CouplingLayer(Flow):
 
         return step
 
-    def stages(self, t: Tensor) -> list[Stage] | None:
+    def stages(self, t: Tensor, clock: Tensor) -> list[Stage] | None:
         """Return both steps as stages, if they have one hidden layer each and a part to read."""
         stages: list[Stage] = []
-        clock = clock_of(t)
         for part in (self.first, self.second):
             matrices = part.network.matrices_with_clock()
             if matrices is None or self.dim == 1:

@@ -75,7 +75,7 @@ class Flow(nn.Module, ABC):
         :meth:`forward`, it does not check its inputs.
         """
 
-    def stages(self, t: Tensor) -> list[Stage] | None:
+    def stages(self, t: Tensor, clock: Tensor) -> list[Stage] | None:
         """Return the flow at all times of a recurrence as stages, or None.
 
         Without stages, a recurrence differentiates the map of :meth:`prepare` by autograd, which is
@@ -86,6 +86,8 @@ class Flow(nn.Module, ABC):
         t
             The time that the flow moves for at each of T steps in each of N series,
             :math:`(T, 1, N)`.
+        clock
+            Its :func:`~deltaflow.flows.stage.clock_of`, :math:`(T, 2, N)`.
         """
         return None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.contractive import check_coefficient, spectral_normalise
 from deltaflow.flows.fixed_point import solve
 from deltaflow.flows.flow import INITIAL_STEP, Flow, FlowMap
-from deltaflow.flows.stage import Product, Rows, Stage, clock_of, of_shares
+from deltaflow.flows.stage import Product, Rows, Stage, of_shares
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
 # Theorem 1 of Biloš et al.: with these bounds on the gates, the residual contracts.
@@ -103,15 +105,9 @@ class GRULayer(Flow):
 
         return step
 
-    def stages(self, t: Tensor) -> list[Stage]:
+    def stages(self, t: Tensor, clock: Tensor) -> list[Stage]:
         """Normalise the three gates in one call, and return the step as a stage."""
-        weight = spectral_normalise(self.weight, self.coefficient)
-        weight_zr, bias_zr = of_shares(weight[:2], self.bias[:2])
-        clock = torch.stack([self.time_weight[:2], bias_zr], -1)  # (2, D, 2)
-        gates = torch.cat([clock, weight_zr], -1).flatten(0, 1)
-        clock = torch.stack([self.time_weight[2], self.bias[2]], -1)  # (D, 2)
-        candidate = 2 * torch.cat([-BETA * weight[2], clock], -1)
-        return [GRUStage(gates, candidate, clock_of(t), self.phi.columns(t, ALPHA))]
+        return _stages([self], t, clock)
 
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
@@ -139,6 +135,23 @@ class GRULayer(Flow):
     def extra_repr(self) -> str:
         """Name the dimension and the bound."""
         return f"{super().extra_repr()}, coefficient={self.coefficient}"
+
+
+def _stages(layers: Sequence[GRULayer], t: Tensor, clock: Tensor) -> list[Stage]:
+    """Return the stages of layers of one coefficient, all gates normalised in one call."""
+    weight = torch.stack([layer.weight for layer in layers])  # (L, 3, D, D)
+    bias = torch.stack([layer.bias for layer in layers])
+    time_weight = torch.stack([layer.time_weight for layer in layers])
+    weight = spectral_normalise(weight, layers[0].coefficient)
+    weight_zr, bias_zr = of_shares(weight[:, :2], bias[:, :2])
+    of_clock = torch.stack([time_weight[:, :2], bias_zr], -1)  # (L, 2, D, 2)
+    gates = torch.cat([of_clock, weight_zr], -1).flatten(1, 2)
+    of_clock = torch.stack([time_weight[:, 2], bias[:, 2]], -1)  # (L, D, 2)
+    candidates = 2 * torch.cat([-BETA * weight[:, 2], of_clock], -1)
+    return [
+        GRUStage(of_gates, of_candidate, clock, layer.phi.columns(t, ALPHA))
+        for layer, of_gates, of_candidate in zip(layers, gates, candidates, strict=True)
+    ]
 
 
 class GRUStage(Stage):
@@ -253,3 +266,7 @@ class GRUFlow(FlowStack):
             GRULayer(dim, time_embedding=time_embedding, coefficient=coefficient)
             for _ in range(num_layers)
         )
+
+    def stages(self, t: Tensor, clock: Tensor) -> list[Stage]:
+        """Normalise the gates of all layers in one call, and return their steps as stages."""
+        return _stages(cast("list[GRULayer]", [*self]), t, clock)

@@ -13,7 +13,7 @@ from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.contractive import ContractiveMLP
 from deltaflow.flows.fixed_point import solve
 from deltaflow.flows.flow import INITIAL_STEP, Flow, FlowMap
-from deltaflow.flows.stage import Product, Rows, Stage, clock_of
+from deltaflow.flows.stage import Product, Rows, Stage
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
 
@@ -65,13 +65,13 @@ class ResNetLayer(Flow):
         g, phi = self.g.prepare(), self.phi.prepare()
         return lambda t, x: torch.addcmul(x, phi(t), g(t, x))
 
-    def stages(self, t: Tensor) -> list[Stage] | None:
+    def stages(self, t: Tensor, clock: Tensor) -> list[Stage] | None:
         """Normalise the network, and return the step as a stage if g has one hidden layer."""
         matrices = self.g.matrices_with_clock()
         if matrices is None:
             return None
         first, second = matrices
-        return [ResNetStage(first, second / 2, clock_of(t), self.phi.columns(t))]
+        return [ResNetStage(first, second / 2, clock, self.phi.columns(t))]
 
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000

@@ -24,7 +24,7 @@ from deltaflow._version import __version__
 from deltaflow.data import WindowSpec
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, is_irregular
-from deltaflow.data.windows import Batch, collate
+from deltaflow.data.windows import Batch
 from deltaflow.errors import (
     DeltaflowError,
     DeltaflowWarning,
@@ -183,7 +183,7 @@ class IrregularPredictor(RepresentablePredictor):
         num_samples: int | None,
         seed: list[int] | None,
     ) -> Iterator[RealTime]:
-        cpu = collate([self.spec.cut(one, one.length) for one in series])
+        cpu = self.spec.collate([self.spec.cut(one, one.length) for one in series])
         batch = Batch(*(part.to(self.device) for part in cpu))
         shape = (len(series), self.prediction_length, self.network.num_targets)
         loc = cpu.loc.unsqueeze(1).expand(shape)  # (B, Q, D)
