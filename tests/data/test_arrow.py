@@ -322,6 +322,18 @@ def test_items_without_windows_are_passed_over(tmp_path):
     assert len(data.training_windows) == 1
 
 
+def test_names_of_items_are_stored_as_text(univariate, tmp_path):
+    write_arrow(tmp_path / "series.arrow", [{**univariate[0], "item_id": 7}])
+    assert ArrowDataset(tmp_path / "series.arrow")[0]["item_id"] == "7"
+
+
+@pytest.mark.parametrize("entry", [7, {"start": 0}])
+def test_what_is_no_entry_is_refused(entry, tmp_path):
+    with pytest.raises(DataError, match=r"without a target; give entries of a GluonTS data set"):
+        write_arrow(tmp_path / "series.arrow", [entry])
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_parquet_file_without_rows_is_refused(univariate_frame, tmp_path):
     univariate_frame.iloc[:0].to_parquet(tmp_path / "long.parquet")
     with pytest.raises(DataError, match="there are no entries to write"):

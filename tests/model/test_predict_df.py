@@ -249,6 +249,8 @@ BAD = {
         "timestamp"),
     "an item without a past": (
         lambda p, f: (p[p["item_id"] != "p2"], f), "has no past rows", None),
+    "no past at all": (
+        lambda p, f: (p.iloc[:0], f), "has no past rows", None),
     "no covariate in the future": (
         lambda p, f: (p, f.drop(columns="dose")), "future_df has no such column", "dose"),
     "no channel in the past": (

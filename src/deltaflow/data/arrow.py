@@ -329,8 +329,9 @@ def _layout(pa: Any, schema: Schema) -> pa.Schema:
 
 def _record_batch(pa: Any, entries: list[DataEntry], layout: pa.Schema) -> pa.RecordBatch:
     infos = [entry["info"] for entry in entries]
+    items = [entry.get("item_id") for entry in entries]
     columns: dict[str, Any] = {
-        "item_id": [entry.get("item_id") for entry in entries],
+        "item_id": [None if item is None else str(item) for item in items],
         "start": [entry["start"].ordinal for entry in entries],
         "time_origin": [info["time_origin"] for info in infos],
         "time_resolution": [info.get("time_resolution") for info in infos],

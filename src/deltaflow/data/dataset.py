@@ -18,6 +18,7 @@ from deltaflow.data.validation import (
     check_queries,
     check_range,
     check_roles,
+    column_names,
     gather_rows,
     read_constants,
     read_levels,
@@ -132,15 +133,18 @@ class IrregularDataset(Sequence[DataEntry]):
         ...     df, item_id="patient", timestamp="time", target=["HR"])
         IrregularDataset(2 items, 3 observation times, target: HR)
         """
-        targets = (target,) if isinstance(target, str) else tuple(target)
+        targets = (target,) if isinstance(target, str) else column_names("target", target)
+        features = {
+            "feat_dynamic_real": feat_dynamic_real,
+            "past_feat_dynamic_real": past_feat_dynamic_real,
+            "feat_static_real": feat_static_real,
+            "feat_static_cat": feat_static_cat,
+        }
         roles = {
             "item_id": () if item_id is None else (item_id,),
             "timestamp": (timestamp,),
             "target": targets,
-            "feat_dynamic_real": tuple(feat_dynamic_real),
-            "past_feat_dynamic_real": tuple(past_feat_dynamic_real),
-            "feat_static_real": tuple(feat_static_real),
-            "feat_static_cat": tuple(feat_static_cat),
+            **{role: column_names(role, given) for role, given in features.items()},
         }
         check_roles(roles)
         check_columns(dataframe, [column for columns in roles.values() for column in columns])
@@ -160,7 +164,7 @@ class IrregularDataset(Sequence[DataEntry]):
             feat_static_real=roles["feat_static_real"],
             feat_static_cat={
                 name: tuple(sorted(read_levels(dataframe[name]).dropna().unique()))
-                for name in feat_static_cat
+                for name in roles["feat_static_cat"]
             },
         )
         entries = read_entries(dataframe, rows, times, timestamp, schema)
@@ -234,14 +238,16 @@ class IrregularDataset(Sequence[DataEntry]):
             }
         )
         names = sorted(measured["variable"].dropna().unique())
-        targets = (
-            [n for n in names if n not in past_feat_dynamic_real] if target is None else target
-        )
-        for name in [*targets, *past_feat_dynamic_real]:
+        past = column_names("past_feat_dynamic_real", past_feat_dynamic_real)
+        if target is None:
+            targets = tuple(name for name in names if name not in past)
+        else:
+            targets = column_names("target", target)
+        for name in [*targets, *past]:
             if name not in names:
                 raise DataError("no row holds this variable", f"there are {names}", field=name)
 
-        wanted = measured[measured["variable"].isin([*targets, *past_feat_dynamic_real])]
+        wanted = measured[measured["variable"].isin([*targets, *past])]
         keys = ["item", "time", "variable"]
         if duplicates == "error" and (twice := wanted.duplicated(keys)).any():
             number = int(wanted.index[twice][0])
@@ -262,7 +268,7 @@ class IrregularDataset(Sequence[DataEntry]):
             item_id=item_id,
             timestamp=timestamp,
             target=list(targets),
-            past_feat_dynamic_real=list(past_feat_dynamic_real),
+            past_feat_dynamic_real=list(past),
             time_unit=time_unit,
         )
 

@@ -70,6 +70,11 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
     first = next(entries, None)
     if first is None:
         raise DataError("the data set is empty", "give at least one item")
+    if not isinstance(first, Mapping) or "target" not in first:
+        raise DataError(
+            f"the first entry is a {type(first).__name__} without a target",
+            "give entries of a GluonTS data set, or make them with IrregularDataset",
+        )
     if is_irregular(first):
         try:
             return Schema.from_dict(first["info"]["schema"])

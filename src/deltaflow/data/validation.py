@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from datetime import datetime, timezone, tzinfo
 from typing import Literal, NamedTuple
 
@@ -80,6 +80,13 @@ def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the 
             raise DataError(f"{what} has {count} columns of this name", "rename", field=str(column))
 
 
+def column_names(role: str, given: Iterable[str]) -> tuple[str, ...]:
+    """Return the names given for a role; one alone is no list of them."""
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise DataError(f"{given!r} is no list of columns", "name them as ['a', 'b']", field=role)
+    return tuple(given)
+
+
 def check_roles(roles: dict[str, Sequence[str]]) -> None:
     """Raise when no target is named, a name is no text, or one column is given two roles."""
     if not roles["target"]:
@@ -87,7 +94,7 @@ def check_roles(roles: dict[str, Sequence[str]]) -> None:
     seen: dict[str, str] = {}
     for role, columns in roles.items():
         for column in columns:
-            if role not in ("item_id", "timestamp") and not isinstance(column, str):
+            if not isinstance(column, Hashable if role in ("item_id", "timestamp") else str):
                 raise DataError(
                     f"the name of a column is a {type(column).__name__}, not text",
                     "rename it, for all columns with df.columns = df.columns.map(str)",

@@ -114,7 +114,7 @@ def predict_df(
     past = _plain(past_df[wanted]).astype(dict.fromkeys(schema.feat_static_cat, object))
     future = _plain(future_df[known])
     try:
-        both = pd.concat([past, future])
+        both = pd.concat([past, future]) if len(past) else future.reindex(columns=wanted)
     except pd.errors.OutOfBoundsDatetime as error:
         raise DataError(
             f"past_df and future_df count time in different units ({error})",
