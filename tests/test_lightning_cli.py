@@ -178,6 +178,7 @@ def test_other_channels_than_trained_on_are_refused(trained, capsys):
         (["fit", "--data.test", "beyond"], "unknown test 'beyond'"),
         (["fit", "--model.distr_output", "negative_binomial"], "is not a count"),
         (["fit", "--forecasts.path", "forecasts.txt"], "no file of .csv"),
+        (["fit", "--best.monitor", "val_los"], "could not find the monitored key"),
     ],
 )
 def test_errors_are_one_line(options, message, tiny, capsys):

@@ -92,9 +92,14 @@ def _lightning(command: str) -> Callable[[Sequence[str]], int]:
             raise DeltaflowError(
                 f"{error.name} is needed here: pip install 'deltaflow[cli]'"
             ) from error
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         from deltaflow.lightning_cli import run
 
-        return run(command, _with_shipped_configs(options))
+        try:
+            return run(command, _with_shipped_configs(options))
+        except MisconfigurationException as error:  # no such device, or metric to monitor
+            raise DeltaflowError(str(error)) from error
 
     return run_command
 
