@@ -256,6 +256,9 @@ def test_misspelt_encoder_is_refused_before_anything_runs(tiny):
         tiny(epochs=0)
     with pytest.raises(DeltaflowError, match="at least one seed"):
         tiny(seeds=[])
+    for seeds in ([0, 0], [-1], [2**32]):
+        with pytest.raises(DeltaflowError, match="seeds are different numbers"):
+            tiny(seeds=seeds)
 
 
 def test_gluonts_data_set_is_compared(tmp_path, tiny):

@@ -165,6 +165,8 @@ class CompareConfig:
         check_at_least_one(**{name: getattr(self, name) for name in counts})
         if not self.seeds:
             raise DeltaflowError("a comparison needs at least one seed")
+        if len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < 2**32 for s in self.seeds):
+            raise DeltaflowError(f"seeds are different numbers from 0 to 2³² - 1, not {self.seeds}")
 
     @property
     def datasets(self) -> list[str]:
