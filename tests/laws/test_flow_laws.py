@@ -165,6 +165,34 @@ def test_vector_field_has_gradients(name):
 
 
 @any_flow
+@pytest.mark.parametrize(("rows", "dim"), SHAPES)
+def test_two_steps_differ_from_one_by_their_product(name, rows, dim):
+    """Of second order: nothing where one step is 0, and a quarter where both are halved."""
+    flow, x = make_flow(name, dim, num_layers=2), make_states(rows, dim)
+    s, t = (0.5 + torch.rand(rows, 1, dtype=x.dtype) for _ in range(2))
+    zero = torch.zeros_like(t)
+    assert not flow.semigroup_defect(zero, t, x).any()
+    assert not flow.semigroup_defect(s, zero, x).any()
+    small = [flow.semigroup_defect(s * size, t * size, x).detach() for size in (2e-4, 1e-4)]
+    largest = small[0].abs().max().item()
+    assert largest > 1e-12
+    torch.testing.assert_close(small[0], 4 * small[1], rtol=0, atol=1e-2 * largest)
+
+
+def test_two_steps_along_a_linear_ode_are_one():
+    class Decay(Flow):
+        def prepare(self):
+            return lambda t, x: x * torch.exp(-t)
+
+        def inverse(self, t, y, *, tol=None, max_iter=1000):
+            return y * torch.exp(t)
+
+    x = make_states(5, 3)
+    defect = Decay(3).semigroup_defect(times(5), times(5), x)
+    torch.testing.assert_close(defect, torch.zeros_like(x), rtol=0, atol=1e-15)
+
+
+@any_flow
 @any_dim
 @any_depth
 def test_log_determinant_is_that_of_the_jacobian(name, dim, depth):

@@ -130,6 +130,25 @@ class Flow(nn.Module, ABC):
         step = self.prepare()
         return torch.func.jvp(lambda time: step(time, x), (t,), (torch.ones_like(t),))[1]
 
+    def semigroup_defect(self, s: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        r"""Return :math:`F(t, F(s, x)) - F(s + t, x)`, of shape :math:`(*, D)`.
+
+        It is 0 for the solution of an ODE that does not itself depend on time: then two steps
+        across a gap are as good as one. Of other flows it tells how much it matters where a gap is
+        interrupted, by an observation of another channel for example. The flows of Biloš et al.
+        start their clock anew at each observation, and are not of that kind.
+
+        Parameters
+        ----------
+        s, t
+            The times of the two steps, each :math:`(*, 1)`.
+        x
+            States, :math:`(*, D)`.
+        """
+        self.check_shapes(s + t, x)
+        step = self.prepare()
+        return step(t, step(s, x)) - step(s + t, x)
+
     def log_abs_det_jacobian(self, t: Tensor, x: Tensor) -> Tensor:
         r"""Return :math:`\log |\det \partial F(t, x) / \partial x|`, of shape :math:`(*)`.
 
