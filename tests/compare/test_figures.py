@@ -1,9 +1,11 @@
 """What the figures of a comparison show of its runs."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from deltaflow.compare import figures
+from deltaflow.compare.table import COLUMNS
 
 
 def run(encoder: str, past: list[list[float]], future: list[list[float]], **options) -> dict:
@@ -48,3 +50,15 @@ def test_each_encoder_is_drawn_once_from_its_first_seed():
 @pytest.mark.parametrize("examples", [{}, {"test": []}, {"another": [{}]}])
 def test_a_test_without_examples_has_no_figure(examples):
     assert figures.forecasts([{"encoder": "a", "examples": examples}], "test") is None
+
+
+def test_calibration_is_what_is_covered_beyond_the_nominal_share():
+    covered = {"coverage_50": 0.53, "coverage_80": 0.79, "coverage_95": 0.95}
+    scores = pd.DataFrame(
+        [("d", "gru", seed, name, value + (-1) ** seed / 100)
+         for name, value in covered.items() for seed in (0, 1)],
+        columns=COLUMNS,
+    )  # fmt: skip
+    *intervals, _ = figures.calibration(scores, "d").axes[0].lines
+    assert [line.get_xdata()[0] for line in intervals] == pytest.approx([3, -1, 0], abs=1e-9)
+    assert figures.calibration(scores, "another") is None

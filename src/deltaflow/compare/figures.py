@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from deltaflow.compare.run import Run
+from deltaflow.compare.score import INTERVALS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,6 +117,30 @@ def accuracy_by_cost(scores: pd.DataFrame, dataset: str, cost: str, label: str) 
         axes.errorbar(*place, yerr=values["std", measure], fmt="o", color=f"C{position % 10}")
         axes.annotate(str(encoder), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", xlabel=label, ylabel="balanced quantile loss")
+    return figure
+
+
+def calibration(scores: pd.DataFrame, dataset: str) -> Figure | None:
+    """Draw how much more, or less, the central intervals of each encoder cover than they say.
+
+    Parameters
+    ----------
+    scores
+        What `table.results` returned.
+    dataset
+        The name of a test.
+    """
+    own = scores[(scores["dataset"] == dataset) & scores["metric"].isin(INTERVALS)]
+    wide = own.pivot_table(index="encoder", columns="metric", values="value", sort=False).iloc[::-1]
+    if wide.empty:
+        return None
+    figure, axes = _figure(6, 1 + 0.3 * len(wide))
+    for name, (low, high) in INTERVALS.items():
+        points = 100 * (wide[name] - (high - low))
+        axes.plot(points, wide.index, "o", label=f"{high - low:.0%}")
+    axes.axvline(0, color="0.4", lw=1)
+    axes.set(xlabel="coverage beyond what the interval says (percentage points)")
+    axes.legend(title="interval", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

@@ -87,6 +87,7 @@ def _pictures(runs: Sequence[Run], scores: pd.DataFrame, config: CompareConfig) 
             drawn[f"{test}: accuracy against {label}"] = figures.accuracy_by_cost(
                 scores, test, cost, label
             )
+        drawn[f"{test}: calibration"] = figures.calibration(scores, test)
         drawn[f"{test}: forecasts"] = figures.forecasts(runs, test)
     for dataset in config.datasets:
         drawn[f"{Path(dataset).name}: learning curves"] = figures.learning_curves(runs, dataset)
