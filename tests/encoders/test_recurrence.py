@@ -19,6 +19,7 @@ from deltaflow.encoders import (
 )
 from deltaflow.encoders.recurrence import BLOCK, NARROWER
 from deltaflow.flows import TIME_EMBEDDINGS, Flow, FlowStack, ResNetFlow
+from deltaflow.flows.gru import GRULayer
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-4}
 CHANNELS, FEATURES, HIDDEN = 3, 2, 5
@@ -111,6 +112,16 @@ def test_fast_equals_plain(name, dtype, only_fast):
 def test_fast_equals_plain_at_any_depth(name, time_embedding, hidden_size, num_layers, only_fast):
     encoder = make(name, hidden_size, time_embedding=time_embedding, num_layers=num_layers)
     batch = without_nan(make_batch([3, BLOCK + 2]))
+    plain = run(encoder.read_plainly, encoder, batch)
+    only_fast(encoder)
+    assert_equal(run(encoder.read, encoder, batch), plain, EXACT[torch.float64])
+
+
+def test_fast_equals_plain_for_layers_of_a_kind_each(only_fast):
+    layers = [GRULayer(HIDDEN), GRULayer(HIDDEN, time_embedding="log", coefficient=0.5)]
+    evolution = FlowEvolution(FlowStack(layers).double())
+    encoder = RecurrentEncoder(CHANNELS, FEATURES, HIDDEN, evolution).double()
+    batch = without_nan(make_batch())
     plain = run(encoder.read_plainly, encoder, batch)
     only_fast(encoder)
     assert_equal(run(encoder.read, encoder, batch), plain, EXACT[torch.float64])
