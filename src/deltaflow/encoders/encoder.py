@@ -109,9 +109,8 @@ class Encoder(nn.Module, ABC):
         hidden = self.read(values, observed, delta_t, running, features)
 
         elapsed = (delta_t * running).cumsum(-1)  # (B, T)
-        newest = (observed.mT * (steps * running).unsqueeze(1)).amax(
-            -1
-        )  # (B, C), 0 if there is none
+        numbers = (steps * running).unsqueeze(1)
+        newest = (observed.mT * numbers).amax(-1)  # (B, C), 0 where there is none
         seen = newest > 0
         index = (newest - 1).clamp(min=0).long()
         last = values.gather(1, index.unsqueeze(1)).squeeze(1)
