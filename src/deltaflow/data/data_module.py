@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -261,7 +261,7 @@ class IrregularDataModule(pl.LightningDataModule):
         return self._loader(batches, InOrder(batches))
 
     def _loader(self, batches: Batches, order: InOrder) -> DataLoader[Batch]:
-        return DataLoader(
+        return _Loader(
             batches,
             batch_size=None,  # the elements are batches already
             sampler=order,
@@ -269,6 +269,21 @@ class IrregularDataModule(pl.LightningDataModule):
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
         )
+
+
+class _Loader(DataLoader[Batch]):
+    """A data loader that names what has happened when a worker dies handing over a batch.
+
+    PyTorch does so where a worker dies at any other time.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            yield from super().__iter__()
+        except (ConnectionError, EOFError) as error:
+            raise RuntimeError(
+                "DataLoader worker exited unexpectedly, while it handed over a batch"
+            ) from error
 
 
 def _by_number(dataset: Dataset) -> Sequence[DataEntry]:
