@@ -334,6 +334,13 @@ def test_what_is_no_entry_is_refused(entry, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["target", "feat_static_real"])
+def test_columns_of_a_parquet_file_are_named_in_a_list(option, univariate_frame, tmp_path):
+    univariate_frame.to_parquet(tmp_path / "long.parquet")
+    with pytest.raises(DataError, match=f"'{option}': 5 is no list of columns"):
+        parquet_to_arrow(tmp_path / "long.parquet", tmp_path / "series.arrow", **{option: 5})
+
+
 def test_a_parquet_file_without_rows_is_refused(univariate_frame, tmp_path):
     univariate_frame.iloc[:0].to_parquet(tmp_path / "long.parquet")
     with pytest.raises(DataError, match="there are no entries to write"):

@@ -18,9 +18,9 @@ from deltaflow.data.schema import Schema
 from deltaflow.data.series import read_series, schema_of
 from deltaflow.data.validation import (
     check_columns,
-    check_roles,
     gather_rows,
     read_levels,
+    read_roles,
     read_times,
 )
 from deltaflow.errors import DataError, DeltaflowError
@@ -198,20 +198,21 @@ def parquet_to_arrow(
     """
     from pyarrow import parquet
 
-    roles = {
-        "target": (target,) if isinstance(target, str) else tuple(target),
-        "feat_dynamic_real": tuple(feat_dynamic_real),
-        "past_feat_dynamic_real": tuple(past_feat_dynamic_real),
-        "feat_static_real": tuple(feat_static_real),
-    }
-    others = {"item_id": (item_id,), "timestamp": (timestamp,), "feat_static_cat": feat_static_cat}
-    check_roles({**roles, **others})
-    columns = [item_id, timestamp, *chain(*roles.values()), *feat_static_cat]
+    roles = read_roles(
+        item_id,
+        timestamp,
+        target,
+        feat_dynamic_real=feat_dynamic_real,
+        past_feat_dynamic_real=past_feat_dynamic_real,
+        feat_static_real=feat_static_real,
+        feat_static_cat=feat_static_cat,
+    )
+    columns = [*chain(*roles.values())]
     with parquet.ParquetFile(source) as file:
         check_columns(file.schema_arrow.empty_table().to_pandas(), columns, "the Parquet file")
         if str(file.schema_arrow.field(timestamp).type) in ("float", "halffloat"):
             raise DataError("the times are float32", "write them as float64", field=timestamp)
-        levels = {name: _levels(file, name) for name in feat_static_cat}
+        levels = {name: _levels(file, name) for name in roles["feat_static_cat"]}
 
         def entries() -> Iterator[DataEntry]:
             schema = None
@@ -220,12 +221,15 @@ def parquet_to_arrow(
                 times = read_times(frame[timestamp], rows)
                 if schema is None:
                     schema = Schema(
+                        target=roles["target"],
                         univariate=isinstance(target, str),
                         time=times.kind,
                         time_unit=time_unit,
                         time_zone=times.time_zone,
+                        feat_dynamic_real=roles["feat_dynamic_real"],
+                        past_feat_dynamic_real=roles["past_feat_dynamic_real"],
+                        feat_static_real=roles["feat_static_real"],
                         feat_static_cat=levels,
-                        **roles,
                     )
                 yield from read_entries(frame, rows, times, timestamp, schema)
 

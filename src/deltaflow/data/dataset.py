@@ -17,12 +17,12 @@ from deltaflow.data.validation import (
     check_increasing,
     check_queries,
     check_range,
-    check_roles,
     column_names,
     gather_rows,
     read_constants,
     read_levels,
     read_numbers,
+    read_roles,
     read_times,
 )
 from deltaflow.errors import DataError
@@ -133,20 +133,15 @@ class IrregularDataset(Sequence[DataEntry]):
         ...     df, item_id="patient", timestamp="time", target=["HR"])
         IrregularDataset(2 items, 3 observation times, target: HR)
         """
-        targets = (target,) if isinstance(target, str) else column_names("target", target)
-        features = {
-            "feat_dynamic_real": feat_dynamic_real,
-            "past_feat_dynamic_real": past_feat_dynamic_real,
-            "feat_static_real": feat_static_real,
-            "feat_static_cat": feat_static_cat,
-        }
-        roles = {
-            "item_id": () if item_id is None else (item_id,),
-            "timestamp": (timestamp,),
-            "target": targets,
-            **{role: column_names(role, given) for role, given in features.items()},
-        }
-        check_roles(roles)
+        roles = read_roles(
+            item_id,
+            timestamp,
+            target,
+            feat_dynamic_real=feat_dynamic_real,
+            past_feat_dynamic_real=past_feat_dynamic_real,
+            feat_static_real=feat_static_real,
+            feat_static_cat=feat_static_cat,
+        )
         check_columns(dataframe, [column for columns in roles.values() for column in columns])
         if dataframe.empty:
             raise DataError("the DataFrame has no rows", "give at least one observation")
@@ -154,7 +149,7 @@ class IrregularDataset(Sequence[DataEntry]):
         rows = gather_rows(dataframe, item_id)
         times = read_times(dataframe[timestamp], rows)
         schema = Schema(
-            target=targets,
+            target=roles["target"],
             univariate=isinstance(target, str),
             time=times.kind,
             time_unit=time_unit,
@@ -168,7 +163,7 @@ class IrregularDataset(Sequence[DataEntry]):
             },
         )
         entries = read_entries(dataframe, rows, times, timestamp, schema)
-        for channel, name in enumerate(targets):
+        for channel, name in enumerate(roles["target"]):
             if all(np.isnan(np.atleast_2d(e["target"])[channel]).all() for e in entries):
                 raise DataError(
                     "the target is missing everywhere", "remove this channel", field=name

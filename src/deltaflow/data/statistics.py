@@ -214,16 +214,21 @@ def anchor_of(
 
     Parameters and returned values are those of `scale_of`.
     """
-    observed = np.isfinite(values)
     known = statistics.arrays
     last = known["center"]
-    if length := values.shape[-2]:
-        newest = length - 1 - observed[..., ::-1, :].argmax(axis=-2, keepdims=True)
-        newest = np.take_along_axis(values, newest, axis=-2).squeeze(-2)
-        last = np.where(observed.any(axis=-2), newest, last)
+    if values.shape[-2]:
+        last = last_known(values, last)
     scale = np.where(centred, known["variation"], known["magnitude"])
     last = np.where(centred, last, 0.0)
     return last, np.broadcast_to(scale, last.shape).copy()
+
+
+def last_known(values: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
+    """Return the last value ``(…, C)`` in each column of ``(…, T, C)`` that is no NaN, if any."""
+    known = np.isfinite(values)
+    newest = values.shape[-2] - 1 - known[..., ::-1, :].argmax(axis=-2, keepdims=True)
+    last = np.take_along_axis(values, newest, axis=-2).squeeze(-2)
+    return np.where(known.any(axis=-2), last, otherwise)
 
 
 SCALINGS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {

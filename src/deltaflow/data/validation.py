@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone, tzinfo
 from typing import Literal, NamedTuple
 
@@ -87,7 +87,21 @@ def column_names(role: str, given: Iterable[str]) -> tuple[str, ...]:
     return tuple(given)
 
 
-def check_roles(roles: dict[str, Sequence[str]]) -> None:
+def read_roles(
+    item_id: str | None, timestamp: str, target: str | Sequence[str], **features: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the columns of every role in a long table, checked by :func:`check_roles`."""
+    roles = {
+        "item_id": () if item_id is None else (item_id,),
+        "timestamp": (timestamp,),
+        "target": (target,) if isinstance(target, str) else column_names("target", target),
+        **{role: column_names(role, given) for role, given in features.items()},
+    }
+    check_roles(roles)
+    return roles
+
+
+def check_roles(roles: Mapping[str, Sequence[str]]) -> None:
     """Raise when no target is named, a name is no text, or one column is given two roles."""
     if not roles["target"]:
         raise DataError("no target is named", "name at least one column", field="target")

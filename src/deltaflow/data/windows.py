@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series
-from deltaflow.data.statistics import LIMIT, SCALINGS, Statistics
+from deltaflow.data.statistics import LIMIT, SCALINGS, Statistics, last_known
 from deltaflow.errors import DataError, DeltaflowWarning, UnknownNameError
 
 FARTHEST = 1e30
@@ -224,6 +224,7 @@ class WindowSpec:
         target_loc, target_scale = loc[:, :channels], scale[:, :channels]
         target = (future - target_loc[:, None]) / target_scale[:, None]
         of_covariates = known["covariate_center"], known["covariate_spread"]
+        gaps = np.diff(times, prepend=times[:, :1])  # 0 at the first
         last = np.take_along_axis(times, np.maximum(lengths - 1, 0)[:, None], axis=1)
         statics = [
             _scaled(static_real, known["static_center"], known["static_spread"]),
@@ -234,7 +235,7 @@ class WindowSpec:
         return Batch(
             values=_float32(_scaled(values, loc[:, None], scale[:, None])),
             observed=torch.from_numpy(np.isfinite(values)),
-            delta_t=_float32(_or_zero(self._in_gaps(_differences(times), series))),
+            delta_t=_float32(_or_zero(self._in_gaps(gaps, series))),
             lengths=torch.from_numpy(lengths),
             covariates=_float32(_scaled(covariates, *of_covariates)),
             static_real=_float32(np.concatenate(statics, axis=-1)),
@@ -540,17 +541,9 @@ def _clip(values: np.ndarray, limit: float = LIMIT) -> np.ndarray:
     return np.minimum(np.maximum(values, -limit), limit)  # half the time of np.clip
 
 
-def _differences(times: np.ndarray) -> np.ndarray:
-    """Return the times ``(B, T)`` since the ones before, 0 for the first."""
-    return np.diff(times, prepend=times[:, :1])
-
-
 def _repeat_last(delta_t: np.ndarray) -> np.ndarray:
     """Put each row's last known query in place of the padding behind it; 0 if none is known."""
-    known = np.isfinite(delta_t)
-    newest = delta_t.shape[1] - 1 - known[:, ::-1].argmax(axis=1)
-    last = _or_zero(np.take_along_axis(delta_t, newest[:, None], axis=1))
-    return np.where(known, delta_t, last)
+    return np.where(np.isfinite(delta_t), delta_t, last_known(delta_t[..., None], 0.0))
 
 
 def _float32(array: np.ndarray) -> Tensor:
