@@ -12,7 +12,12 @@ from deltaflow.data import (
     write_arrow,
 )
 from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning, UnknownNameError
-from deltaflow.model.ensemble import EnsemblePredictor
+from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.frame import predict_df
+from deltaflow.forecast.hold import HoldEstimator, HoldPredictor
+from deltaflow.forecast.loading import load_predictor
+from deltaflow.forecast.network_predictor import IrregularPredictor
+from deltaflow.forecast.writer import ForecastWriter
 from deltaflow.model.estimator import (
     CouplingFlowEstimator,
     GRUDEstimator,
@@ -24,13 +29,8 @@ from deltaflow.model.estimator import (
     ODERNNEstimator,
     ResNetFlowEstimator,
 )
-from deltaflow.model.frame import predict_df
-from deltaflow.model.hold import HoldEstimator, HoldPredictor
 from deltaflow.model.lightning_module import ForecastLightningModule
-from deltaflow.model.loading import load_predictor
-from deltaflow.model.predictor import IrregularPredictor
 from deltaflow.model.resampled import ResampledEstimator
-from deltaflow.model.writer import ForecastWriter
 
 __all__ = [
     "ArrowDataset",

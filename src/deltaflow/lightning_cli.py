@@ -17,11 +17,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from deltaflow.errors import DeltaflowError
+from deltaflow.forecast.loading import read_checkpoint
+from deltaflow.forecast.writer import ForecastWriter
 from deltaflow.heads import is_centred, is_discrete, make_output
 from deltaflow.model.estimator import ignore_hints
 from deltaflow.model.lightning_module import ForecastLightningModule
-from deltaflow.model.loading import read_checkpoint
-from deltaflow.model.writer import ForecastWriter
 from deltaflow.saving import replacing_file
 from deltaflow.tasks import TaskDataModule
 

@@ -7,7 +7,7 @@ from torch.distributions import Normal
 
 from deltaflow import EnsemblePredictor, GRUFlowEstimator, IrregularDataset, TimeSplitter
 from deltaflow.compare.score import ACCURACY, ALL_LEVELS, _tabulated, accuracy, squared_errors
-from deltaflow.model.forecast import DistributionForecast
+from deltaflow.forecast.forecasts import DistributionForecast
 
 LOC, SCALE = (70.0, 37.0), (10.0, 0.5)
 

@@ -16,7 +16,7 @@ from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DeltaflowError
-from deltaflow.model.baseline import BaselinePredictor
+from deltaflow.forecast.baseline import BaselinePredictor
 from deltaflow.tasks import Task
 
 SUMMARY = (

@@ -28,10 +28,10 @@ from deltaflow.data.series import schema_of
 from deltaflow.data.windows import WindowSpec
 from deltaflow.encoders import Encoder
 from deltaflow.errors import DataError
-from deltaflow.model.ensemble import EnsemblePredictor
+from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.hold import HoldPredictor
+from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.model.estimator import IrregularEstimator
-from deltaflow.model.hold import HoldPredictor
-from deltaflow.model.predictor import IrregularPredictor
 from deltaflow.model.resampled import ResampledEstimator, deepar
 from deltaflow.tasks.task import LabelledWindows, Task, joined
 

@@ -24,7 +24,7 @@ from torch.distributions import Distribution, Laplace, Normal, StudentT
 from deltaflow.compare.models import Trained
 from deltaflow.data.series import read_series, schema_of
 from deltaflow.data.statistics import Statistics
-from deltaflow.model.forecast import DistributionForecast, EnsembleForecast
+from deltaflow.forecast.forecasts import DistributionForecast, EnsembleForecast
 from deltaflow.tasks import Task
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]

@@ -1,1 +1,1 @@
-"""Windows → forecast: the network, its training, and its predictor."""
+"""The networks, and how they are trained."""

@@ -21,11 +21,11 @@ from deltaflow.data.schema import read_seconds
 from deltaflow.data.statistics import SCALINGS
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import DeltaflowError, UnknownNameError, check_at_least_one
+from deltaflow.forecast.loading import read_checkpoint
+from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
 from deltaflow.model.lightning_module import ForecastLightningModule, difference
-from deltaflow.model.loading import read_checkpoint
 from deltaflow.model.networks import NETWORKS
-from deltaflow.model.predictor import SAMPLING, IrregularPredictor
 
 
 class TrainOutput(NamedTuple):

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from deltaflow.data import Batch, WindowSpec
 from deltaflow.errors import DeltaflowError, check_at_least_one
+from deltaflow.forecast.forecasts import RealTime
+from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights, seeded
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
-from deltaflow.model.forecast import RealTime
 from deltaflow.model.metrics import ForecastScores
 from deltaflow.model.networks import make_network
-from deltaflow.model.predictor import IrregularPredictor, load_weights, seeded
 
 _WARM_UP = 0.05
 _FINAL = 0.02

@@ -20,8 +20,8 @@ from deltaflow.data.schema import Schema, read_seconds
 from deltaflow.data.series import Series, read_series, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError, DeltaflowError
-from deltaflow.model.forecast import SampleForecast
-from deltaflow.model.predictor import query_times_of
+from deltaflow.forecast.forecasts import SampleForecast
+from deltaflow.forecast.network_predictor import query_times_of
 
 _BATCH = 64
 """Items forecast at once."""

@@ -15,8 +15,8 @@ from torch.distributions import Distribution
 from deltaflow._version import __version__
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series
-from deltaflow.model.forecast import DistributionForecast, SampleForecast
-from deltaflow.model.predictor import query_times_of, read_arguments, refusing, seeded
+from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast
+from deltaflow.forecast.network_predictor import query_times_of, read_arguments, refusing, seeded
 from deltaflow.saving import replacing
 
 

@@ -17,7 +17,7 @@ from deltaflow import (
     load_predictor,
     predict_df,
 )
-from deltaflow.model.forecast import EnsembleForecast, QuantileForecast
+from deltaflow.forecast.forecasts import EnsembleForecast, QuantileForecast
 
 KINDS = {
     "distribution": {},
@@ -127,7 +127,7 @@ def test_a_foreign_part_is_refused(members, tmp_path):
     with pytest.raises(DeltaflowError, match="not a predictor of deltaflow"):
         load_predictor(tmp_path)
     (tmp_path / "predictor.json").write_text(
-        json.dumps({"class": "deltaflow.model.ensemble.EnsemblePredictor", "kwargs": {}})
+        json.dumps({"class": "deltaflow.forecast.ensemble.EnsemblePredictor", "kwargs": {}})
     )
     with pytest.raises(DeltaflowError, match="names no num_predictors"):
         load_predictor(tmp_path)

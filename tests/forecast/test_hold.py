@@ -7,7 +7,7 @@ import torch
 from gluonts.model.predictor import Predictor
 
 from deltaflow import HoldPredictor, IrregularDataset, load_predictor
-from deltaflow.model.hold import HoldEstimator
+from deltaflow.forecast.hold import HoldEstimator
 from deltaflow.tasks import regular_seasonal
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from deltaflow.errors import DeltaflowError
-from deltaflow.model.ensemble import EnsemblePredictor
-from deltaflow.model.hold import HoldPredictor
+from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.hold import HoldPredictor
+from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights, refusing
 from deltaflow.model.lightning_module import ForecastLightningModule
-from deltaflow.model.predictor import IrregularPredictor, load_weights, refusing
 from deltaflow.saving import MARKER
 
 PREDICTORS: dict[str, type[IrregularPredictor | HoldPredictor | EnsemblePredictor]] = {

@@ -17,10 +17,10 @@ from deltaflow.data.validation import (
     read_times,
 )
 from deltaflow.errors import DataError, DeltaflowError
-from deltaflow.model.ensemble import EnsemblePredictor
-from deltaflow.model.forecast import read_levels
-from deltaflow.model.hold import HoldPredictor
-from deltaflow.model.predictor import IrregularPredictor
+from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.forecasts import read_levels
+from deltaflow.forecast.hold import HoldPredictor
+from deltaflow.forecast.network_predictor import IrregularPredictor
 
 
 def predict_df(

@@ -31,13 +31,13 @@ from deltaflow.errors import (
     UnknownNameError,
     check_at_least_one,
 )
-from deltaflow.heads import has_quantiles, is_discrete, make_output
-from deltaflow.model.forecast import (
+from deltaflow.forecast.forecasts import (
     DistributionForecast,
     QuantileForecast,
     RealTime,
     SampleForecast,
 )
+from deltaflow.heads import has_quantiles, is_discrete, make_output
 from deltaflow.model.networks import make_network
 from deltaflow.saving import replacing
 

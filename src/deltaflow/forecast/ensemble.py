@@ -12,9 +12,9 @@ from gluonts.model.predictor import Predictor, RepresentablePredictor
 from deltaflow._version import __version__
 from deltaflow.data.schema import Schema
 from deltaflow.errors import DeltaflowError
-from deltaflow.model.forecast import EnsembleForecast
-from deltaflow.model.hold import HoldPredictor
-from deltaflow.model.predictor import IrregularPredictor, read_arguments
+from deltaflow.forecast.forecasts import EnsembleForecast
+from deltaflow.forecast.hold import HoldPredictor
+from deltaflow.forecast.network_predictor import IrregularPredictor, read_arguments
 from deltaflow.saving import replacing
 
 
@@ -112,7 +112,7 @@ class EnsemblePredictor(RepresentablePredictor):
     @classmethod
     def deserialize(cls, path: str | Path, device: str = "auto") -> "EnsemblePredictor":
         """Read a predictor that :meth:`serialize` wrote; its parts by `load_predictor`."""
-        from deltaflow.model.loading import load_predictor  # which knows this class
+        from deltaflow.forecast.loading import load_predictor  # which knows this class
 
         path = Path(path)
         count = read_arguments(path, cls).get("num_predictors")

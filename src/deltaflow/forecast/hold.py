@@ -10,7 +10,7 @@ from torch.distributions import Normal
 
 from deltaflow.data.series import Series, read_series, schema_of
 from deltaflow.data.statistics import Statistics
-from deltaflow.model.baseline import BaselinePredictor
+from deltaflow.forecast.baseline import BaselinePredictor
 
 
 class HoldPredictor(BaselinePredictor):

@@ -1,0 +1,1 @@
+"""Predictors, and the forecasts they make: saved, loaded, asked by DataFrames."""
