@@ -30,7 +30,9 @@ def test_statistics_are_those_of_the_observed_values():
     assert statistics.center == pytest.approx([observed.mean()])
     assert statistics.spread == pytest.approx([observed.std()])
     assert statistics.magnitude == pytest.approx([observed.mean()])
-    assert statistics.within == pytest.approx([np.std([1, 3])])  # the others do not vary
+    # The others do not vary. Half of all pairs of a normal distribution of deviation 1 lie further
+    # apart than 0.954.
+    assert statistics.within == pytest.approx([(3 - 1) / 0.954], rel=0.02)
 
 
 def test_the_typical_gap_is_the_median_over_the_observation_times():
@@ -76,13 +78,12 @@ def test_an_unobserved_window_has_the_statistics_of_the_training_set():
 
 
 def test_few_observations_lean_on_the_training_set_and_many_do_not():
-    statistics = fit([0.0, 2.0], [10.0, 12.0])  # within an item the deviation is 1
+    statistics = fit([0.0, 2.0], [10.0, 12.0])
     _, one = scale_of(np.array([[50.0]]), statistics, CENTRED)
-    assert one == pytest.approx(1.0)
+    assert one == pytest.approx(statistics.within)
     wide = np.array([[0.0], [200.0]])  # its own deviation is 100
     scales = [scale_of(np.tile(wide, (n, 1)), statistics, CENTRED)[1][0] for n in (1, 5, 500)]
-    assert 1 < scales[0] < scales[1] < scales[2] < 100
-    assert scales[2] == pytest.approx(100, rel=0.05)
+    assert one < scales[0] < scales[1] < scales[2] == pytest.approx(100, rel=0.05)
 
 
 def test_a_channel_that_is_not_centred_keeps_zero_and_is_scaled_by_its_magnitude():
@@ -111,7 +112,7 @@ def test_values_of_any_size_have_a_finite_positive_scale(size, shape):
 def test_variation_of_values_of_any_size_is_exact(size):
     with np.errstate(over="raise", invalid="raise"):
         statistics = fit(size * np.array([1.0, 3.0]), size * np.array([10.0, 10.0, 16.0]))
-    assert statistics.variation == pytest.approx([size * np.sqrt(26 / 5)], rel=1e-12, abs=0)
+    assert statistics.variation == pytest.approx([size * np.sqrt(26 / 3)], rel=1e-12, abs=0)
 
 
 def test_zeros_have_a_positive_scale():
@@ -131,7 +132,7 @@ def test_a_target_missing_everywhere_is_refused():
 def test_variation_is_the_deviation_within_items_that_repeat_a_channel():
     statistics = fit([[1.0], [3.0]], [[10.0], [10.0], [16.0]], [[500.0]])
     squares = 2 * 1.0 + 3 * 8.0  # around the means 2 and 12; the single value says nothing
-    assert statistics.variation == pytest.approx([np.sqrt(squares / 5)])
+    assert statistics.variation == pytest.approx([np.sqrt(squares / (1 + 2))])
     assert statistics.count == [6]
 
 
@@ -144,3 +145,14 @@ def test_an_anchor_is_the_last_observed_value_in_units_of_the_variation():
     loc, scale = anchor_of(values[:0], statistics, np.array([True, False]))
     np.testing.assert_array_equal(loc, [statistics.center[0], 0.0])
     np.testing.assert_array_equal(scale, [statistics.variation[0], statistics.magnitude[1]])
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 50])
+def test_scales_of_unit_noise_are_one_however_few_values_an_item_has(length):
+    rng = np.random.default_rng(length)
+    values = rng.normal(rng.normal(0, 100, (4000, 1)), 1, (4000, length))
+    statistics = fit(*values)
+    assert statistics.within == pytest.approx([1], rel=0.05)
+    assert statistics.variation == pytest.approx([1], rel=0.05)
+    _, scale = scale_of(values[..., None], statistics, CENTRED)
+    assert np.median(scale) == pytest.approx(1, rel=0.05)

@@ -52,8 +52,8 @@ class Statistics:
     within
         Typical (median) standard deviation of a channel within one item.
     variation
-        Root mean square deviation of a channel from its mean within one item, over all items
-        that observed it more than once.
+        Standard deviation of a channel within one item, pooled over all items: the root of the
+        squared deviations from the items' own means, divided by their degrees of freedom.
     count
         The number of observations of each channel.
     magnitude
@@ -126,7 +126,7 @@ class Statistics:
         """
         values = covariates = static = None
         gaps, deviations = _Sample(), _Sample()
-        repeats = variation = 0.0  # of channels observed more than once in an item
+        freedom = variation = 0.0  # degrees of freedom, and root of the squares, within items
         for chunk in _chunks(data):
             values = _merged(values, np.concatenate([series.values for series in chunk]))
             known = np.concatenate([series.covariates[: series.length] for series in chunk])
@@ -134,11 +134,10 @@ class Statistics:
             static = _merged(static, np.stack([series.static_real for series in chunk]))
             gaps.add(np.concatenate([np.diff(series.times[: series.length]) for series in chunk]))
             owns = [_moments(series.values) for series in chunk]
-            deviations.add(np.stack([own.deviation for own in owns]))
+            deviations.add(np.stack([own.typical_deviation for own in owns]))
             for own in owns:
-                repeated = np.where(own.count > 1, own.count, 0)
-                repeats = repeats + repeated
-                variation = np.hypot(variation, np.sqrt(repeated) * own.deviation)
+                freedom = freedom + np.maximum(own.count - 1, 0)
+                variation = np.hypot(variation, np.sqrt(own.count) * own.deviation)
         if values is None or covariates is None or static is None:
             raise DataError("the training set is empty", "give at least one item")
         for channel, name in enumerate(target):
@@ -148,7 +147,7 @@ class Statistics:
         magnitude = _first_positive(values.magnitude, 1.0)
         spread = _first_positive(values.deviation, MINIMUM_SCALE * magnitude)
         within = _first_positive(_median_of_positive(deviations.rows), spread)
-        variation = _first_positive(variation / np.sqrt(np.maximum(repeats, 1)), spread)
+        variation = _first_positive(variation / np.sqrt(np.maximum(freedom, 1)), spread)
         return cls(
             typical_gap=float(np.median(gaps.rows)) if len(gaps.rows) else 1.0,
             center=values.mean.tolist(),
@@ -169,7 +168,8 @@ def scale_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Location and scale of each channel of windows, from their observed values alone.
 
-    The location is the window's mean and the scale its standard deviation. With few
+    The location is the window's mean and the scale its standard deviation, both those of what the
+    window is a sample of: of noise, the scale does not depend on how much was observed. With few
     observations the scale leans, by a geometric mean, on the typical one of the training set;
     without any, both are the training set's. A channel that is not centred (its distribution
     lives on the positive numbers) keeps location 0 and is scaled by its mean absolute value.
@@ -188,18 +188,19 @@ def scale_of(
     tuple of numpy.ndarray
         ``loc`` and ``scale``, both ``(…, C)`` float64; ``scale`` is positive.
     """
-    count, mean, deviation, magnitude = _moments(values)
+    moments = _moments(values)
+    count = moments.count
     known = statistics.arrays
     overall = np.where(centred, known["spread"], known["magnitude"])
     typical = np.where(centred, known["within"], known["magnitude"])
-    own = np.where(centred, deviation, magnitude)
+    own = np.where(centred, moments.typical_deviation, moments.magnitude)
     own = np.maximum(own, MINIMUM_SCALE * typical)
     # One observation says nothing of a deviation, but it does say something of a magnitude.
     evidence = np.where(centred, np.maximum(count - 1, 0), count)
     weight = evidence / (evidence + PRIOR_WEIGHT)
     scale = np.exp(weight * np.log(own) + (1 - weight) * np.log(typical))
     scale = np.where(count > 0, scale, overall)
-    loc = np.where(centred, np.where(count > 0, mean, known["center"]), 0.0)
+    loc = np.where(centred, np.where(count > 0, moments.mean, known["center"]), 0.0)
     return loc, scale
 
 
@@ -239,12 +240,17 @@ SCALINGS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
 
 
 class _Moments(NamedTuple):
-    """Number, mean, standard deviation and mean absolute value of the columns of tables."""
+    """Number, mean, root mean square deviation from it, and mean absolute value of columns."""
 
     count: np.ndarray
     mean: np.ndarray
     deviation: np.ndarray
     magnitude: np.ndarray
+
+    @property
+    def typical_deviation(self) -> np.ndarray:
+        """The standard deviation of what the columns are samples of, estimated without bias."""
+        return typical_deviation(self.deviation, self.count)
 
 
 def _moments(values: np.ndarray) -> _Moments:
@@ -268,6 +274,25 @@ def _moments(values: np.ndarray) -> _Moments:
     magnitude = size.sum(axis=-2, keepdims=True) / count
     moments = number, mean * unit, deviation * unit, magnitude * unit
     return _Moments(*(moment.squeeze(-2) for moment in moments))
+
+
+def typical_deviation(deviation: np.ndarray, count: np.ndarray) -> np.ndarray:
+    r"""Return median-unbiased standard deviations; 0 where there are fewer than two values.
+
+    With :math:`k = n - 1` degrees of freedom, the sum of the squared deviations from the mean of n
+    values of a normal distribution has the median
+    :math:`k (1 - 2 / 9k)^3 \sigma^2` (Wilson and Hilferty, 1931), which is what it is divided by
+    here. A median is used because it survives the logarithm of a scale and the median over items.
+
+    Parameters
+    ----------
+    deviation
+        Root mean square deviations of n values from their mean.
+    count
+        The numbers n of the values.
+    """
+    freedom = np.maximum(count - 1, 1)
+    return deviation * np.sqrt(count / freedom) / (1 - 2 / (9 * freedom)) ** 1.5
 
 
 def _merged(one: _Moments | None, values: np.ndarray) -> _Moments:
