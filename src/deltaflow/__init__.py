@@ -17,6 +17,7 @@ from deltaflow.forecast.frame import predict_df
 from deltaflow.forecast.hold import HoldEstimator, HoldPredictor
 from deltaflow.forecast.loading import load_predictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
+from deltaflow.forecast.plot import plot_forecasts
 from deltaflow.forecast.writer import ForecastWriter
 from deltaflow.model.estimator import (
     CouplingFlowEstimator,
@@ -60,6 +61,7 @@ __all__ = [
     "__version__",
     "load_predictor",
     "parquet_to_arrow",
+    "plot_forecasts",
     "predict_df",
     "split_items",
     "split_items_by",

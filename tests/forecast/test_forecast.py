@@ -84,12 +84,15 @@ def test_the_plot_is_on_the_true_time_axis(kind, channel, forecasts):
 
     forecast = forecasts(kind)[0]
     figure, ax = plt.subplots()
-    forecast.plot(ax=ax, channel=channel, intervals=[0.8], name="median", show_label=True)
+    forecast.plot(ax=ax, channel=channel, intervals=[0.8], name="median")
     (line,) = ax.lines
     assert list(pd.DatetimeIndex(line.get_xdata())) == list(forecast.timestamps)
     np.testing.assert_array_equal(line.get_ydata(), forecast.quantile(0.5)[:, 1])
     assert len(ax.collections) == 1
-    assert [text.get_text() for text in ax.legend().get_texts()] == ["median", "median: 0.8"]
+    assert [text.get_text() for text in ax.legend().get_texts()] == [
+        "median",
+        "median, 80% interval",
+    ]
     figure.canvas.draw()
     plt.close(figure)
 

@@ -13,7 +13,9 @@ import torch
 from torch.distributions import Distribution
 
 from deltaflow.data.schema import TICKS_PER_SECOND, unit_seconds
+from deltaflow.data.validation import check_columns
 from deltaflow.errors import DataError, DeltaflowError
+from deltaflow.forecast.plot import Interval, draw_forecast
 
 
 def read_levels(quantile_levels: Sequence[float]) -> list[float]:
@@ -120,17 +122,24 @@ class RealTime:
     def plot(
         self,
         *,
+        history: pd.DataFrame | None = None,
+        timestamp: str = "timestamp",
         intervals: Sequence[float] = (0.5, 0.9),
         ax: Any = None,
         color: Any = None,
         name: str | None = None,
-        show_label: bool = False,
+        show_label: bool = True,
         channel: int | str = 0,
     ) -> None:
         """Plot the median and the prediction intervals of one channel on the true time axis.
 
         Parameters
         ----------
+        history
+            Observations of this item: a column per channel, and the time. Those before the first
+            query are drawn as the past, those among the queries as the actual values.
+        timestamp
+            The name of the time column of ``history``.
         intervals
             The probabilities of the intervals.
         ax
@@ -138,11 +147,15 @@ class RealTime:
         color
             The colour; the next of the axes' cycle if None.
         name
-            Label of the median.
+            Label of the forecast, to tell several apart in one plot.
         show_label
-            Whether to label the intervals too.
+            Whether the intervals appear in the legend.
         channel
             The channel's number or name.
+
+        See Also
+        --------
+        plot_forecasts : Draws several items and channels.
         """
         import matplotlib.pyplot as plt
 
@@ -154,19 +167,21 @@ class RealTime:
         def line(level: float) -> np.ndarray:
             return self.quantile(level).reshape(self.prediction_length, -1)[order, number]
 
-        (median,) = ax.plot(times[order], line(0.5), color=color, label=name, marker=".")
-        for interval in intervals:
-            low = (1 - interval) / 2
-            label = f"{name}: {interval}" if name else str(interval)
-            ax.fill_between(
-                times[order],
-                line(low),
-                line(1 - low),
-                alpha=0.5 - interval / 3,
-                facecolor=median.get_color(),
-                linewidth=0,
-                label=label if show_label else None,
-            )
+        observed = None
+        if history is not None:
+            check_columns(history, [timestamp, self.target[number]], "history")
+            observed = history.set_index(timestamp)[self.target[number]]
+        draw_forecast(
+            ax,
+            times[order],
+            line(0.5),
+            [Interval(share, line((1 - share) / 2), line((1 + share) / 2)) for share in intervals],
+            observed=observed,
+            color=color,
+            name=name,
+            show_label=show_label,
+        )
+        ax.legend(frameon=False)
 
 
 class DistributionForecast(RealTime, gluonts_torch_forecast.DistributionForecast):

@@ -1,0 +1,236 @@
+"""Forecasts as figures: the past, the median, intervals, and the actual values."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from deltaflow.data.validation import check_columns
+from deltaflow.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL_SIZE = 3.6, 2.3
+"""Width and height of one panel in inches."""
+
+
+class Interval(NamedTuple):
+    """A central interval at Q queries.
+
+    Attributes
+    ----------
+    probability
+        What it is said to cover, between 0 and 1.
+    low, high
+        ``(Q,)`` its bounds.
+    """
+
+    probability: float
+    low: np.ndarray
+    high: np.ndarray
+
+
+def plot_forecasts(
+    forecasts: pd.DataFrame,
+    history: pd.DataFrame | None = None,
+    *,
+    item_id: str = "item_id",
+    timestamp: str = "timestamp",
+    items: Sequence[Hashable] | int = 3,
+    channels: Sequence[str] | None = None,
+    past: Any = None,
+) -> Figure:
+    """Draw the forecasts of several items and channels: a column per item, a row per channel.
+
+    Parameters
+    ----------
+    forecasts
+        The answer of `predict_df`, or of a forecast's ``to_dataframe``. An interval is drawn for
+        each pair of levels that lie evenly around one half, such as 0.1 and 0.9.
+    history
+        Observations in the form of `predict_df`'s ``past_df``. What lies before the first query of
+        an item is drawn as its past, and what lies between its first and last query as the
+        actual values.
+    item_id, timestamp
+        The names of these columns in both frames.
+    items
+        The items to draw, or how many: the first ones in ``forecasts``.
+    channels
+        The channels to draw, all of them by default.
+    past
+        How much of the past is drawn, as a duration such as ``"24h"``, or as a number where time is
+        elapsed numbers; all of it by default.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Save it by ``figure.savefig("forecasts.png")``; a notebook shows it.
+
+    Raises
+    ------
+    DataError
+        If a frame lacks a column, or an item or channel has no forecast.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from deltaflow import plot_forecasts
+    >>> forecasts = pd.DataFrame({"item_id": "a", "timestamp": [3.0, 4.5], "target_name": "HR",
+    ...                           "predictions": [81, 80], "0.1": [78, 75], "0.9": [84, 86]})
+    >>> len(plot_forecasts(forecasts).axes)
+    1
+    """
+    from matplotlib.figure import Figure
+
+    check_columns(forecasts, [item_id, timestamp, "target_name", "predictions"], "forecasts")
+    drawn_items = _chosen(forecasts[item_id], items, item_id)
+    drawn_channels = _chosen(forecasts["target_name"], channels, "target_name")
+    if history is not None:
+        check_columns(history, [item_id, timestamp, *map(str, drawn_channels)], "history")
+
+    figure = Figure(
+        figsize=(PANEL_SIZE[0] * len(drawn_items), PANEL_SIZE[1] * len(drawn_channels) + 0.4),
+        layout="constrained",
+    )
+    grid = figure.subplots(len(drawn_channels), len(drawn_items), squeeze=False, sharex="col")
+    for column, item in enumerate(drawn_items):
+        own = forecasts[forecasts[item_id] == item]
+        observed = None if history is None else history[history[item_id] == item]
+        for row, channel in enumerate(drawn_channels):
+            axes = grid[row, column]
+            answers = own[own["target_name"] == channel].sort_values(timestamp)
+            if len(answers):
+                values = None if observed is None else observed.set_index(timestamp)[channel]
+                draw_forecast(
+                    axes,
+                    pd.Index(answers[timestamp]),
+                    answers["predictions"].to_numpy(),
+                    _intervals(answers),
+                    observed=values,
+                    past=past,
+                )
+            _tidy(axes)
+        grid[0, column].set_title(str(item), fontsize=10)
+    for row, channel in enumerate(drawn_channels):
+        grid[row, 0].set_ylabel(str(channel))
+    handles = dict(_labelled(figure))
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside upper center",
+        ncols=len(handles), frameon=False, fontsize=9,
+    )  # fmt: skip
+    return figure
+
+
+def draw_forecast(
+    axes: Axes,
+    times: pd.Index,
+    median: np.ndarray,
+    intervals: Iterable[Interval],
+    *,
+    observed: pd.Series | None = None,
+    past: Any = None,
+    color: Any = None,
+    name: str | None = None,
+    show_label: bool = True,
+) -> None:
+    """Draw one forecast of one channel.
+
+    Parameters
+    ----------
+    axes
+        Where to draw.
+    times
+        The Q query times, increasing.
+    median
+        ``(Q,)`` the medians.
+    intervals
+        The intervals.
+    observed
+        Values of the channel, indexed by time: dots before the first query, circles from then on.
+    past
+        How much of what lies before the first query is drawn.
+    color, name
+        Colour and label of the median; the next colour of the axes, and "median".
+    show_label
+        Whether the intervals have labels in the legend.
+    """
+    if isinstance(times, pd.DatetimeIndex):
+        _readable_dates(axes)
+    mark = "." if len(times) < 30 else None
+    (line,) = axes.plot(times, median, color=color, lw=1.5, marker=mark, label=name or "median")
+    for interval in sorted(intervals, key=lambda one: -one.probability):
+        label = f"{interval.probability:.0%} interval"
+        axes.fill_between(
+            times, interval.low, interval.high, color=line.get_color(), lw=0,
+            alpha=0.5 - 0.4 * interval.probability,
+            label=(f"{name}, {label}" if name else label) if show_label else None,
+        )  # fmt: skip
+    if observed is None:
+        return
+    observed = observed.dropna()
+    later = observed.index >= times[0]
+    before, actual = observed[~later], observed[later & (observed.index <= times[-1])]
+    if past is not None and len(before):
+        length = past if isinstance(before.index[0], (int, float)) else pd.Timedelta(past)
+        before = before[before.index >= times[0] - length]
+    point = {"ls": "", "marker": "o", "ms": 3.2, "color": "0.25"}
+    axes.plot(before.index, before.to_numpy(), label="past", **point)
+    if len(actual):
+        axes.plot(actual.index, actual.to_numpy(), mfc="white", label="actual", **point)
+
+
+def _intervals(answers: pd.DataFrame) -> list[Interval]:
+    """Return the intervals between the pairs of quantile columns that lie evenly around 1/2."""
+    levels: dict[float, str] = {}
+    for name in answers.columns:
+        try:
+            level = float(name)
+        except (TypeError, ValueError):
+            continue
+        if 0 < level < 1:
+            levels[level] = name
+    pairs = {
+        level: next((h for h in levels if abs(level + h - 1) < 1e-9), None) for level in levels
+    }
+    return [
+        Interval(high - low, answers[levels[low]].to_numpy(), answers[levels[high]].to_numpy())
+        for low, high in pairs.items()
+        if high is not None and low < 0.5
+    ]
+
+
+def _chosen(column: pd.Series, wanted: Sequence[Hashable] | int | None, field: str) -> list[Any]:
+    """Return the values to draw: those wanted, so many, or all."""
+    there = list(column.unique())
+    if wanted is None or isinstance(wanted, int):
+        return there[:wanted]
+    for value in wanted:
+        if value not in there:
+            raise DataError(f"there is no forecast of {value!r}", f"there are {there[:10]}",
+                            field=field)  # fmt: skip
+    return list(wanted)
+
+
+def _labelled(figure: Figure) -> Iterable[tuple[str, Any]]:
+    for axes in figure.axes:
+        yield from ((label, handle) for handle, label in zip(*axes.get_legend_handles_labels(),
+                                                             strict=True))  # fmt: skip
+
+
+def _readable_dates(axes: Axes) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=6)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.92")
+    axes.set_axisbelow(True)
