@@ -268,6 +268,48 @@ def test_a_training_resumes_within_an_epoch_as_if_it_had_not_stopped(
     assert fit(tmp_path / "step=6.ckpt") == whole[6:]
 
 
+@pytest.mark.parametrize("failing", [1, 3, 4])  # the last of the first epoch is batch 3
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_before_optimizer_step"])
+def test_a_batch_that_failed_before_its_step_is_trained_on_after_resuming(
+    hook, failing, univariate, tmp_path
+):
+    class Fail(pl.Callback):
+        """Fails as a full memory does, once so many steps were taken."""
+
+        def on_before_backward(self, trainer, pl_module, loss) -> None:
+            self.fail(trainer, "on_before_backward")
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+            self.fail(trainer, "on_before_optimizer_step")
+
+        def fail(self, trainer, here: str) -> None:
+            if here == hook and trainer.global_step == failing:
+                raise MemoryError
+
+    def fit(callbacks, ckpt_path=None):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            data = IrregularDataModule(
+                univariate, univariate, prediction_length=4, context_length=12, batch_size=4,
+                num_batches_per_epoch=4,
+            )  # fmt: skip
+            module = ForecastLightningModule(data.spec, hidden_size=4, dropout=0.5)
+        trainer = pl.Trainer(
+            max_epochs=2, logger=False, enable_progress_bar=False, callbacks=callbacks,
+            enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        )  # fmt: skip
+        trainer.fit(module, data, ckpt_path=ckpt_path)
+        return module.state_dict()
+
+    whole, resumed = Losses(), Losses()
+    expected = fit([whole])
+    keep = ModelCheckpoint(tmp_path, "failed", save_on_exception=True, save_top_k=0)
+    with pytest.raises(MemoryError):
+        fit([keep, Fail()])
+    assert_same_weights(fit([resumed], tmp_path / "failed.ckpt"), expected)
+    assert resumed.seen == whole.seen[failing:]
+
+
 def test_data_module_that_has_resumed_begins_the_next_training_anew(univariate, tmp_path):
     data = IrregularDataModule(
         univariate, univariate, prediction_length=4, context_length=12, num_batches_per_epoch=3

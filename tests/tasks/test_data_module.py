@@ -21,6 +21,15 @@ def test_windows_are_those_of_the_task():
     assert len(data.predict_dataloader().dataset) == len(data.test_dataloader().dataset.windows)
 
 
+@pytest.mark.parametrize("loader", ["val_dataloader", "test_dataloader"])
+def test_horizon_of_training_does_not_shorten_what_is_judged(loader):
+    task = load_task("clinical_sample")
+    judged = task.validation if loader == "val_dataloader" else task.tests["clinical_sample"]
+    data = TaskDataModule("clinical_sample", horizon="6h")
+    labels = sum(int(batch.target_observed.sum()) for batch in getattr(data, loader)())
+    assert labels == sum(int(np.isfinite(label["target"]).sum()) for _, label in judged)
+
+
 def test_every_test_of_a_task_can_be_named():
     tests = list(load_task("sine", SINE).tests)
     assert len(tests) > 1

@@ -214,14 +214,17 @@ class IrregularDataModule(pl.LightningDataModule):
             self._set_seed(self.trainer.strategy.broadcast(self.seed))
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the training is, for a checkpoint: its next batch, and the seed."""
+        """Return where the training is, for a checkpoint: its next batch, and the seed.
+
+        A batch that an error interrupts before the optimiser's step is the next one again.
+        """
         assert self.trainer is not None
         loop, epoch = self.trainer.fit_loop, self.trainer.current_epoch
         batches = loop.epoch_loop.batch_progress
         in_progress = loop.epoch_progress.current.ready > epoch
-        if in_progress and batches.is_last_batch:
-            epoch, in_progress = epoch + 1, False
-        batch = batches.current.ready if in_progress else 0
+        batch = batches.current.processed if in_progress else 0
+        if in_progress and batches.is_last_batch and batch == batches.current.ready:
+            epoch, batch = epoch + 1, 0
         return {"epoch": epoch, "batch": batch, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:

@@ -191,11 +191,11 @@ class WindowSpec:
         blind
             Leave the context out, as if nothing had been observed yet.
         """
-        start = origin if blind else self._context_start(series, origin)
+        context = slice(origin, origin) if blind else self.context_of(series, origin)
         end = origin + self.prediction_length
         if origin < series.length:
             end = int(self.horizon_ends(series, np.array([origin]))[0])
-        return Window(series, slice(start, origin), slice(origin, end))
+        return Window(series, context, slice(origin, end))
 
     @np.errstate(over="ignore")  # what overflows is clipped
     def collate(self, windows: Sequence[Window]) -> Batch:
@@ -271,13 +271,14 @@ class WindowSpec:
             )
         return ends
 
-    def _context_start(self, series: Series, origin: int) -> int:
+    def context_of(self, series: Series, origin: int) -> slice:
+        """Return the rows that are read for a forecast from row ``origin`` on."""
         start = max(0, origin - self.context_length)
-        if self.context is None or origin == 0:
-            return start
-        # From the last observation on, so that no query has an influence on what is read.
-        times = series.times[:origin]
-        return max(start, int(_first_at(times, times[-1] - self.context)))
+        if self.context is not None and origin > 0:
+            # Back from the last observation, so that the queries do not decide what is read.
+            times = series.times[:origin]
+            start = max(start, int(_first_at(times, times[-1] - self.context)))
+        return slice(start, origin)
 
     def blank(self) -> Window:
         """Return a window without observations and without queries."""

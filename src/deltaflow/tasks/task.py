@@ -88,14 +88,16 @@ def unseen_items(
 
 
 class LabelledWindows(torch.utils.data.Dataset[Window]):
-    """The window of each forecast that is judged, with its label as the target.
+    """The window of each forecast that is judged, with its whole label as the target.
+
+    The horizon of the training windows does not shorten the label: what is judged is the task's.
 
     Parameters
     ----------
     test
         The forecasts.
     spec
-        How windows are cut.
+        How the context is read.
 
     Raises
     ------
@@ -116,7 +118,8 @@ class LabelledWindows(torch.utils.data.Dataset[Window]):
                     "shorten the horizon, or train with a longer one",
                     item=series.item_id,
                 )
-            self.windows.append(spec.cut(series, origin))
+            context = spec.context_of(series, origin)
+            self.windows.append(Window(series, context, slice(origin, series.length)))
 
     def __len__(self) -> int:
         return len(self.windows)
