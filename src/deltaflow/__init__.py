@@ -18,6 +18,7 @@ from deltaflow.forecast.hold import HoldEstimator, HoldPredictor
 from deltaflow.forecast.loading import load_predictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.plot import plot_forecasts
+from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.writer import ForecastWriter
 from deltaflow.model.estimator import (
     CouplingFlowEstimator,
@@ -38,6 +39,7 @@ __all__ = [
     "CouplingFlowEstimator",
     "DataError",
     "DeltaflowError",
+    "DeltaflowPredictor",
     "DeltaflowWarning",
     "EnsemblePredictor",
     "ForecastLightningModule",

@@ -1,4 +1,4 @@
-"""Saving that never leaves half a file, or half a predictor, behind."""
+"""Saving that leaves no half of a file behind, and loading that names the file that is wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from deltaflow._version import __version__
+from deltaflow.errors import DeltaflowError
 
 MARKER = "gluonts-config.json"
 """The file without which a directory holds no predictor."""
@@ -68,3 +71,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
             if place.is_dir():  # a folder is not renamed over another
                 place.rename(old / written.name)
             written.rename(place) if written.is_dir() else written.replace(place)
+
+
+@contextmanager
+def refusing(path: str | Path) -> Iterator[None]:
+    """Turn whatever goes wrong with the content of a file into an error that names the file."""
+    try:
+        yield
+    except DeltaflowError:
+        raise
+    except Exception as error:  # a damaged or foreign file may cause any
+        raise DeltaflowError(
+            f"{path} is missing, damaged, or of another version than deltaflow {__version__} "
+            f"({type(error).__name__}: {error}); save the predictor again"
+        ) from error

@@ -1,1 +1,8 @@
-"""Predictors, and the forecasts they make: saved, loaded, asked by DataFrames."""
+"""Predictors: entries or DataFrames in, forecasts out."""
+
+from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.hold import HoldPredictor
+from deltaflow.forecast.network_predictor import IrregularPredictor
+from deltaflow.forecast.predictor import PREDICTORS
+
+PREDICTORS |= {cls.__name__: cls for cls in (EnsemblePredictor, HoldPredictor, IrregularPredictor)}

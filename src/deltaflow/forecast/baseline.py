@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from gluonts.dataset.common import Dataset
-from gluonts.model.predictor import RepresentablePredictor
 from torch.distributions import Distribution
 
-from deltaflow._version import __version__
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series
 from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast
-from deltaflow.forecast.network_predictor import query_times_of, read_arguments, refusing, seeded
-from deltaflow.saving import replacing
+from deltaflow.forecast.network_predictor import query_times_of
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.randomness import derived_seed, seeded
 
 
-class BaselinePredictor(RepresentablePredictor):
+class BaselinePredictor(DeltaflowPredictor):
     """Forecasts each channel at each query by a location and a scale; no network is involved.
 
     Parameters
@@ -36,12 +34,10 @@ class BaselinePredictor(RepresentablePredictor):
         The distributions, made of a location and a scale.
     """
 
-    __version__: str = __version__
     family: ClassVar[Any]
 
     def __init__(self, prediction_length: int, data_schema: dict) -> None:
-        super().__init__(prediction_length)
-        self.schema = Schema.from_dict(data_schema)
+        super().__init__(prediction_length, Schema.from_dict(data_schema))
 
     def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return location and scale of each query and channel, both ``(Q, D)``.
@@ -69,8 +65,7 @@ class BaselinePredictor(RepresentablePredictor):
             )
             forecast.on_real_time(query_times_of(entry), self.schema.target)
             if num_samples:
-                own_seed = None if seed is None else [seed, number]
-                with seeded(own_seed, torch.device("cpu")):
+                with seeded(None if seed is None else derived_seed(seed, number)):
                     forecast = forecast.to_sample_forecast(num_samples)
             yield forecast
 
@@ -83,15 +78,3 @@ class BaselinePredictor(RepresentablePredictor):
         if self.schema.univariate:
             loc, scale = loc[:, 0], scale[:, 0]
         return self.family(torch.from_numpy(loc), torch.from_numpy(scale))
-
-    def serialize(self, path: str | Path) -> None:
-        """Write the predictor into a directory, which is made if need be; see `replacing`."""
-        with replacing(path) as folder:
-            super().serialize(folder)
-
-    @classmethod
-    def deserialize(cls, path: str | Path, **kwargs: Any) -> Any:
-        """Read a predictor that :meth:`serialize` wrote."""
-        arguments = read_arguments(Path(path), cls)
-        with refusing(Path(path) / "predictor.json"):
-            return cls(**arguments)

@@ -1,24 +1,17 @@
 """An ensemble: the average forecast of several trained predictors."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
-from gluonts.model.predictor import Predictor, RepresentablePredictor
 
-from deltaflow._version import __version__
-from deltaflow.data.schema import Schema
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.forecasts import EnsembleForecast
-from deltaflow.forecast.hold import HoldPredictor
-from deltaflow.forecast.network_predictor import IrregularPredictor, read_arguments
-from deltaflow.saving import replacing
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.randomness import check_seed, derived_seed
 
 
-class EnsemblePredictor(RepresentablePredictor):
+class EnsemblePredictor(DeltaflowPredictor):
     """Forecasts the average of what several predictors forecast.
 
     Means are averaged, and quantiles level by level: the average of several forecasts of the same
@@ -47,12 +40,9 @@ class EnsemblePredictor(RepresentablePredictor):
     8
     """
 
-    __version__: str = __version__
-
     @validated()
     def __init__(self, predictors: list) -> None:
-        known = (IrregularPredictor, HoldPredictor, EnsemblePredictor)
-        if not predictors or not all(isinstance(member, known) for member in predictors):
+        if not predictors or not all(isinstance(p, DeltaflowPredictor) for p in predictors):
             names = ", ".join(type(member).__name__ for member in predictors) or "none"
             raise DeltaflowError(
                 f"an ensemble is made of predictors of deltaflow, got {names}: give what its "
@@ -71,51 +61,25 @@ class EnsemblePredictor(RepresentablePredictor):
                     f"predictor {number} of the ensemble was trained on other channels or "
                     "features than the first: train all on data of one schema"
                 )
-        super().__init__(first.prediction_length)
-        self.predictors: list[Any] = list(predictors)
-
-    @property
-    def schema(self) -> Schema:
-        """What the data hold."""
-        return self.predictors[0].schema
+        super().__init__(first.prediction_length, first.schema)
+        self.predictors: list[DeltaflowPredictor] = list(predictors)
 
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[EnsembleForecast]:
-        """Forecast each entry by every predictor; see `IrregularPredictor.predict`.
+        """Forecast each entry by every predictor; see `DeltaflowPredictor.predict`.
 
-        Each predictor draws samples with a seed of its own, derived from ``seed``.
+        Each predictor draws samples of its own, with a seed that is derived from ``seed``.
         """
+        check_seed(seed)
         entries = list(dataset)
         members = [
             predictor.predict(
-                entries, num_samples=num_samples, seed=None if seed is None else seed + number
+                entries,
+                num_samples=num_samples,
+                seed=None if seed is None else derived_seed(seed, number),
             )
             for number, predictor in enumerate(self.predictors)
         ]
         for forecasts in zip(*members, strict=True):
             yield EnsembleForecast(forecasts)
-
-    def serialize(self, path: str | Path) -> None:
-        """Write the predictors into subfolders ``0``, ``1``, … of a directory; see `replacing`."""
-        cls = type(self)
-        described = {
-            "class": f"{cls.__module__}.{cls.__qualname__}",
-            "kwargs": {"num_predictors": len(self.predictors)},
-        }
-        with replacing(path) as folder:
-            Predictor.serialize(self, folder)
-            (folder / "predictor.json").write_text(json.dumps(described))
-            for number, predictor in enumerate(self.predictors):
-                predictor.serialize(folder / str(number))
-
-    @classmethod
-    def deserialize(cls, path: str | Path, device: str = "auto") -> "EnsemblePredictor":
-        """Read a predictor that :meth:`serialize` wrote; its parts by `load_predictor`."""
-        from deltaflow.forecast.loading import load_predictor  # which knows this class
-
-        path = Path(path)
-        count = read_arguments(path, cls).get("num_predictors")
-        if not isinstance(count, int):
-            raise DeltaflowError(f"{path / 'predictor.json'} names no num_predictors")
-        return cls([load_predictor(path / str(number), device) for number in range(count)])

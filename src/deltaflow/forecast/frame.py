@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from deltaflow.data.dataset import read_entries
-from deltaflow.data.schema import Schema
 from deltaflow.data.validation import (
     check_columns,
     check_roles,
@@ -17,14 +16,12 @@ from deltaflow.data.validation import (
     read_times,
 )
 from deltaflow.errors import DataError, DeltaflowError
-from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import read_levels
-from deltaflow.forecast.hold import HoldPredictor
-from deltaflow.forecast.network_predictor import IrregularPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor
 
 
 def predict_df(
-    predictor: IrregularPredictor | HoldPredictor | EnsemblePredictor,
+    predictor: DeltaflowPredictor,
     past_df: pd.DataFrame,
     future_df: pd.DataFrame,
     *,
@@ -76,12 +73,12 @@ def predict_df(
     0        9.7         82.0
     1        2.3         82.0
     """
-    schema = getattr(predictor, "schema", None)
-    if not isinstance(schema, Schema):
+    if not isinstance(predictor, DeltaflowPredictor):
         raise DeltaflowError(
             f"a {type(predictor).__name__} does not say what its data hold: give a predictor that "
             "deltaflow has trained or loaded"
         )
+    schema = predictor.schema
     if schema.time == "regular":
         raise DataError(
             "the predictor was trained on a regular data set, which has no real time",

@@ -1,65 +1,53 @@
-"""The safe way to load a predictor: only deltaflow's own classes, only weights."""
+"""The safe way to load a predictor: only registered classes, only weights."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deltaflow.errors import DeltaflowError
-from deltaflow.forecast.ensemble import EnsemblePredictor
-from deltaflow.forecast.hold import HoldPredictor
-from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights, refusing
-from deltaflow.model.lightning_module import ForecastLightningModule
-from deltaflow.saving import MARKER
+from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
+from deltaflow.forecast.predictor import DeltaflowPredictor, find_device, load_directory
+from deltaflow.saving import refusing
 
-PREDICTORS: dict[str, type[IrregularPredictor | HoldPredictor | EnsemblePredictor]] = {
-    f"{cls.__module__}.{cls.__qualname__}": cls
-    for cls in (IrregularPredictor, HoldPredictor, EnsemblePredictor)
-}
-"""The classes that `load_predictor` builds, by the name that a directory gives them."""
+OTHER_OPTIONS = {"spec", "distr_output", "lr", "weight_decay", "seed"}
+"""The options of `ForecastLightningModule` that are not its network's."""
 
 
-def load_predictor(
-    path: str | Path, device: str = "auto"
-) -> IrregularPredictor | HoldPredictor | EnsemblePredictor:
+def load_predictor(path: str | Path, device: str = "auto") -> DeltaflowPredictor:
     """Load a predictor from what ``serialize`` or Lightning wrote, executing nothing of it.
 
     GluonTS's ``Predictor.deserialize`` imports whatever class the directory names. This function
-    reads plain JSON, builds one of deltaflow's own predictors, and loads weights only.
+    reads plain JSON, builds predictors of the registered classes only, and unpickles weights only.
 
     Parameters
     ----------
     path
         The directory of a serialised predictor, or a checkpoint of `ForecastLightningModule`.
     device
-        Where to compute, ``"auto"`` for an accelerator if there is one.
+        Where to compute, ``"auto"`` for a GPU if there is one.
 
     Raises
     ------
     DeltaflowError
-        If there is no predictor of deltaflow.
+        If there is no predictor of deltaflow, or no such device.
     """
     path = Path(path)
-    if path.is_file():
-        checkpoint = read_checkpoint(path)
-        # The initial weights are never used, so they must not move the caller's random state.
-        with refusing(path), torch.random.fork_rng(devices=[]):
-            module = ForecastLightningModule(**checkpoint["hyper_parameters"])
-            load_weights(module, checkpoint["state_dict"])
-        return module.to_predictor().to(device)
-    try:
-        name = json.loads((path / MARKER).read_text())["type"]
-    except Exception as error:  # a damaged or foreign file may cause any
-        raise DeltaflowError(f"{path} holds no predictor ({error})") from error
-    if not isinstance(name, str) or name not in PREDICTORS:
-        raise DeltaflowError(
-            f"{path} holds a {name!r}, which is not a predictor of deltaflow; if you trust it, "
-            "load it with gluonts.model.predictor.Predictor.deserialize"
+    if not path.is_file():
+        return load_directory(path, device)
+    find_device(device)
+    checkpoint = read_checkpoint(path)
+    with refusing(path):
+        options, stored = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+        network = {name: options[name] for name in options.keys() - OTHER_OPTIONS}
+        predictor = IrregularPredictor(
+            options["spec"], network, options["distr_output"], device=device
         )
-    return PREDICTORS[name].deserialize(path, device=device)
+        weights = {name.removeprefix("network."): value for name, value in stored.items()}
+        load_weights(predictor.network, weights)
+    return predictor
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

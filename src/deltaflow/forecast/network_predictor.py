@@ -1,28 +1,22 @@
-"""The predictor: entries in, forecasts out; saved and loaded without executing anything."""
+"""The predictor with a network: entries in, forecasts out."""
 
-import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
-from gluonts.model.predictor import RepresentablePredictor
 from gluonts.torch.distributions import QuantileOutput
-from gluonts.torch.util import resolve_device
 from torch import Tensor
 
-from deltaflow._version import __version__
 from deltaflow.data import WindowSpec
-from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, is_irregular
 from deltaflow.data.windows import Batch
 from deltaflow.errors import (
@@ -37,21 +31,20 @@ from deltaflow.forecast.forecasts import (
     RealTime,
     SampleForecast,
 )
-from deltaflow.heads import has_quantiles, is_discrete, make_output
+from deltaflow.forecast.predictor import DeltaflowPredictor, find_device
+from deltaflow.heads import describe_output, has_quantiles, is_discrete, make_output
 from deltaflow.model.networks import make_network
-from deltaflow.saving import replacing
+from deltaflow.randomness import check_seed, derived_seed, seeded
+from deltaflow.saving import refusing
 
 _WEIGHTS = "prediction-net-state.pt"
-_ONE_AT_A_TIME = RLock()
-"""Torch's random state is shared by all threads."""
-
 _T = TypeVar("_T")
 
 SAMPLING = ("marginal", "path")
 """The ways to forecast several queries: each on its own, or as coherent trajectories."""
 
 
-class IrregularPredictor(RepresentablePredictor):
+class IrregularPredictor(DeltaflowPredictor):
     """Forecasts series at their query times with a trained network.
 
     Usually made by an estimator's ``train``. Its arguments are plain values, which
@@ -76,8 +69,6 @@ class IrregularPredictor(RepresentablePredictor):
         Where to compute, ``"auto"`` for an accelerator if there is one.
     """
 
-    __version__: str = __version__
-
     @validated()
     def __init__(
         self,
@@ -92,8 +83,9 @@ class IrregularPredictor(RepresentablePredictor):
         check_at_least_one(num_parallel_samples=num_parallel_samples, batch_size=batch_size)
         if sampling not in SAMPLING:
             raise UnknownNameError("sampling", sampling, SAMPLING)
+        self.device = find_device(device)
         self.spec = WindowSpec.from_dict(spec)
-        super().__init__(self.spec.prediction_length)
+        super().__init__(self.spec.prediction_length, self.spec.schema)
         output = make_output(distr_output)
         if sampling == "path" and isinstance(output, QuantileOutput):
             raise DeltaflowError(
@@ -106,18 +98,13 @@ class IrregularPredictor(RepresentablePredictor):
         self.num_parallel_samples = num_parallel_samples
         self.batch_size = batch_size
         # The initial weights are never used, so they must not move the caller's random state.
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0):
             self.network = make_network(self.spec, output, **network).eval()
-        self.to(device)
-
-    @property
-    def schema(self) -> Schema:
-        """What the data hold."""
-        return self.spec.schema
+        self.to(self.device)
 
     def to(self, device: str | torch.device) -> "IrregularPredictor":
         """Move the network to a device, and return the predictor."""
-        self.device = torch.device(resolve_device(device))
+        self.device = find_device(device)
         self.network.to(self.device)
         return self
 
@@ -153,15 +140,14 @@ class IrregularPredictor(RepresentablePredictor):
             rate; if ``num_samples`` is less than 1, or ``seed`` than 0.
         """
         check_at_least_one(num_samples=num_samples)
-        if seed is not None and seed < 0:
-            raise DeltaflowError(f"seed must be at least 0, got {seed}")
+        check_seed(seed)
         unseen = 0
         entries = iter(dataset)
         try:
             for number, batch in enumerate(_batches(entries, self.batch_size)):
                 series = [self._read(entry) for entry in batch]
                 unseen += sum(not np.isfinite(one.values).any() for one in series)
-                batch_seed = None if seed is None else [seed, number]
+                batch_seed = None if seed is None else derived_seed(seed, number)
                 yield from self._forecast_batch(batch, series, num_samples, batch_seed)
         finally:
             # The evaluation of GluonTS does not exhaust this generator, it closes it.
@@ -181,7 +167,7 @@ class IrregularPredictor(RepresentablePredictor):
         entries: list[DataEntry],
         series: list[Series],
         num_samples: int | None,
-        seed: list[int] | None,
+        seed: int | None,
     ) -> Iterator[RealTime]:
         cpu = self.spec.collate([self.spec.cut(one, one.length) for one in series])
         batch = Batch(*(part.to(self.device) for part in cpu))
@@ -199,7 +185,7 @@ class IrregularPredictor(RepresentablePredictor):
         for entry, one, forecast in zip(entries, series, forecasts, strict=True):
             start = entry["start"] + one.length
             made = forecast(start_date=start, item_id=one.item_id, info=entry.get("info"))
-            yield made.on_real_time(query_times_of(entry), self.spec.schema.target)
+            yield made.on_real_time(query_times_of(entry), self.schema.target)
 
     def _samples(
         self, batch: Batch, count: int, loc: Tensor, scale: Tensor
@@ -226,7 +212,7 @@ class IrregularPredictor(RepresentablePredictor):
             return (
                 partial(SampleForecast, self._univariate(own).numpy()) for own in drawn.unbind(1)
             )
-        if self.spec.schema.univariate:
+        if self.schema.univariate:
             loc, scale = loc.squeeze(-1), scale.squeeze(-1)
             args = tuple(arg.squeeze(2) for arg in args)
         return (
@@ -236,41 +222,38 @@ class IrregularPredictor(RepresentablePredictor):
 
     def _univariate(self, values: Tensor) -> Tensor:
         """Drop the channel axis, the last one, of a univariate forecast, as GluonTS expects it."""
-        return values.squeeze(-1) if self.spec.schema.univariate else values
+        return values.squeeze(-1) if self.schema.univariate else values
 
-    def serialize(self, path: str | Path) -> None:
-        """Write the predictor into a directory, which is made if need be; see `replacing`."""
+    def write_state(self, folder: Path) -> None:
+        """Write the weights."""
         weights = BytesIO()  # so that a full disk is an OSError, as elsewhere
         torch.save(self.network.state_dict(), weights)
-        with replacing(path) as folder:
-            super().serialize(folder)
-            (folder / _WEIGHTS).write_bytes(weights.getbuffer())
+        (folder / _WEIGHTS).write_bytes(weights.getbuffer())
 
     @classmethod
-    def deserialize(cls, path: str | Path, device: str = "auto") -> "IrregularPredictor":
-        """Read a predictor that :meth:`serialize` wrote; only weights are unpickled."""
-        path = Path(path)
-        arguments = {**read_arguments(path, cls), "device": device}
-        with refusing(path / "predictor.json"):
-            predictor = cls(**arguments)
-        with refusing(path / _WEIGHTS):
-            weights = torch.load(path / _WEIGHTS, map_location=predictor.device, weights_only=True)
+    def restore(cls, arguments: dict[str, Any], folder: Path, device: str) -> "IrregularPredictor":
+        """Return the predictor with the stored weights; nothing else is unpickled."""
+        predictor = super().restore({**arguments, "device": device}, folder, device)
+        with refusing(folder / _WEIGHTS):
+            weights = torch.load(
+                folder / _WEIGHTS, map_location=predictor.device, weights_only=True
+            )
             load_weights(predictor.network, weights)
         return predictor
 
+    def _arguments(self) -> Mapping[str, Any]:
+        return {**super()._arguments(), "distr_output": describe_output(self.distr_output)}
 
-@contextmanager
-def refusing(path: str | Path) -> Iterator[None]:
-    """Turn whatever goes wrong with the content of a file into an error that names the file."""
-    try:
-        yield
-    except DeltaflowError:
-        raise
-    except Exception as error:  # a damaged or foreign file may cause any
-        raise DeltaflowError(
-            f"{path} is missing, damaged, or of another version than deltaflow {__version__} "
-            f"({type(error).__name__}: {error}); save the predictor again"
-        ) from error
+    def summary(self) -> dict[str, Any]:
+        """Return what the predictor is, in a few plain values."""
+        return super().summary() | {
+            "encoder": self.network_arguments["encoder"],
+            "network": self.network_arguments["network"],
+            "distr_output": describe_output(self.distr_output),
+            "scaling": self.spec.scaling,
+            "sampling": self.sampling,
+            "num_parameters": sum(part.numel() for part in self.network.parameters()),
+        }
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -279,40 +262,6 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> Non
     for name, value in network.state_dict().items():
         if not torch.isfinite(value).all():
             raise ValueError(f"the weights {name!r} are not finite")
-
-
-def read_arguments(path: Path, cls: type) -> dict[str, Any]:
-    """Read the constructor's arguments out of a predictor's directory, as plain values.
-
-    Raises
-    ------
-    DeltaflowError
-        If the file names another class than ``cls``, or asks for any object to be built.
-    """
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    with refusing(path / "predictor.json"):
-        stored = json.loads((path / "predictor.json").read_text())
-    if not isinstance(stored, dict) or stored.get("class") != name or stored.get("args"):
-        raise DeltaflowError(f"{path / 'predictor.json'} does not describe a {name}")
-    arguments = stored.get("kwargs")
-    if not isinstance(arguments, dict):
-        raise DeltaflowError(f"{path / 'predictor.json'} holds no arguments of a {name}")
-    _refuse_objects(arguments, path)
-    return arguments
-
-
-def _refuse_objects(value: Any, path: Path) -> None:
-    """Raise where GluonTS's JSON would build an object."""
-    if isinstance(value, Mapping):
-        if "__kind__" in value:
-            raise DeltaflowError(
-                f"{path / 'predictor.json'} asks for an object {value.get('class')!r}; "
-                "a predictor of deltaflow holds plain values only"
-            )
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            _refuse_objects(part, path)
 
 
 @contextmanager
@@ -337,18 +286,6 @@ def _finite(values: Tensor) -> Tensor:
 def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
     while batch := list(islice(items, size)):
         yield batch
-
-
-@contextmanager
-def seeded(seed: Iterable[int] | None, device: torch.device) -> Iterator[None]:
-    """Seed the random numbers inside, and restore the global state afterwards."""
-    if seed is None:
-        yield
-        return
-    devices = [device] if device.type == "cuda" else []
-    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
-        yield
 
 
 def query_times_of(entry: DataEntry) -> np.ndarray | None:

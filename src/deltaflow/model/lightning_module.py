@@ -17,10 +17,11 @@ from torch import Tensor
 from deltaflow.data import Batch, WindowSpec
 from deltaflow.errors import DeltaflowError, check_at_least_one
 from deltaflow.forecast.forecasts import RealTime
-from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights, seeded
+from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
 from deltaflow.model.metrics import ForecastScores
 from deltaflow.model.networks import make_network
+from deltaflow.randomness import derived_seed, seeded
 
 _WARM_UP = 0.05
 _FINAL = 0.02
@@ -127,7 +128,7 @@ class ForecastLightningModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss over the observed targets of a batch."""
-        noise = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        noise = derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
         with seeded(noise, self.device):
             loss = self._mean_loss(batch, "train_loss")
         self.log("train_loss_step", loss.detach(), sync_dist=True)
@@ -272,7 +273,7 @@ class ForecastLightningModule(pl.LightningModule):
                 mean = joint.mean
                 quantiles = torch.stack([joint.icdf(level.unsqueeze(0)) for level in levels])
             else:
-                with seeded([self.seed], torch.device("cpu")):
+                with seeded(self.seed):
                     drawn = joint.sample(torch.Size((_SAMPLES,))).double()
                 try:
                     mean = joint.mean

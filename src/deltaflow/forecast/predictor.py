@@ -1,0 +1,243 @@
+"""The contract of all predictors: what they know, how they forecast, and how they are saved."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from gluonts.dataset.common import Dataset
+from gluonts.model.predictor import Predictor, RepresentablePredictor
+from gluonts.torch.util import resolve_device
+
+from deltaflow._version import __version__
+from deltaflow.data.schema import Schema
+from deltaflow.errors import DeltaflowError
+from deltaflow.forecast.forecasts import RealTime
+from deltaflow.saving import MARKER, refusing, replacing
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_DESCRIPTION = "predictor.json"
+_MEMBER = "__predictor__"
+"""The key that stands in a description for a predictor in the subfolder of that number."""
+
+
+class DeltaflowPredictor(RepresentablePredictor):
+    """A GluonTS predictor that knows the schema of its data, and is saved without code.
+
+    A subclass has a constructor that is decorated by GluonTS's ``@validated()``, and implements
+    :meth:`predict`. Its arguments are plain values, or other predictors, alone or in a list: so a
+    wrapper, such as an ensemble, is saved and loaded, with what it wraps, like any other predictor.
+    What is not an argument (weights, say) is saved by :meth:`write_state` and loaded by
+    :meth:`restore`. To be loaded, a class stands in `PREDICTORS`.
+
+    Parameters
+    ----------
+    prediction_length
+        The number of queries of a window of GluonTS. Forecasts may have more, or fewer.
+    schema
+        What the data hold.
+    """
+
+    __version__: str = __version__
+
+    def __init__(self, prediction_length: int, schema: Schema) -> None:
+        super().__init__(prediction_length)
+        self.schema = schema
+
+    @abstractmethod
+    def predict(
+        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
+    ) -> Iterator[RealTime]:
+        """Forecast each entry at its query times, in the order of the data set.
+
+        Parameters
+        ----------
+        dataset
+            Entries whose ``feat_dynamic_real`` goes on, after the last observation, with the query
+            times. Regular entries are forecast for the next ``prediction_length`` periods.
+        num_samples
+            Number of samples per series; if None, the most exact kind of forecast there is.
+        seed
+            Seed of the samples; the global random state is left alone then.
+        """
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the predictor is, in a few plain values."""
+        summary: dict[str, Any] = {
+            "predictor": type(self).__name__,
+            "target": list(self.schema.target),
+            "time": self.schema.time,
+            "prediction_length": self.prediction_length,
+        }
+        if self.members:
+            summary["members"] = [member.summary() for member in self.members]
+        return summary
+
+    @property
+    def members(self) -> list[DeltaflowPredictor]:
+        """The predictors among the arguments, in the order in which they are saved."""
+        found: list[DeltaflowPredictor] = []
+        _described(self._arguments(), found)
+        return found
+
+    def to(self, device: str | torch.device) -> Self:
+        """Compute on another device, as far as there is a network; return the predictor."""
+        for member in self.members:
+            member.to(device)
+        return self
+
+    def serialize(self, path: str | Path) -> None:
+        """Write the predictor into a directory, which is made if need be; see `replacing`."""
+        members: list[DeltaflowPredictor] = []
+        cls = type(self)
+        description = {
+            "class": f"{cls.__module__}.{cls.__qualname__}",
+            "kwargs": _described(self._arguments(), members),
+        }
+        content = json.dumps(description, default=_as_list)
+        with replacing(path) as folder:
+            Predictor.serialize(self, folder)
+            (folder / _DESCRIPTION).write_text(content)
+            self.write_state(folder)
+            for number, member in enumerate(members):
+                member.serialize(folder / str(number))
+
+    @classmethod
+    def deserialize(cls, path: str | Path, device: str = "auto") -> Self:
+        """Read a predictor that :meth:`serialize` wrote."""
+        path = Path(path)
+        return cls.restore(_read_arguments(path, cls.__name__, device), path, device)
+
+    def write_state(self, folder: Path) -> None:
+        """Write what the constructor's arguments do not say; nothing by default."""
+
+    @classmethod
+    def restore(cls, arguments: dict[str, Any], folder: Path, device: str) -> Self:
+        """Return the predictor of stored arguments, with what :meth:`write_state` wrote."""
+        with refusing(folder / _DESCRIPTION):
+            return cls(**arguments)
+
+    def _arguments(self) -> Mapping[str, Any]:
+        """Return the constructor's arguments, which GluonTS's ``validated`` keeps."""
+        return self.__init_args__  # pyright: ignore[reportAttributeAccessIssue]
+
+
+PREDICTORS: dict[str, type[DeltaflowPredictor]] = {}
+"""Every class that `load_directory` builds, by its name. The package fills it with its own."""
+
+
+def load_directory(path: str | Path, device: str = "auto") -> DeltaflowPredictor:
+    """Load a predictor from what ``serialize`` wrote, executing nothing of it.
+
+    Raises
+    ------
+    DeltaflowError
+        If there is no predictor of `PREDICTORS`, or no such device.
+    """
+    path = Path(path)
+    find_device(device)
+    try:
+        kind = json.loads((path / MARKER).read_text())["type"]
+    except Exception as error:  # a damaged or foreign file may cause any
+        raise DeltaflowError(f"{path} holds no predictor ({error})") from error
+    name = _last_name(kind)
+    if name not in PREDICTORS:
+        raise DeltaflowError(
+            f"{path} holds a {kind!r}, which is not a predictor of deltaflow; if you trust it, "
+            "load it with gluonts.model.predictor.Predictor.deserialize"
+        )
+    return PREDICTORS[name].deserialize(path, device=device)
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """Return a device of torch by its name, where ``"auto"`` is a GPU if there is one.
+
+    Raises
+    ------
+    DeltaflowError
+        If there is no such device on this machine.
+
+    Examples
+    --------
+    >>> find_device("cpu")
+    device(type='cpu')
+    """
+    try:
+        found = torch.device(resolve_device(device))
+        torch.zeros(1, device=found).item()
+    except Exception as error:  # torch raises any: AssertionError without a CUDA build, for one
+        reason = str(error).splitlines()[0]
+        raise DeltaflowError(
+            f"there is no device {str(device)!r} on this machine ({reason}): choose 'cpu', or "
+            "'auto', which takes a GPU if there is one"
+        ) from error
+    return found
+
+
+def _described(value: Any, members: list[DeltaflowPredictor]) -> Any:
+    """Return plain values where numbers stand for predictors, which are added to ``members``."""
+    if isinstance(value, DeltaflowPredictor):
+        members.append(value)
+        return {_MEMBER: len(members) - 1}
+    if isinstance(value, Mapping):
+        return {key: _described(part, members) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_described(part, members) for part in value]
+    return value
+
+
+def _read_arguments(path: Path, name: str, device: str) -> dict[str, Any]:
+    """Read the constructor's arguments out of a directory: plain values and predictors.
+
+    Raises
+    ------
+    DeltaflowError
+        If the description is of another class, or asks for any other object to be built.
+    """
+    file = path / _DESCRIPTION
+    with refusing(file):
+        stored = json.loads(file.read_text())
+        described = isinstance(stored, dict) and _last_name(stored.get("class")) == name
+        if not described or stored.get("args"):
+            raise DeltaflowError(f"{file} does not describe a {name}")
+        if not isinstance(stored.get("kwargs"), dict):
+            raise DeltaflowError(f"{file} holds no arguments of a {name}")
+        return {key: _built(value, path, device) for key, value in stored["kwargs"].items()}
+
+
+def _built(value: Any, path: Path, device: str) -> Any:
+    """Undo `_described`, and refuse what GluonTS's JSON would build an object of."""
+    if isinstance(value, list):
+        return [_built(part, path, device) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if "__kind__" in value:
+        raise DeltaflowError(
+            f"{path / _DESCRIPTION} asks for an object {value.get('class')!r}; "
+            "a predictor of deltaflow holds plain values only"
+        )
+    if _MEMBER in value:
+        number = value[_MEMBER]
+        if type(number) is not int:
+            raise DeltaflowError(f"{path / _DESCRIPTION} names no subfolder: {number!r}")
+        return load_directory(path / str(number), device)
+    return {key: _built(part, path, device) for key, part in value.items()}
+
+
+def _last_name(name: Any) -> str | None:
+    """Return the last name of a dotted path, so that a class may move between modules."""
+    return name.rpartition(".")[-1] if isinstance(name, str) else None
+
+
+def _as_list(value: Any) -> Any:
+    """Convert the arrays and numbers of NumPy for JSON."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise TypeError(f"{value!r} is not a plain value")
