@@ -74,7 +74,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def refusing(path: str | Path) -> Iterator[None]:
+def reading(path: str | Path) -> Iterator[None]:
     """Turn whatever goes wrong with the content of a file into an error that names the file."""
     try:
         yield

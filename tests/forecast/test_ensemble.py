@@ -18,6 +18,7 @@ from deltaflow import (
     predict_df,
 )
 from deltaflow.forecast.forecasts import EnsembleForecast, QuantileForecast
+from deltaflow.randomness import derived_seed
 
 KINDS = {
     "distribution": {},
@@ -48,7 +49,10 @@ def test_means_and_quantiles_are_averaged(kind, data, members, datasets, instanc
     entries = instances(datasets[data])
     own = members(kind, data)
     forecasts = list(EnsemblePredictor(own).predict(entries, seed=5))
-    parts = [list(member.predict(entries, seed=5 + n)) for n, member in enumerate(own)]
+    parts = [
+        list(member.predict(entries, seed=derived_seed(5, number)))
+        for number, member in enumerate(own)
+    ]
     assert len(forecasts) == len(entries)
     for forecast, *others in zip(forecasts, *parts, strict=True):
         np.testing.assert_allclose(forecast.mean, np.mean([o.mean for o in others], axis=0))
@@ -126,11 +130,34 @@ def test_a_foreign_part_is_refused(members, tmp_path):
     config.write_text(json.dumps({"type": "os.system"}))
     with pytest.raises(DeltaflowError, match="not a predictor of deltaflow"):
         load_predictor(tmp_path)
-    (tmp_path / "predictor.json").write_text(
-        json.dumps({"class": "deltaflow.forecast.ensemble.EnsemblePredictor", "kwargs": {}})
-    )
-    with pytest.raises(DeltaflowError, match="names no num_predictors"):
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "predictor.json is missing, damaged"),
+        ({"predictors": [{"__predictor__": "../other"}]}, "names no subfolder"),
+        ({"predictors": [{"__predictor__": 7}]}, "7 holds no predictor"),
+        ({"predictors": ["text"]}, "made of predictors of deltaflow, got str"),
+    ],
+)
+def test_parts_that_are_not_described_are_refused(arguments, message, members, tmp_path):
+    EnsemblePredictor(members("distribution")).serialize(tmp_path)
+    description = {"class": "deltaflow.EnsemblePredictor", "kwargs": arguments}
+    (tmp_path / "predictor.json").write_text(json.dumps(description))
+    with pytest.raises(DeltaflowError, match=message):
         load_predictor(tmp_path)
+
+
+def test_members_draw_samples_that_no_other_seed_draws(members, multivariate, instances):
+    entries = instances(multivariate)[:1]
+    predictor = members("paths")[0]
+    (forecast,) = EnsemblePredictor([predictor] * 3).predict(entries, seed=0)
+    alone = [next(predictor.predict(entries, seed=seed)) for seed in range(4)]
+    drawn = [part.samples.tobytes() for part in (*forecast.members, *alone)]
+    assert len(set(drawn)) == 7
+    (again,) = EnsemblePredictor([predictor] * 3).predict(entries, seed=0)
+    np.testing.assert_array_equal(again.quantile(0.3), forecast.quantile(0.3))
 
 
 def test_predictors_that_do_not_fit_together_are_refused(univariate, multivariate):

@@ -10,7 +10,7 @@ import torch
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
 from deltaflow.forecast.predictor import DeltaflowPredictor, find_device, load_directory
-from deltaflow.saving import refusing
+from deltaflow.saving import reading
 
 OTHER_OPTIONS = {"spec", "distr_output", "lr", "weight_decay", "seed"}
 """The options of `ForecastLightningModule` that are not its network's."""
@@ -39,7 +39,7 @@ def load_predictor(path: str | Path, device: str = "auto") -> DeltaflowPredictor
         return load_directory(path, device)
     find_device(device)
     checkpoint = read_checkpoint(path)
-    with refusing(path):
+    with reading(path):
         options, stored = checkpoint["hyper_parameters"], checkpoint["state_dict"]
         network = {name: options[name] for name in options.keys() - OTHER_OPTIONS}
         predictor = IrregularPredictor(

@@ -35,7 +35,7 @@ from deltaflow.forecast.predictor import DeltaflowPredictor, find_device
 from deltaflow.heads import describe_output, has_quantiles, is_discrete, make_output
 from deltaflow.model.networks import make_network
 from deltaflow.randomness import check_seed, derived_seed, seeded
-from deltaflow.saving import refusing
+from deltaflow.saving import reading
 
 _WEIGHTS = "prediction-net-state.pt"
 _T = TypeVar("_T")
@@ -234,7 +234,7 @@ class IrregularPredictor(DeltaflowPredictor):
     def restore(cls, arguments: dict[str, Any], folder: Path, device: str) -> "IrregularPredictor":
         """Return the predictor with the stored weights; nothing else is unpickled."""
         predictor = super().restore({**arguments, "device": device}, folder, device)
-        with refusing(folder / _WEIGHTS):
+        with reading(folder / _WEIGHTS):
             weights = torch.load(
                 folder / _WEIGHTS, map_location=predictor.device, weights_only=True
             )

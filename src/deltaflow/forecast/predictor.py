@@ -6,6 +6,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from deltaflow._version import __version__
 from deltaflow.data.schema import Schema
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.forecasts import RealTime
-from deltaflow.saving import MARKER, refusing, replacing
+from deltaflow.saving import MARKER, reading, replacing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -121,7 +122,7 @@ class DeltaflowPredictor(RepresentablePredictor):
     @classmethod
     def restore(cls, arguments: dict[str, Any], folder: Path, device: str) -> Self:
         """Return the predictor of stored arguments, with what :meth:`write_state` wrote."""
-        with refusing(folder / _DESCRIPTION):
+        with reading(folder / _DESCRIPTION):
             return cls(**arguments)
 
     def _arguments(self) -> Mapping[str, Any]:
@@ -173,7 +174,7 @@ def find_device(device: str | torch.device) -> torch.device:
         found = torch.device(resolve_device(device))
         torch.zeros(1, device=found).item()
     except Exception as error:  # torch raises any: AssertionError without a CUDA build, for one
-        reason = str(error).splitlines()[0]
+        reason = shorten(str(error).split(". ")[0], 80)
         raise DeltaflowError(
             f"there is no device {str(device)!r} on this machine ({reason}): choose 'cpu', or "
             "'auto', which takes a GPU if there is one"
@@ -202,7 +203,7 @@ def _read_arguments(path: Path, name: str, device: str) -> dict[str, Any]:
         If the description is of another class, or asks for any other object to be built.
     """
     file = path / _DESCRIPTION
-    with refusing(file):
+    with reading(file):
         stored = json.loads(file.read_text())
         described = isinstance(stored, dict) and _last_name(stored.get("class")) == name
         if not described or stored.get("args"):
