@@ -1,9 +1,10 @@
-"""Named data sets and forecasting tasks: clinical data, synthetic series, PhysioNet 2012."""
+"""Named data sets and forecasting tasks: clinical data, synthetic series, small sets."""
 
 from .clinical import VITALS, clinical_dataset, clinical_sample, clinical_task
 from .data_module import TaskDataModule
 from .datasets import TASKS, Columns, Split, load_task
 from .physionet2012 import PARAMETERS, physionet2012, physionet2012_task, read_physionet2012
+from .small import SMALL_SETS, small_set, small_task
 from .synthetic import (
     SYSTEMS,
     WAVES,
@@ -17,6 +18,7 @@ from .task import Task, unseen_items
 
 __all__ = [
     "PARAMETERS",
+    "SMALL_SETS",
     "SYSTEMS",
     "TASKS",
     "VITALS",
@@ -35,6 +37,8 @@ __all__ = [
     "physionet2012_task",
     "read_physionet2012",
     "regular_seasonal",
+    "small_set",
+    "small_task",
     "sparse_multivariate",
     "synthetic_task",
     "unseen_items",

@@ -18,6 +18,7 @@ from deltaflow.data import IrregularDataset, TimeSplitter
 from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
 from deltaflow.tasks.clinical import clinical_task
 from deltaflow.tasks.physionet2012 import physionet2012_task
+from deltaflow.tasks.small import SMALL_SETS, small_task
 from deltaflow.tasks.synthetic import SYSTEMS, WAVES, synthetic_task
 from deltaflow.tasks.task import Task, unseen_items
 
@@ -25,6 +26,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     **{name: partial(synthetic_task, name) for name in (*WAVES, *SYSTEMS)},
     "clinical_sample": clinical_task,
     "physionet2012": physionet2012_task,
+    **{f"small:{name}": partial(small_task, name) for name in SMALL_SETS},
 }
 """Every task by its name: a function that returns it, with options of its own."""
 
