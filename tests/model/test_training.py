@@ -585,9 +585,29 @@ def test_a_loss_weighs_channels_as_asked(multivariate):
         one.channel_weights = torch.tensor(own)
         losses.append(one.loss(batch)[0].item())
     assert sum(losses[:-1]) == pytest.approx(losses[-1], rel=1e-5)
-    for wrong in ([1.0], [-1.0] * channels):
+    assert np.isfinite(weights(balance=1e3)).all()
+    for wrong in (
+        [1.0],
+        [-1.0] * channels,
+        [0.0] * channels,
+        [np.nan] * channels,
+        [np.inf] * channels,
+    ):
         with pytest.raises(DeltaflowError, match="channel_weights"):
             weights(channel_weights=wrong)
+    with pytest.raises(DeltaflowError, match="balance"):
+        weights(balance=np.nan)
+
+
+def test_weights_that_leave_nothing_to_learn_are_refused(univariate, make_estimator):
+    with pytest.raises(DeltaflowError, match=r"nothing to learn.*channel_weights \[0.0\]"):
+        make_estimator(GRUEstimator, channel_weights=[0.0]).train(univariate)
+
+
+def test_a_channel_of_weight_zero_is_read_but_not_learned(multivariate, make_estimator, instances):
+    predictor = make_estimator(GRUEstimator, channel_weights=[1.0, 0.0]).train(multivariate)
+    for forecast in predictor.predict(instances(multivariate)[:2]):
+        assert np.isfinite(forecast.quantile(0.5)).all()
 
 
 KILLED_WORKER = """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Generic, TypeVar
 
 import torch
@@ -31,7 +32,14 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         :math:`n_d^{-b}`, with :math:`n_d` its observations in the training set. With 0 every
         value counts the same, with 1 every channel.
     channel_weights
-        Factors, one per target channel, by which its targets count besides.
+        Further factors, one per target channel. A channel of weight 0 is read, but its own
+        forecasts are not learned.
+
+    Raises
+    ------
+    DeltaflowError
+        If the weights are not as many finite, non-negative numbers as there are target channels,
+        or leave no training target to learn from.
     """
 
     encoder: Encoder
@@ -56,17 +64,9 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         )
         embedded = sum(_embedding_size(levels) for levels in schema.feat_static_cat.values())
         self.num_static = len(statistics.static_center) + embedded
-        counts = torch.tensor(statistics.count[: self.num_targets], dtype=torch.float64)
-        weights = counts.clamp(min=1) ** -balance
-        if channel_weights is not None:
-            if len(channel_weights) != self.num_targets or min(channel_weights) < 0:
-                raise DeltaflowError(
-                    f"channel_weights must be {self.num_targets} numbers, one per target, and not "
-                    f"negative, got {list(channel_weights)}"
-                )
-            weights = weights * torch.tensor(channel_weights, dtype=torch.float64)
-        weights *= counts.sum() / (weights * counts).sum()  # a training target weighs 1 on average
-        self.register_buffer("channel_weights", weights.float(), persistent=False)
+        counts = dict(zip(schema.target, statistics.count, strict=False))
+        weights = _loss_weights(counts, balance, channel_weights)
+        self.register_buffer("channel_weights", weights, persistent=False)
 
     def static_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the static features ``(B, S)``, and each channel's level ``(B, 2C)``.
@@ -168,6 +168,42 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         unsorted = torch.empty_like(stacked)
         unsorted.scatter_(1, order.unsqueeze(-1).expand_as(stacked), stacked)
         return unsorted.unflatten(0, (-1, num_samples))
+
+
+def _loss_weights(
+    counts: Mapping[str, float], balance: float, channel_weights: Sequence[float] | None
+) -> Tensor:
+    """Return the weight of each target channel in the loss; a training target has 1 on average.
+
+    ``counts`` has the observations of each channel in the training set.
+    """
+    if not math.isfinite(balance):
+        raise DeltaflowError(f"balance must be a finite number, got {balance}")
+    if channel_weights is None:
+        channel_weights = [1.0] * len(counts)
+    if len(channel_weights) != len(counts):
+        raise DeltaflowError(
+            f"channel_weights needs one number for each of the {len(counts)} target channels "
+            f"({', '.join(counts)}), got {list(channel_weights)}"
+        )
+    for channel, weight in zip(counts, channel_weights, strict=True):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise DeltaflowError(
+                f"channel_weights must be finite and not negative, got {weight} for {channel!r}"
+            )
+    count = torch.tensor([*counts.values()], dtype=torch.float64)
+    factor = torch.tensor(channel_weights, dtype=torch.float64)
+    learned = (factor > 0) & (count > 0)
+    if not learned.any():
+        raise DeltaflowError(
+            "there is nothing to learn: the training set has no observation of a target channel "
+            f"with a weight above 0; channel_weights {list(channel_weights)}, observations {counts}"
+        )
+    # In logarithms, so that nothing over- or underflows. A channel that the training set lacks may
+    # still be validated, and then counts as the rarest one does.
+    log_weight = factor.log() - balance * count.clamp(min=float(count[learned].min())).log()
+    weight = (log_weight - log_weight[learned].max()).clamp(max=0.0).exp()
+    return (weight * count.sum() / (weight * count).sum()).float()
 
 
 def _embedding_size(levels: Sized) -> int:
