@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deltaflow.flows import CouplingFlow, FlowStack, GRUFlow, ResNetFlow
+from deltaflow.flows import CouplingFlow, Flow, FlowStack, GRUFlow, ResNetFlow
 
 
 def test_different_flows_make_a_flow():
@@ -16,6 +16,46 @@ def test_different_flows_make_a_flow():
     torch.testing.assert_close(stack.inverse(t, stack(t, x)), x, atol=1e-11, rtol=0)
     assert list(stack) == [first, second]
     assert len(stack) == 2
+
+
+def test_a_stack_claims_what_its_flows_claim():
+    gru, coupling = GRUFlow(3, num_layers=2), CouplingFlow(3)
+    assert gru.bound == 1.0
+    assert coupling.closed_inverse
+    assert coupling.closed_log_det
+    assert FlowStack([gru, gru]).bound == 1.0
+    mixed = FlowStack([gru, coupling])
+    assert mixed.bound == math.inf
+    assert not mixed.closed_inverse
+    assert not mixed.closed_log_det
+
+
+class Shear(Flow):
+    """The solution of da/dt = b, or of db/dt = a: semigroups that do not commute."""
+
+    semigroup = scannable = True
+
+    def __init__(self, moved: int) -> None:
+        super().__init__(2)
+        self.moved = moved
+
+    def prepare(self):
+        direction = torch.eye(2, dtype=torch.float64)[self.moved]
+        return lambda t, x: x + t * x[..., 1 - self.moved, None] * direction
+
+    def inverse(self, t, y, *, tol=None, max_iter=1000):
+        return self.prepare()(-t, y)
+
+
+def test_a_stack_of_semigroups_is_none_unless_it_is_one_flow():
+    t, x = torch.ones(1, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64)
+    alone, both = FlowStack([Shear(0)]), FlowStack([Shear(0), Shear(1)])
+    assert alone.semigroup
+    assert alone.scannable
+    torch.testing.assert_close(alone(-t, alone(t, x)), x)
+    assert both.semigroup_defect(t, t, x).abs().max() > 0.1
+    assert not both.semigroup
+    assert not both.scannable
 
 
 def test_flows_of_different_dimensions_are_refused():
@@ -35,13 +75,6 @@ def test_coupling_scale_stays_below_its_limit():
     log_det = flow.log_abs_det_jacobian(t, torch.rand(16, 1, dtype=torch.float64)).abs()
     nearest = torch.where(log_det < 1, 0.5, 1.5).double()
     torch.testing.assert_close(log_det, nearest)
-
-
-def test_coupling_inverse_needs_no_iterations():
-    flow = CouplingFlow(4).double()
-    t, x = torch.rand(5, 1, dtype=torch.float64), torch.rand(5, 4, dtype=torch.float64)
-    y = flow(t, x)
-    assert torch.equal(flow.inverse(t, y, max_iter=0, tol=math.inf), flow.inverse(t, y))
 
 
 def test_one_dimensional_coupling_depends_on_time_alone():

@@ -1,5 +1,7 @@
 """What a time embedding promises: zero at zero, a sign, a bound, and its derivative."""
 
+import math
+
 import pytest
 import torch
 
@@ -57,6 +59,28 @@ def test_a_million_gaps_are_finite(make, dtype):
     assert t.grad is not None
     assert t.grad.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in phi.parameters())
+
+
+@any_embedding
+@pytest.mark.parametrize("time", [-2.0, -1e-3, math.nan, math.inf])
+@pytest.mark.parametrize("method", ["forward", "derivative"])
+def test_times_before_zero_are_refused(make, time, method):
+    with pytest.raises(ValueError, match="times must be finite"):
+        getattr(make(5), method)(torch.tensor([[1.0], [time]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@any_embedding
+def test_the_default_dtype_does_not_change_the_initial_weights(make, dtype):
+    expected = make(5).state_dict()
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        found = make(5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, weight in found.state_dict().items():
+        assert torch.equal(weight, expected[name].to(dtype))
 
 
 @any_embedding

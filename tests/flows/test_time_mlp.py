@@ -1,5 +1,6 @@
 """The network inside a flow."""
 
+import pytest
 import torch
 
 from deltaflow.flows.time_mlp import TimeMLP
@@ -17,3 +18,10 @@ def test_time_enters_by_its_logarithm():
 def test_a_network_without_inputs_depends_on_time_alone():
     network = TimeMLP(0, 3, [8], activation=torch.tanh)
     assert network(torch.rand(5, 1), torch.empty(5, 0)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("time", [-2.0, float("nan")])
+def test_times_before_zero_are_refused(time):
+    network = TimeMLP(2, 3, [], activation=torch.tanh)
+    with pytest.raises(ValueError, match="times must be finite"):
+        network(torch.tensor([[1.0], [time]]), torch.rand(2, 2))

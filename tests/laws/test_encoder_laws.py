@@ -101,8 +101,61 @@ def test_the_state_does_not_depend_on_batch_mates(name):
             assert_states_agree(alone, State(*(part[row : row + 1] for part in together)))
 
 
+def gradients(encoder: Encoder, batch: dict) -> dict[str, torch.Tensor]:
+    """The gradients of weights and inputs, by name, of a sum that weighs all of the state."""
+    leaves = dict(encoder.named_parameters())
+    for field in ("values", "delta_t", "features"):
+        leaves[field] = batch[field].clone().requires_grad_()
+    state = encoder(**{**batch, **{field: leaves[field] for field in batch if field in leaves}})
+    asked = encoder.evolve(state, torch.tensor([[0.5, 3.0]] * len(LENGTHS), dtype=torch.float64))
+    weight = torch.linspace(-1, 2, asked.numel(), dtype=asked.dtype).view_as(asked)
+    total = (weight * asked).sum() + state.last.sum() + state.age.sum()
+    found = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
+    return {name: part for name, part in zip(leaves, found, strict=True) if part is not None}
+
+
 @any_encoder
-@pytest.mark.parametrize("padding", [7.5, None], ids=["constant", "random"])
+def test_a_batch_is_read_as_in_the_plain_loop(name, monkeypatch):
+    encoder, batch = make(name), make_batch()
+    states, slopes = encoder(**batch), gradients(encoder, batch)
+    monkeypatch.setattr(type(encoder), "read", Encoder.read_plainly)
+    assert_states_agree(encoder(**batch), states)
+    for label, gradient in gradients(encoder, batch).items():
+        torch.testing.assert_close(gradient, slopes[label], **CLOSE, msg=label)
+
+
+any_padding = pytest.mark.parametrize(
+    "padding", [7.5, float("nan"), float("inf"), None], ids=["constant", "nan", "inf", "random"]
+)
+
+
+@any_encoder
+@any_padding
+def test_what_lies_in_the_padding_has_no_effect_on_gradients(name, padding):
+    encoder = make(name)
+    expected = gradients(encoder, make_batch())
+    found = gradients(encoder, make_batch(padding=padding))
+    assert found.keys() == expected.keys()
+    for label, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[label], **CLOSE, msg=label)
+
+
+@any_encoder
+def test_what_lies_where_nothing_was_observed_has_no_effect(name):
+    encoder, batch = make(name), make_batch()
+    expected = encoder(**batch)
+    values = batch["values"].masked_fill(~batch["observed"], torch.nan)
+    assert_states_agree(encoder(**{**batch, "values": values}), expected)
+    gap, seen, features = (batch[field][:, -1] for field in ("delta_t", "observed", "features"))
+    updates = [
+        encoder.update(expected, gap, part[:, -1], seen, features)
+        for part in (values, batch["values"])
+    ]
+    assert_states_agree(*updates)
+
+
+@any_encoder
+@any_padding
 def test_what_lies_in_the_padding_has_no_effect(name, padding):
     encoder = make(name)
     assert_states_agree(encoder(**make_batch(padding=padding)), encoder(**make_batch()))

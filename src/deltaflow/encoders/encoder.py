@@ -39,6 +39,9 @@ class Encoder(nn.Module, ABC):
     Calling it on a whole padded batch and calling :meth:`update` once per observation give the
     same state. The result does not depend on padding or on the other series of the batch.
 
+    A subclass implements :meth:`step` and :meth:`evolve`, and :meth:`read` if it knows a faster
+    way to read a batch.
+
     Parameters
     ----------
     num_channels
@@ -88,13 +91,14 @@ class Encoder(nn.Module, ABC):
         Parameters
         ----------
         values
-            ``(B, T, C)`` scaled values, 0 where not observed.
+            ``(B, T, C)`` scaled values; ignored where not observed.
         observed
             ``(B, T, C)`` bool observed mask.
         delta_t
             ``(B, T)`` time since the observation before, in typical gaps; 0 at the first.
         lengths
-            ``(B,)`` number of observation times; what lies beyond is padding and ignored.
+            ``(B,)`` number of observation times. What lies beyond is padding: whatever is there,
+            NaN too, affects neither the state nor any gradient.
         features
             ``(B, T, F)`` covariates and static features.
 
@@ -106,11 +110,15 @@ class Encoder(nn.Module, ABC):
         # Half the width of an index, and the longest axis last: `newest` is four times as fast.
         steps = torch.arange(1, values.shape[1] + 1, dtype=torch.int32, device=values.device)
         running = steps <= lengths.unsqueeze(-1)  # (B, T)
+        padding = ~running
+        observed = observed & running.unsqueeze(-1)
+        values = values.masked_fill(~observed, 0.0)
+        features = features.masked_fill(padding.unsqueeze(-1), 0.0)
+        delta_t = delta_t.masked_fill(padding, 0.0)
         hidden = self.read(values, observed, delta_t, running, features)
 
-        elapsed = (delta_t * running).cumsum(-1)  # (B, T)
-        numbers = (steps * running).unsqueeze(1)
-        newest = (observed.mT * numbers).amax(-1)  # (B, C), 0 where there is none
+        elapsed = delta_t.cumsum(-1)  # (B, T)
+        newest = (observed.mT * steps).amax(-1)  # (B, C), 0 where there is none
         seen = newest > 0
         index = (newest - 1).clamp(min=0).long()
         last = values.gather(1, index.unsqueeze(1)).squeeze(1)
@@ -130,10 +138,11 @@ class Encoder(nn.Module, ABC):
         delta_t
             ``(B,)`` time since then, in typical gaps.
         values, observed
-            ``(B, C)`` the scaled values and their mask.
+            ``(B, C)`` the scaled values, ignored where not observed, and their mask.
         features
             ``(B, F)`` covariates and static features.
         """
+        values = values.masked_fill(~observed, 0.0)
         age = state.age + delta_t.unsqueeze(-1)
         return State(
             hidden=self.step(state, delta_t, values, observed, features),
@@ -142,15 +151,34 @@ class Encoder(nn.Module, ABC):
             seen=state.seen | observed,
         )
 
-    @abstractmethod
     def read(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
     ) -> Tensor:
         """Return the hidden state ``(B, H)`` after the whole batch, see :meth:`forward`.
 
-        ``running`` ``(B, T)`` is False on the padding, where the state must not change, whatever
-        values and masks are there.
+        An encoder that has a faster way than :meth:`read_plainly`, such as a fused loop or a
+        parallel scan, overrides this. States and gradients are the same, up to rounding.
+
+        ``running`` ``(B, T)`` is False on the padding, where the state must not change. Values are
+        0 where not observed, and everything is 0 on the padding.
         """
+        return self.read_plainly(values, observed, delta_t, running, features)
+
+    def read_plainly(
+        self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
+    ) -> Tensor:
+        """Return what :meth:`read` does, by a plain loop over :meth:`update`.
+
+        It is the reference for every faster way. Autograd differentiates it any number of times,
+        and `torch.func` transforms it.
+        """
+        state = self.initial_state(len(values))
+        # One unbind before the loop: an index per step would make the backward pass quadratic.
+        steps = (part.unbind(1) for part in (running.unsqueeze(-1), delta_t, values, observed))
+        for active, *inputs in zip(*steps, features.unbind(1), strict=True):
+            updated = self.update(state, *inputs)
+            state = updated._replace(hidden=torch.where(active, updated.hidden, state.hidden))
+        return state.hidden
 
     @abstractmethod
     def step(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaflow.encoders.encoder import Encoder, State, known_before
+from deltaflow.flows.initial import in_default_dtype
 from deltaflow.flows.time_embedding import spread_rates
 
 
@@ -44,7 +45,7 @@ class GRUDEncoder(Encoder):
 
     def __init__(self, num_channels: int, num_features: int, hidden_size: int) -> None:
         super().__init__(num_channels, num_features, hidden_size)
-        self.input_rate = nn.Parameter(spread_rates(num_channels))
+        self.input_rate = nn.Parameter(in_default_dtype(spread_rates(num_channels)))
         self.input_bias = nn.Parameter(torch.zeros(num_channels))
         self.hidden_rate = nn.Linear(num_channels, hidden_size)
         with torch.no_grad():

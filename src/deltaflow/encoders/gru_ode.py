@@ -11,6 +11,7 @@ from deltaflow.encoders.evolution import VectorField
 from deltaflow.encoders.neural_ode import ODEEvolution, Solver
 from deltaflow.encoders.recurrent import RecurrentEncoder
 from deltaflow.errors import DeltaflowError
+from deltaflow.flows.initial import orthogonal_
 
 
 class GRUField(VectorField):
@@ -41,7 +42,7 @@ class GRUField(VectorField):
         self.gates = nn.Linear(hidden_size, 2 * hidden_size)
         self.candidate = nn.Linear(hidden_size, hidden_size)
         for weight in (*self.gates.weight.chunk(2), self.candidate.weight):
-            nn.init.orthogonal_(weight)
+            orthogonal_(weight)
 
     def relaxation(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return the candidate c and the rate 1 - z."""

@@ -135,8 +135,7 @@ class NeuralCDEEncoder(Encoder):
         """Read a whole batch; see `Encoder.read`."""
         hidden = values.new_zeros(len(values), self.hidden_size)
         last, _ = known_before(values, observed, delta_t)
-        increments = _increments(values, observed, last, delta_t, features)
-        return self._solve(hidden, torch.where(running.unsqueeze(-1), increments, 0.0))
+        return self._solve(hidden, _increments(values, observed, last, delta_t, features))
 
     def step(
         self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor

@@ -10,6 +10,7 @@ from deltaflow.encoders.encoder import Encoder, State
 from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution
 from deltaflow.encoders.recurrence import recur
 from deltaflow.flows import CouplingFlow, GRUFlow, ResNetFlow
+from deltaflow.flows.initial import orthogonal_
 from deltaflow.flows.stage import clock_of
 
 STATE_LIMIT = 5.0
@@ -43,7 +44,7 @@ class RecurrentEncoder(Encoder):
         self.input_projection = nn.Linear(2 * num_channels + num_features + 1, 3 * hidden_size)
         self.hidden_projection = nn.Linear(hidden_size, 3 * hidden_size)
         for gate in self.hidden_projection.weight.chunk(3):
-            nn.init.orthogonal_(gate)
+            orthogonal_(gate)
 
     def read(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
@@ -65,7 +66,6 @@ class RecurrentEncoder(Encoder):
             return rows.flatten(1).T.contiguous().view(num_steps, rows.shape[-1], num_series)
 
         with _own_precision(values):
-            delta_t = delta_t.masked_fill(~running, 0.0)
             gaps = columns(delta_t.unsqueeze(-1))
             clock = clock_of(gaps)
             stages = self.evolution.stages(gaps, clock)
@@ -75,9 +75,6 @@ class RecurrentEncoder(Encoder):
                 stages = [*stages, ClampStage(self.hidden_size, STATE_LIMIT)]
             parts = [columns(values), columns(observed).to(values.dtype), columns(features)]
             observations = torch.cat([*parts, clock], 1)
-            if counts and counts[-1] < num_series:
-                padding = ~columns(running.unsqueeze(-1))
-                observations = observations.masked_fill(padding, 0.0)
             matrices = cell_matrices(self.input_projection, self.hidden_projection)
             states = recur([*stages, GRUCellStage(*matrices, observations)], counts).T
             if is_sorted and num_series == len(values):

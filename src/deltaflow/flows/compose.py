@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import cast
 
@@ -41,6 +42,13 @@ class FlowStack(Flow):
             )
         super().__init__(dims.pop())
         self.flows = nn.ModuleList(flows)
+        # Two flows one after another are a semigroup only if they commute, which is rare.
+        self.semigroup = len(flows) == 1 and flows[0].semigroup
+        self.scannable = len(flows) == 1 and flows[0].scannable
+        bounds = {flow.bound for flow in flows}
+        self.bound = bounds.pop() if len(bounds) == 1 else math.inf
+        self.closed_inverse = all(flow.closed_inverse for flow in flows)
+        self.closed_log_det = all(flow.closed_log_det for flow in flows)
 
     def __iter__(self) -> Iterator[Flow]:
         return iter(cast("Iterable[Flow]", self.flows))
@@ -73,14 +81,14 @@ class FlowStack(Flow):
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
     ) -> Tensor:
         """Undo the flows, the last one first; ``tol`` and ``max_iter`` apply to each of them."""
-        self.check_shapes(t, y)
+        self.check_inputs(t, y)
         for flow in reversed(list(self)):
             y = flow.inverse(t, y, tol=tol, max_iter=max_iter)
         return y
 
     def log_abs_det_jacobian(self, t: Tensor, x: Tensor) -> Tensor:
         """Sum the log-determinants of the flows along the path of ``x``."""
-        self.check_shapes(t, x)
+        self.check_inputs(t, x)
         total = torch.zeros(())
         for flow in self:
             total = total + flow.log_abs_det_jacobian(t, x)

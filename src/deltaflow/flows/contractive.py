@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from deltaflow.flows.time_mlp import TimeMLP
 
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+
 
 def check_coefficient(coefficient: float) -> None:
     """Raise a ``ValueError`` unless ``coefficient`` can bound a contraction: above 0, below 1."""
@@ -43,11 +45,13 @@ def spectral_normalise(weight: Tensor, coefficient: float) -> Tensor:
     tensor([[0.5000, 0.0000],
             [0.0000, 0.2500]])
     """
+    # torch has no eigenvalues in half precision, where a square would overflow as well.
+    exact = weight.float() if weight.dtype in HALF_PRECISION else weight
     wide = weight.shape[-2] < weight.shape[-1]
-    gram = weight @ weight.mT if wide else weight.mT @ weight
+    gram = exact @ exact.mT if wide else exact.mT @ exact
     # The square of the norm. Its derivative needs half of the decomposition that the norm's does.
     square = torch.linalg.eigvalsh(gram)[..., -1, None, None]
-    return weight * (coefficient * square.clamp(min=coefficient**2).rsqrt())
+    return (exact * (coefficient * square.clamp(min=coefficient**2).rsqrt())).to(weight.dtype)
 
 
 class ContractiveMLP(TimeMLP):

@@ -90,6 +90,9 @@ class CouplingLayer(Flow):
     NVP*, 2017, arXiv:1605.08803, section 3.
     """
 
+    closed_inverse = True
+    closed_log_det = True
+
     def __init__(
         self,
         dim: int,
@@ -145,7 +148,7 @@ class CouplingLayer(Flow):
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
     ) -> Tensor:
         """Undo the two steps in closed form; there is nothing to iterate."""
-        self.check_shapes(t, y)
+        self.check_inputs(t, y)
         y_a, y_b = y.split(self.sizes, -1)
         log_scale, shift = self.second.prepare()(t, y_a)
         x_b = (y_b - shift) * (-log_scale).exp()
@@ -155,7 +158,7 @@ class CouplingLayer(Flow):
 
     def log_abs_det_jacobian(self, t: Tensor, x: Tensor) -> Tensor:
         """Sum the log-scales: the Jacobians of both steps are triangular."""
-        self.check_shapes(t, x)
+        self.check_inputs(t, x)
         x_a, x_b = x.split(self.sizes, -1)
         log_scale_a, shift = self.first.prepare()(t, x_b)
         log_scale_b, _ = self.second.prepare()(t, x_a * log_scale_a.exp() + shift)

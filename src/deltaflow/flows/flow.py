@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deltaflow.errors import DeltaflowError
 from deltaflow.flows.stage import Stage
+from deltaflow.flows.time_embedding import check_times
 
 FlowMap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A map ``(t, x) -> F(t, x)`` whose weights are fixed."""
@@ -37,9 +38,9 @@ class Flow(nn.Module, ABC):
     It takes the place of an ODE solver: :math:`F(t, x_0)` is where the solution that starts at
     :math:`x_0` has got to after a time :math:`t`.
 
-    In every method ``t`` is :math:`(*, 1)` and non-negative, ``x`` is :math:`(*, D)`, and their
-    leading axes broadcast: states :math:`(B, 1, D)` are carried to :math:`Q` times
-    :math:`(B, Q, 1)` in one call.
+    In every method ``t`` is :math:`(*, 1)`, ``x`` is :math:`(*, D)`, and their leading axes
+    broadcast: states :math:`(B, 1, D)` are carried to :math:`Q` times :math:`(B, Q, 1)` in one
+    call. Times are finite; they are negative only where the flow is a semigroup.
 
     A subclass implements :meth:`prepare` and :meth:`inverse`, and promises that
 
@@ -48,16 +49,43 @@ class Flow(nn.Module, ABC):
     - the module holds nothing but parameters, so that it can be copied, pickled, and
       differentiated any number of times.
 
+    What else it promises it says by the attributes below; none is promised unless a subclass says
+    so.
+
     Parameters
     ----------
     dim
         The number of features :math:`D` of the state.
+
+    Attributes
+    ----------
+    semigroup
+        Whether :math:`F(t, F(s, x)) = F(s + t, x)` at all times, negative ones included, so that
+        :math:`F(-t, \cdot)` is the inverse. The flow then solves an ODE that does not depend on
+        time, and a gap may be crossed in any number of steps.
+    scannable
+        Whether :math:`F(t, x) = A(t) \, x`, with :math:`A(t)` diagonal in a basis that is the same
+        at all times. A recurrence :math:`h \leftarrow F(\Delta t, h) + u` is associative then, and
+        a whole series can be read by a parallel scan.
+    bound
+        The half-width :math:`b` of a cube :math:`[-b, b]^D` that contains all states: the flow is
+        defined on it and never leaves it. Infinite where states may be any vectors.
+    closed_inverse
+        Whether :meth:`inverse` is in closed form; otherwise it iterates.
+    closed_log_det
+        Whether :meth:`log_abs_det_jacobian` is in closed form, and affordable for any dimension.
 
     References
     ----------
     Biloš et al., *Neural Flows: Efficient Alternative to Neural ODEs*, 2021, arXiv:2110.13040,
     section 2.
     """
+
+    semigroup: bool = False
+    scannable: bool = False
+    bound: float = math.inf
+    closed_inverse: bool = False
+    closed_log_det: bool = False
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -117,7 +145,7 @@ class Flow(nn.Module, ABC):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         r"""Return :math:`F(t, x)`, of shape :math:`(*, D)`."""
-        self.check_shapes(t, x)
+        self.check_inputs(t, x)
         return self.prepare()(t, x)
 
     def vector_field(self, t: Tensor, x: Tensor) -> Tensor:
@@ -126,17 +154,16 @@ class Flow(nn.Module, ABC):
         This is the right-hand side, at :math:`F(t, x)`, of the ODE that the flow solves. It is
         exact: the derivative is taken in forward mode.
         """
-        self.check_shapes(t, x)
+        self.check_inputs(t, x)
         step = self.prepare()
         return torch.func.jvp(lambda time: step(time, x), (t,), (torch.ones_like(t),))[1]
 
     def semigroup_defect(self, s: Tensor, t: Tensor, x: Tensor) -> Tensor:
         r"""Return :math:`F(t, F(s, x)) - F(s + t, x)`, of shape :math:`(*, D)`.
 
-        It is 0 for the solution of an ODE that does not itself depend on time: then two steps
-        across a gap are as good as one. Of other flows it tells how much it matters where a gap is
-        interrupted, by an observation of another channel for example. The flows of Biloš et al.
-        start their clock anew at each observation, and are not of that kind.
+        It is 0, up to rounding, where the flow is a semigroup. Of other flows it tells how much it
+        matters where a gap is interrupted, by an observation of another channel for example: the
+        flows of Biloš et al. restart their clock at each observation.
 
         Parameters
         ----------
@@ -145,7 +172,7 @@ class Flow(nn.Module, ABC):
         x
             States, :math:`(*, D)`.
         """
-        self.check_shapes(s + t, x)
+        self.check_inputs(s + t, x)
         step = self.prepare()
         return step(t, step(s, x)) - step(s + t, x)
 
@@ -160,7 +187,7 @@ class Flow(nn.Module, ABC):
         ValueError
             If there is no shorter way and :math:`D` exceeds ``MAX_JACOBIAN_DIM``.
         """
-        self.check_shapes(t, x)
+        self.check_inputs(t, x)
         if self.dim > MAX_JACOBIAN_DIM:
             raise ValueError(
                 f"{type(self).__name__} takes its log-determinant from the full Jacobian, "
@@ -174,8 +201,12 @@ class Flow(nn.Module, ABC):
         )  # (N, D, D)
         return torch.linalg.slogdet(jacobian).logabsdet.reshape(shape)
 
-    def check_shapes(self, t: Tensor, x: Tensor) -> None:
-        """Raise a ``ValueError`` that names the shapes unless ``t`` and ``x`` fit this flow."""
+    def check_inputs(self, t: Tensor, x: Tensor) -> None:
+        """Raise a ``ValueError`` unless this flow is defined at ``t`` and ``x``.
+
+        The error names the shapes that do not fit, or a time that is not finite, or negative and
+        the flow is not a semigroup. Every public method that takes times and states calls it first.
+        """
         if x.shape[-1:] != (self.dim,):
             raise ValueError(
                 f"{type(self).__name__} expects states of shape (..., {self.dim}), "
@@ -192,6 +223,7 @@ class Flow(nn.Module, ABC):
                 f"times of shape {tuple(t.shape)} do not broadcast against "
                 f"states of shape {tuple(x.shape)}"
             ) from error
+        check_times(t, earliest=-math.inf if self.semigroup else 0.0)
 
     def extra_repr(self) -> str:
         """Name the dimension."""

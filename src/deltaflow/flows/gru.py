@@ -15,6 +15,7 @@ from deltaflow.flows.compose import FlowStack
 from deltaflow.flows.contractive import check_coefficient, spectral_normalise
 from deltaflow.flows.fixed_point import solve
 from deltaflow.flows.flow import INITIAL_STEP, Flow, FlowMap
+from deltaflow.flows.initial import orthogonal, uniform
 from deltaflow.flows.stage import Product, Rows, Stage, of_shares
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
@@ -51,18 +52,20 @@ class GRULayer(Flow):
     *GRU-ODE-Bayes*, 2019, arXiv:1905.12374.
     """
 
+    bound = 1.0
+
     def __init__(
         self, dim: int, *, time_embedding: str = "tanh", coefficient: float = 0.95
     ) -> None:
         check_coefficient(coefficient)
         super().__init__(dim)
         self.coefficient = coefficient
-        gates = [nn.init.orthogonal_(torch.empty(dim, dim)) for _ in range(3)]
+        gates = [orthogonal(dim, dim) for _ in range(3)]
         self.weight = nn.Parameter(torch.stack(gates))  # (3, D, D): z, r, c
         self.bias = nn.Parameter(torch.zeros(3, dim))
         with torch.no_grad():  # sigmoid(0) = 1/2 is what z would begin with
             self.bias[0] = math.log(INITIAL_STEP / (2 - INITIAL_STEP))
-        self.time_weight = nn.Parameter(torch.empty(3, dim).uniform_(-1, 1))
+        self.time_weight = nn.Parameter(uniform(3, dim))
         self.phi = make_time_embedding(time_embedding, dim, BOUNDED_TIME_EMBEDDINGS)
 
     @property
@@ -121,7 +124,7 @@ class GRULayer(Flow):
         FlowInversionError
             If ``tol`` was not reached, or ``y`` is not the value of any state in the cube.
         """
-        self.check_shapes(t, y)
+        self.check_inputs(t, y)
         return solve(
             self.prepare(),
             t,
@@ -129,7 +132,7 @@ class GRULayer(Flow):
             lipschitz=self.lipschitz_bound,
             tol=tol,
             max_iter=max_iter,
-            bound=1.0,
+            bound=self.bound,
         )
 
     def extra_repr(self) -> str:

@@ -77,7 +77,7 @@ class ResNetLayer(Flow):
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
     ) -> Tensor:
         """Iterate to the fixed point, see :func:`~deltaflow.flows.fixed_point.solve`."""
-        self.check_shapes(t, y)
+        self.check_inputs(t, y)
         return solve(
             self.prepare(), t, y, lipschitz=self.lipschitz_bound, tol=tol, max_iter=max_iter
         )

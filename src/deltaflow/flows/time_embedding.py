@@ -6,6 +6,7 @@ decades, so that some dimensions have moved half-way after one gap and others af
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from deltaflow.errors import UnknownNameError
+from deltaflow.flows.initial import in_default_dtype
 
 TimeMap: TypeAlias = Callable[[Tensor], Tensor]
 """A map ``t -> phi(t)`` whose weights are fixed."""
@@ -23,9 +25,34 @@ TimeMap: TypeAlias = Callable[[Tensor], Tensor]
 SLOWEST_RATE, FASTEST_RATE = 0.01, 3.0
 
 
+def check_times(t: Tensor, earliest: float = 0.0) -> None:
+    """Raise a ``ValueError`` unless all times are finite, and none lies before ``earliest``.
+
+    Inside ``torch.func.vmap`` and ``torch.compile``, where no value can be looked at, it does not.
+
+    >>> check_times(torch.tensor([1.0, -2.0]))
+    Traceback (most recent call last):
+    ValueError: times must be finite and not negative, got -2.0; go back in time by inverse(t, y)
+    """
+    if torch.compiler.is_compiling():
+        return
+    wrong = ~(t.isfinite() & (t >= earliest))
+    try:
+        if not wrong.any():
+            return
+    except RuntimeError:  # from vmap
+        return
+    value = t.detach()[wrong][0].item()
+    if math.isfinite(value):
+        raise ValueError(
+            f"times must be finite and not negative, got {value}; go back in time by inverse(t, y)"
+        )
+    raise ValueError(f"times must be finite, got {value}")
+
+
 def spread_rates(count: int) -> Tensor:
-    """Draw positive rates, one from each of ``count`` equal parts of the logarithmic range."""
-    position = (torch.randperm(count) + torch.rand(count)) / count
+    """Draw float32 rates, one from each of ``count`` equal parts of the logarithmic range."""
+    position = (torch.randperm(count) + torch.rand(count, dtype=torch.float32)) / count
     return SLOWEST_RATE * (FASTEST_RATE / SLOWEST_RATE) ** position
 
 
@@ -58,15 +85,23 @@ class TimeEmbedding(nn.Module, ABC):
         r"""Return :math:`\varphi` as a function of ``t``, its constrained weights computed once."""
 
     def forward(self, t: Tensor) -> Tensor:
-        r"""Map times :math:`(*, 1)` to :math:`\varphi(t)`, of shape :math:`(*, D)`."""
+        r"""Map times :math:`(*, 1)` to :math:`\varphi(t)`, of shape :math:`(*, D)`.
+
+        Raises
+        ------
+        ValueError
+            If a time is negative or not finite.
+        """
+        check_times(t)
         return self.prepare()(t)
 
     def columns(self, t: Tensor, scale: float = 1.0) -> Tensor:
         r"""Map times :math:`(T, 1, N)` to :math:`c \varphi(t)` in columns, :math:`(T, D, N)`."""
-        return scale * self(t.mT).mT
+        return scale * self.prepare()(t.mT).mT
 
     def derivative(self, t: Tensor) -> Tensor:
         r"""Return :math:`\varphi'(t)`, of shape :math:`(*, D)`, exactly (in forward mode)."""
+        check_times(t)
         return torch.func.jvp(self.prepare(), (t,), (torch.ones_like(t),))[1]
 
     def extra_repr(self) -> str:
@@ -83,7 +118,8 @@ class Rate(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.raw = nn.Parameter(spread_rates(dim).expm1().log())  # softplus undoes this
+        raw = spread_rates(dim).expm1().log()  # softplus undoes this
+        self.raw = nn.Parameter(in_default_dtype(raw))
 
     def forward(self) -> Tensor:
         """Return the rates, of shape :math:`(D,)`."""
@@ -177,8 +213,8 @@ class FourierTime(TimeEmbedding):
 
     def __init__(self, dim: int, num_frequencies: int = 4) -> None:
         super().__init__(dim)
-        rates = spread_rates(dim * num_frequencies)
-        self.frequency = nn.Parameter(rates.reshape(dim, num_frequencies))
+        rates = spread_rates(dim * num_frequencies).reshape(dim, num_frequencies)
+        self.frequency = nn.Parameter(in_default_dtype(rates))
         self.raw_weight = nn.Parameter(torch.zeros(dim, num_frequencies))
 
     def prepare(self) -> TimeMap:

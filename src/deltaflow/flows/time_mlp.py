@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaflow.flows.flow import FlowMap
+from deltaflow.flows.initial import orthogonal, uniform
 from deltaflow.flows.stage import of_shares
+from deltaflow.flows.time_embedding import check_times
 
 
 class TimeMLP(nn.Module):
@@ -53,13 +55,20 @@ class TimeMLP(nn.Module):
         self.activation = activation
         self.widths = (in_dim, *hidden_dims, out_dim)
         self.weights = nn.ParameterList(
-            nn.init.orthogonal_(torch.empty(n_out, n_in)) for n_in, n_out in pairwise(self.widths)
+            orthogonal(n_out, n_in) for n_in, n_out in pairwise(self.widths)
         )
         self.biases = nn.ParameterList(torch.zeros(n_out) for n_out in self.widths[1:])
-        self.time_weight = nn.Parameter(torch.empty(self.widths[1]).uniform_(-1, 1))
+        self.time_weight = nn.Parameter(uniform(self.widths[1]))
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        r"""Map times :math:`(*, 1)` and states :math:`(*, D_{in})` to :math:`(*, D_{out})`."""
+        r"""Map times :math:`(*, 1)` and states :math:`(*, D_{in})` to :math:`(*, D_{out})`.
+
+        Raises
+        ------
+        ValueError
+            If a time is negative or not finite.
+        """
+        check_times(t)
         return self.prepare()(t, x)
 
     def matrices(self) -> list[Tensor]:

@@ -207,9 +207,9 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         delta_t = times.diff(dim=1, prepend=torch.zeros_like(times[:, :1]))
         values = batch.values[series, :, channel].gather(1, order)
         own = self.encoder(
-            values.masked_fill(~running, 0.0).unsqueeze(-1),
+            values.unsqueeze(-1),
             running.unsqueeze(-1),
-            delta_t.masked_fill(~running, 0.0),
+            delta_t,
             lengths,
             self._features(channel, batch.covariates[series.unsqueeze(-1), order]),
         )
@@ -332,7 +332,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
     def _history(self, values: Tensor, observed: Tensor, age: Tensor) -> History:
         """Sum up values ``(B, T, C)`` of an age ``(B, T)``."""
         mask = observed.to(values.dtype)
-        values = values * mask
+        values = torch.where(observed, values, 0.0)
         decay = self._decay(age)
         first = observed.to(torch.uint8).argmax(1, keepdim=True)
         return History(

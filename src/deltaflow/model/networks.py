@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from gluonts.torch.distributions import Output
 
 from deltaflow.data import WindowSpec
@@ -43,10 +45,24 @@ def make_network(
     if network not in NETWORKS:
         raise UnknownNameError("network", network, NETWORKS)
     try:
-        made = NETWORKS[network](spec, output, **options, **(network_kwargs or {}))
+        with _float32_by_default():
+            return NETWORKS[network](spec, output, **options, **(network_kwargs or {}))
     except TypeError as error:
         raise DeltaflowError(f"network_kwargs of {network!r}: {error}") from error
-    return made.float()  # as windows are, whatever torch's default is
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Make float32 torch's default dtype, for weights that depend on the seed alone."""
+    default = torch.get_default_dtype()
+    if default == torch.float32:  # nothing to do to a setting that all threads share
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 NETWORKS: dict[str, Callable[..., ForecastNetwork[Any]]] = {
