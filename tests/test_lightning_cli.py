@@ -179,6 +179,7 @@ def test_other_channels_than_trained_on_are_refused(trained, capsys):
         (["fit", "--model.distr_output", "negative_binomial"], "is not a count"),
         (["fit", "--forecasts.path", "forecasts.txt"], "no file of .csv"),
         (["fit", "--best.monitor", "val_los"], "could not find the monitored key"),
+        (["fit", "--seed_everything", "-1"], "seed must lie between 0 and"),
     ],
 )
 def test_errors_are_one_line(options, message, tiny, capsys):

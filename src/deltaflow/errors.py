@@ -60,6 +60,15 @@ def _restore_data_error(message: str, attributes: dict) -> DataError:
 class UnknownNameError(DeltaflowError, ValueError):
     """A name that no registry holds, such as a misspelt encoder.
 
+    Parameters
+    ----------
+    concept
+        What the name is of, such as an encoder.
+    name
+        The unknown name.
+    registered
+        The known ones.
+
     Examples
     --------
     >>> str(UnknownNameError("encoder", "gru_flo", ["gru", "gru_flow"]))
@@ -83,6 +92,10 @@ def _restore_unknown_name(message: str) -> UnknownNameError:
     error = UnknownNameError.__new__(UnknownNameError)
     error.args = (message,)
     return error
+
+
+class UnknownArgumentError(DeltaflowError, TypeError):
+    """An argument that a function does not have, such as a misspelt one."""
 
 
 def check_at_least_one(**counts: int | None) -> None:

@@ -22,6 +22,7 @@ from deltaflow.forecast.writer import ForecastWriter
 from deltaflow.heads import is_centred, is_discrete, make_output
 from deltaflow.model.estimator import ignore_hints
 from deltaflow.model.lightning_module import ForecastLightningModule
+from deltaflow.randomness import check_seed
 from deltaflow.saving import replacing_file
 from deltaflow.tasks import TaskDataModule
 
@@ -69,6 +70,7 @@ class ForecastCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the given arguments, also where the process was started with others."""
         self.config = parser.parse_args(args)
+        check_seed(self.config[self.config.subcommand].seed_everything)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the checkpoint to `before_instantiate_classes`: its `spec` is no option."""

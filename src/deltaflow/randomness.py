@@ -16,14 +16,14 @@ _ONE_AT_A_TIME = RLock()
 
 
 def check_seed(seed: int | None) -> None:
-    """Raise if a seed is negative.
+    """Raise unless torch, NumPy and Lightning all take a seed.
 
     >>> check_seed(-1)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
-    DeltaflowError: seed must be at least 0, got -1
+    DeltaflowError: seed must lie between 0 and 4294967295, got -1
     """
-    if seed is not None and seed < 0:
-        raise DeltaflowError(f"seed must be at least 0, got {seed}")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise DeltaflowError(f"seed must lie between 0 and {2**32 - 1}, got {seed}")
 
 
 def derived_seed(seed: int, *part: int) -> int:

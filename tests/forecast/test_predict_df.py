@@ -302,7 +302,7 @@ def test_a_predictor_of_another_package_is_refused(frames):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"seed": -1}, "seed must be at least 0"), ({"num_samples": 0}, "num_samples must be at")],
+    [({"seed": -1}, "seed must lie between 0 and"), ({"num_samples": 0}, "num_samples must be at")],
 )
 def test_impossible_options_of_a_forecast_are_refused(options, message, predictor):
     with pytest.raises(DeltaflowError, match=message):

@@ -16,16 +16,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from deltaflow import (
+    DataError,
     DeltaflowError,
     ForecastLightningModule,
     GRUEstimator,
     GRUFlowEstimator,
+    HoldEstimator,
     HoldPredictor,
     IrregularDataModule,
     IrregularDataset,
     IrregularEstimator,
+    ResampledEstimator,
+    TimeSplitter,
     load_predictor,
     predict_df,
+    split_items,
 )
 
 
@@ -483,6 +488,65 @@ def test_a_training_resumes_in_the_middle_of_an_epoch(
     whole = train([keep], seed=0)
     # Even the seed of the windows is that of the interrupted training.
     assert_same_weights(train([], seed=1, path=str(tmp_path / "step=5.ckpt")), whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"max_epochs": 3},
+            "an option of Lightning's Trainer: give trainer_kwargs={'max_epochs': 3}",
+        ),
+        ({"num_layers": 2}, "an option of the encoder 'gru_flow': give encoder_kwargs="),
+        ({"network": "channelwise", "num_heads": 2}, "of the network 'channelwise': give network_"),
+        ({"hiden_size": 4}, "has no argument 'hiden_size': did you mean 'hidden_size'"),
+    ],
+)
+def test_an_argument_that_no_estimator_has_is_refused_with_its_place(options, message):
+    with pytest.raises(TypeError, match=message) as caught:
+        GRUFlowEstimator(4, **options)
+    assert isinstance(caught.value, DeltaflowError)
+
+
+@pytest.mark.parametrize("cls", [GRUEstimator, HoldEstimator, ResampledEstimator])
+def test_a_misspelt_keyword_of_train_is_refused(cls, univariate):
+    with pytest.raises(TypeError, match="validation_dta"):
+        cls(4).train(univariate, validation_dta=univariate)
+
+
+def test_keywords_of_gluonts_are_accepted(univariate, trained, make_estimator):
+    ignored = {"shuffle_buffer_length": 10, "cache_data": True, "num_workers": 2}
+    expected = trained("GRUEstimator").network.state_dict()
+    again = make_estimator(GRUEstimator).train(univariate, **ignored)
+    assert_same_weights(again.network.state_dict(), expected)
+    assert HoldEstimator(4).train(univariate, **ignored).prediction_length == 4
+
+
+def test_a_predictor_without_a_network_cannot_be_trained_on(univariate, make_estimator):
+    hold = HoldPredictor.fit(univariate, 4)
+    with pytest.raises(DeltaflowError, match="a HoldPredictor has no network to go on with"):
+        make_estimator(GRUEstimator).train_from(hold, univariate)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_outside_of_their_range_are_refused(seed, univariate, make_estimator):
+    lengths = {"prediction_length": 4, "context_length": 12}
+    spec = IrregularDataModule(univariate, **lengths).spec
+    for make in (
+        lambda: make_estimator(GRUEstimator, seed=seed),
+        lambda: IrregularDataModule(univariate, **lengths, seed=seed),
+        lambda: ForecastLightningModule(spec, seed=seed),
+        lambda: split_items(univariate, seed=seed),
+    ):
+        with pytest.raises(DeltaflowError, match=f"seed must lie between 0 and .* got {seed}"):
+            make()
+
+
+@pytest.mark.parametrize("learn", [GRUEstimator(4).train, lambda data: HoldPredictor.fit(data, 4)])
+def test_a_training_set_that_a_split_has_emptied_is_named(learn, univariate):
+    training, _ = TimeSplitter(date="1999-12-31").split(univariate)
+    with pytest.raises(DataError, match="no item of the training set has an observation; split"):
+        learn(training)
 
 
 def test_durations_reach_the_windows(univariate, make_estimator, trained):

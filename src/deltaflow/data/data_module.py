@@ -23,7 +23,13 @@ from deltaflow.data.windows import (
     TrainingWindows,
     WindowSpec,
 )
-from deltaflow.errors import DataError, DeltaflowError, UnknownNameError, check_at_least_one
+from deltaflow.errors import (
+    DataError,
+    DeltaflowError,
+    UnknownNameError,
+    check_at_least_one,
+)
+from deltaflow.randomness import check_seed
 
 
 class IrregularDataModule(pl.LightningDataModule):
@@ -123,6 +129,7 @@ class IrregularDataModule(pl.LightningDataModule):
             batch_size=batch_size,
             num_batches_per_epoch=num_batches_per_epoch,
         )
+        check_seed(seed)
         if num_workers < 0:
             raise DeltaflowError(f"num_workers must be at least 0, got {num_workers}")
         if origins not in ("random", "sliding"):
@@ -222,7 +229,7 @@ class IrregularDataModule(pl.LightningDataModule):
         loop, epoch = self.trainer.fit_loop, self.trainer.current_epoch
         batches = loop.epoch_loop.batch_progress
         in_progress = loop.epoch_progress.current.ready > epoch
-        batch = batches.current.processed if in_progress else 0
+        batch = batches.current.processed if in_progress else 0  # pyright: ignore[reportAttributeAccessIssue]
         if in_progress and batches.is_last_batch and batch == batches.current.ready:
             epoch, batch = epoch + 1, 0
         return {"epoch": epoch, "batch": batch, "seed": self.seed}

@@ -22,6 +22,7 @@ from deltaflow.data.schema import (
 )
 from deltaflow.data.series import is_irregular
 from deltaflow.errors import DataError
+from deltaflow.randomness import check_seed
 
 
 @dataclass
@@ -211,6 +212,7 @@ def split_items(dataset: _Items, test_share: float = 0.2, seed: int = 0) -> tupl
     seed
         Seed of the choice.
     """
+    check_seed(seed)
     if not 0 < test_share < 1 or len(dataset) < 2:
         raise DataError(
             f"cannot put a share of {test_share} of {len(dataset)} items aside",

@@ -125,9 +125,11 @@ class Statistics:
             If a target has no observed value at all.
         """
         values = covariates = static = None
+        num_rows = 0
         gaps, deviations = _Sample(), _Sample()
         freedom = variation = 0.0  # degrees of freedom, and root of the squares, within items
         for chunk in _chunks(data):
+            num_rows += sum(series.length for series in chunk)
             values = _merged(values, np.concatenate([series.values for series in chunk]))
             known = np.concatenate([series.covariates[: series.length] for series in chunk])
             covariates = _merged(covariates, known)
@@ -140,6 +142,13 @@ class Statistics:
                 variation = np.hypot(variation, np.sqrt(own.count) * own.deviation)
         if values is None or covariates is None or static is None:
             raise DataError("the training set is empty", "give at least one item")
+        if not num_rows:
+            raise DataError(
+                "no item of the training set has an observation",
+                "split the data later, if they were split: nothing was observed before the split "
+                "(after= counts from each item's first timestamp, or from zero where time is given "
+                "as numbers)",
+            )
         for channel, name in enumerate(target):
             if values.count[channel] == 0:
                 raise DataError("the target is missing everywhere", "remove this channel",

@@ -1,7 +1,5 @@
 """The naive baseline: hold the last value, with the spread of a random walk."""
 
-from typing import Any
-
 import numpy as np
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
@@ -104,7 +102,13 @@ class HoldEstimator(Estimator):
         self.prediction_length = prediction_length
 
     def train(
-        self, training_data: Dataset, validation_data: Dataset | None = None, **kwargs: Any
+        self,
+        training_data: Dataset,
+        validation_data: Dataset | None = None,
+        *,
+        shuffle_buffer_length: int | None = None,
+        cache_data: bool = False,
+        num_workers: int | None = None,
     ) -> "HoldPredictor":
-        """Fit the spread of the walk."""
+        """Fit the spread of the walk to the training data; the other arguments are ignored."""
         return HoldPredictor.fit(training_data, self.prediction_length)

@@ -2,9 +2,12 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
+from functools import wraps
+from inspect import cleandoc, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -20,12 +23,51 @@ from deltaflow.data import IrregularDataModule
 from deltaflow.data.schema import read_seconds
 from deltaflow.data.statistics import SCALINGS
 from deltaflow.encoders import ENCODERS
-from deltaflow.errors import DeltaflowError, UnknownNameError, check_at_least_one
+from deltaflow.errors import (
+    DeltaflowError,
+    UnknownArgumentError,
+    UnknownNameError,
+    check_at_least_one,
+)
 from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
 from deltaflow.model.lightning_module import ForecastLightningModule, difference
 from deltaflow.model.networks import NETWORKS
+from deltaflow.randomness import check_seed
+
+
+def _pointing_to_options(init: Callable[..., None]) -> Callable[..., None]:
+    """Let an estimator's constructor say where an argument belongs that it does not have."""
+    known = [name for name in signature(init).parameters if name != "self"]
+
+    @wraps(init)
+    def checked(self: "IrregularEstimator", *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in known:
+                encoder = kwargs.get("encoder") or self.default_encoder
+                network = kwargs.get("network", "joint")
+                raise UnknownArgumentError(
+                    f"{type(self).__name__} has no argument {name!r}"
+                    + _place_of(name, kwargs[name], known, encoder, network)
+                )
+        init(self, *args, **kwargs)
+
+    return checked
+
+
+def _place_of(name: str, value: Any, known: list[str], encoder: str, network: str) -> str:
+    """Say which group of options an argument belongs to, or which known one it resembles."""
+    owners = {
+        "trainer_kwargs": ("Lightning's Trainer", pl.Trainer),
+        "encoder_kwargs": (f"the encoder {encoder!r}", ENCODERS.get(encoder)),
+        "network_kwargs": (f"the network {network!r}", NETWORKS.get(network)),
+    }
+    for group, (owner, function) in owners.items():
+        if function is not None and name in signature(function).parameters:
+            return f"; it is an option of {owner}: give {group}={{{name!r}: {value!r}}}"
+    close = get_close_matches(name, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"
 
 
 class TrainOutput(NamedTuple):
@@ -104,6 +146,17 @@ class IrregularEstimator(Estimator):
 
     default_encoder = "gru_flow"
 
+    def __init_subclass__(cls) -> None:
+        """Give each estimator the description of the parameters, which all of them share."""
+        super().__init_subclass__()
+        shared = cleandoc(IrregularEstimator.__doc__ or "")
+        _, heading, rest = shared.partition("Parameters\n")
+        parameters = (heading + rest).partition("Examples\n")[0].strip()
+        own = cleandoc(cls.__doc__ or "")
+        if "Parameters\n" not in own:
+            cls.__doc__ = f"{own}\n\n{parameters}\n"
+
+    @_pointing_to_options
     @validated()
     def __init__(
         self,
@@ -142,6 +195,7 @@ class IrregularEstimator(Estimator):
             batch_size=batch_size,
             num_batches_per_epoch=num_batches_per_epoch,
         )
+        check_seed(seed)
         encoder = encoder or self.default_encoder
         for kind, name, known in (
             ("encoder", encoder, ENCODERS),
@@ -181,8 +235,11 @@ class IrregularEstimator(Estimator):
         self,
         training_data: Dataset,
         validation_data: Dataset | None = None,
+        *,
         ckpt_path: str | None = None,
-        **kwargs: Any,
+        shuffle_buffer_length: int | None = None,
+        cache_data: bool = False,
+        num_workers: int | None = None,
     ) -> IrregularPredictor:
         """Train on a data set and return the predictor.
 
@@ -195,9 +252,9 @@ class IrregularEstimator(Estimator):
             returned then, otherwise the last epoch's.
         ckpt_path
             A Lightning checkpoint from which to resume.
-        kwargs
-            GluonTS's ``shuffle_buffer_length`` and ``cache_data`` are accepted and not needed:
-            windows are drawn at random from arrays in memory.
+        shuffle_buffer_length, cache_data, num_workers
+            Accepted because GluonTS's estimators have them, and ignored: windows are drawn at
+            random from the whole data set, and workers are an option of the estimator.
 
         Raises
         ------
@@ -211,16 +268,24 @@ class IrregularEstimator(Estimator):
         predictor: IrregularPredictor,
         training_data: Dataset,
         validation_data: Dataset | None = None,
+        *,
         ckpt_path: str | None = None,
-        **kwargs: Any,
+        shuffle_buffer_length: int | None = None,
+        cache_data: bool = False,
+        num_workers: int | None = None,
     ) -> IrregularPredictor:
         """Go on from a trained predictor, with its weights and scaling; see :meth:`train`.
 
         Raises
         ------
         DeltaflowError
-            If the predictor's network is not the one that the estimator trains.
+            If the predictor has no network, or another one than the estimator trains.
         """
+        if not isinstance(predictor, IrregularPredictor):
+            raise DeltaflowError(
+                f"a {type(predictor).__name__} has no network to go on with: give train_from a "
+                "predictor that an estimator has trained, or train a new one with train"
+            )
         return self.train_model(
             training_data, validation_data, from_predictor=predictor, ckpt_path=ckpt_path
         ).predictor

@@ -21,7 +21,7 @@ from deltaflow.forecast.network_predictor import IrregularPredictor, load_weight
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
 from deltaflow.model.metrics import ForecastScores
 from deltaflow.model.networks import make_network
-from deltaflow.randomness import derived_seed, seeded
+from deltaflow.randomness import check_seed, derived_seed, seeded
 
 _WARM_UP = 0.05
 _FINAL = 0.02
@@ -89,6 +89,7 @@ class ForecastLightningModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         check_at_least_one(hidden_size=hidden_size)
+        check_seed(seed)
         for name, value in (("dropout", dropout), ("lr", lr), ("weight_decay", weight_decay)):
             most = 1.0 if name == "dropout" else sys.float_info.max
             if not 0 <= value <= most:

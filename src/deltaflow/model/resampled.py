@@ -65,7 +65,13 @@ class ResampledEstimator(Estimator):
         read_seconds(step, "step")
 
     def train(
-        self, training_data: Dataset, validation_data: Dataset | None = None, **kwargs: Any
+        self,
+        training_data: Dataset,
+        validation_data: Dataset | None = None,
+        *,
+        shuffle_buffer_length: int | None = None,
+        cache_data: bool = False,
+        ckpt_path: str | None = None,
     ) -> ResampledPredictor:
         """Resample the data, and train the estimator on them.
 
@@ -74,9 +80,14 @@ class ResampledEstimator(Estimator):
         training_data, validation_data
             Irregular data sets. The last ``estimator.prediction_length`` grid steps of a
             validation item are validated, in the way of the estimator.
-        kwargs
-            Handed on to the estimator.
+        shuffle_buffer_length, cache_data, ckpt_path
+            Handed on to the estimator where given.
         """
+        given = {
+            "shuffle_buffer_length": shuffle_buffer_length,
+            "cache_data": cache_data,
+            "ckpt_path": ckpt_path,
+        }
         entries = list(training_data)
         schema = schema_of(entries)
         if schema.time == "regular":
@@ -92,7 +103,8 @@ class ResampledEstimator(Estimator):
                 [(entry, read_series(entry, schema)) for entry in validation_data]
             )
         training = grid.resample(list(zip(entries, data, strict=True)))
-        predictor = estimator.train(training, validation, **kwargs)
+        options = {name: value for name, value in given.items() if value}
+        predictor = estimator.train(training, validation, **options)
         return ResampledPredictor(predictor, grid, self.prediction_length)
 
 
@@ -117,11 +129,9 @@ class ResampledPredictor(Predictor):
         self.predictor = predictor
         self.grid = grid
 
-    def predict(
-        self, dataset: Dataset, num_samples: int | None = None, **kwargs: Any
-    ) -> Iterator[SampleForecast]:
+    def predict(self, dataset: Dataset, num_samples: int | None = None) -> Iterator[SampleForecast]:
         """Forecast each entry at its query times, by samples that are independent by channel."""
-        options = kwargs if num_samples is None else {"num_samples": num_samples, **kwargs}
+        options = {} if num_samples is None else {"num_samples": num_samples}
         entries = iter(dataset)
         while batch := list(islice(entries, _BATCH)):
             yield from self._forecast_batch(batch, options)

@@ -81,6 +81,11 @@ def physionet2012(
     """Return :func:`read_physionet2012` as a data set: a record an item, a parameter a channel.
 
     A parameter that no record of the sets has is left out.
+
+    Parameters
+    ----------
+    path, sets, cache
+        See :func:`read_physionet2012`.
     """
     frame = read_physionet2012(path, sets, cache)
     return IrregularDataset.from_long_dataframe(

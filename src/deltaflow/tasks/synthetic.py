@@ -316,7 +316,13 @@ def irregular_sine(
     noise: float = 0.1,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return :func:`irregular_wave` of the sine, the usual first test of a model."""
+    """Return :func:`irregular_wave` of the sine, the usual first test of a model.
+
+    Parameters
+    ----------
+    num_series, length, mean_gap, noise, seed
+        See :func:`irregular_wave`.
+    """
     return irregular_wave(
         "sine", num_series=num_series, length=length, mean_gap=mean_gap, noise=noise, seed=seed
     )
