@@ -33,7 +33,7 @@ def forecasts(count: int):
     for item in range(count):
         start = pd.Period("2024", "h")
         forecast = DistributionForecast(Normal(loc, scale), start, str(item))
-        yield forecast.on_real_time(np.arange(2.0), ("HR", "Temp", "Lactate"))
+        yield forecast.labelled(np.arange(2.0), ("HR", "Temp", "Lactate"))
 
 
 def test_scores_are_those_of_their_formulas(test_data):

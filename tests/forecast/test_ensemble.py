@@ -73,7 +73,7 @@ def test_means_of_quantile_forecasts_are_used_where_they_are_stored(univariate, 
         arrays = np.array([[0.0] * 4, [2.0] * 4, [mean] * 4])
         keys = ["0.1", "0.9", "mean"]
         forecast = QuantileForecast(arrays, entry["start"], keys, "a", entry["info"])
-        forecasts.append(forecast.on_real_time(np.arange(4.0), ("HR",)))
+        forecasts.append(forecast.labelled(np.arange(4.0), ("HR",)))
     np.testing.assert_allclose(EnsembleForecast(forecasts).mean, 2.5)
     np.testing.assert_allclose(EnsembleForecast(forecasts).quantile(0.5), 1.0)
 

@@ -127,8 +127,8 @@ def read_series(
     seasonality
         Calendar cycles whose phases are added to the covariates, see `calendar_phases`.
     num_queries
-        How many query times must follow the last observation; None for an entry to train on,
-        which may have none.
+        How many periods of a regular entry are forecast; an irregular one has at least one query
+        time after its last observation, and any number. None for an entry to train on.
 
     Raises
     ------
@@ -329,12 +329,10 @@ def _check_times(elapsed: np.ndarray, length: int, num_queries: int | None, item
                         item=item, field=field, position=position)  # fmt: skip
     if num_queries is None:
         return
-    if len(queries) != num_queries:
-        problem = "only " if len(queries) < num_queries else ""
+    if not len(queries):
         raise DataError(
-            f"has {problem}{len(queries)} query times after the last observation, but "
-            f"prediction_length is {num_queries}",
-            "pad fewer queries with NaN times; for more, train with a larger prediction_length",
+            "has no query times after the last observation",
+            "append them, or forecast a DataFrame with deltaflow.predict_df",
             item=item,
             field=field,
         )

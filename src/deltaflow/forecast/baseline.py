@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from gluonts.dataset.common import Dataset
-from torch.distributions import Distribution
+from gluonts.dataset.common import DataEntry, Dataset
 
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series
-from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast
+from deltaflow.errors import check_at_least_one
+from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast, SharedDistribution
 from deltaflow.forecast.network_predictor import query_times_of
 from deltaflow.forecast.predictor import DeltaflowPredictor
-from deltaflow.randomness import derived_seed, seeded
+from deltaflow.randomness import check_seed, derived_seed, seeded
+
+BATCH_SIZE = 64
+"""Series forecast at once."""
 
 
 class BaselinePredictor(DeltaflowPredictor):
@@ -47,7 +51,7 @@ class BaselinePredictor(DeltaflowPredictor):
         series
             What was observed.
         queries
-            ``(Q,)`` the times asked for, finite: one that only pads repeats the one before.
+            ``(Q,)`` the times asked for, finite: one that only pads repeats the last one asked.
         """
         raise NotImplementedError
 
@@ -55,26 +59,46 @@ class BaselinePredictor(DeltaflowPredictor):
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[DistributionForecast | SampleForecast]:
         """Forecast each entry; exact distributions, or ``num_samples`` samples of a ``seed``."""
-        for number, entry in enumerate(dataset):
-            series = read_series(entry, self.schema, num_queries=self.prediction_length)
-            forecast = DistributionForecast(
-                self._distribution(series),
-                entry["start"] + series.length,
-                series.item_id,
+        check_at_least_one(num_samples=num_samples)
+        check_seed(seed)
+        entries = iter(dataset)
+        for start in itertools.count(step=BATCH_SIZE):
+            batch = list(itertools.islice(entries, BATCH_SIZE))
+            if not batch:
+                return
+            for number, forecast in enumerate(self._forecast_batch(batch), start):
+                if num_samples:
+                    with seeded(None if seed is None else derived_seed(seed, number)):
+                        yield forecast.to_sample_forecast(num_samples)
+                else:
+                    yield forecast
+
+    def _forecast_batch(self, entries: list[DataEntry]) -> Iterator[DistributionForecast]:
+        series = [read_series(e, self.schema, num_queries=self.prediction_length) for e in entries]
+        queries = [_finite_queries(one) for one in series]
+        located = [self.locate(*pair) for pair in zip(series, queries, strict=True)]
+        loc, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*located, strict=True))
+        bounds = np.cumsum([0, *map(len, queries)])
+        num_channels = len(self.schema.target)
+        shared = SharedDistribution(
+            lambda cells: self.family(loc[cells], scale[cells]), bounds, num_channels
+        )
+        channels = 0 if self.schema.univariate else list(range(num_channels))
+        for number, (entry, one) in enumerate(zip(entries, series, strict=True)):
+            forecast = DistributionForecast.of_shared(
+                shared,
+                number,
+                channels,
+                entry["start"] + one.length,
+                one.item_id,
                 entry.get("info"),
             )
-            forecast.on_real_time(query_times_of(entry), self.schema.target)
-            if num_samples:
-                with seeded(None if seed is None else derived_seed(seed, number)):
-                    forecast = forecast.to_sample_forecast(num_samples)
-            yield forecast
+            yield forecast.labelled(query_times_of(entry), self.schema.target)
 
-    def _distribution(self, series: Series) -> Distribution:
-        queries = series.times[series.length :]
-        asked = np.isfinite(queries)
-        start = series.times[series.length - 1] if series.length else 0.0
-        queries = np.where(asked, queries, queries[asked].max() if asked.any() else start)
-        loc, scale = self.locate(series, queries)
-        if self.schema.univariate:
-            loc, scale = loc[:, 0], scale[:, 0]
-        return self.family(torch.from_numpy(loc), torch.from_numpy(scale))
+
+def _finite_queries(series: Series) -> np.ndarray:
+    """Return the query times, with the last one asked in place of those that only pad."""
+    queries = series.times[series.length :]
+    asked = np.isfinite(queries)
+    last = series.times[series.length - 1] if series.length else 0.0
+    return np.where(asked, queries, queries[asked].max() if asked.any() else last)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, cast
 
 import gluonts.model.forecast as gluonts_forecast
 import gluonts.torch.model.forecast as gluonts_torch_forecast
@@ -16,6 +17,12 @@ from deltaflow.data.schema import TICKS_PER_SECOND, unit_seconds
 from deltaflow.data.validation import check_columns
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.plot import Interval, draw_forecast
+
+CELLS_AT_ONCE = 4096
+"""About so many quantiles, of a query and channel each, are computed together."""
+
+_parsed = lru_cache(maxsize=1024, typed=True)(gluonts_forecast.Quantile.parse)
+"""GluonTS's reading of the level of a quantile, which takes 50 microseconds each time."""
 
 
 def read_levels(quantile_levels: Sequence[float]) -> list[float]:
@@ -35,7 +42,7 @@ def read_levels(quantile_levels: Sequence[float]) -> list[float]:
     return levels
 
 
-class RealTime:
+class RealTimeForecast(gluonts_forecast.Forecast):
     """What the kinds of forecast share: real timestamps, a table and a plot.
 
     Attributes
@@ -47,17 +54,10 @@ class RealTime:
         Names of the channels.
     """
 
-    # Given by GluonTS's forecast classes, beside which this class stands.
-    item_id: str | None
-    info: dict | None
-    index: pd.PeriodIndex
-    prediction_length: int
-    quantile: Callable[..., np.ndarray]
-
     query_times: np.ndarray | None
     target: tuple[str, ...]
 
-    def on_real_time(self, query_times: np.ndarray | None, target: Sequence[str]) -> Any:
+    def labelled(self, query_times: np.ndarray | None, target: Sequence[str]) -> Any:
         """Set the query times and the names of the channels, and return the forecast."""
         self.query_times = query_times
         self.target = tuple(target)
@@ -70,23 +70,30 @@ class RealTime:
         Timestamps, in the time zone of the data; elapsed numbers where the data's time is
         elapsed numbers. NaT or NaN where the query only pads.
         """
-        if self.query_times is None:
-            return self.index.to_timestamp()
-        assert self.info is not None
-        origin = self.info["time_origin"]
-        if origin is None:
-            return pd.Index(self.query_times)
-        resolution = self.info["time_resolution"]
-        seconds = unit_seconds(self.info["time_unit"])
-        known = np.isfinite(self.query_times)
-        ticks = np.round(
-            np.where(known, self.query_times, 0.0) * seconds * TICKS_PER_SECOND[resolution]
-        )
-        first = np.datetime64(origin.removesuffix("Z"), resolution)
-        times = pd.DatetimeIndex(first + ticks.astype(f"timedelta64[{resolution}]"))
-        times = pd.DatetimeIndex(times.where(known))
-        zone = self.info["schema"]["time_zone"]
-        return times.tz_localize("UTC").tz_convert(zone) if zone else times
+        return _timestamps([self])
+
+    def quantile(self, level: float | str) -> np.ndarray:
+        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
+        return super().quantile(_parsed(level))  # pyright: ignore[reportArgumentType]
+
+    def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
+        """Return the quantiles of L levels.
+
+        Parameters
+        ----------
+        levels
+            The levels.
+        cells
+            Mask, ``(Q,)`` or ``(Q, D)``, of the n queries and channels that are wanted; all if
+            None.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(L, Q)`` or ``(L, Q, D)``; with ``cells``, ``(L, n)``.
+        """
+        quantiles = np.stack([self.quantile(level) for level in levels])
+        return quantiles if cells is None else quantiles[:, cells]
 
     def to_dataframe(self, quantile_levels: Sequence[float] = (0.1, 0.5, 0.9)) -> pd.DataFrame:
         """Return the forecast as a table, a row per query and channel.
@@ -105,19 +112,9 @@ class RealTime:
         Raises
         ------
         DataError
-            If the levels are no numbers between 0 and 1.
+            If the levels are not numbers between 0 and 1.
         """
-        count, channels = self.prediction_length, len(self.target)
-        table: dict[str, Any] = {
-            "item_id": self.item_id,
-            "timestamp": self.timestamps.repeat(channels),
-            "target_name": list(self.target) * count,
-            "predictions": self.quantile(0.5).reshape(-1),
-        }
-        for level in read_levels(quantile_levels):
-            table[str(level)] = self.quantile(level).reshape(-1)
-        frame = pd.DataFrame(table)
-        return frame[frame["timestamp"].notna()].reset_index(drop=True)
+        return to_dataframe([self], quantile_levels)
 
     def plot(
         self,
@@ -184,16 +181,138 @@ class RealTime:
         ax.legend(frameon=False)
 
 
-class DistributionForecast(RealTime, gluonts_torch_forecast.DistributionForecast):
+class SharedDistribution:
+    """The distribution of all queries of several forecasts, of which each owns some rows.
+
+    Quantiles and means of many forecasts take hardly longer than those of one. So those of all
+    forecasts around the one that is asked for are computed with it, and kept.
+
+    Parameters
+    ----------
+    make
+        A function that returns the distribution of some of the ``(R, D)`` cells, by an index of an
+        array of that shape.
+    bounds
+        ``(N + 1,)``: forecast ``n`` owns the rows ``bounds[n]:bounds[n + 1]``.
+    num_channels
+        The number D of channels.
+    """
+
+    def __init__(
+        self, make: Callable[[Any], Distribution], bounds: np.ndarray, num_channels: int
+    ) -> None:
+        self.make = make
+        self.bounds = bounds
+        # Forecasts that begin within the same thousands of cells are computed together.
+        self._groups = bounds[:-1] * num_channels // CELLS_AT_ONCE
+        self._known: dict[tuple[int, tuple[float, ...]], np.ndarray] = {}
+
+    def rows(self, number: int) -> np.ndarray:
+        """Return the numbers of the rows of a forecast."""
+        return np.arange(self.bounds[number], self.bounds[number + 1])
+
+    def quantiles(self, number: int, levels: tuple[float, ...]) -> np.ndarray:
+        """Return the quantiles of L levels of a forecast, ``(L, Q, D)``."""
+        return self._get(number, levels, lambda joint: quantiles_of(joint, levels))
+
+    def mean(self, number: int) -> np.ndarray:
+        """Return the mean of a forecast, ``(Q, D)``."""
+        return self._get(number, (), lambda joint: joint.mean.unsqueeze(0).numpy())[0]
+
+    def _get(
+        self, number: int, key: tuple[float, ...], compute: Callable[[Distribution], np.ndarray]
+    ) -> np.ndarray:
+        group = self._groups[number]
+        first, end = (int(np.searchsorted(self._groups, group, side)) for side in ("left", "right"))
+        low = self.bounds[first]
+        if (group, key) not in self._known:
+            self._known[group, key] = compute(self.make(slice(low, self.bounds[end])))
+        own = slice(self.bounds[number] - low, self.bounds[number + 1] - low)
+        return self._known[group, key][:, own].copy()
+
+
+def quantiles_of(distribution: Distribution, levels: Sequence[float]) -> np.ndarray:
+    """Return the quantiles of L levels of a distribution, ``(L, …)``."""
+    shape = (len(levels), *[1] * len(distribution.batch_shape))
+    return distribution.icdf(torch.tensor(levels, dtype=torch.float64).reshape(shape)).numpy()
+
+
+class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.DistributionForecast):
     """A forecast with an exact distribution at each query: ``(Q,)`` or ``(Q, D)``."""
 
-    distribution: Distribution
+    _shared: SharedDistribution | None = None
+    _number: int
+    _channels: Any
+
+    @classmethod
+    def of_shared(
+        cls,
+        shared: SharedDistribution,
+        number: int,
+        channels: int | Sequence[int],
+        start_date: pd.Period,
+        item_id: str | None,
+        info: dict | None,
+    ) -> DistributionForecast:
+        """Return a forecast whose distribution is a part of that of several forecasts.
+
+        Parameters
+        ----------
+        shared, number
+            The distribution, and the number of the forecast in it.
+        channels
+            The numbers of its channels, or the only one of a univariate forecast.
+        start_date, item_id, info
+            See GluonTS's forecasts.
+        """
+        forecast = cls.__new__(cls)
+        forecast._shared, forecast._number, forecast._channels = shared, number, channels
+        forecast.start_date, forecast.item_id, forecast.info = start_date, item_id, info
+        forecast.prediction_length = int(shared.bounds[number + 1] - shared.bounds[number])
+        forecast.shape = torch.Size((forecast.prediction_length, *np.shape(channels)))
+        forecast._mean = None
+        return forecast
+
+    @cached_property
+    def distribution(self) -> Distribution:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The distribution of the queries."""
+        assert self._shared is not None
+        rows = self._shared.rows(self._number)
+        rows = rows[:, None] if np.ndim(self._channels) else rows
+        return self._shared.make((rows, self._channels))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickled alone, a forecast takes its own distribution with it, not that of its neighbours.
+        own = {**self.__dict__, "distribution": self.distribution}
+        own.pop("_shared", None)
+        return own
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean, ``(Q,)`` or ``(Q, D)``."""
+        if self._shared is None:
+            return super().mean
+        return self._shared.mean(self._number)[..., self._channels]
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        value = gluonts_forecast.Quantile.parse(level).value
-        quantiles = self.distribution.icdf(torch.tensor([value], dtype=torch.float64))
-        return quantiles.reshape(self.shape).numpy()
+        return self.quantiles([_parsed(level).value])[0]
+
+    def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
+        """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
+        if self._shared is None:
+            quantiles = quantiles_of(self.distribution, levels)
+        elif cells is None:
+            return self._shared.quantiles(self._number, tuple(levels))[..., self._channels]
+        elif cells.any():
+            # Few cells of many are computed alone.
+            row, *channel = np.nonzero(cells)
+            channels = np.asarray(self._channels)[tuple(channel)]
+            joint = self._shared.make((self._shared.rows(self._number)[row], channels))
+            return quantiles_of(joint, levels)
+        else:
+            return np.empty((len(levels), 0))
+        return quantiles if cells is None else quantiles[:, cells]
 
     def copy_dim(self, dim: int) -> DistributionForecast:
         """Return the forecast of one channel."""
@@ -202,7 +321,7 @@ class DistributionForecast(RealTime, gluonts_torch_forecast.DistributionForecast
         forecast = DistributionForecast(
             _Channel(self.distribution, dim), self.start_date, self.item_id, self.info
         )
-        return forecast.on_real_time(self.query_times, self.target[dim : dim + 1])
+        return forecast.labelled(self.query_times, self.target[dim : dim + 1])
 
     def dim(self) -> int:
         """Return the number of channels."""
@@ -212,7 +331,7 @@ class DistributionForecast(RealTime, gluonts_torch_forecast.DistributionForecast
         """Draw samples, from each query on its own."""
         samples = self.distribution.sample(torch.Size((num_samples,))).numpy()
         forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
-        return forecast.on_real_time(self.query_times, self.target)
+        return forecast.labelled(self.query_times, self.target)
 
 
 class _Channel(Distribution):
@@ -227,13 +346,13 @@ class _Channel(Distribution):
         return self.joint.mean[:, self.channel]
 
     def icdf(self, value: torch.Tensor) -> torch.Tensor:
-        return self.joint.icdf(value)[..., self.channel]
+        return self.joint.icdf(value.unsqueeze(-1))[..., self.channel]
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
         return self.joint.sample(sample_shape)[..., self.channel]
 
 
-class EnsembleForecast(RealTime, gluonts_forecast.Forecast):
+class EnsembleForecast(RealTimeForecast):
     """The average of several forecasts of an item: of their means, and quantiles level by level.
 
     Parameters
@@ -247,7 +366,7 @@ class EnsembleForecast(RealTime, gluonts_forecast.Forecast):
         first = self.members[0]
         self.start_date, self.item_id, self.info = first.start_date, first.item_id, first.info
         self.prediction_length = first.prediction_length
-        self.on_real_time(first.query_times, first.target)
+        self.labelled(first.query_times, first.target)
 
     @property
     def mean(self) -> np.ndarray:
@@ -258,6 +377,10 @@ class EnsembleForecast(RealTime, gluonts_forecast.Forecast):
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
         return np.mean([member.quantile(level) for member in self.members], axis=0)
 
+    def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
+        """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
+        return np.mean([member.quantiles(levels, cells) for member in self.members], axis=0)
+
     def copy_dim(self, dim: int) -> EnsembleForecast:
         """Return the forecast of one channel."""
         return EnsembleForecast([member.copy_dim(dim) for member in self.members])
@@ -267,24 +390,42 @@ class EnsembleForecast(RealTime, gluonts_forecast.Forecast):
         return self.members[0].dim()
 
 
-class SampleForecast(RealTime, gluonts_forecast.SampleForecast):
+class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):
     """A forecast of sampled values: ``(num_samples, Q)`` or ``(num_samples, Q, D)``."""
 
     def copy_dim(self, dim: int) -> SampleForecast:
         """Return the forecast of one channel."""
         copy = super().copy_dim(dim)
         forecast = SampleForecast(copy.samples, copy.start_date, copy.item_id, copy.info)
-        return forecast.on_real_time(self.query_times, self.target[dim : dim + 1])
+        return forecast.labelled(self.query_times, self.target[dim : dim + 1])
 
     def copy_aggregate(self, agg_fun: Callable) -> SampleForecast:
         """Return the forecast of an aggregate over the channels."""
         copy = super().copy_aggregate(agg_fun)
         forecast = SampleForecast(copy.samples, copy.start_date, copy.item_id, copy.info)
-        return forecast.on_real_time(self.query_times, ("aggregate",))
+        return forecast.labelled(self.query_times, ("aggregate",))
 
 
-class QuantileForecast(RealTime, gluonts_forecast.QuantileForecast):
+class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
     """A forecast of quantiles: ``(K, Q)`` or ``(K, Q, D)``."""
+
+    def __init__(
+        self,
+        forecast_arrays: np.ndarray,
+        start_date: pd.Period,
+        forecast_keys: Sequence[str],
+        item_id: str | None = None,
+        info: dict | None = None,
+    ) -> None:
+        # As in GluonTS, which reads the keys anew for each forecast: half a millisecond.
+        self.forecast_array = forecast_arrays
+        self.start_date = start_date
+        self.forecast_keys = [key if key == "mean" else _parsed(key).name for key in forecast_keys]
+        self.item_id, self.info = item_id, info
+        self.prediction_length = forecast_arrays.shape[1]
+        self._dim = None
+        self._forecast_dict = dict(zip(self.forecast_keys, forecast_arrays, strict=True))
+        self._nan_out = np.full(self.prediction_length, np.nan)
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``.
@@ -296,10 +437,14 @@ class QuantileForecast(RealTime, gluonts_forecast.QuantileForecast):
         DeltaflowError
             If the head has a single level, which is another one.
         """
-        known = {key for key in self.forecast_keys if key != "mean"}
-        if len(known) == 1 and gluonts_forecast.Quantile.parse(level).name not in known:
+        known = {float(key): key for key in self.forecast_keys if key != "mean"}
+        value = _parsed(level).value
+        if value in known:
+            return self._forecast_dict[known[value]]
+        if len(known) == 1:
+            (only,) = known
             raise DeltaflowError(
-                f"no quantile {level} follows from the level {known.pop()} alone: train a head of "
+                f"no quantile {level} follows from the level {only} alone: train a head of "
                 "several levels, such as 'quantile'"
             )
         return super().quantile(level)
@@ -310,4 +455,71 @@ class QuantileForecast(RealTime, gluonts_forecast.QuantileForecast):
         forecast = QuantileForecast(
             copy.forecast_array, copy.start_date, copy.forecast_keys, copy.item_id, copy.info
         )
-        return forecast.on_real_time(self.query_times, self.target[dim : dim + 1])
+        return forecast.labelled(self.query_times, self.target[dim : dim + 1])
+
+
+def to_dataframe(
+    forecasts: Sequence[RealTimeForecast], quantile_levels: Sequence[float] = (0.1, 0.5, 0.9)
+) -> pd.DataFrame:
+    """Return forecasts as one table; see `RealTimeForecast.to_dataframe`.
+
+    Parameters
+    ----------
+    forecasts
+        At least one forecast, all of the same channels.
+    quantile_levels
+        The levels of the quantiles.
+    """
+    levels = read_levels(quantile_levels)
+    target = forecasts[0].target
+    sizes = [len(target) * forecast.prediction_length for forecast in forecasts]
+    quantiles = [forecast.quantiles([0.5, *levels]) for forecast in forecasts]
+    values = np.concatenate([part.reshape(len(part), -1) for part in quantiles], axis=1)
+    items = np.array([forecast.item_id for forecast in forecasts], dtype=object)
+    times = _timestamps(forecasts)
+    known = np.repeat(times.notna(), len(target))
+    names = np.array(target, dtype=object)
+    table = {
+        "item_id": items.repeat(sizes)[known],
+        "timestamp": times.repeat(len(target))[known],
+        "target_name": np.tile(names, len(times))[known],
+        "predictions": values[0, known],
+        **{str(level): values[number, known] for number, level in enumerate(levels, start=1)},
+    }
+    return pd.DataFrame(table)
+
+
+def _timestamps(forecasts: Sequence[RealTimeForecast]) -> pd.Index:
+    """Return the real times of the queries of all forecasts, one forecast after the other."""
+    first = forecasts[0]
+    if any(_kind_of_time(forecast) != _kind_of_time(first) for forecast in forecasts):
+        parts = [_timestamps([forecast]) for forecast in forecasts]
+        return parts[0].append(parts[1:])
+    if first.query_times is None:
+        indices = [cast(pd.PeriodIndex, forecast.index).to_timestamp() for forecast in forecasts]
+        return indices[0].append(indices[1:])
+    infos = [cast(dict, forecast.info) for forecast in forecasts]
+    queries = [cast(np.ndarray, forecast.query_times) for forecast in forecasts]
+    elapsed = np.concatenate(queries)
+    unit, resolution, zone, has_origin = _kind_of_time(first)
+    if not has_origin:
+        return pd.Index(elapsed)
+    origins = np.array(
+        [info["time_origin"].removesuffix("Z") for info in infos], dtype=f"datetime64[{resolution}]"
+    )
+    known = np.isfinite(elapsed)
+    ticks = np.where(known, elapsed, 0.0) * unit_seconds(unit) * TICKS_PER_SECOND[resolution]
+    since = np.round(ticks).astype(f"timedelta64[{resolution}]")
+    times = origins.repeat([len(part) for part in queries]) + since
+    times[~known] = np.datetime64("NaT")
+    index = pd.DatetimeIndex(times)
+    return index.tz_localize("UTC").tz_convert(zone) if zone else index
+
+
+def _kind_of_time(forecast: RealTimeForecast) -> tuple[Any, ...]:
+    """Return unit, resolution and time zone of a forecast's times, and whether they are dates."""
+    info = forecast.info
+    if forecast.query_times is None or info is None:
+        return (None,)
+    zone, resolution = info["schema"]["time_zone"], info["time_resolution"]
+    return info["time_unit"], resolution, zone, info["time_origin"] is not None

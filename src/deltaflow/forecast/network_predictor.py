@@ -1,13 +1,13 @@
 """The predictor with a network: entries in, forecasts out."""
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.torch.distributions import QuantileOutput
 from torch import Tensor
+from torch.distributions import Distribution
 
 from deltaflow.data import WindowSpec
 from deltaflow.data.series import Series, is_irregular
-from deltaflow.data.windows import Batch
+from deltaflow.data.windows import Batch, Window
 from deltaflow.errors import (
     DeltaflowError,
     DeltaflowWarning,
@@ -28,8 +29,9 @@ from deltaflow.errors import (
 from deltaflow.forecast.forecasts import (
     DistributionForecast,
     QuantileForecast,
-    RealTime,
+    RealTimeForecast,
     SampleForecast,
+    SharedDistribution,
 )
 from deltaflow.forecast.predictor import DeltaflowPredictor, find_device
 from deltaflow.heads import describe_output, has_quantiles, is_discrete, make_output
@@ -38,8 +40,6 @@ from deltaflow.randomness import check_seed, derived_seed, seeded
 from deltaflow.saving import reading
 
 _WEIGHTS = "prediction-net-state.pt"
-_T = TypeVar("_T")
-
 SAMPLING = ("marginal", "path")
 """The ways to forecast several queries: each on its own, or as coherent trajectories."""
 
@@ -110,14 +110,15 @@ class IrregularPredictor(DeltaflowPredictor):
 
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
-    ) -> Iterator[RealTime]:
+    ) -> Iterator[RealTimeForecast]:
         """Forecast each entry at its query times.
 
         Parameters
         ----------
         dataset
-            Entries whose ``feat_dynamic_real`` goes on for ``prediction_length`` query times
-            after the last observation; ordinary GluonTS entries if the model is of such.
+            Entries whose ``feat_dynamic_real`` goes on, after the last observation, with any
+            number of query times; ordinary GluonTS entries if the model is of such, which are
+            forecast for the next ``prediction_length`` periods.
         num_samples
             Number of samples per series. If None, a marginal forecast is an exact distribution,
             or quantiles, and a path forecast has ``num_parallel_samples`` trajectories; so many
@@ -133,22 +134,20 @@ class IrregularPredictor(DeltaflowPredictor):
         Raises
         ------
         DataError
-            If an entry does not fit the training data, or its query times are unknown, too many
-            or before the last observation.
+            If an entry does not fit the training data, or has no query times, or one before its
+            last observation.
         DeltaflowError
-            If the network's forecast is no number, as after a training at too high a learning
+            If the network's forecast is not a number, as after training at too high a learning
             rate; if ``num_samples`` is less than 1, or ``seed`` than 0.
         """
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         unseen = 0
-        entries = iter(dataset)
         try:
-            for number, batch in enumerate(_batches(entries, self.batch_size)):
-                series = [self._read(entry) for entry in batch]
-                unseen += sum(not np.isfinite(one.values).any() for one in series)
+            for number, batch in enumerate(self._batches(dataset)):
+                unseen += sum(not np.isfinite(series.values).any() for _, series in batch)
                 batch_seed = None if seed is None else derived_seed(seed, number)
-                yield from self._forecast_batch(batch, series, num_samples, batch_seed)
+                yield from self._forecast_batch(batch, num_samples, batch_seed)
         finally:
             # The evaluation of GluonTS does not exhaust this generator, it closes it.
             if unseen:
@@ -159,66 +158,113 @@ class IrregularPredictor(DeltaflowPredictor):
                     stacklevel=2,
                 )
 
-    def _read(self, entry: DataEntry) -> Series:
-        return self.spec.read(entry, num_queries=self.prediction_length)
+    def _batches(self, dataset: Dataset) -> Iterator[list[tuple[DataEntry, Series]]]:
+        """Read the entries in batches, which are smaller where many times are asked for."""
+        batch: list[tuple[DataEntry, Series]] = []
+        most = 0
+        for entry in dataset:
+            series = self.spec.read(entry, num_queries=self.prediction_length)
+            most = max(most, _count_queries(series))
+            size = len(batch) + 1
+            if batch and (size > self.batch_size or size * most > self._queries_at_once):
+                yield batch
+                batch, most = [], _count_queries(series)
+            batch.append((entry, series))
+        if batch:
+            yield batch
+
+    @property
+    def _queries_at_once(self) -> int:
+        return self.batch_size * max(self.prediction_length, 64)
 
     def _forecast_batch(
-        self,
-        entries: list[DataEntry],
-        series: list[Series],
-        num_samples: int | None,
-        seed: int | None,
-    ) -> Iterator[RealTime]:
-        cpu = self.spec.collate([self.spec.cut(one, one.length) for one in series])
-        batch = Batch(*(part.to(self.device) for part in cpu))
-        shape = (len(series), self.prediction_length, self.network.num_targets)
-        loc = cpu.loc.unsqueeze(1).expand(shape)  # (B, Q, D)
-        scale = cpu.scale.unsqueeze(1).expand(shape)
-        with torch.no_grad(), seeded(seed, self.device), _in_numbers():
+        self, items: list[tuple[DataEntry, Series]], num_samples: int | None, seed: int | None
+    ) -> Iterator[RealTimeForecast]:
+        series = [one for _, one in items]
+        with torch.no_grad(), seeded(seed, self.device), _advising():
             if self.sampling == "path":
-                count = num_samples or self.num_parallel_samples
-                forecasts = self._samples(batch, count, loc, scale)
+                forecasts = self._paths(series, num_samples or self.num_parallel_samples)
             else:
-                args = tuple(_finite(arg).double().cpu() for arg in self.network(batch))
-                forecasts = self._marginals(args, loc, scale, num_samples)
+                forecasts = self._marginals(series, num_samples)
 
-        for entry, one, forecast in zip(entries, series, forecasts, strict=True):
+        for (entry, one), forecast in zip(items, forecasts, strict=True):
             start = entry["start"] + one.length
             made = forecast(start_date=start, item_id=one.item_id, info=entry.get("info"))
-            yield made.on_real_time(query_times_of(entry), self.schema.target)
+            yield made.labelled(query_times_of(entry), self.schema.target)
 
-    def _samples(
-        self, batch: Batch, count: int, loc: Tensor, scale: Tensor
-    ) -> Iterator[Callable[..., RealTime]]:
-        drawn = _finite(self.network.sample_paths(batch, count)).double().cpu()  # (B, N, Q, D)
+    def _collate(self, series: list[Series]) -> Batch:
+        windows = [
+            Window(one, self.spec.context_of(one, one.length), slice(one.length, len(one.times)))
+            for one in series
+        ]
+        return self.spec.collate(windows)
+
+    def _paths(
+        self, series: list[Series], num_samples: int
+    ) -> Iterable[Callable[..., RealTimeForecast]]:
+        """Sample trajectories through the queries, in order of time."""
+        orders = [np.argsort(one.times[one.length :], kind="stable") for one in series]
+        batch = self._collate([_reordered(*pair) for pair in zip(series, orders, strict=True)])
+        drawn = self.network.sample_paths(self._on_device(batch), num_samples)
+        drawn = _finite(drawn).double().cpu()  # (B, N, Q, D)
         if not is_discrete(self.network.head.output):
-            drawn = loc.unsqueeze(1) + scale.unsqueeze(1) * drawn
-        return (partial(SampleForecast, self._univariate(own).numpy()) for own in drawn)
+            drawn = batch.loc[:, None, None] + batch.scale[:, None, None] * drawn
+        samples = self._univariate(drawn).numpy()
+        return [
+            partial(SampleForecast, own[:, np.argsort(order)])
+            for own, order in zip(samples, orders, strict=True)
+        ]
 
     def _marginals(
-        self, args: tuple[Tensor, ...], loc: Tensor, scale: Tensor, num_samples: int | None
-    ) -> Iterator[Callable[..., RealTime]]:
-        head = self.network.head
+        self, series: list[Series], num_samples: int | None
+    ) -> Iterable[Callable[..., RealTimeForecast]]:
+        """Forecast each query on its own: by a distribution, by quantiles, or by samples."""
+        batch, head = self._collate(series), self.network.head
+        counts = np.array([_count_queries(one) for one in series])
+        bounds = np.concatenate([[0], counts.cumsum()])
+        asked = torch.arange(max(counts)) < torch.from_numpy(counts).unsqueeze(-1)  # (B, Q)
+        # The R queries of all series, one series after the other: (R, D), or (R, D, K).
+        args = [_finite(arg).double().cpu()[asked] for arg in self._decoded(batch)]
+        number = asked.nonzero()[:, 0]
+        loc, scale = batch.loc[number], batch.scale[number]
+        rows = [slice(*pair) for pair in itertools.pairwise(bounds.tolist())]
+
         if head.quantile_levels is not None:
             *mean, quantiles = args
             keys = ["mean"] * len(mean) + [str(level) for level in head.quantile_levels]
-            scaled = torch.cat([*(part.unsqueeze(-1) for part in mean), quantiles], dim=-1)
-            values = loc.unsqueeze(-1) + scale.unsqueeze(-1) * scaled  # (B, Q, D, K)
-            arrays = self._univariate(values.movedim(-1, 1)).numpy()
-            return (partial(QuantileForecast, own, forecast_keys=keys) for own in arrays)
-        joint = head.distribution(args, loc, scale)
-        if num_samples or not has_quantiles(joint):
-            drawn = joint.sample(torch.Size((num_samples or self.num_parallel_samples,)))
-            return (
-                partial(SampleForecast, self._univariate(own).numpy()) for own in drawn.unbind(1)
-            )
-        if self.schema.univariate:
-            loc, scale = loc.squeeze(-1), scale.squeeze(-1)
-            args = tuple(arg.squeeze(2) for arg in args)
+            scaled = torch.stack([*mean, *quantiles.unbind(-1)])
+            values = self._univariate(loc + scale * scaled).numpy()  # (K, R, D)
+            return (partial(QuantileForecast, values[:, own], forecast_keys=keys) for own in rows)
+
+        def distribution(cells: Any) -> Distribution:
+            return head.distribution([arg[cells] for arg in args], loc[cells], scale[cells])
+
+        if num_samples or not has_quantiles(distribution(slice(0, 1))):
+            count = torch.Size((num_samples or self.num_parallel_samples,))
+            drawn = self._univariate(distribution(slice(None)).sample(count)).numpy()  # (N, R, D)
+            return (partial(SampleForecast, drawn[:, own]) for own in rows)
+        channels = 0 if self.schema.univariate else list(range(len(self.schema.target)))
+        shared = SharedDistribution(distribution, bounds, len(self.schema.target))
         return (
-            partial(DistributionForecast, head.distribution(own_args, own_loc, own_scale))
-            for *own_args, own_loc, own_scale in zip(*args, loc, scale, strict=True)
+            partial(DistributionForecast.of_shared, shared, number, channels)
+            for number in range(len(rows))
         )
+
+    def _decoded(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the arguments ``(B, Q, D)`` at any number of queries, in pieces that fit."""
+        batch = self._on_device(batch)
+        encoded = self.network.encode(batch)
+        size = max(1, self._queries_at_once // len(batch.lengths))
+        pieces = zip(
+            batch.query_delta_t.split(size, dim=1),
+            batch.query_covariates.split(size, dim=1),
+            strict=True,
+        )
+        parts = [self.network.decode(encoded, *piece) for piece in pieces]
+        return tuple(torch.cat(arg, dim=1) for arg in zip(*parts, strict=True))
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return Batch(*(part.to(self.device) for part in batch))
 
     def _univariate(self, values: Tensor) -> Tensor:
         """Drop the channel axis, the last one, of a univariate forecast, as GluonTS expects it."""
@@ -265,15 +311,15 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> Non
 
 
 @contextmanager
-def _in_numbers() -> Iterator[None]:
-    """Turn the refusal of what is no number into advice."""
+def _advising() -> Iterator[None]:
+    """Say what to do where torch refuses a forecast that is not finite."""
     try:
         yield
     except (ValueError, torch.linalg.LinAlgError) as error:
         if isinstance(error, DeltaflowError):
             raise
         raise DeltaflowError(
-            "the network's forecast is no number: train again, at a lower learning rate"
+            "the network's forecast is not a number: train again, at a lower learning rate"
         ) from error
 
 
@@ -283,9 +329,14 @@ def _finite(values: Tensor) -> Tensor:
     return values
 
 
-def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
-    while batch := list(islice(items, size)):
-        yield batch
+def _count_queries(series: Series) -> int:
+    return len(series.times) - series.length
+
+
+def _reordered(series: Series, order: np.ndarray) -> Series:
+    """Return the series with its queries in another order."""
+    rows = np.concatenate([np.arange(series.length), series.length + order])
+    return series._replace(times=series.times[rows], covariates=series.covariates[rows])
 
 
 def query_times_of(entry: DataEntry) -> np.ndarray | None:

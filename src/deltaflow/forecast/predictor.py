@@ -18,7 +18,7 @@ from gluonts.torch.util import resolve_device
 from deltaflow._version import __version__
 from deltaflow.data.schema import Schema
 from deltaflow.errors import DeltaflowError
-from deltaflow.forecast.forecasts import RealTime
+from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.saving import MARKER, reading, replacing
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class DeltaflowPredictor(RepresentablePredictor):
     @abstractmethod
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
-    ) -> Iterator[RealTime]:
+    ) -> Iterator[RealTimeForecast]:
         """Forecast each entry at its query times, in the order of the data set.
 
         Parameters

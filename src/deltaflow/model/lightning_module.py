@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deltaflow.data import Batch, WindowSpec
 from deltaflow.errors import DeltaflowError, check_at_least_one
-from deltaflow.forecast.forecasts import RealTime
+from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
 from deltaflow.model.metrics import ForecastScores
@@ -155,7 +155,9 @@ class ForecastLightningModule(pl.LightningModule):
         """Make the predictor that the forecasts come from."""
         self._predictor = self.to_predictor().to(self.device)
 
-    def predict_step(self, batch: Sequence[DataEntry], batch_idx: int = 0) -> list[RealTime]:
+    def predict_step(
+        self, batch: Sequence[DataEntry], batch_idx: int = 0
+    ) -> list[RealTimeForecast]:
         """Return the forecasts of entries that end with their queries.
 
         For entries of one's own, ``Trainer.predict`` takes

@@ -154,7 +154,7 @@ class ResampledPredictor(Predictor):
             forecast = SampleForecast(
                 samples, entry["start"] + series.length, series.item_id, entry.get("info")
             )
-            yield forecast.on_real_time(query_times_of(entry), schema.target)
+            yield forecast.labelled(query_times_of(entry), schema.target)
 
     def _roll(self, regular: list[DataEntry], rounds: int, options: dict[str, Any]) -> np.ndarray:
         """Return sampled paths of each series, from its last value on: ``(B · D, N, 1 + S)``."""
