@@ -1,8 +1,12 @@
 """Forecasts live on the real time axis, as tables and as plots."""
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
+from gluonts.torch.distributions.studentT import StudentT
+from torch.distributions import Normal
 
 from deltaflow import (
     DataError,
@@ -11,6 +15,7 @@ from deltaflow import (
     IrregularDataset,
     TimeSplitter,
 )
+from deltaflow.forecast.forecasts import quantiles_of, to_dataframe
 
 KINDS_OF_FORECAST = {
     "distribution": {},
@@ -157,3 +162,76 @@ def test_quantiles_are_asked_for_by_number_or_by_name(forecasts):
         forecast = forecasts(kind)[0]
         np.testing.assert_array_equal(forecast.quantile(0.9), forecast.quantile("0.9"))
         np.testing.assert_array_equal(forecast.quantile(0.9), forecast.quantile("p90"))
+
+
+@any_forecast
+def test_several_quantiles_are_those_of_each_level(kind, forecasts):
+    forecast = forecasts(kind)[2]
+    levels = [0.9, 0.123, 0.5]
+    expected = np.stack([forecast.quantile(level) for level in levels])
+    np.testing.assert_array_equal(forecast.quantiles(levels), expected)
+    cells = np.array([[True, False], [False, False], [True, True], [False, True]])
+    np.testing.assert_allclose(forecast.quantiles(levels, cells), expected[:, cells], rtol=1e-12)
+    assert forecast.quantiles(levels, np.zeros((4, 2), dtype=bool)).shape == (3, 0)
+    channel = forecast.copy_dim(1)
+    np.testing.assert_array_equal(
+        channel.quantiles(levels, cells[:, 1]), expected[:, cells[:, 1], 1]
+    )
+
+
+@any_forecast
+def test_forecasts_can_be_pickled_one_by_one(kind, forecasts):
+    forecast, other = forecasts(kind)[2], forecasts(kind)[3]
+    copied = pickle.loads(pickle.dumps(forecast))
+    pd.testing.assert_frame_equal(copied.to_dataframe(), forecast.to_dataframe())
+    np.testing.assert_array_equal(copied.mean, forecast.mean)
+    np.testing.assert_array_equal(copied.copy_dim(1).mean, forecast.mean[:, 1])
+    assert len(pickle.dumps(forecast)) < 1.7 * len(pickle.dumps(other))
+
+
+def test_callers_may_change_what_they_are_given(forecasts):
+    forecast = forecasts("distribution")[0]
+    before = forecast.to_dataframe()
+    forecast.quantile(0.5)[:] = 0
+    forecast.mean[:] = 0
+    pd.testing.assert_frame_equal(forecast.to_dataframe(), before)
+
+
+@pytest.mark.parametrize("kind", ["network", "hold"])
+def test_quantiles_of_many_forecasts_are_computed_together(
+    kind, multivariate, make_estimator, instances, monkeypatch
+):
+    predictor = HoldPredictor.fit(multivariate, 4)
+    if kind == "network":
+        predictor = make_estimator(GRUFlowEstimator, batch_size=64).train(multivariate)
+    family = StudentT if kind == "network" else Normal
+    inverse, calls = family.icdf, []
+    monkeypatch.setattr(family, "icdf", lambda *args: calls.append(args) or inverse(*args))
+    entries = instances(multivariate)
+    tables = [forecast.to_dataframe() for forecast in predictor.predict(entries * 8)]
+    assert len(tables) == 64
+    assert len(calls) <= 3
+    for table, forecast in zip(tables, predictor.predict(entries), strict=False):
+        alone = quantiles_of(forecast.distribution, [0.9])[0]
+        np.testing.assert_allclose(table["0.9"], alone.reshape(-1), rtol=1e-5)
+
+
+def test_a_table_of_many_forecasts_is_their_tables_one_after_the_other(forecasts, univariate):
+    own = forecasts("distribution")
+    expected = pd.concat([one.to_dataframe([0.2]) for one in own], ignore_index=True)
+    pd.testing.assert_frame_equal(to_dataframe(own, [0.2]), expected)
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_a_table_of_forecasts_with_times_of_different_kinds(zone, univariate_frame):
+    made = []
+    for resolution, unit in (("s", "h"), ("ms", "D")):
+        times = univariate_frame["timestamp"] + pd.Timedelta(1, unit=resolution)
+        frame = univariate_frame.assign(timestamp=times.dt.tz_localize(zone))
+        data = IrregularDataset.from_long_dataframe(frame, target="HR", time_unit=unit)
+        test = TimeSplitter(after="20h", horizon="4h").split(data)[1]
+        made += HoldPredictor.fit(data, 10).predict(test.generate_instances(10).input)
+    table = to_dataframe(made)
+    expected = pd.concat([one.to_dataframe() for one in made], ignore_index=True)
+    assert table["timestamp"].tolist() == expected["timestamp"].tolist()
+    pd.testing.assert_series_equal(table["0.9"], expected["0.9"])

@@ -8,6 +8,7 @@ from gluonts.model.seasonal_naive import SeasonalNaivePredictor
 from deltaflow import (
     DataError,
     DeltaflowError,
+    EnsemblePredictor,
     GRUFlowEstimator,
     HoldPredictor,
     IrregularDataset,
@@ -182,6 +183,72 @@ def test_items_may_be_asked_a_different_number_of_questions(predictor, frames):
     np.testing.assert_allclose(merged["0.9"], merged["0.9_full"], rtol=1e-5)
 
 
+KINDS = {
+    "distribution": {},
+    "quantiles": {"distr_output": "quantile"},
+    "samples": {"distr_output": "negative_binomial"},
+    "paths": {"sampling": "path"},
+    "hold": {},
+    "ensemble": {},
+}
+
+
+@pytest.fixture(scope="module")
+def predictors(make_frame, roles, make_estimator):
+    """A function ``kind -> predictor`` of data with counts for channels, made once each."""
+    frame = make_frame(("HR", "MAP"))
+    frame[["HR", "MAP"]] = frame[["HR", "MAP"]].round()
+    data = IrregularDataset.from_long_dataframe(frame, **roles)
+    made = {}
+
+    def get(kind: str):
+        if kind not in made:
+            hold = HoldPredictor.fit(data, 4)
+            network = hold
+            if kind != "hold":
+                network = make_estimator(GRUFlowEstimator, **KINDS[kind]).train(data)
+            made[kind] = EnsemblePredictor([network, hold]) if kind == "ensemble" else network
+        return made[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_questions_is_answered(kind, predictors, frames):
+    past, future = frames
+    predictor = predictors(kind)
+    many = pd.concat([future] * 50)  # 150 of each item
+    one = future[future["item_id"] == "p3"].iloc[[0] * 5000]  # 20 times a piece
+    few = future.groupby("item_id").head(1)
+    questions = pd.concat([many, one, few]).sort_values("timestamp")
+    result = predict_df(predictor, past, questions, seed=1)
+    assert len(result) == 2 * len(questions)
+    values = result[["0.1", "0.5", "0.9"]].to_numpy()
+    assert np.isfinite(values).all()
+    assert (np.diff(values, axis=1) >= 0).all()
+    if kind in ("samples", "paths"):
+        return  # which are drawn anew for each question
+    alone = predict_df(predictor, past, future)
+    keys = ["item_id", "timestamp", "target_name"]
+    merged = result.merge(alone, on=keys, suffixes=("", "_alone"))
+    assert len(merged) == len(result)
+    # Sums in float32, of other shapes.
+    np.testing.assert_allclose(merged["0.9"], merged["0.9_alone"], rtol=1e-5)
+
+
+def test_paths_do_not_depend_on_the_number_of_questions_to_others(predictors, frames):
+    past, future = frames
+    future = future.sort_values(["item_id", "timestamp"], ascending=[True, False])
+    only = future[future["item_id"] == "p0"].iloc[1:]  # backwards in time, and fewer
+    many = future[future["item_id"] == "p1"].iloc[[0, 1, 2, 2, 2, 2]]
+    answers = [
+        predict_df(predictors("paths"), past, pd.concat([only, others]), seed=3)
+        for others in (many.iloc[:2], many)
+    ]
+    one, other = (answer[answer["item_id"] == "p0"] for answer in answers)
+    pd.testing.assert_frame_equal(one, other)
+
+
 def test_past_items_without_questions_are_left_out(predictor, frames):
     past, future = frames
     result = predict_df(predictor, past, future[future["item_id"] == "p3"])
@@ -244,9 +311,6 @@ BAD = {
     "a query before the last observation": (
         lambda p, f: (p, f.assign(timestamp=pd.Timestamp("2020-01-01"))),
         "before the last observation", "timestamp"),
-    "too many questions": (
-        lambda p, f: (p, pd.concat([f, f])), "more than the predictor's prediction_length 4",
-        "timestamp"),
     "an item without a past": (
         lambda p, f: (p[p["item_id"] != "p2"], f), "has no past rows", None),
     "no past at all": (

@@ -58,8 +58,8 @@ def predict_df(
     Raises
     ------
     DataError
-        As `IrregularDataset.from_long_dataframe`; and if an item has no past rows, more rows in
-        the future than ``prediction_length``, or a future time before its last observation.
+        As `IrregularDataset.from_long_dataframe`; and if an item has no past rows, or a future
+        time before its last observation.
 
     Examples
     --------
@@ -135,29 +135,16 @@ def predict_df(
             field=timestamp,
         )
     entries = read_entries(both, rows, times, timestamp, schema, asked)
-    length = predictor.prediction_length
-    for entry in entries:
-        given = entry["feat_dynamic_real"]
-        queries = given.shape[1] - entry["target"].shape[-1]
-        if queries > length:
-            raise DataError(
-                f"{queries} future rows are more than the predictor's prediction_length {length}",
-                "train with a larger prediction_length, or ask in several calls",
-                item=entry["item_id"],
-                field=timestamp,
-            )
-        padding = [(0, 0), (0, length - queries)]
-        entry["feat_dynamic_real"] = np.pad(given, padding, constant_values=np.nan)
 
     channels = len(schema.target)
-    answers = np.full((len(future_df), channels, 1 + len(levels)), np.nan)
-    forecasts = predictor.predict(entries, seed=seed)
-    for number, forecast in enumerate(forecasts):
+    answers = np.empty((len(future_df), channels, 1 + len(levels)))
+    for number, forecast in enumerate(predictor.predict(entries, seed=seed)):
         own = rows.order[rows.bounds[number] : rows.bounds[number + 1]]
         places = own[own >= len(past_df)] - len(past_df)
-        for column, level in enumerate([0.5, *levels]):
-            quantile = forecast.quantile(level).reshape(length, channels)
-            answers[places, :, column] = quantile[: len(places)]
+        quantiles = forecast.quantiles([0.5, *levels])  # (L, Q), or (L, Q, D)
+        answers[places] = quantiles.reshape(1 + len(levels), len(places), channels).transpose(
+            1, 2, 0
+        )
 
     result = future[keys].iloc[np.repeat(np.arange(len(future_df)), channels)]
     result = result.reset_index(drop=True)
