@@ -36,7 +36,7 @@ def derived_seed(seed: int, *part: int) -> int:
     False
     """
     sequence = np.random.SeedSequence(seed, spawn_key=part)
-    return int(sequence.generate_state(1, np.uint64)[0])
+    return int(sequence.generate_state(1)[0])
 
 
 @contextmanager
