@@ -6,6 +6,7 @@ from deltaflow.encoders.encoder import Encoder, State
 from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution, VectorField
 from deltaflow.encoders.gru_d import GRUDEncoder
 from deltaflow.encoders.gru_ode import GRUField, gru_ode
+from deltaflow.encoders.linear_flow import LinearFlowEncoder
 from deltaflow.encoders.neural_cde import NeuralCDEEncoder
 from deltaflow.encoders.neural_ode import MLPField, ODEEvolution, Solver, ode_rnn
 from deltaflow.encoders.recurrent import (
@@ -24,6 +25,7 @@ __all__ = [
     "FlowEvolution",
     "GRUDEncoder",
     "GRUField",
+    "LinearFlowEncoder",
     "MLPField",
     "NeuralCDEEncoder",
     "NoEvolution",
@@ -65,6 +67,7 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "gru_flow": gru_flow,
     "coupling_flow": coupling_flow,
     "resnet_flow": resnet_flow,
+    "linear_flow": LinearFlowEncoder,
     "gru": gru,
     "gru_d": GRUDEncoder,
     "ode_rnn": ode_rnn,

@@ -9,6 +9,7 @@ from deltaflow.flows.contractive import ContractiveMLP, spectral_normalise
 from deltaflow.flows.coupling import CouplingFlow, CouplingLayer
 from deltaflow.flows.flow import Flow, FlowInversionError, FlowMap
 from deltaflow.flows.gru import GRUFlow, GRULayer
+from deltaflow.flows.linear import LinearFlow
 from deltaflow.flows.resnet import ResNetFlow, ResNetLayer
 from deltaflow.flows.time_embedding import (
     BOUNDED_TIME_EMBEDDINGS,
@@ -35,6 +36,7 @@ __all__ = [
     "FourierTime",
     "GRUFlow",
     "GRULayer",
+    "LinearFlow",
     "LinearTime",
     "LogTime",
     "ResNetFlow",
@@ -49,4 +51,5 @@ FLOWS: dict[str, Callable[..., Flow]] = {
     "resnet": ResNetFlow,
     "gru": GRUFlow,
     "coupling": CouplingFlow,
+    "linear": LinearFlow,
 }
