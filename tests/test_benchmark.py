@@ -16,7 +16,7 @@ def written(tmp_path_factory):
     """The directory of a complete run at tiny sizes."""
     output = tmp_path_factory.mktemp("benchmark") / "new"
     growth = {axis: sizes[:2] for axis, sizes in benchmark.GROWTH.items()}
-    growth |= {"hidden_size": (4, 8), "observations": (2, 3)}
+    growth |= {"hidden_size": (4, 8), "observations": (2, 3), "long": (2, 30)}
     benchmark.benchmark(output, workload=TINY, growth=growth, seconds=0.0)
     return output
 
@@ -52,7 +52,16 @@ def test_the_markdown_has_every_table(written):
         *(f"## ms by {axis}" for axis in benchmark.GROWTH),
         "## training of gru_flow on the clinical sample",
     ]
-    assert text.count("| gru_flow |") == 1 + len(benchmark.GROWTH)
+    assert text.count("| gru_flow |") == len(benchmark.GROWTH)
+    assert text.count("| linear_flow |") == 1 + len(benchmark.GROWTH)
+
+
+def test_the_longest_series_are_read_alone_and_by_those_that_can(written):
+    grown = pd.read_csv(written / "benchmark_growth.csv")
+    readers = set(grown.loc[grown["axis"] == "long", "encoder"])
+    assert readers == {"nn.GRU", *benchmark.LONG_READERS}
+    assert benchmark.Workload().grown("long", 100_000).series == 1
+    assert benchmark.GROWTH["long"] == (1_600, 10_000, 100_000)
 
 
 def test_quick_stops_after_the_first_table(tmp_path, monkeypatch, capsys):

@@ -44,8 +44,12 @@ GROWTH = {
     "hidden_size": (16, 32, 64, 128, 256),
     "series": (16, 64, 256),
     "queries": (1, 10, 100, 1000),
+    "long": (1_600, 10_000, 100_000),
 }
-"""The sizes along each axis of growth."""
+"""The sizes along each axis of growth; ``long`` counts the observations of a single series."""
+
+LONG_READERS = ("linear_flow", "coupling_flow", "gru")
+"""Encoders that read series of any length in a reasonable time."""
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 30
 
@@ -70,12 +74,15 @@ class Workload:
         The width of encoders and floor.
     queries
         The number of times per series at which the state is asked for.
+    encoders
+        The encoders that read it.
     """
 
     series: int = 64
     observations: int = 100
     hidden_size: int = 32
     queries: int = 1
+    encoders: Sequence[str] = tuple(ENCODERS)
 
     num_channels, num_features = 7, 1
 
@@ -97,6 +104,12 @@ class Workload:
         """Draw the inputs of the floor."""
         num_inputs = 2 * self.num_channels + self.num_features + 1
         return torch.randn(self.series, self.observations, num_inputs, device=device)
+
+    def grown(self, axis: str, size: int) -> Workload:
+        """Return the workload with another size along an axis of `GROWTH`."""
+        if axis == "long":
+            return replace(self, series=1, observations=size, encoders=LONG_READERS)
+        return replace(self, **{axis: size})
 
     def gaps(self, device: torch.device) -> Tensor:
         """Return the times of the queries."""
@@ -168,7 +181,7 @@ def benchmark(
             for size in sizes:
                 measure = time_queries if axis == "queries" else time_reading
                 part = measure(
-                    replace(workload, **{axis: size}),
+                    workload.grown(axis, size),
                     place,
                     seconds / 3,
                     lambda what, label=f"{axis} {size}": tell(f"{label} · {what}"),
@@ -206,7 +219,7 @@ def time_reading(
     batch, inputs = workload.batch(device), workload.inputs(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoders = {name: _encoder(name, workload, device) for name in ENCODERS}
+        encoders = {name: _encoder(name, workload, device) for name in workload.encoders}
         floor = nn.GRU(inputs.shape[-1], workload.hidden_size, batch_first=True).to(device)
     readers: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
         FLOOR: (floor, lambda: floor(inputs)[1])
@@ -240,7 +253,7 @@ def time_queries(
     floor = nn.GRU(inputs.shape[-1], workload.hidden_size, batch_first=True).to(device)
     calls: dict[str, Callable[[], object]] = {FLOOR: lambda: floor(inputs)}
     with torch.no_grad():
-        for name in ENCODERS:
+        for name in workload.encoders:
             encoder = _encoder(name, workload, device)
             state = encoder(**batch)
             calls[name] = lambda e=encoder, s=state: e.evolve(s, gaps)

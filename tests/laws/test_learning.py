@@ -9,10 +9,12 @@ from gluonts.model.evaluation import evaluate_model
 import deltaflow
 from deltaflow.tasks import irregular_sine
 
+PERIODIC = {"time_embedding": "fourier"}
 FLOW_ESTIMATORS = [
-    deltaflow.GRUFlowEstimator,
-    deltaflow.CouplingFlowEstimator,
-    deltaflow.ResNetFlowEstimator,
+    (deltaflow.GRUFlowEstimator, PERIODIC),
+    (deltaflow.CouplingFlowEstimator, PERIODIC),
+    (deltaflow.ResNetFlowEstimator, PERIODIC),
+    (deltaflow.LinearFlowEstimator, {}),
 ]
 
 
@@ -26,8 +28,12 @@ def sines():
     return train, template.generate_instances(10)
 
 
-@pytest.mark.parametrize("estimator_class", FLOW_ESTIMATORS, ids=lambda cls: cls.__name__)
-def test_irregular_sine_is_forecast_with_a_quarter_of_the_error_of_hold(estimator_class, sines):
+@pytest.mark.parametrize(
+    ("estimator_class", "encoder_kwargs"), FLOW_ESTIMATORS, ids=lambda part: getattr(part, "__name__", "")
+)
+def test_irregular_sine_is_forecast_with_a_quarter_of_the_error_of_hold(
+    estimator_class, encoder_kwargs, sines
+):
     train, test_data = sines
     metrics = [MSE(), Coverage(0.1), Coverage(0.9)]
     hold = evaluate_model(
@@ -36,7 +42,7 @@ def test_irregular_sine_is_forecast_with_a_quarter_of_the_error_of_hold(estimato
     estimator = estimator_class(
         prediction_length=10,
         context_length=30,
-        encoder_kwargs={"time_embedding": "fourier"},
+        encoder_kwargs=encoder_kwargs,
         lr=0.01,
         seed=0,
         trainer_kwargs={"max_epochs": 4, "enable_progress_bar": False},

@@ -153,7 +153,7 @@ def test_outliers_are_drawn_in():
     torch.testing.assert_close(_tamed(-large), -_tamed(large))
 
 
-@pytest.mark.parametrize("encoder", ["gru_flow", "resnet_flow", "coupling_flow", "ode_rnn"])
+@pytest.mark.parametrize("encoder", ["gru_flow", "linear_flow", "coupling_flow", "ode_rnn"])
 def test_autocast_reaches_no_flow_and_no_solver(encoder, multivariate, instances, make_estimator):
     estimator = make_estimator(IrregularEstimator, encoder=encoder, network="channelwise")
     predictor, entries = estimator.train(multivariate), instances(multivariate)

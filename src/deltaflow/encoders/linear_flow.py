@@ -69,7 +69,9 @@ class LinearFlowEncoder(Encoder):
         cycles: Sequence[float] = (),
     ) -> None:
         super().__init__(num_channels, num_features, hidden_size)
-        self.flow = LinearFlow(hidden_size, span=span, cycles=cycles)
+        # In each layer oscillators of every speed, and of every cycle.
+        repeated = [cycle for cycle in cycles for _ in range(num_layers)]
+        self.flow = LinearFlow(hidden_size, span=span, cycles=repeated)
         count = self.flow.num_modes
         if not 1 <= num_layers <= count:
             raise DeltaflowError(
@@ -88,6 +90,8 @@ class LinearFlowEncoder(Encoder):
             nn.Linear(2 * size + num_inputs, width) for size in self.sizes[:-1]
         )
         with torch.no_grad():
+            layer = torch.arange(len(self.flow.frequency)) % num_layers
+            self.flow.frequency.copy_(self.flow.frequency[layer.argsort(stable=True)])
             for entry, size in zip(self.entries, self.sizes, strict=True):
                 cast(nn.Linear, entry).bias[:size] = GATE_BIAS
 

@@ -12,7 +12,7 @@ of the recurrence is a recurrence of the same kind that runs backwards.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -70,9 +70,7 @@ class _Scan(torch.autograd.Function):
 
 def _shifted(steps: Tensor, by: int) -> Tensor:
     """Return what stood one step before (1) or after (-1) each step, and 0 where nothing did."""
-    if by > 0:
-        return F.pad(steps[:, :, :-1], (0, 0, 1, 0))
-    return F.pad(steps[:, :, 1:], (0, 0, 0, 1))
+    return F.pad(steps, (0, 0, by, -by)) if steps.shape[2] else steps
 
 
 def _states(factors: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
@@ -81,57 +79,74 @@ def _states(factors: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
     num_steps = inputs.shape[2]
     length = math.isqrt(num_steps) if num_steps > SHORT else num_steps + 1
     whole = num_steps // length * length
-    whole_part, rest = (
+    chunked, rest = (
         [part[:, :, steps] for part in (factors, inputs, states)]
         for steps in (slice(whole), slice(whole, None))
     )
-    state = inputs.new_zeros(inputs[:, :, :1].shape).squeeze(2)
+    state = torch.zeros_like(inputs[:, :, :1]).squeeze(2)
     if reverse:
-        state = _one_by_one(state, rest, reverse)
+        state = _one_by_one(state, *rest, reverse)
     if whole:
-        state = _in_chunks(state, whole_part, length, reverse)
+        state = _in_chunks(state, *chunked, length, reverse)
     if not reverse:
-        _one_by_one(state, rest, reverse)
+        _one_by_one(state, *rest, reverse)
     return states
 
 
-def _one_by_one(state: Tensor, parts: list[Tensor], reverse: bool) -> Tensor:
-    """Compute states ``(2, N, T, …)`` from the one before them, and return the last one."""
-    steps = list(zip(*(part.unbind(2) for part in parts), strict=True))
-    for factor, added, out in reversed(steps) if reverse else steps:
-        state = _step(factor, state, added, out)
-    return state
+def _one_by_one(
+    state: Tensor, factors: Tensor, inputs: Tensor, states: Tensor, reverse: bool
+) -> Tensor:
+    """Write states ``(2, N, T, …)`` from the one before them, and return the last one."""
+    now = state.unbind()
+    for factor, added, out in _steps(factors, inputs, states, reverse=reverse):
+        now = _step(factor, now, added, out)
+    return torch.stack(now)
 
 
-def _in_chunks(state: Tensor, parts: list[Tensor], length: int, reverse: bool) -> Tensor:
-    """Compute states as `_one_by_one` does, in chunks of some length side by side."""
+def _in_chunks(
+    state: Tensor, factors: Tensor, inputs: Tensor, states: Tensor, length: int, reverse: bool
+) -> Tensor:
+    """Do as `_one_by_one`, in chunks of some length side by side."""
     # The steps of a chunk come before the chunks: (2, N, length, C, B).
-    parts = [part.unflatten(2, (-1, length)).transpose(2, 3) for part in parts]
-    product, end = _whole_chunks(*parts[:2], reverse)  # (2, N, C, B)
+    factors, inputs, states = (
+        part.unflatten(2, (-1, length)).transpose(2, 3) for part in (factors, inputs, states)
+    )
+    product, end = _whole_chunks(factors, inputs, reverse)  # (2, N, C, B)
     after = torch.empty_like(end)
-    last = _one_by_one(state, [product, end, after], reverse)
+    last = _one_by_one(state, product, end, after, reverse)
     state = state.unsqueeze(2)
     before = [after[:, :, 1:], state] if reverse else [state, after[:, :, :-1]]
-    _one_by_one(torch.cat(before, 2), parts, reverse)
+    _one_by_one(torch.cat(before, 2), factors, inputs, states, reverse)
     return last
 
 
 def _whole_chunks(factors: Tensor, inputs: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
     """Return ``(2, N, C, B)`` each: a chunk of steps maps a state s to product · s + end."""
-    steps = list(zip(factors.unbind(2), inputs.unbind(2), strict=True))
-    (product, end), *others = reversed(steps) if reverse else steps
-    nothing = torch.zeros_like(product)
-    memory = [torch.empty_like(product) for _ in range(4)]
+    (product, end), *others = _steps(factors, inputs, reverse=reverse)
+    nothing = torch.zeros_like(product[0])
+    memory = torch.empty(2, 4, *nothing.shape, dtype=nothing.dtype, device=nothing.device)
+    outs = [part.unbind() for part in memory]
     for number, (factor, added) in enumerate(others):
-        of_product, of_end = memory[:2] if number % 2 else memory[2:]
-        product = _step(factor, product, nothing, of_product)
-        end = _step(factor, end, added, of_end)
-    return product, end
+        out = outs[number % 2]
+        product = _step(factor, product, (nothing, nothing), out[:2])
+        end = _step(factor, end, added, out[2:])
+    return torch.stack(product), torch.stack(end)
 
 
-def _step(factor: Tensor, state: Tensor, added: Tensor, out: Tensor) -> Tensor:
+Pair: TypeAlias = tuple[Tensor, ...]
+"""Real and imaginary part."""
+
+
+def _steps(*parts: Tensor, reverse: bool) -> list[tuple[Pair, ...]]:
+    """Take tensors ``(2, N, T, …)`` apart into pairs of ``(N, …)``, for each of T steps."""
+    pairs = [list(zip(*(half.unbind(1) for half in part.unbind()), strict=True)) for part in parts]
+    steps = list(zip(*pairs, strict=True))
+    return steps[::-1] if reverse else steps
+
+
+def _step(factor: Pair, state: Pair, added: Pair, out: Pair) -> Pair:
     """Write ``factor · state + added`` to ``out``, and return it."""
-    real, imaginary = factor
-    torch.addcmul(added[0], real, state[0], out=out[0]).addcmul_(imaginary, state[1], value=-1)
-    torch.addcmul(added[1], real, state[1], out=out[1]).addcmul_(imaginary, state[0])
+    a, b = factor
+    torch.addcmul(added[0], a, state[0], out=out[0]).addcmul_(b, state[1], value=-1)
+    torch.addcmul(added[1], a, state[1], out=out[1]).addcmul_(b, state[0])
     return out

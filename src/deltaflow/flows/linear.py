@@ -87,8 +87,8 @@ class LinearFlow(Flow):
         self.rate.copy_(_inverse_softplus(rates[golden.argsort().argsort()]))
 
     def exponent(self) -> tuple[Tensor, Tensor]:
-        """Return the rates ``(N,)`` and the turns per unit of time ``(N,)``."""
-        turns = F.softplus(self.frequency)
+        """Return the rates ``(N,)``, and the turns per unit of time ``(N,)`` in float64."""
+        turns = F.softplus(self.frequency.double())
         return F.softplus(self.rate), F.pad(turns, (0, self.dim % 2))
 
     def prepare(self) -> FlowMap:
@@ -133,7 +133,7 @@ class LinearFlow(Flow):
         r"""Return :math:`\Lambda F(t, x)`, of shape :math:`(*, D)`."""
         self.check_shapes(t, x)
         rates, turns = self.exponent()
-        exponent = torch.stack([-rates, 2 * math.pi * turns])
+        exponent = torch.stack([-rates, (2 * math.pi * turns).to(rates.dtype)])
         return self._turned(exponent, self.prepare()(t, x))
 
     def log_abs_det_jacobian(self, t: Tensor, x: Tensor) -> Tensor:
@@ -159,12 +159,12 @@ def exponential(rates: Tensor, turns: Tensor, t: Tensor, dtype: torch.dtype) -> 
     Parameters
     ----------
     rates, turns, t
-        :math:`r`, :math:`\nu` and :math:`t`, which broadcast against each other.
+        :math:`r`, :math:`\nu` in float64, and :math:`t`, which broadcast against each other.
     dtype
         The dtype of the result. Whole turns are dropped, exactly, before the phase is cast to it.
     """
     size = torch.exp(-(rates * t)).to(dtype)
-    phase = turns.double() * t.double()
+    phase = turns * t.double()
     phase = 2 * math.pi * (phase - phase.detach().round()).to(dtype)
     return torch.stack([size * phase.cos(), size * phase.sin()])
 

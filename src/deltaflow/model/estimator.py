@@ -466,6 +466,12 @@ class ResNetFlowEstimator(IrregularEstimator):
     default_encoder = "resnet_flow"
 
 
+class LinearFlowEstimator(IrregularEstimator):
+    """`IrregularEstimator` with layers of oscillators, driven by the observations in one scan."""
+
+    default_encoder = "linear_flow"
+
+
 class GRUEstimator(IrregularEstimator):
     """`IrregularEstimator` with a plain GRU that is fed Δt: the baseline without evolution."""
 

@@ -1,0 +1,128 @@
+"""What the linear-flow encoder promises beyond the laws of all encoders."""
+
+import math
+
+import pytest
+import torch
+
+from deltaflow import DeltaflowError
+from deltaflow.encoders import LinearFlowEncoder, make_encoder
+
+CHANNELS, FEATURES = 3, 2
+LENGTHS = [33, 1, 0, 50, 17]
+
+
+def make(hidden_size: int = 8, dtype=torch.float64, **options) -> LinearFlowEncoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LinearFlowEncoder(CHANNELS, FEATURES, hidden_size, **options).to(dtype)
+
+
+def make_batch(lengths=LENGTHS, dtype=torch.float64) -> dict[str, torch.Tensor]:
+    """Gaps over four decades, half of the channels observed, and noise as padding."""
+    random = torch.Generator().manual_seed(0)
+    shape = len(lengths), max(lengths)
+    observed = torch.rand(*shape, CHANNELS, generator=random) < 0.5
+    return {
+        "values": torch.randn(*shape, CHANNELS, generator=random, dtype=dtype) * observed,
+        "observed": observed,
+        "delta_t": 10 ** (4 * torch.rand(shape, generator=random, dtype=dtype) - 2),
+        "features": torch.randn(*shape, FEATURES, generator=random, dtype=dtype),
+        "lengths": torch.tensor(lengths),
+    }
+
+
+def step_by_step(encoder: LinearFlowEncoder, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Read each series by `update` alone."""
+    rows = []
+    for row, length in enumerate(batch["lengths"].tolist()):
+        state = encoder.initial_state(1)
+        for step in range(length):
+            names = ("delta_t", "values", "observed", "features")
+            state = encoder.update(state, *(batch[name][row : row + 1, step] for name in names))
+        rows.append(state.hidden)
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("hidden_size", [6, 7])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)], ids=["f64", "f32"]
+)
+def test_the_scan_has_the_values_and_gradients_of_the_loop(
+    num_layers, hidden_size, dtype, tolerance
+):
+    encoder = make(hidden_size, dtype, num_layers=num_layers)
+    batch = make_batch(dtype=dtype)
+    tensors = {name: batch[name].requires_grad_() for name in ("values", "delta_t", "features")}
+    tensors |= dict(encoder.named_parameters())
+
+    def gradients(hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+        weights = torch.linspace(-1, 2, hidden.numel(), dtype=dtype).view_as(hidden)
+        found = torch.autograd.grad((weights * hidden).sum(), list(tensors.values()))
+        return {"hidden": hidden, **dict(zip(tensors, found, strict=True))}
+
+    plain = gradients(step_by_step(encoder, batch))
+    for name, fast in gradients(encoder(**batch).hidden).items():
+        error = (fast - plain[name]).abs().max()
+        assert error <= tolerance * (1 + plain[name].abs().max()), name
+
+
+@pytest.mark.parametrize("gap", [1e-9, 1e-3, 1.0, 1e3])
+def test_two_steps_to_a_query_are_one(gap):
+    encoder = make()
+    state = encoder(**make_batch())
+    half = torch.full((len(LENGTHS), 1), gap, dtype=torch.float64)
+    between = state._replace(hidden=encoder.evolve(state, half).squeeze(1))
+    torch.testing.assert_close(
+        encoder.evolve(between, half), encoder.evolve(state, 2 * half), atol=1e-12, rtol=1e-12
+    )
+
+
+def test_states_stay_within_what_drives_them():
+    """A gate takes a weighted mean, and between observations nothing grows."""
+    encoder, batch = make(num_layers=1), make_batch([200])
+    batch["values"] = 10 * batch["values"].sign()
+    entry, size = encoder.entries[0], encoder.flow.num_modes
+    largest = entry.weight[size:].abs() @ torch.tensor([10.0] * 3 + [1.0] * 3 + [5.0] * 2 + [5.0]).double()
+    largest = (largest + entry.bias[size:].abs()).view(2, size).norm(dim=0)
+    hidden = encoder(**batch).hidden.view(2, size)
+    assert (hidden.norm(dim=0) <= largest).all()
+
+
+def test_autocast_leaves_the_recurrence_exact():
+    encoder, batch = make(dtype=torch.float32), make_batch(dtype=torch.float32)
+    exact = encoder(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        state = encoder(**batch)
+        asked = encoder.evolve(state, torch.ones(len(LENGTHS), 2))
+    assert torch.equal(state.hidden, exact.hidden)
+    assert asked.dtype == torch.float32
+
+
+def test_a_second_derivative_is_right():
+    encoder, batch = make(4), make_batch([20, 3])
+    values = batch.pop("values").requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda values: encoder(values=values, **batch).hidden, values, fast_mode=True
+    )
+
+
+def test_known_cycles_are_where_frequencies_start():
+    encoder = make(16, num_layers=2, cycles=[24.0])
+    _, turns = encoder.flow.exponent()
+    for modes in turns.split(encoder.sizes):
+        assert (1 / modes - 24.0).abs().min() < 1e-3
+
+
+def test_more_layers_than_oscillators_are_refused():
+    with pytest.raises(DeltaflowError, match="hidden_size 4 makes 2 oscillators.*from 1 to 2"):
+        make_encoder("linear_flow", 1, 0, 4, num_layers=3)
+    with pytest.raises(DeltaflowError, match="from 1 to 2"):
+        make_encoder("linear_flow", 1, 0, 4, num_layers=0)
+
+
+@pytest.mark.parametrize("options", [{"span": -1.0}, {"cycles": [math.inf]}], ids=str)
+def test_time_scales_that_are_none_are_refused(options):
+    with pytest.raises(ValueError, match=r"span|cycles"):
+        make_encoder("linear_flow", 1, 0, 4, **options)
