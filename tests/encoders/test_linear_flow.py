@@ -84,7 +84,10 @@ def test_states_stay_within_what_drives_them():
     encoder, batch = make(num_layers=1), make_batch([200])
     batch["values"] = 10 * batch["values"].sign()
     entry, size = encoder.entries[0], encoder.flow.num_modes
-    largest = entry.weight[size:].abs() @ torch.tensor([10.0] * 3 + [1.0] * 3 + [5.0] * 2 + [5.0]).double()
+    largest = (
+        entry.weight[size:].abs()
+        @ torch.tensor([10.0] * 3 + [1.0] * 3 + [5.0] * 2 + [5.0]).double()
+    )
     largest = (largest + entry.bias[size:].abs()).view(2, size).norm(dim=0)
     hidden = encoder(**batch).hidden.view(2, size)
     assert (hidden.norm(dim=0) <= largest).all()
@@ -116,7 +119,7 @@ def test_known_cycles_are_where_frequencies_start():
 
 
 def test_more_layers_than_oscillators_are_refused():
-    with pytest.raises(DeltaflowError, match="hidden_size 4 makes 2 oscillators.*from 1 to 2"):
+    with pytest.raises(DeltaflowError, match=r"hidden_size 4 makes 2 oscillators.*from 1 to 2"):
         make_encoder("linear_flow", 1, 0, 4, num_layers=3)
     with pytest.raises(DeltaflowError, match="from 1 to 2"):
         make_encoder("linear_flow", 1, 0, 4, num_layers=0)

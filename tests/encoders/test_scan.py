@@ -73,7 +73,9 @@ def test_only_what_needs_a_gradient_gets_one():
 
 
 def test_memory_in_any_order_is_read():
-    parts = [part.detach().permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0) for part in draw(40)]
+    parts = [
+        part.detach().permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0) for part in draw(40)
+    ]
     assert not parts[0].is_contiguous()
     torch.testing.assert_close(scan(*parts), loop(*parts), atol=1e-12, rtol=1e-12)
 

@@ -1,4 +1,4 @@
-"""What a linear flow promises beyond the laws of all flows: an exact semigroup, at any time scale."""
+"""What a linear flow promises beyond the laws of all flows, at any time scale."""
 
 import math
 
@@ -107,15 +107,18 @@ def test_an_inverse_holds_as_long_as_numbers_do():
 @pytest.mark.parametrize("time", [90.0, 1e6, 1e30])
 def test_an_inverse_that_numbers_cannot_hold_is_refused(time):
     flow = slow(4, rate=1.0, dtype=torch.float32)
-    with pytest.raises(FlowInversionError, match="decayed below the smallest number"):
-        flow.inverse(torch.tensor([[1.0], [time]]), torch.rand(2, 4))
+    t, y = torch.tensor([[1.0], [time]]), torch.rand(2, 4)
+    with pytest.raises(FlowInversionError, match="decay below the smallest number"):
+        flow.inverse(t, y)
+    with pytest.raises(FlowInversionError, match="decay below the smallest number"):
+        flow(-t, y)
 
 
 def test_an_inverse_less_exact_than_asked_for_is_refused():
     flow, t = slow(4, rate=1.0, dtype=torch.float32), torch.tensor([20.0])
     y = torch.full((1, 4), 1e-3)
     assert flow.inverse(t, y, tol=math.inf).isfinite().all()
-    with pytest.raises(FlowInversionError, match="exceeds tol=0.0001"):
+    with pytest.raises(FlowInversionError, match=r"exceeds tol=0\.0001"):
         flow.inverse(t, y, tol=1e-4)
 
 
@@ -146,17 +149,21 @@ def test_frequencies_start_between_the_span_and_the_gap():
     assert (turns.diff() > 0).all()
     assert 1 / 200 < turns[0] < 1 / 100
     assert 0.25 < turns[-1] < 0.5
-    assert 1 / 2000 < rates.min() < 1 / 500
-    assert 1 / 50 < rates.max() < 1 / 20
+    assert 1 / 4000 < rates.min() < 1 / 2000
+    assert 1 / 80 < rates.max() < 1 / 40
 
 
 def test_frequencies_start_at_known_cycles():
     _, turns = LinearFlow(8, cycles=[24.0, 168.0]).exponent()
-    torch.testing.assert_close(1 / turns[:2], torch.tensor([24.0, 168.0]).double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        1 / turns[:2], torch.tensor([24.0, 168.0]).double(), rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize(
-    "options", [{"span": 0.0}, {"span": math.inf}, {"cycles": [0.0]}, {"cycles": [math.nan]}], ids=str
+    "options",
+    [{"span": 0.0}, {"span": math.inf}, {"cycles": [0.0]}, {"cycles": [math.nan]}],
+    ids=str,
 )
 def test_times_that_are_none_are_refused(options):
     with pytest.raises(ValueError, match=r"span|cycles"):

@@ -3,6 +3,7 @@
 A flow is tested by its line in ``FLOWS``. States lie in [-1, 1], where all flows are defined.
 """
 
+import contextlib
 import copy
 import inspect
 import math
@@ -12,7 +13,7 @@ from itertools import product
 import pytest
 import torch
 
-from deltaflow.flows import FLOWS, TIME_EMBEDDINGS, Flow
+from deltaflow.flows import FLOWS, TIME_EMBEDDINGS, Flow, FlowInversionError
 from deltaflow.flows.flow import MAX_JACOBIAN_DIM
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
@@ -125,7 +126,8 @@ def test_inverse_undoes_forward(name, options, dim, dtype, magnified):
     """To within 200 roundings of the state, times the condition of the inverse.
 
     The condition is the exact norm of the inverse Jacobian. A fixed point stops at 32 roundings per
-    layer; the largest multiple seen, over four layers and all embeddings, was 43.
+    layer; the largest multiple seen, over four layers and all embeddings, was 43. What contracts to
+    less than the smallest number may be refused.
     """
     flow = make_flow(name, dim, dtype, **options)
     if magnified:
@@ -136,8 +138,12 @@ def test_inverse_undoes_forward(name, options, dim, dtype, magnified):
         t = torch.full((1,), time, dtype=dtype)
         with torch.no_grad():
             y = flow(t, x)
+            smallest_stretch = torch.linalg.svdvals(jacobian(exact, t.double(), x.double()))[:, -1]
+            if (smallest_stretch < torch.finfo(dtype).tiny).all():
+                with contextlib.suppress(FlowInversionError):
+                    flow.inverse(t, y)
+                continue
             error = (flow.inverse(t, y) - x).norm(dim=-1)
-        smallest_stretch = torch.linalg.svdvals(jacobian(exact, t.double(), x.double()))[:, -1]
         condition = (1 / smallest_stretch).clamp(min=1)
         scale = 1 + x.norm(dim=-1) + y.norm(dim=-1)
         assert (error <= 200 * torch.finfo(dtype).eps * condition * scale).all()

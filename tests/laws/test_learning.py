@@ -29,7 +29,9 @@ def sines():
 
 
 @pytest.mark.parametrize(
-    ("estimator_class", "encoder_kwargs"), FLOW_ESTIMATORS, ids=lambda part: getattr(part, "__name__", "")
+    ("estimator_class", "encoder_kwargs"),
+    FLOW_ESTIMATORS,
+    ids=lambda part: getattr(part, "__name__", ""),
 )
 def test_irregular_sine_is_forecast_with_a_quarter_of_the_error_of_hold(
     estimator_class, encoder_kwargs, sines

@@ -79,17 +79,17 @@ def _states(factors: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
     num_steps = inputs.shape[2]
     length = math.isqrt(num_steps) if num_steps > SHORT else num_steps + 1
     whole = num_steps // length * length
-    chunked, rest = (
-        [part[:, :, steps] for part in (factors, inputs, states)]
-        for steps in (slice(whole), slice(whole, None))
-    )
+
+    def cut(steps: slice) -> tuple[Tensor, Tensor, Tensor]:
+        return factors[:, :, steps], inputs[:, :, steps], states[:, :, steps]
+
     state = torch.zeros_like(inputs[:, :, :1]).squeeze(2)
     if reverse:
-        state = _one_by_one(state, *rest, reverse)
+        state = _one_by_one(state, *cut(slice(whole, None)), reverse)
     if whole:
-        state = _in_chunks(state, *chunked, length, reverse)
+        state = _in_chunks(state, *cut(slice(whole)), length, reverse)
     if not reverse:
-        _one_by_one(state, *rest, reverse)
+        _one_by_one(state, *cut(slice(whole, None)), reverse)
     return states
 
 
