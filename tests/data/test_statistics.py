@@ -1,4 +1,4 @@
-"""Statistics of a training set, and the scale of a window."""
+"""Statistics of a training set."""
 
 import json
 
@@ -8,9 +8,7 @@ import pytest
 from deltaflow import DataError
 from deltaflow.data import statistics as module
 from deltaflow.data.series import Series
-from deltaflow.data.statistics import Statistics, anchor_of, scale_of
-
-CENTRED = np.array([True])
+from deltaflow.data.statistics import Statistics
 
 
 def series(values, times=None, covariates=None) -> Series:
@@ -58,68 +56,11 @@ def test_statistics_survive_json():
     assert Statistics.from_dict(json.loads(json.dumps(statistics.to_dict()))) == statistics
 
 
-def test_the_scale_of_a_window_ignores_missing_values():
-    statistics = fit([1.0, 2, 3, 4])
-    values = np.array([5.0, 9, 7])
-    gaps = np.insert(values, [0, 1, 3], np.nan)
-    for left, right in zip(
-        scale_of(values[:, None], statistics, CENTRED),
-        scale_of(gaps[:, None], statistics, CENTRED),
-        strict=True,
-    ):
-        np.testing.assert_allclose(left, right, rtol=1e-14)
-
-
-def test_an_unobserved_window_has_the_statistics_of_the_training_set():
-    statistics = fit([1.0, 2, 3, 4], [10.0, 11])
-    for values in (np.empty((0, 1)), np.full((3, 1), np.nan)):
-        loc, scale = scale_of(values, statistics, CENTRED)
-        assert (loc, scale) == (statistics.center, statistics.spread)
-
-
-def test_few_observations_lean_on_the_training_set_and_many_do_not():
-    statistics = fit([0.0, 2.0], [10.0, 12.0])
-    _, one = scale_of(np.array([[50.0]]), statistics, CENTRED)
-    assert one == pytest.approx(statistics.within)
-    wide = np.array([[0.0], [200.0]])  # its own deviation is 100
-    scales = [scale_of(np.tile(wide, (n, 1)), statistics, CENTRED)[1][0] for n in (1, 5, 500)]
-    assert one < scales[0] < scales[1] < scales[2] == pytest.approx(100, rel=0.05)
-
-
-def test_a_channel_that_is_not_centred_keeps_zero_and_is_scaled_by_its_magnitude():
-    statistics = fit([1.0, 3.0])
-    loc, scale = scale_of(np.full((1000, 1), 500.0), statistics, np.array([False]))
-    assert loc == 0
-    assert scale == pytest.approx(500, rel=0.05)
-
-
-@pytest.mark.parametrize("size", [1e300, 1e-300, 5e-324, 1.0])
-@pytest.mark.parametrize("shape", ["varying", "constant", "single"])
-def test_values_of_any_size_have_a_finite_positive_scale(size, shape):
-    values = {"varying": [1.0, -0.5, 0.25], "constant": [1.0] * 3, "single": [1.0]}[shape]
-    values = size * np.array(values)
-    statistics = fit(values)
-    for centred in (True, False):
-        loc, scale = scale_of(values[:, None], statistics, np.array([centred]))
-        assert np.isfinite(loc).all()
-        assert np.isfinite(scale).all()
-        assert (scale > 0).all()
-        with np.errstate(over="raise", invalid="raise"):
-            assert np.abs((values - loc) / scale).max() < 1e4
-
-
 @pytest.mark.parametrize("size", [1e300, 1e-300, 1.0])
 def test_variation_of_values_of_any_size_is_exact(size):
     with np.errstate(over="raise", invalid="raise"):
         statistics = fit(size * np.array([1.0, 3.0]), size * np.array([10.0, 10.0, 16.0]))
     assert statistics.variation == pytest.approx([size * np.sqrt(26 / 3)], rel=1e-12, abs=0)
-
-
-def test_zeros_have_a_positive_scale():
-    statistics = fit([0.0, 0.0])
-    for centred in (True, False):
-        _, scale = scale_of(np.zeros((4, 1)), statistics, np.array([centred]))
-        assert (scale > 0).all()
 
 
 def test_a_target_missing_everywhere_is_refused():
@@ -136,23 +77,10 @@ def test_variation_is_the_deviation_within_items_that_repeat_a_channel():
     assert statistics.count == [6]
 
 
-def test_an_anchor_is_the_last_observed_value_in_units_of_the_variation():
-    statistics = fit([[1.0, 5.0], [3.0, 7.0], [8.0, np.nan]])
-    values = np.array([[2.0, np.nan], [4.0, np.nan], [np.nan, np.nan]])
-    loc, scale = anchor_of(values, statistics, np.array([True, True]))
-    np.testing.assert_array_equal(loc, [4.0, statistics.center[1]])
-    np.testing.assert_array_equal(scale, statistics.variation)
-    loc, scale = anchor_of(values[:0], statistics, np.array([True, False]))
-    np.testing.assert_array_equal(loc, [statistics.center[0], 0.0])
-    np.testing.assert_array_equal(scale, [statistics.variation[0], statistics.magnitude[1]])
-
-
 @pytest.mark.parametrize("length", [2, 3, 5, 50])
-def test_scales_of_unit_noise_are_one_however_few_values_an_item_has(length):
+def test_deviations_of_unit_noise_are_one_however_few_values_an_item_has(length):
     rng = np.random.default_rng(length)
     values = rng.normal(rng.normal(0, 100, (4000, 1)), 1, (4000, length))
     statistics = fit(*values)
     assert statistics.within == pytest.approx([1], rel=0.05)
     assert statistics.variation == pytest.approx([1], rel=0.05)
-    _, scale = scale_of(values[..., None], statistics, CENTRED)
-    assert np.median(scale) == pytest.approx(1, rel=0.05)

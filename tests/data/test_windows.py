@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deltaflow import DataError, DeltaflowWarning, IrregularDataModule, IrregularDataset
-from deltaflow.data.schema import Schema
+from deltaflow.data.schema import LARGEST, Schema
 from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
@@ -364,7 +364,7 @@ def test_windows_of_values_of_any_size_are_finite(size):
 def test_an_outlier_does_not_blind_the_network():
     ordinary = numbered_series(0, 30)
     series = ordinary._replace(values=ordinary.values.copy())
-    series.values[25] = 1e200
+    series.values[25] = LARGEST
     spec = make_spec([ordinary], 29, 1)
     batch = spec.collate([spec.cut(series, 29)])
     assert batch.values.abs().max() <= 10

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from deltaflow import DeltaflowError, IrregularDataModule, IrregularEstimator
+from deltaflow.data.scaling import Rows
 from deltaflow.encoders import ENCODERS
 from deltaflow.heads import make_output
 from deltaflow.model.channelwise import PADDED, _groups, _tamed
@@ -68,8 +69,7 @@ def test_reading_at_once_and_one_by_one_give_the_same_forecasts(encoder, data, b
         encoded = network.update(
             encoded,
             batch.delta_t[:, step] * inside.squeeze(-1),
-            batch.values[:, step],
-            batch.observed[:, step] & inside,
+            Rows(batch.values[:, step], batch.observed[:, step] & inside, batch.levels[:, step]),
             batch.covariates[:, step],
         )
     answered = network.decode(encoded, batch.query_delta_t, batch.query_covariates)

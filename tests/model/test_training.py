@@ -32,6 +32,7 @@ from deltaflow import (
     predict_df,
     split_items,
 )
+from deltaflow.data.scaling import SCALINGS
 
 
 class Count(pl.Callback):
@@ -421,7 +422,7 @@ def test_a_last_step_that_leaps_too_far_gives_no_forecast(
         list(predictor.predict(instances(univariate)))
 
 
-@pytest.mark.parametrize("scaling", ["window", "last"])
+@pytest.mark.parametrize("scaling", SCALINGS)
 def test_the_smallest_numbers_can_be_learned_from(scaling, univariate_frame, make_estimator):
     tiny = univariate_frame.assign(HR=5e-324)
     dataset = IrregularDataset.from_long_dataframe(tiny, target="HR")

@@ -130,7 +130,7 @@ class CompareConfig:
     num_parameters: int | None = None
     network: str = "joint"
     network_kwargs: dict[str, Any] = field(default_factory=dict)
-    scaling: str = "window"
+    scaling: str = "running"
     balance: float = 0.0
     emphasis: float = 0.0
     context_length: int | None = None

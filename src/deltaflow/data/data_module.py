@@ -114,7 +114,7 @@ class IrregularDataModule(pl.LightningDataModule):
         stride: int = 1,
         seasonality: tuple[str, ...] | None = None,
         centred: bool = True,
-        scaling: str = "window",
+        scaling: str = "running",
         batch_size: int = 32,
         num_batches_per_epoch: int = 50,
         num_workers: int = 0,

@@ -1,27 +1,25 @@
-"""Statistics of the training set, and the scaling of a window that rests on them."""
+"""Statistics of the training set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from deltaflow.data.schema import LARGEST
 from deltaflow.data.series import Series
 from deltaflow.errors import DataError
 
-PRIOR_WEIGHT = 3.0
-"""How many observations the training set's scale counts for beside a window's own."""
-
 MINIMUM_SCALE = 1e-3
-"""The smallest scale of a window, as a share of the training set's."""
+"""The smallest scale of a series, as a share of the training set's."""
 
 LIMIT = 10.0
-"""Scaled inputs of the network are clipped to this many scales around the window's centre."""
+"""Scaled inputs of the network are clipped to this many scales around their location."""
 
 SMALLEST_SCALE = float(np.finfo(np.float64).tiny)
 """The smallest scale: below it, float64 has fewer digits, and a share of it may be 0."""
@@ -31,6 +29,8 @@ SAMPLE_SIZE = 2**20
 of a sample of so many lies between the 49.9th and the 50.1th percentile, with 95 % probability."""
 
 _CHUNK_ROWS = 2**16
+
+Numbers = TypeVar("Numbers", np.ndarray, Tensor)
 
 _BEYOND = 10 * LARGEST
 """No statistic of values up to `LARGEST` is larger."""
@@ -172,80 +172,12 @@ class Statistics:
         )
 
 
-def scale_of(
-    values: np.ndarray, statistics: Statistics, centred: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Location and scale of each channel of windows, from their observed values alone.
-
-    The location is the window's mean and the scale its standard deviation, both those of what the
-    window is a sample of: of noise, the scale does not depend on how much was observed. With few
-    observations the scale leans, by a geometric mean, on the typical one of the training set;
-    without any, both are the training set's. A channel that is not centred (its distribution
-    lives on the positive numbers) keeps location 0 and is scaled by its mean absolute value.
-
-    Parameters
-    ----------
-    values
-        ``(…, T, C)`` float64, NaN where not observed.
-    statistics
-        Those of the training set.
-    centred
-        ``(C,)`` bool.
-
-    Returns
-    -------
-    tuple of numpy.ndarray
-        ``loc`` and ``scale``, both ``(…, C)`` float64; ``scale`` is positive.
-    """
-    moments = _moments(values)
-    count = moments.count
-    known = statistics.arrays
-    overall = np.where(centred, known["spread"], known["magnitude"])
-    typical = np.where(centred, known["within"], known["magnitude"])
-    own = np.where(centred, moments.typical_deviation, moments.magnitude)
-    own = np.maximum(own, MINIMUM_SCALE * typical)
-    # One observation says nothing of a deviation, but it does say something of a magnitude.
-    evidence = np.where(centred, np.maximum(count - 1, 0), count)
-    weight = evidence / (evidence + PRIOR_WEIGHT)
-    scale = np.exp(weight * np.log(own) + (1 - weight) * np.log(typical))
-    scale = np.where(count > 0, scale, overall)
-    loc = np.where(centred, np.where(count > 0, moments.mean, known["center"]), 0.0)
-    return loc, scale
-
-
-def anchor_of(
-    values: np.ndarray, statistics: Statistics, centred: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Location at each channel's last observed value, and the training set's `variation` as scale.
-
-    A model then forecasts the change from the last value, in a unit that is the same for all
-    windows. Without an observation the location is the training set's mean. A channel that is not
-    centred keeps location 0 and the training set's mean absolute value as scale.
-
-    Parameters and returned values are those of `scale_of`.
-    """
-    known = statistics.arrays
-    last = known["center"]
-    if values.shape[-2]:
-        last = last_known(values, last)
-    scale = np.where(centred, known["variation"], known["magnitude"])
-    last = np.where(centred, last, 0.0)
-    return last, np.broadcast_to(scale, last.shape).copy()
-
-
 def last_known(values: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
     """Return the last value ``(…, C)`` in each column of ``(…, T, C)`` that is no NaN, if any."""
     known = np.isfinite(values)
     newest = values.shape[-2] - 1 - known[..., ::-1, :].argmax(axis=-2, keepdims=True)
     last = np.take_along_axis(values, newest, axis=-2).squeeze(-2)
     return np.where(known.any(axis=-2), last, otherwise)
-
-
-SCALINGS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
-    "window": scale_of,
-    "last": anchor_of,
-}
-"""How values are located and scaled: functions of (values, statistics, centred)."""
 
 
 class _Moments(NamedTuple):
@@ -285,13 +217,13 @@ def _moments(values: np.ndarray) -> _Moments:
     return _Moments(*(moment.squeeze(-2) for moment in moments))
 
 
-def typical_deviation(deviation: np.ndarray, count: np.ndarray) -> np.ndarray:
+def typical_deviation(deviation: Numbers, count: Numbers) -> Numbers:
     r"""Return median-unbiased standard deviations; 0 where there are fewer than two values.
 
     With :math:`k = n - 1` degrees of freedom, the sum of the squared deviations from the mean of n
     values of a normal distribution has the median
     :math:`k (1 - 2 / 9k)^3 \sigma^2` (Wilson and Hilferty, 1931), which is what it is divided by
-    here. A median is used because it survives the logarithm of a scale and the median over items.
+    here. The median survives logarithms, and the median over items.
 
     Parameters
     ----------
@@ -300,8 +232,8 @@ def typical_deviation(deviation: np.ndarray, count: np.ndarray) -> np.ndarray:
     count
         The numbers n of the values.
     """
-    freedom = np.maximum(count - 1, 1)
-    return deviation * np.sqrt(count / freedom) / (1 - 2 / (9 * freedom)) ** 1.5
+    freedom = (count - 1).clip(1)
+    return deviation * (count / (freedom * (1 - 2 / (9 * freedom)) ** 3)) ** 0.5
 
 
 def _merged(one: _Moments | None, values: np.ndarray) -> _Moments:

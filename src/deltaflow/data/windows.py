@@ -17,9 +17,10 @@ from gluonts.dataset.common import DataEntry
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from deltaflow.data.scaling import SCALINGS, Scaling
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, read_series
-from deltaflow.data.statistics import LIMIT, SCALINGS, Statistics, last_known
+from deltaflow.data.statistics import LIMIT, Statistics, last_known
 from deltaflow.errors import DataError, DeltaflowWarning, UnknownNameError
 
 FARTHEST = 1e30
@@ -39,6 +40,9 @@ class Batch(NamedTuple):
         ``(B, T, C)`` scaled values, 0 where not observed.
     observed
         ``(B, T, C)`` bool observed mask.
+    levels
+        ``(B, T, L · C)`` what the scaling of the values hides, after each row; the last one holds
+        at the origin. See `Scaling`.
     delta_t
         ``(B, T)`` time since the observation before, in typical gaps; 0 at the first.
     lengths
@@ -46,8 +50,7 @@ class Batch(NamedTuple):
     covariates
         ``(B, T, K)`` scaled covariates at the observations.
     static_real
-        ``(B, S + 2C)`` static real features, then location and log-scale of each channel
-        relative to the training set.
+        ``(B, S)`` scaled static real features.
     static_cat
         ``(B, N)`` codes of the levels, 0 where unknown.
     query_delta_t
@@ -59,11 +62,14 @@ class Batch(NamedTuple):
     target_observed
         ``(B, Q, D)`` bool mask of the future values.
     loc, scale
-        ``(B, D)`` float64: ``value = loc + scale · scaled value``.
+        ``(B, D)`` float64 units of the targets: ``value = loc + scale · scaled value``.
+    memory
+        ``(B, M, C)`` float64, what the scaling remembers of the values.
     """
 
     values: Tensor
     observed: Tensor
+    levels: Tensor
     delta_t: Tensor
     lengths: Tensor
     covariates: Tensor
@@ -75,6 +81,7 @@ class Batch(NamedTuple):
     target_observed: Tensor
     loc: Tensor
     scale: Tensor
+    memory: Tensor
 
 
 @dataclass(frozen=True)
@@ -100,9 +107,9 @@ class WindowSpec:
     centred
         Whether the targets are centred, or only scaled (for distributions on positive numbers).
     scaling
-        What values are measured against: ``"window"``, mean and deviation of the context, or
-        ``"last"``, the last value and the training set's typical variation, so that the model
-        forecasts the change from the last value. See `SCALINGS`.
+        The units of values: ``"running"``, mean and deviation of what was observed so far, or
+        ``"last"``, so that the model forecasts the change from the last value in units of the
+        training set. See `SCALINGS`.
     """
 
     schema: Schema
@@ -113,7 +120,7 @@ class WindowSpec:
     horizon: float | None = None
     seasonality: tuple[str, ...] = ()
     centred: bool = True
-    scaling: str = "window"
+    scaling: str = "running"
 
     def __post_init__(self) -> None:
         if self.scaling not in SCALINGS:
@@ -197,6 +204,12 @@ class WindowSpec:
             end = int(self.horizon_ends(series, np.array([origin]))[0])
         return Window(series, context, slice(origin, end))
 
+    def make_scaling(self) -> Scaling:
+        """Return the scaling of all channels; past-only ones are always centred."""
+        centred = np.ones(len(self.statistics.center), dtype=bool)
+        centred[: len(self.schema.target)] = self.centred
+        return SCALINGS[self.scaling](self.statistics, centred)
+
     @np.errstate(over="ignore")  # what overflows is clipped
     def collate(self, windows: Sequence[Window]) -> Batch:
         """Pad windows at the end of their time axes, stack them and scale them.
@@ -217,36 +230,40 @@ class WindowSpec:
         static_real = np.stack([one.static_real for one in series])
         lengths = np.array([context.stop - context.start for _, context, _ in windows])
 
-        known = self.statistics.arrays
-        centred = np.ones(values.shape[-1], dtype=bool)
-        centred[:channels] = self.centred
-        loc, scale = SCALINGS[self.scaling](values, self.statistics, centred)
-        target_loc, target_scale = loc[:, :channels], scale[:, :channels]
-        target = (future - target_loc[:, None]) / target_scale[:, None]
-        of_covariates = known["covariate_center"], known["covariate_spread"]
+        known, scaling = self.statistics.arrays, self.make_scaling()
+        rows, memory = scaling.read(torch.from_numpy(values))
+        loc, scale = (part[:, :channels] for part in scaling.outputs(memory))
+        target = (future - loc.numpy()[:, None]) / scale.numpy()[:, None]
         gaps = np.diff(times, prepend=times[:, :1])  # 0 at the first
         last = np.take_along_axis(times, np.maximum(lengths - 1, 0)[:, None], axis=1)
-        statics = [
-            _scaled(static_real, known["static_center"], known["static_spread"]),
-            # Where windows stand among the training set, which their own scaling hides.
-            _scaled(loc, known["center"], known["spread"]),
-            _clip(np.log(scale / known["spread"])),
-        ]
         return Batch(
-            values=_float32(_scaled(values, loc[:, None], scale[:, None])),
-            observed=torch.from_numpy(np.isfinite(values)),
+            values=rows.values,
+            observed=rows.observed,
+            levels=rows.levels,
             delta_t=_float32(_or_zero(self._in_gaps(gaps, series))),
             lengths=torch.from_numpy(lengths),
-            covariates=_float32(_scaled(covariates, *of_covariates)),
-            static_real=_float32(np.concatenate(statics, axis=-1)),
+            covariates=self.scaled_covariates(covariates),
+            static_real=_float32(
+                _scaled(static_real, known["static_center"], known["static_spread"])
+            ),
             static_cat=torch.from_numpy(np.stack([one.static_cat for one in series]) + 1),
             query_delta_t=_float32(_repeat_last(self._in_gaps(asked - last, series))),
-            query_covariates=_float32(_scaled(query_covariates, *of_covariates)),
+            query_covariates=self.scaled_covariates(query_covariates),
             target=_float32(_clip(_or_zero(target), _FAR)),
             target_observed=torch.from_numpy(np.isfinite(future)),
-            loc=torch.from_numpy(target_loc),
-            scale=torch.from_numpy(target_scale),
+            loc=loc,
+            scale=scale,
+            memory=memory,
         )
+
+    def gaps_between(self, before: np.ndarray, after: np.ndarray) -> Tensor:
+        """Return Δt in typical gaps, from float64 times; 0 where there is no time before."""
+        return _float32(_or_zero((after - before) / self.statistics.typical_gap))
+
+    def scaled_covariates(self, covariates: np.ndarray) -> Tensor:
+        """Return covariates ``(…, K)`` as a network reads them."""
+        known = self.statistics.arrays
+        return _float32(_scaled(covariates, known["covariate_center"], known["covariate_spread"]))
 
     def horizon_ends(self, series: Series, origins: np.ndarray) -> np.ndarray:
         """Return the row behind the last query of a window at each origin, the last row at most.

@@ -34,7 +34,7 @@ from deltaflow.forecast.forecasts import (
     SharedDistribution,
 )
 from deltaflow.forecast.predictor import DeltaflowPredictor, find_device
-from deltaflow.heads import describe_output, has_quantiles, is_discrete, make_output
+from deltaflow.heads import describe_output, has_quantiles, make_output
 from deltaflow.model.networks import make_network
 from deltaflow.randomness import check_seed, derived_seed, seeded
 from deltaflow.saving import reading
@@ -206,10 +206,7 @@ class IrregularPredictor(DeltaflowPredictor):
         orders = [np.argsort(one.times[one.length :], kind="stable") for one in series]
         batch = self._collate([_reordered(*pair) for pair in zip(series, orders, strict=True)])
         drawn = self.network.sample_paths(self._on_device(batch), num_samples)
-        drawn = _finite(drawn).double().cpu()  # (B, N, Q, D)
-        if not is_discrete(self.network.head.output):
-            drawn = batch.loc[:, None, None] + batch.scale[:, None, None] * drawn
-        samples = self._univariate(drawn).numpy()
+        samples = self._univariate(_finite(drawn).cpu()).numpy()  # (B, N, Q, D)
         return [
             partial(SampleForecast, own[:, np.argsort(order)])
             for own, order in zip(samples, orders, strict=True)

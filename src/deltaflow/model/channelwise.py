@@ -11,6 +11,7 @@ from gluonts.torch.distributions import Output
 from torch import Tensor, nn
 
 from deltaflow.data import Batch, WindowSpec
+from deltaflow.data.scaling import Rows
 from deltaflow.encoders import State, make_encoder
 from deltaflow.errors import DeltaflowError
 from deltaflow.heads.shared import SharedHead
@@ -71,7 +72,7 @@ class ChannelsEncoded(NamedTuple):
     history
         What summarises the observations of each channel.
     level
-        ``(B, C, 2)`` where each channel stands among the training set.
+        ``(B, C, L)`` where each channel stands, see `Scaling`.
     static
         ``(B, S)`` static features.
     """
@@ -145,7 +146,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
             encoder, 1, embedding_size + self.num_covariates, hidden_size, **(encoder_kwargs or {})
         )
         self.log_timescales = nn.Parameter(torch.tensor(TIMESCALES).log()) if summary else None
-        num_known = 5 + embedding_size + self.num_static
+        num_known = 3 + self.scaling.num_levels + embedding_size + self.num_static
         if summary:
             num_known += 6 + 2 * len(TIMESCALES)
         self.token = nn.Linear(hidden_size + num_known, hidden_size)
@@ -187,12 +188,11 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
             own = self._read(batch, elapsed, rows[group], lengths[group])
             parts = zip(state, own, strict=True)
             state = State(*(part.index_copy(0, rows[group], new) for part, new in parts))
-        static, level = self.static_features(batch)
         return ChannelsEncoded(
             State(*(part.view(size, channels, -1) for part in state)),
             self._history(batch.values, batch.observed, end - elapsed),
-            level.view(size, 2, channels).transpose(1, 2),
-            static,
+            self._by_channel(batch.levels[:, -1]),
+            self.static_features(batch),
         )
 
     def _read(self, batch: Batch, elapsed: Tensor, rows: Tensor, lengths: Tensor) -> State:
@@ -235,12 +235,11 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         self,
         encoded: ChannelsEncoded,
         delta_t: Tensor,
-        values: Tensor,
-        observed: Tensor,
+        rows: Rows,
         covariates: Tensor,
     ) -> ChannelsEncoded:
         """Read one more observation of each series; only observed channels move."""
-        state, values = encoded.state, _tamed(values)
+        state, values, observed = encoded.state, _tamed(rows.values), rows.observed
         age = state.age + delta_t.view(-1, 1, 1)
         channel = torch.arange(self.num_channels, device=age.device).repeat(len(age))
         beside = covariates.repeat_interleave(self.num_channels, dim=0).unsqueeze(1)
@@ -259,7 +258,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
             seen=updated.seen.view_as(state.seen),
         )
         history = self._extended(encoded.history, delta_t, values, observed)
-        return encoded._replace(state=state, history=history)
+        return ChannelsEncoded(state, history, self._by_channel(rows.levels), encoded.static)
 
     def repeat(self, encoded: ChannelsEncoded, count: int) -> ChannelsEncoded:
         """Return each series ``count`` times in a row."""
@@ -317,6 +316,10 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
             tokens = layer(tokens)
         # Autocast has made it coarser, which flows and solvers are not to be.
         return torch.tanh(self.norm(tokens)).to(hidden.dtype), known
+
+    def _by_channel(self, levels: Tensor) -> Tensor:
+        """Turn the levels ``(B, L · C)`` of all channels into ``(B, C, L)``."""
+        return levels.unflatten(1, (-1, self.num_channels)).transpose(1, 2)
 
     def _features(self, channel: Tensor, covariates: Tensor) -> Tensor:
         """Put the embeddings of channels ``(N,)`` beside covariates ``(N, T, K)``."""

@@ -20,8 +20,8 @@ from gluonts.model.estimator import Estimator
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from deltaflow.data import IrregularDataModule
+from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.schema import read_seconds
-from deltaflow.data.statistics import SCALINGS
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import (
     DeltaflowError,
@@ -103,8 +103,9 @@ class IrregularEstimator(Estimator):
         exchange between them, for many channels that are observed at times of their own. And the
         network's own options, see `ChannelwiseNetwork`.
     scaling
-        ``"window"``: values are scaled by mean and deviation of their context; ``"last"``: the
-        change from the last observed value is forecast, in units of its typical variation.
+        ``"running"``: values are scaled by mean and deviation of what was observed so far;
+        ``"last"``: the change from the last observed value is forecast, in units of its typical
+        variation in the training set, for series of similar scale.
     balance
         How much rare channels count in the loss: 0, every value counts the same; 1, every
         channel.
@@ -169,7 +170,7 @@ class IrregularEstimator(Estimator):
         encoder_kwargs: dict[str, Any] | None = None,
         network: str = "joint",
         network_kwargs: dict[str, Any] | None = None,
-        scaling: str = "window",
+        scaling: str = "running",
         balance: float = 0.0,
         channel_weights: list[float] | None = None,
         hidden_size: int = 32,

@@ -10,15 +10,27 @@ from gluonts.torch.distributions import Output
 from torch import Tensor
 
 from deltaflow.data import Batch, WindowSpec
+from deltaflow.data.scaling import Rows
 from deltaflow.encoders import State, make_encoder
 from deltaflow.heads import Head
 from deltaflow.model.module import ForecastNetwork
 
 
 class Encoded(NamedTuple):
-    """A batch after its observations were read: the state, and the static features ``(B, S)``."""
+    """A batch after its observations were read.
+
+    Attributes
+    ----------
+    state
+        The state of each series.
+    levels
+        ``(B, L)`` where each series stands, see `Scaling`.
+    static
+        ``(B, S)`` static features.
+    """
 
     state: State
+    levels: Tensor
     static: Tensor
 
 
@@ -55,7 +67,8 @@ class JointNetwork(ForecastNetwork[Encoded]):
         channel_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(spec, balance, channel_weights)
-        num_features = self.num_covariates + self.num_static + 2 * self.num_channels
+        num_levels = self.scaling.num_levels * self.num_channels
+        num_features = self.num_covariates + self.num_static + num_levels
         self.encoder = make_encoder(
             encoder, self.num_channels, num_features, hidden_size, **(encoder_kwargs or {})
         )
@@ -69,42 +82,37 @@ class JointNetwork(ForecastNetwork[Encoded]):
 
     def encode(self, batch: Batch) -> Encoded:
         """Read the observations of a batch."""
-        static = torch.cat(self.static_features(batch), dim=-1)
+        static = self.static_features(batch)
         state = self.encoder(
             batch.values,
             batch.observed,
             batch.delta_t,
             batch.lengths,
-            _beside(batch.covariates, static),
+            torch.cat([_beside(batch.covariates, static), batch.levels], dim=-1),
         )
-        return Encoded(state, static)
+        return Encoded(state, batch.levels[:, -1], static)
 
     def decode(self, encoded: Encoded, delta_t: Tensor, covariates: Tensor) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at queries; see `ForecastNetwork.decode`."""
         state = encoded.state
         hidden = self.encoder.evolve(state, delta_t)  # (B, Q, H)
         age = state.age.unsqueeze(1) + delta_t.unsqueeze(-1)  # (B, Q, C)
-        known = torch.cat([state.last, state.seen.to(hidden.dtype), encoded.static], dim=-1)
+        seen = state.seen.to(hidden.dtype)
+        known = torch.cat([state.last, seen, encoded.static, encoded.levels], dim=-1)
         features = [hidden, delta_t.log1p().unsqueeze(-1), age.log1p()]
         return self.head(torch.cat([*features, _beside(covariates, known)], dim=-1))
 
-    def update(
-        self,
-        encoded: Encoded,
-        delta_t: Tensor,
-        values: Tensor,
-        observed: Tensor,
-        covariates: Tensor,
-    ) -> Encoded:
-        """Read one more observation of each series."""
-        features = torch.cat([covariates, encoded.static], dim=-1)
-        state = self.encoder.update(encoded.state, delta_t, values, observed, features)
-        return encoded._replace(state=state)
+    def update(self, encoded: Encoded, delta_t: Tensor, rows: Rows, covariates: Tensor) -> Encoded:
+        """Read one more observation of each series; see `ForecastNetwork.update`."""
+        features = torch.cat([covariates, encoded.static, rows.levels], dim=-1)
+        state = self.encoder.update(encoded.state, delta_t, rows.values, rows.observed, features)
+        return Encoded(state, rows.levels, encoded.static)
 
     def repeat(self, encoded: Encoded, count: int) -> Encoded:
         """Return each series ``count`` times in a row."""
         state = State(*(part.repeat_interleave(count, dim=0) for part in encoded.state))
-        return Encoded(state, encoded.static.repeat_interleave(count, dim=0))
+        levels, static = (part.repeat_interleave(count, dim=0) for part in encoded[1:])
+        return Encoded(state, levels, static)
 
 
 def _beside(sequence: Tensor, static: Tensor) -> Tensor:

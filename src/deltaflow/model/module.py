@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from deltaflow.data import Batch, WindowSpec
-from deltaflow.data.statistics import LIMIT
+from deltaflow.data.scaling import Rows
 from deltaflow.encoders import Encoder
 from deltaflow.errors import DeltaflowError
-from deltaflow.heads import Head, is_discrete
+from deltaflow.heads import Head
 
 E = TypeVar("E")
 """What a network knows of a batch after reading its observations."""
@@ -56,6 +56,7 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         schema, statistics = spec.schema, spec.statistics
         self.num_channels = len(statistics.center)
         self.num_targets = len(schema.target)
+        self.scaling = spec.make_scaling()
         self.num_covariates = len(statistics.covariate_center)
         # Code 0, an unknown level, is embedded as zero.
         self.embeddings = nn.ModuleList(
@@ -68,15 +69,10 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         weights = _loss_weights(counts, balance, channel_weights)
         self.register_buffer("channel_weights", weights, persistent=False)
 
-    def static_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the static features ``(B, S)``, and each channel's level ``(B, 2C)``.
-
-        The level is where the window stands among the training set: location and log-scale.
-        """
+    def static_features(self, batch: Batch) -> Tensor:
+        """Return the static features ``(B, S)``, categories embedded."""
         embedded = [embed(batch.static_cat[:, i]) for i, embed in enumerate(self.embeddings)]
-        split = batch.static_real.shape[-1] - 2 * self.num_channels
-        static, level = batch.static_real.tensor_split([split], dim=-1)
-        return torch.cat([static, *embedded], dim=-1), level
+        return torch.cat([batch.static_real, *embedded], dim=-1)
 
     @abstractmethod
     def encode(self, batch: Batch) -> E:
@@ -102,10 +98,22 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         """
 
     @abstractmethod
-    def update(
-        self, encoded: E, delta_t: Tensor, values: Tensor, observed: Tensor, covariates: Tensor
-    ) -> E:
-        """Read one more observation of each series; the arguments are as in `Encoder.update`."""
+    def update(self, encoded: E, delta_t: Tensor, rows: Rows, covariates: Tensor) -> E:
+        """Read one more observation of each series.
+
+        Reading a series whole and one observation after the other gives the same.
+
+        Parameters
+        ----------
+        encoded
+            What is known after the observation before.
+        delta_t
+            ``(B,)`` time since then, in typical gaps; 0 at the first.
+        rows
+            The observation ``(B, …)``, as `Scaling.read_next` returns it.
+        covariates
+            ``(B, K)`` scaled covariates.
+        """
 
     @abstractmethod
     def repeat(self, encoded: E, count: int) -> E:
@@ -140,29 +148,28 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         Returns
         -------
         Tensor
-            ``(B, num_samples, Q, D)`` scaled values; for a head of counts, the counts themselves.
+            ``(B, num_samples, Q, D)`` float64 values in the units of the data.
         """
         encoded = self.repeat(self.encode(batch), num_samples)
         gaps = batch.query_delta_t.repeat_interleave(num_samples, dim=0)
         covariates = batch.query_covariates.repeat_interleave(num_samples, dim=0)
-        scale = batch.scale.repeat_interleave(num_samples, dim=0).to(gaps.dtype)
+        memory = batch.memory.repeat_interleave(num_samples, dim=0)
         gaps, order = gaps.sort(dim=1)
         covariates = covariates.gather(1, order.unsqueeze(-1).expand_as(covariates))
         unread = self.num_channels - self.num_targets
-        discrete = is_discrete(self.head.output)
 
         paths = []
         before = torch.zeros_like(gaps[:, 0])
         for gap, known in zip(gaps.unbind(1), covariates.unbind(1), strict=True):
             delta_t = gap - before
             args = self.decode(encoded, delta_t.unsqueeze(1), known.unsqueeze(1))
-            args = tuple(arg.squeeze(1) for arg in args)
-            drawn = self.head.distribution(args, scale=scale if discrete else None).sample()
+            args = tuple(arg.squeeze(1).double() for arg in args)
+            loc, scale = (part[:, : self.num_targets] for part in self.scaling.outputs(memory))
+            drawn = self.head.distribution(args, loc, scale).sample()
             paths.append(drawn)
-            values = (drawn / scale if discrete else drawn).clamp(-LIMIT, LIMIT)
-            values = nn.functional.pad(values, (0, unread))
-            observed = nn.functional.pad(torch.ones_like(drawn, dtype=torch.bool), (0, unread))
-            encoded = self.update(encoded, delta_t, values, observed, known)
+            values = nn.functional.pad(drawn, (0, unread), value=torch.nan)
+            rows, memory = self.scaling.read_next(memory, values)
+            encoded = self.update(encoded, delta_t, rows, known)
             before = gap
         stacked = torch.stack(paths, dim=1)  # (B · num_samples, Q, D), in order of time
         unsorted = torch.empty_like(stacked)

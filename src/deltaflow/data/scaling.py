@@ -1,0 +1,259 @@
+"""The units in which a network reads a series, and those in which it answers.
+
+Scalings are causal: how a row looks to the network depends on the rows up to it and on the training
+set alone. What a scaling remembers of a series has a fixed size, so that reading row by row gives
+the same as reading the whole series at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaflow.data.statistics import (
+    LIMIT,
+    MINIMUM_SCALE,
+    Statistics,
+    last_known,
+    typical_deviation,
+)
+
+PRIOR_WEIGHT = 3.0
+"""How many observations the training set's scale counts for beside a series' own."""
+
+_SMALLEST_UNIT = 1e-50
+"""Squares of values up to 1e100, in units of at least this, are finite in float64."""
+
+
+class Rows(NamedTuple):
+    """Rows as a network reads them, in float32.
+
+    Attributes
+    ----------
+    values
+        ``(…, C)`` scaled values, 0 where not observed; clipped at `LIMIT`.
+    observed
+        ``(…, C)`` bool observed mask.
+    levels
+        ``(…, L · C)`` features that say what the units of the values hide, after each row.
+    """
+
+    values: Tensor
+    observed: Tensor
+    levels: Tensor
+
+
+class Units(NamedTuple):
+    """Location and scale ``(…, C)`` in float64: ``value = loc + scale · scaled value``."""
+
+    loc: Tensor
+    scale: Tensor
+
+
+class Scaling(ABC):
+    """The contract of a scaling: how values are read, and in which units they are forecast.
+
+    A channel that is not centred (its distribution lives on the positive numbers) has location 0.
+
+    Parameters
+    ----------
+    statistics
+        Those of the training set.
+    centred
+        ``(C,)`` bool.
+
+    Attributes
+    ----------
+    num_levels
+        The number L of features of each channel that say what the units of the values hide.
+    memory_size
+        The number M of float64 numbers that are remembered of each channel.
+    """
+
+    num_levels: ClassVar[int]
+    memory_size: ClassVar[int]
+
+    def __init__(self, statistics: Statistics, centred: np.ndarray) -> None:
+        is_centred = torch.from_numpy(np.asarray(centred, dtype=bool))
+        magnitude = torch.tensor(statistics.magnitude, dtype=torch.float64)
+
+        def unless_positive(statistic: list[float], otherwise: Tensor | float) -> Tensor:
+            given = torch.tensor(statistic, dtype=torch.float64)
+            return torch.where(is_centred, given, otherwise)
+
+        self.centred = is_centred.double()
+        self.center = unless_positive(statistics.center, 0.0)
+        self.spread = unless_positive(statistics.spread, magnitude)
+        self.within = unless_positive(statistics.within, magnitude)
+        self.variation = unless_positive(statistics.variation, magnitude)
+
+    @abstractmethod
+    def start(self, size: int) -> Tensor:
+        """Return what is remembered ``(B, M, C)`` of series of which nothing was observed yet."""
+
+    @abstractmethod
+    def read(self, values: Tensor) -> tuple[Rows, Tensor]:
+        """Read a batch of whole series.
+
+        Parameters
+        ----------
+        values
+            ``(B, T, C)`` float64, NaN where not observed; T is at least 1.
+
+        Returns
+        -------
+        Rows, Tensor
+            All rows, and what is remembered ``(B, M, C)`` after the last one.
+        """
+
+    @abstractmethod
+    def read_next(self, memory: Tensor, values: Tensor) -> tuple[Rows, Tensor]:
+        """Read one more row ``(B, C)`` of each series, of which something is remembered."""
+
+    @abstractmethod
+    def outputs(self, memory: Tensor) -> Units:
+        """Return the units ``(B, C)`` of forecasts."""
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.center.device != device:
+            for name, part in vars(self).items():
+                setattr(self, name, part.to(device))
+
+
+class RunningScaling(Scaling):
+    """Mean and standard deviation of what was observed so far, the row itself included.
+
+    The scale leans, by a geometric mean, on the typical one of the training set while there are few
+    values; without any, location and scale are the training set's. A channel that is not centred is
+    scaled by its mean absolute value. The network learns after each row where location and scale
+    stand beside the training set's.
+
+    What is remembered: the number of values, the first of them, the sums of their differences from
+    it and of the squares of these, in units of the training set, and the sum of absolute values.
+    Differences from a member of the sample keep their digits wherever it lies.
+    """
+
+    num_levels = 2
+    memory_size = 5
+
+    def __init__(self, statistics: Statistics, centred: np.ndarray) -> None:
+        super().__init__(statistics, centred)
+        self.unit = self.spread.clamp(min=_SMALLEST_UNIT)
+        self.log_spread, self.log_within = self.spread.log(), self.within.log()
+
+    def start(self, size: int) -> Tensor:
+        """Return zeros; see `Scaling.start`."""
+        return torch.zeros(size, self.memory_size, len(self.unit), dtype=torch.float64)
+
+    def read(self, values: Tensor) -> tuple[Rows, Tensor]:
+        """Read whole series; see `Scaling.read`."""
+        observed = values.isfinite()
+        mask = observed.double()  # products are much faster than torch.where
+        count = mask.cumsum(1)
+        filled = values.nan_to_num(0.0)
+        beginning = (count == 0).sum(1, keepdim=True).clamp(max=values.shape[1] - 1)
+        first = filled.gather(1, beginning)
+        apart = (filled - first) * mask / self.unit
+        sums = [apart.cumsum(1), (apart * apart).cumsum(1), filled.abs().cumsum(1)]
+        newest = (count[:, -1], first[:, 0], *(part[:, -1] for part in sums))
+        return self._rows(values, observed, count, first, *sums), torch.stack(newest, dim=1)
+
+    def read_next(self, memory: Tensor, values: Tensor) -> tuple[Rows, Tensor]:
+        """Read one more row; see `Scaling.read_next`."""
+        self._move_to(memory.device)
+        count, first, total, squares, size = memory.unbind(1)
+        observed = values.isfinite()
+        filled = values.nan_to_num(0.0)
+        first = torch.where(count == 0, filled, first)
+        apart = (filled - first) * observed / self.unit
+        parts = (
+            count + observed, first, total + apart, squares + apart * apart, size + filled.abs()
+        )  # fmt: skip
+        return self._rows(values, observed, *parts), torch.stack(parts, dim=1)
+
+    def outputs(self, memory: Tensor) -> Units:
+        """Return the units in which the next value is read, but for its own share in them."""
+        self._move_to(memory.device)
+        loc, log_scale = self._units(*memory.unbind(1))
+        return Units(loc, log_scale.exp())
+
+    def _rows(self, values: Tensor, observed: Tensor, *sums: Tensor) -> Rows:
+        loc, log_scale = self._units(*sums)
+        scaled = (values - loc) / log_scale.exp()
+        levels = [(loc - self.center) / self.spread, log_scale - self.log_spread]
+        return Rows(_float32(scaled), observed, _float32(torch.cat(levels, dim=-1)))
+
+    def _units(
+        self, count: Tensor, first: Tensor, total: Tensor, squares: Tensor, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return location and log-scale ``(…, C)``."""
+        number = count.clamp(min=1)
+        mean = total / number
+        variance = (squares / number - mean * mean).clamp(min=0)
+        own = self.unit * typical_deviation(variance.sqrt(), number)
+        own = self.centred * own + (1 - self.centred) * (size / number)
+        own = torch.maximum(own, MINIMUM_SCALE * self.within)
+        # One value says nothing of a deviation, but it does say something of a magnitude.
+        evidence = (count - self.centred).clamp(min=0)
+        weight = evidence / (evidence + PRIOR_WEIGHT)
+        log_scale = self.log_within + weight * (own.log() - self.log_within)
+        seen = count.clamp(max=1)
+        loc = self.centred * (seen * (first + self.unit * mean) + (1 - seen) * self.center)
+        return loc, seen * log_scale + (1 - seen) * self.log_spread
+
+
+class LastScaling(Scaling):
+    """Forecasts of the change from the last value, in units of the training set's `variation`.
+
+    Values are read in units of the training set, the same for all series. Until there is a value,
+    forecasts are located at the training set's mean.
+
+    What is remembered: the last value, NaN before the first.
+    """
+
+    num_levels = 0
+    memory_size = 1
+
+    def start(self, size: int) -> Tensor:
+        """Return NaN; see `Scaling.start`."""
+        return torch.full(
+            (size, self.memory_size, len(self.center)), torch.nan, dtype=torch.float64
+        )
+
+    def read(self, values: Tensor) -> tuple[Rows, Tensor]:
+        """Read whole series; see `Scaling.read`."""
+        last = last_known(values.numpy(), np.nan)
+        return self._rows(values), torch.from_numpy(last).unsqueeze(1)
+
+    def read_next(self, memory: Tensor, values: Tensor) -> tuple[Rows, Tensor]:
+        """Read one more row; see `Scaling.read_next`."""
+        self._move_to(memory.device)
+        last = torch.where(values.isfinite(), values, memory[:, 0])
+        return self._rows(values), last.unsqueeze(1)
+
+    def outputs(self, memory: Tensor) -> Units:
+        """Return the last value and the typical variation."""
+        self._move_to(memory.device)
+        last = memory[:, 0]
+        loc = self.centred * torch.where(last.isnan(), self.center, last)
+        return Units(loc, self.variation.expand_as(loc))
+
+    def _rows(self, values: Tensor) -> Rows:
+        return Rows(
+            values=_float32((values - self.center) / self.spread),
+            observed=values.isfinite(),
+            levels=values.new_zeros(*values.shape[:-1], 0, dtype=torch.float32),
+        )
+
+
+SCALINGS: dict[str, type[Scaling]] = {"running": RunningScaling, "last": LastScaling}
+"""Every scaling by its name."""
+
+
+def _float32(scaled: Tensor) -> Tensor:
+    """Put 0 in place of NaN, and clip, so that no outlier blinds the network."""
+    return scaled.nan_to_num(0.0, LIMIT, -LIMIT).clamp(-LIMIT, LIMIT).float()

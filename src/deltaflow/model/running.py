@@ -1,0 +1,119 @@
+"""A trained network that keeps reading: one observation in, a forecast of any time out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaflow.data import WindowSpec
+from deltaflow.data.series import Series
+from deltaflow.data.windows import Window
+from deltaflow.model.module import ForecastNetwork
+
+
+class Running(NamedTuple):
+    """All that is kept of B series while their observations arrive. Its size is fixed.
+
+    Attributes
+    ----------
+    encoded
+        What the network knows of them: its hidden states, last values and their ages.
+    memory
+        ``(B, M, C)`` float64, what the scaling remembers of their values.
+    times
+        ``(B,)`` float64, when each was last observed; NaN before the first observation.
+    """
+
+    encoded: Any
+    memory: Tensor
+    times: np.ndarray
+
+
+class RunningNetwork:
+    """Reads series one observation at a time.
+
+    Any number of single readings gives the forecasts of one reading of the whole series, to within
+    rounding, since a scaling is causal and an encoder's update is a step of its recurrence. Times
+    are elapsed times, as in `Series`.
+
+    Parameters
+    ----------
+    spec, network
+        Those of a predictor.
+    """
+
+    def __init__(self, spec: WindowSpec, network: ForecastNetwork) -> None:
+        self.spec = spec
+        self.network = network
+
+    @torch.no_grad()
+    def start(self, series: Sequence[Series]) -> Running:
+        """Return the state of series of which nothing was observed; only statics are read."""
+        nothing = slice(0, 0)
+        batch = self.spec.collate([Window(one, nothing, nothing) for one in series])
+        device = self.network.channel_weights.device
+        batch = type(batch)(*(part.to(device) for part in batch))
+        return Running(self.network.encode(batch), batch.memory, np.full(len(series), np.nan))
+
+    @torch.no_grad()
+    def read(
+        self, running: Running, times: np.ndarray, values: np.ndarray, covariates: np.ndarray
+    ) -> Running:
+        """Read one more observation of each series.
+
+        Parameters
+        ----------
+        running
+            What is known of the series.
+        times
+            ``(B,)`` when they were observed, not before the last time.
+        values
+            ``(B, C)`` the values; NaN where not observed.
+        covariates
+            ``(B, K)`` covariates and calendar phases.
+        """
+        known = self._on_device(torch.from_numpy(values))
+        rows, memory = self.network.scaling.read_next(running.memory, known)
+        encoded = self.network.update(
+            running.encoded,
+            self._on_device(self.spec.gaps_between(running.times, times)),
+            rows,
+            self._on_device(self.spec.scaled_covariates(covariates)),
+        )
+        return Running(encoded, memory, times)
+
+    @torch.no_grad()
+    def forecast(
+        self, running: Running, times: np.ndarray, covariates: np.ndarray
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """Return what describes the distributions of the targets at queries.
+
+        Parameters
+        ----------
+        running
+            What is known of the series.
+        times, covariates
+            ``(B, Q)`` times not before the last observations, and ``(B, Q, K)``.
+
+        Returns
+        -------
+        arguments, loc, scale
+            The arguments ``(B, Q, D)`` of the head's distributions of scaled values, and their
+            units ``(B, D)``; see `Head.distribution`.
+        """
+        gaps = self.spec.gaps_between(running.times[:, None], times)
+        arguments = self.network.decode(
+            running.encoded,
+            self._on_device(gaps),
+            self._on_device(self.spec.scaled_covariates(covariates)),
+        )
+        loc, scale = self.network.scaling.outputs(running.memory)
+        targets = slice(self.network.num_targets)
+        return arguments, loc[:, targets], scale[:, targets]
+
+    def _on_device(self, part: Tensor) -> Tensor:
+        return part.to(self.network.channel_weights.device)
