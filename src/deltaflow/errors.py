@@ -37,6 +37,7 @@ class DataError(DeltaflowError, ValueError):
         field: str | None = None,
         position: object = None,
     ) -> None:
+        self.problem, self.remedy = problem, remedy
         self.item, self.field, self.position = item, field, position
         where = [
             f"{name} {value.item() if isinstance(value, np.generic) else value!r}"

@@ -13,7 +13,7 @@ from gluonts.dataset.split import TestData
 from torch.distributions import Laplace
 
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Series, read_series, schema_of
+from deltaflow.data.series import Reader, Series, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.baseline import BaselinePredictor
@@ -296,12 +296,13 @@ class _Forecasts(NamedTuple):
     labels: list[np.ndarray]
 
     @classmethod
-    def of(cls, test: TestData, schema: Schema) -> "_Forecasts":
+    def of(cls, test: TestData, reader: Reader) -> "_Forecasts":
         forecasts = cls([], [])
         for past, label in test:
             values = np.atleast_2d(label["target"]).T
-            forecasts.series.append(read_series(past, schema, num_queries=len(values)))
-            forecasts.labels.append(values)
+            forecasts.series.append(reader.read(past, num_queries=len(values)))
+            rows = reader.match(past).rows["target"]
+            forecasts.labels.append(values if rows is None else values[:, rows])
         return forecasts
 
     def rows(self, channel: int) -> _Rows:
@@ -329,11 +330,12 @@ class _Basis(NamedTuple):
     def of(cls, task: Task) -> "_Basis":
         entries = list(task.training)
         schema = schema_of(entries)
-        statistics = Statistics.fit([read_series(e, schema) for e in entries], schema.target)
+        reader = Reader(schema)
+        statistics = Statistics.fit([reader.read(entry) for entry in entries], schema.target)
         return cls(
             schema,
-            _Forecasts.of(task.training_forecasts, schema),
-            _Forecasts.of(task.validation, schema),
+            _Forecasts.of(task.training_forecasts, reader),
+            _Forecasts.of(task.validation, reader),
             np.array(statistics.center[: len(schema.target)]),
             np.array(statistics.spread[: len(schema.target)]),
         )

@@ -29,7 +29,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deltaflow.compare.config import CompareConfig
 from deltaflow.compare.models import Trained, average_of, train_row
-from deltaflow.compare.score import accuracy, channel_units, squared_errors, timed_forecasts
+from deltaflow.compare.score import (
+    accuracy,
+    channel_units,
+    check_channels,
+    squared_errors,
+    timed_forecasts,
+)
 from deltaflow.data.series import is_irregular
 from deltaflow.saving import MARKER, write
 from deltaflow.tasks import TASKS, Task, load_task
@@ -174,6 +180,7 @@ def _judged(
         for name, test in task.tests.items() if trained is not None else ():
             with _recorded(errors, name):
                 forecasts, costs = timed_forecasts(trained, test)
+                check_channels(forecasts, units[0])
                 run["scores"][name] = accuracy(forecasts, test, *units) | costs
                 run["squared_errors"][name] = squared_errors(forecasts, test, units[1])
                 run["examples"][name] = example_forecasts(forecasts, test, units[0])

@@ -22,8 +22,9 @@ from gluonts.torch.distributions import AffineTransformed
 from torch.distributions import Distribution, Laplace, Normal, StudentT
 
 from deltaflow.compare.models import Trained
-from deltaflow.data.series import read_series, schema_of
+from deltaflow.data.series import Reader, schema_of
 from deltaflow.data.statistics import Statistics
+from deltaflow.errors import DataError
 from deltaflow.forecast.forecasts import DistributionForecast, EnsembleForecast
 from deltaflow.tasks import Task
 
@@ -42,6 +43,22 @@ ACCURACY = ("mean_weighted_quantile_loss", "mse", "mae", "nll", *INTERVALS)
 """The measures of accuracy. Each stands in the results three times: over all values in one pool;
 as ``mse[HR]``, for each channel; and as ``balanced_mse``, the mean over the channels after each was
 divided by its unit (see `Task.scale`), so that no channel rules the mean."""
+
+
+def check_channels(forecasts: Sequence[Forecast], channels: Sequence[str]) -> None:
+    """Raise unless all forecasts have the channels of the training data, in the same order.
+
+    The scores of a channel, and its unit, are found by its place.
+    """
+    for forecast in forecasts:
+        target = getattr(forecast, "target", channels)
+        if tuple(target) != tuple(channels) or getattr(forecast, "ignored", ()):
+            raise DataError(
+                f"the channels of the test are not {list(channels)}, as in the training data",
+                "make training and test of one data set",
+                item=forecast.item_id,
+                field="target",
+            )
 
 
 def accuracy(
@@ -158,8 +175,8 @@ def channel_units(task: Task) -> tuple[tuple[str, ...], np.ndarray]:
     schema = schema_of(entries)
     if task.scale is not None:
         return schema.target, task.scale
-    data = [read_series(entry, schema) for entry in entries]
-    spread = Statistics.fit(data, schema.target).spread
+    reader = Reader(schema)
+    spread = Statistics.fit([reader.read(entry) for entry in entries], schema.target).spread
     return schema.target, np.array(spread[: len(schema.target)])
 
 

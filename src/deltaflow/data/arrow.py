@@ -14,8 +14,9 @@ import pandas as pd
 from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.dataset import read_entries
+from deltaflow.data.matching import schema_in
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import read_series, schema_of
+from deltaflow.data.series import Reader, is_irregular, schema_of
 from deltaflow.data.validation import (
     check_columns,
     gather_rows,
@@ -194,10 +195,9 @@ def parquet_to_arrow(
     ------
     DataError
         As `IrregularDataset.from_long_dataframe`, although a target may be missing everywhere;
-        and if the rows of an item do not stand together, or the times are float32.
+        and if it is not a Parquet file, the rows of an item do not stand together, or the times
+        are float32.
     """
-    from pyarrow import parquet
-
     roles = read_roles(
         item_id,
         timestamp,
@@ -208,7 +208,7 @@ def parquet_to_arrow(
         feat_static_cat=feat_static_cat,
     )
     columns = [*chain(*roles.values())]
-    with parquet.ParquetFile(source) as file:
+    with _parquet_file(source) as file:
         check_columns(file.schema_arrow.empty_table().to_pandas(), columns, "the Parquet file")
         if str(file.schema_arrow.field(timestamp).type) in ("float", "halffloat"):
             raise DataError("the times are float32", "write them as float64", field=timestamp)
@@ -370,13 +370,13 @@ def _views(batch: pa.RecordBatch, layout: pa.Schema) -> dict[str, Any]:
 
 def _gathered(entries: Iterable[DataEntry], schema: Schema) -> Iterator[list[DataEntry]]:
     """Check entries, and gather as many as make a record batch."""
-    expected = schema.to_dict()
+    reader = Reader(schema)
     batch, numbers = [], 0
     for entry in entries:
-        read_series(entry, schema)
-        if entry["info"]["schema"] != expected:
+        if is_irregular(entry) and schema_in(entry) != schema:
             raise DataError("the schema is not that of the first entry", "write it to another file",
                             item=entry.get("item_id"), field="info")  # fmt: skip
+        reader.read(entry)
         batch.append(entry)
         numbers += _ENTRY_NUMBERS + sum(np.size(entry[name]) for name in _NUMBERS if name in entry)
         if numbers >= _BATCH_NUMBERS:
@@ -384,6 +384,20 @@ def _gathered(entries: Iterable[DataEntry], schema: Schema) -> Iterator[list[Dat
             batch, numbers = [], 0
     if batch:
         yield batch
+
+
+def _parquet_file(source: str | Path) -> Any:
+    """Open a Parquet file; it is an error if it is a file of another kind."""
+    pa = _pyarrow()
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(source)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{str(source)!r} is not a Parquet file",
+            "convert it, as by pandas.read_csv(...).to_parquet(...) for a CSV file",
+        ) from error
 
 
 def _whole_items(file: Any, columns: list[str], item_id: str) -> Iterator[pd.DataFrame]:

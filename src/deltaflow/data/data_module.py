@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from deltaflow.data.arrow import ArrowDataset
 from deltaflow.data.batches import Batches, EpochSampler, InOrder, Windows
 from deltaflow.data.schema import Duration, Schema, read_range, read_seconds
-from deltaflow.data.series import Series, SeriesOnDemand, read_series, schema_of
+from deltaflow.data.series import Reader, Series, SeriesOnDemand, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
     Batch,
@@ -89,6 +89,8 @@ class IrregularDataModule(pl.LightningDataModule):
     ----------
     spec
         How windows are cut, with the statistics of the training set.
+    reader
+        What reads the items.
     training_windows, validation_windows
         The windows, by number.
 
@@ -143,7 +145,7 @@ class IrregularDataModule(pl.LightningDataModule):
                 field="origins_within",
             )
         entries = _by_number(training_data)
-        schema = schema_of(entries) if spec is None else spec.schema
+        schema = _schema_of(entries) if spec is None else spec.schema
         durations = {"horizon": horizon, "context": context, "origins_within": origins_within}
         given = [name for name, value in durations.items() if value is not None]
         if schema.time == "regular" and given:
@@ -155,7 +157,8 @@ class IrregularDataModule(pl.LightningDataModule):
         if spec is None:
             if seasonality is None:
                 seasonality = _seasonality_of(schema.time_unit) if schema.time == "regular" else ()
-            training = _series(entries, schema, seasonality)
+            self.reader = Reader(schema, seasonality)
+            training = _series(entries, self.reader)
             spec = WindowSpec(
                 schema=schema,
                 statistics=Statistics.fit(training, schema.target),
@@ -168,7 +171,8 @@ class IrregularDataModule(pl.LightningDataModule):
                 scaling=scaling,
             )
         else:
-            training = _series(entries, spec.schema, spec.seasonality)
+            self.reader = spec.reader()
+            training = _series(entries, self.reader)
         self.spec = spec
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -186,7 +190,7 @@ class IrregularDataModule(pl.LightningDataModule):
             self._epoch_size = len(self.training_windows)
         self.validation_windows = None
         if validation_data is not None:
-            validation = _series(_by_number(validation_data), spec.schema, spec.seasonality)
+            validation = _series(_by_number(validation_data), self.reader)
             if validation_origins == "last":
                 self.validation_windows = LastWindows(validation, spec)
             else:
@@ -300,16 +304,19 @@ def _by_number(dataset: Dataset) -> Sequence[DataEntry]:
     """Return the entries of a data set, all in memory unless they are in a file."""
     if isinstance(dataset, TrainingDataset) and isinstance(dataset.dataset, ArrowDataset):
         return dataset.dataset.map(dataset.splitter.training_entry)
-    return dataset if isinstance(dataset, ArrowDataset) else list(dataset)
+    return dataset if isinstance(dataset, ArrowDataset) else list(entries_of(dataset))
 
 
-def _series(
-    entries: Sequence[DataEntry], schema: Schema, seasonality: tuple[str, ...]
-) -> Sequence[Series]:
+def _schema_of(entries: Sequence[DataEntry]) -> Schema:
+    """Return the schema of entries; those of a file share one."""
+    return schema_of(entries[:1] if isinstance(entries, ArrowDataset) else entries)
+
+
+def _series(entries: Sequence[DataEntry], reader: Reader) -> Sequence[Series]:
     """Return the series of entries, read when they are asked for if the entries are in a file."""
     if isinstance(entries, ArrowDataset):
-        return SeriesOnDemand(entries, schema, seasonality)
-    return [read_series(entry, schema, seasonality) for entry in entries]
+        return SeriesOnDemand(entries, reader)
+    return [reader.read(entry) for entry in entries]
 
 
 def _seasonality_of(freq: str) -> tuple[str, ...]:

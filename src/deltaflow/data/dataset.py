@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.schema import TICKS_PER_SECOND, Schema, unit_seconds
+from deltaflow.data.schema import Schema, elapsed_time, unit_seconds
 from deltaflow.data.validation import (
     Rows,
     TimeColumn,
@@ -375,7 +375,7 @@ def _elapsed(times: TimeColumn, rows: Rows, time_unit: str) -> tuple[np.ndarray,
         return times.ticks, [None] * len(rows.items)
     firsts = times.ticks[rows.bounds[:-1]]
     since_first = times.ticks - np.repeat(firsts, np.diff(rows.bounds))
-    elapsed = since_first / TICKS_PER_SECOND[times.resolution] / seconds
+    elapsed = elapsed_time(since_first, times.resolution, seconds)
     origins = np.datetime_as_string(firsts.astype(f"datetime64[{times.resolution}]"))
     return elapsed, [f"{origin}Z" if times.time_zone else str(origin) for origin in origins]
 

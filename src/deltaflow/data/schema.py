@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Number
 from typing import Any, Literal, overload
 
@@ -49,6 +49,18 @@ def nanoseconds(time: pd.Timestamp | pd.Timedelta) -> int:
     True
     """
     return int(time.asm8.astype("int64")) * (10**9 // TICKS_PER_SECOND[time.unit])
+
+
+def elapsed_time(ticks: Any, resolution: str, unit: float) -> Any:
+    """Return a number of ticks, or an array of them, in units of so many seconds.
+
+    Float64 rounds more than once on the way, so what is compared with the times of an entry has
+    to be converted by this function as they were.
+
+    >>> elapsed_time(90_000, "ms", 3600.0)
+    0.025
+    """
+    return ticks / float(TICKS_PER_SECOND[resolution]) / unit
 
 
 Duration = str | pd.Timedelta
@@ -121,12 +133,19 @@ def read_range(value: Sequence[Duration], field: str) -> tuple[float, float]:
     return first, last
 
 
-@dataclass(frozen=True)
+ROLES = (
+    "target", "feat_dynamic_real", "past_feat_dynamic_real", "feat_static_real", "feat_static_cat",
+)  # fmt: skip
+"""The fields of an entry whose rows have names."""
+
+
+@dataclass(frozen=True, eq=False)
 class Schema:
     """Names and kinds of everything in a data set.
 
-    It travels in the ``info`` of every entry of an irregular data set, and a predictor keeps the
-    one that it was trained on, so that new data can be checked against it.
+    It travels in the ``info`` of every entry of an irregular data set. A predictor keeps the one
+    that it was trained on, and reads other data by the names in theirs, see `Match`. Two schemas
+    are equal if all names, and the levels of a category, have the same order.
 
     Attributes
     ----------
@@ -161,6 +180,17 @@ class Schema:
     feat_static_real: tuple[str, ...] = ()
     feat_static_cat: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def __eq__(self, other: object) -> bool:
+        # A plain comparison of mappings would overlook the order of the categories.
+        return self is other or (
+            isinstance(other, Schema)
+            and all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self))
+            and list(self.feat_static_cat) == list(other.feat_static_cat)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.target, self.feat_dynamic_real, self.past_feat_dynamic_real, self.time))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the schema as plain, JSON-compatible values."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -174,7 +204,7 @@ class Schema:
         Raises
         ------
         ValueError, TypeError, KeyError or AttributeError
-            If it is no schema.
+            If it is not a schema.
         """
         lists = ("target", "feat_dynamic_real", "past_feat_dynamic_real", "feat_static_real")
         schema = cls(
@@ -189,15 +219,17 @@ class Schema:
         if not isinstance(schema.univariate, bool) or not fits:
             raise ValueError(f"{channels} channels cannot have univariate={schema.univariate!r}")
         if schema.time not in ("timestamp", "elapsed", "regular"):
-            raise ValueError(f"{schema.time!r} is no kind of time")
+            raise ValueError(f"{schema.time!r} is not a kind of time")
         if schema.time != "regular":
             unit_seconds(schema.time_unit)
         if not isinstance(schema.time_zone, (str, type(None))):
-            raise ValueError(f"{schema.time_zone!r} is no time zone")
+            raise ValueError(f"{schema.time_zone!r} is not a time zone")
         return schema
 
 
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{value!r} is no list of names")
+        raise ValueError(f"{value!r} is not a list of names")
+    if len(set(value)) < len(value):
+        raise ValueError(f"a name stands twice in {value!r}")
     return tuple(value)

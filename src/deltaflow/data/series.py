@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pandas as pd
-from gluonts.dataset.common import DataEntry
+from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.dataset.split import TestData
 
+from deltaflow.data.matching import Match, as_one, at_item, common_schema, match, schema_in
 from deltaflow.data.schema import (
     LARGEST,
     LONGEST,
     TICKS_PER_SECOND,
+    TIME_UNITS,
     Schema,
     nanoseconds,
     unit_seconds,
 )
-from deltaflow.errors import DataError
+from deltaflow.errors import DataError, DeltaflowWarning
 
 
 class Series(NamedTuple):
@@ -60,31 +66,50 @@ def is_irregular(entry: DataEntry) -> bool:
     return isinstance(info, Mapping) and "time_origin" in info
 
 
+def entries_of(dataset: Dataset) -> Iterator[DataEntry]:
+    """Return the entries of a data set, one after the other.
+
+    Raises
+    ------
+    DataError
+        If it is not a data set, but something that is often taken for one.
+    """
+    kind = type(dataset).__name__
+    if hasattr(dataset, "columns"):
+        raise DataError(
+            f"a {kind} is not a data set",
+            "make one of it with IrregularDataset.from_long_dataframe, or forecast it as it is "
+            "with predict_df",
+        )
+    if isinstance(dataset, TestData):
+        raise DataError("a TestData holds pairs of input and label", "give its .input")
+    if isinstance(dataset, Mapping):
+        raise DataError("a single entry is not a data set", "put it into a list")
+    if isinstance(dataset, str) or not isinstance(dataset, Iterable):
+        raise DataError(f"a {kind} is not a data set", "make one with IrregularDataset")
+    return iter(dataset)
+
+
 def schema_of(entries: Iterable[DataEntry]) -> Schema:
     """Infer the schema of a data set from its entries.
 
-    Entries of an `IrregularDataset` carry theirs. An ordinary GluonTS data set names nothing, so
-    its channels and features are numbered.
+    Entries of an `IrregularDataset` carry theirs. Those of several data sets may be put together:
+    all need the same names, in any order, and the levels of a category are those of all of them.
+    An ordinary GluonTS data set names nothing, so its channels and features are numbered.
+
+    Raises
+    ------
+    DataError
+        If there is no entry, or one lacks what another one names.
     """
-    entries = iter(entries)
+    entries = entries_of(entries)  # pyright: ignore[reportArgumentType]
     first = next(entries, None)
     if first is None:
         raise DataError("the data set is empty", "give at least one item")
-    if not isinstance(first, Mapping) or "target" not in first:
-        raise DataError(
-            f"the first entry is a {type(first).__name__} without a target",
-            "give entries of a GluonTS data set, or make them with IrregularDataset",
-        )
+    _check_entry(first)
     if is_irregular(first):
-        try:
-            return Schema.from_dict(first["info"]["schema"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"the info holds no schema ({type(error).__name__}: {error})",
-                "make the entries with IrregularDataset",
-                item=first.get("item_id"),
-                field="info",
-            ) from None
+        return common_schema(_schemas_in(chain([first], entries)))
+    _check_start(first)
     target = np.asarray(first["target"])
 
     def numbered(field: str) -> tuple[str, ...]:
@@ -93,7 +118,8 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
     channels = 1 if target.ndim == 1 else target.shape[0]
     num_codes = len(first.get("feat_static_cat", ()))
     codes = [
-        _vector(entry, "feat_static_cat", num_codes, np.int64) for entry in chain([first], entries)
+        _vector(entry, "feat_static_cat", num_codes, None, np.int64)
+        for entry in chain([first], entries)
     ]
     levels = np.max(codes, axis=0) + 1
     return Schema(
@@ -110,95 +136,158 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
     )
 
 
+def _schemas_in(entries: Iterable[DataEntry]) -> Iterator[tuple[object, Schema]]:
+    """Yield items and their schemas, wherever another schema than the one before begins."""
+    latest = None
+    for entry in entries:
+        # A regular entry among them is refused when it is read.
+        if is_irregular(entry) and (own := schema_in(entry)) is not latest:
+            latest = own
+            yield entry.get("item_id"), own
+
+
+class Reader:
+    """Reads entries, whatever the order of what they hold, as the arrays that a schema describes.
+
+    Channels, covariates and features are found by name, and the codes of a category by its
+    levels. What the schema does not know is ignored, of which one warning tells.
+
+    Parameters
+    ----------
+    schema
+        What an entry must hold.
+    seasonality
+        Calendar cycles whose phases are added to the covariates, see `calendar_phases`.
+    """
+
+    def __init__(self, schema: Schema, seasonality: Iterable[str] = ()) -> None:
+        self.schema = schema
+        self.seasonality = tuple(seasonality)
+        self._told: set[str] = set()
+
+    def match(self, entry: DataEntry) -> Match:
+        """Find in an entry what the schema names.
+
+        Raises
+        ------
+        DataError
+            If something is missing, or time is of another kind or frequency.
+        """
+        _check_entry(entry)
+        schema = self.schema
+        if is_irregular(entry) != (schema.time != "regular"):
+            expected = "a regular series" if schema.time == "regular" else "an info['time_origin']"
+            raise DataError(f"expected {expected}", "use data like the training data",
+                            item=entry.get("item_id"), field="info")  # fmt: skip
+        if schema.time == "regular":
+            _check_start(entry, schema.time_unit)
+            return as_one(schema)
+        _check_start(entry)
+        own = schema_in(entry)
+        with at_item(entry.get("item_id")):
+            found = match(own, schema)
+        if found.ignored:
+            self._tell(found.ignored)
+        return found
+
+    def read(self, entry: DataEntry, num_queries: int | None = None) -> Series:
+        """Check an entry and turn it into arrays.
+
+        Parameters
+        ----------
+        entry
+            A GluonTS entry, irregular or regular.
+        num_queries
+            How many periods of a regular entry are forecast; an irregular one has at least one
+            query time after its last observation, and any number. None for an entry to train on.
+
+        Raises
+        ------
+        DataError
+            If a field or name is missing, has the wrong shape or type, holds values beyond
+            `LARGEST`, if the times are float32, unsorted, duplicate or beyond `LONGEST`, or if a
+            query time is unknown or before the last observation.
+        """
+        found = self.match(entry)
+        schema, own, rows, item = self.schema, found.own, found.rows, entry.get("item_id")
+
+        target = _matrix(entry, "target", len(own.target), rows["target"], own.univariate)
+        length = target.shape[1]
+        past = _rows_of(entry, "past_feat_dynamic_real", found)
+        past = past if len(past) else past.reshape(0, length)
+        _check_length(past, length, item, "past_feat_dynamic_real")
+
+        if schema.time == "regular":
+            total = length + (num_queries or 0)
+            times = np.arange(total, dtype=np.float64)
+            known = _rows_of(entry, "feat_dynamic_real", found)
+            known = known[:, :total] if len(known) else known.reshape(0, total)
+            _check_length(known, total, item, "feat_dynamic_real")
+        else:
+            # Row 0 is the time.
+            after = rows["feat_dynamic_real"]
+            chosen = None if after is None else [0, *(1 + row for row in after)]
+            count = 1 + len(own.feat_dynamic_real)
+            dynamic = _matrix(entry, "feat_dynamic_real", count, chosen)
+            if np.asarray(entry["feat_dynamic_real"]).dtype != np.float64:
+                raise DataError(
+                    f"the elapsed times are {np.asarray(entry['feat_dynamic_real']).dtype}",
+                    "keep them in float64: float32 merges seconds within half a year "
+                    "(GluonTS's ListDataset and FileDataset cast to it; use IrregularDataset)",
+                    item=item,
+                    field="feat_dynamic_real",
+                )
+            _check_origin(entry["info"], item)
+            _check_times(dynamic[0], length, num_queries, item)
+            unit = unit_seconds(entry["info"].get("time_unit"))
+            if (far := np.abs(dynamic[0]) > LONGEST / unit).any():
+                raise DataError(f"the elapsed time is longer than {LONGEST:g} seconds",
+                                "check its unit, or count from a later origin", item=item,
+                                field="feat_dynamic_real[0]",
+                                position=int(far.argmax()))  # fmt: skip
+            times = dynamic[0] * unit
+            known = dynamic[1:]
+
+        missing = np.isnan(known) & ~np.isnan(times)
+        if missing.any():
+            channel, position = np.argwhere(missing)[0]
+            raise DataError(
+                "a covariate known in advance is missing",
+                "fill it in for the past and for every query",
+                item=item,
+                field=schema.feat_dynamic_real[channel],
+                position=int(position),
+            )
+        phases = calendar_phases(entry, times, self.seasonality)
+        static = "feat_static_real"
+        return Series(
+            item_id=item,
+            times=times,
+            values=np.ascontiguousarray(np.vstack([target, past]).T),
+            covariates=np.ascontiguousarray(np.vstack([known, phases]).T),
+            static_real=_vector(entry, static, len(own.feat_static_real), rows[static], np.float64),
+            static_cat=_read_codes(entry, found),
+        )
+
+    def _tell(self, ignored: Mapping[str, tuple[str, ...]]) -> None:
+        names = "; ".join(f"{role} {', '.join(map(repr, own))}" for role, own in ignored.items())
+        if names not in self._told:
+            self._told.add(names)
+            warnings.warn(
+                f"the data hold what the model does not know, which is ignored: {names}",
+                DeltaflowWarning,
+                stacklevel=4,
+            )
+
+
 def read_series(
     entry: DataEntry,
     schema: Schema,
     seasonality: Iterable[str] = (),
     num_queries: int | None = None,
 ) -> Series:
-    """Check one entry against the schema and turn it into arrays.
-
-    Parameters
-    ----------
-    entry
-        A GluonTS entry, irregular or regular.
-    schema
-        What the entry must hold.
-    seasonality
-        Calendar cycles whose phases are added to the covariates, see `calendar_phases`.
-    num_queries
-        How many periods of a regular entry are forecast; an irregular one has at least one query
-        time after its last observation, and any number. None for an entry to train on.
-
-    Raises
-    ------
-    DataError
-        If a field is missing, has the wrong shape or type, holds values beyond `LARGEST`, if the
-        times are float32, unsorted, duplicate or beyond `LONGEST`, or if a query time is unknown
-        or before the last observation.
-    """
-    item = entry.get("item_id")
-    if is_irregular(entry) != (schema.time != "regular"):
-        expected = "a regular series" if schema.time == "regular" else "an info['time_origin']"
-        raise DataError(f"expected {expected}", "use data like the training data",
-                        item=item, field="info")  # fmt: skip
-    if not isinstance(entry.get("start"), pd.Period):
-        raise DataError("is no pandas Period", "give the period of the first observation",
-                        item=item, field="start")  # fmt: skip
-
-    target = _matrix(entry, "target", len(schema.target), schema.univariate)
-    length = target.shape[1]
-    past = _matrix(entry, "past_feat_dynamic_real", len(schema.past_feat_dynamic_real))
-    past = past if len(past) else past.reshape(0, length)
-    _check_length(past, length, item, "past_feat_dynamic_real")
-
-    if schema.time == "regular":
-        total = length + (num_queries or 0)
-        times = np.arange(total, dtype=np.float64)
-        known = _matrix(entry, "feat_dynamic_real", len(schema.feat_dynamic_real))
-        known = known[:, :total] if len(known) else known.reshape(0, total)
-        _check_length(known, total, item, "feat_dynamic_real")
-    else:
-        rows = _matrix(entry, "feat_dynamic_real", 1 + len(schema.feat_dynamic_real))
-        if np.asarray(entry["feat_dynamic_real"]).dtype != np.float64:
-            raise DataError(
-                f"the elapsed times are {np.asarray(entry['feat_dynamic_real']).dtype}",
-                "keep them in float64: float32 merges seconds within half a year "
-                "(GluonTS's ListDataset and FileDataset cast to it; use IrregularDataset)",
-                item=item,
-                field="feat_dynamic_real",
-            )
-        _check_origin(entry["info"], item)
-        _check_times(rows[0], length, num_queries, item)
-        unit = unit_seconds(entry["info"].get("time_unit"))
-        if (far := np.abs(rows[0]) > LONGEST / unit).any():
-            raise DataError(f"the elapsed time is longer than {LONGEST:g} seconds",
-                            "check its unit, or count from a later origin", item=item,
-                            field="feat_dynamic_real[0]", position=int(far.argmax()))  # fmt: skip
-        times = rows[0] * unit
-        known = rows[1:]
-
-    missing = np.isnan(known) & ~np.isnan(times)
-    if missing.any():
-        channel, position = np.argwhere(missing)[0]
-        raise DataError(
-            "a covariate known in advance is missing",
-            "fill it in for the past and for every query",
-            item=item,
-            field=schema.feat_dynamic_real[channel],
-            position=int(position),
-        )
-    phases = calendar_phases(entry, times, seasonality)
-    codes = _vector(entry, "feat_static_cat", len(schema.feat_static_cat), np.int64)
-    counts = np.array([len(levels) for levels in schema.feat_static_cat.values()], dtype=np.int64)
-    return Series(
-        item_id=item,
-        times=times,
-        values=np.ascontiguousarray(np.vstack([target, past]).T),
-        covariates=np.ascontiguousarray(np.vstack([known, phases]).T),
-        static_real=_vector(entry, "feat_static_real", len(schema.feat_static_real), np.float64),
-        static_cat=np.where((codes >= 0) & (codes < counts), codes, -1),
-    )
+    """Read a single entry, see `Reader`; the entries of a data set share one."""
+    return Reader(schema, seasonality).read(entry, num_queries)
 
 
 class SeriesOnDemand(Sequence[Series]):
@@ -208,16 +297,13 @@ class SeriesOnDemand(Sequence[Series]):
     ----------
     dataset
         Entries by number.
-    schema, seasonality
-        See `read_series`.
+    reader
+        What reads them.
     """
 
-    def __init__(
-        self, dataset: Sequence[DataEntry], schema: Schema, seasonality: Iterable[str]
-    ) -> None:
+    def __init__(self, dataset: Sequence[DataEntry], reader: Reader) -> None:
         self.dataset = dataset
-        self.schema = schema
-        self.seasonality = tuple(seasonality)
+        self.reader = reader
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -229,34 +315,109 @@ class SeriesOnDemand(Sequence[Series]):
     def __getitem__(self, index):
         entries = self.dataset[index]
         if isinstance(index, slice):
-            return SeriesOnDemand(entries, self.schema, self.seasonality)
-        return read_series(entries, self.schema, self.seasonality)
+            return SeriesOnDemand(entries, self.reader)
+        return self.reader.read(entries)
 
 
-def _matrix(entry: DataEntry, field: str, rows: int, univariate: bool = False) -> np.ndarray:
-    """Read a field of shape ``(rows, T)`` as float64, NaN where missing."""
+def _check_entry(entry: Any) -> None:
+    if not isinstance(entry, Mapping) or "target" not in entry:
+        raise DataError(
+            f"an entry of the data set is a {type(entry).__name__} without a target",
+            "give entries of a GluonTS data set, or make them with "
+            "IrregularDataset.from_long_dataframe",
+        )
+
+
+def _check_start(entry: DataEntry, freq: str | None = None) -> None:
+    """Check that an entry tells the period of its first observation, one of the frequency."""
+    start, item = entry.get("start"), entry.get("item_id")
+    if not isinstance(start, pd.Period):
+        remedy = (
+            "make the entries with IrregularDataset"
+            if is_irregular(entry)
+            else "give the period of the first observation, such as pd.Period('2024-01-01', "
+            "freq='h'), or make the data set with gluonts.dataset.common.ListDataset(entries, "
+            "freq='h'); observations at irregular times belong in an IrregularDataset"
+        )
+        raise DataError(
+            "is missing" if start is None else f"is a {type(start).__name__}, not a pandas Period",
+            remedy,
+            item=item,
+            field="start",
+        )
+    if freq is not None and _step(start.freqstr) != _step(freq):
+        raise DataError(
+            f"the frequency is {start.freqstr!r}, that of the training data {freq!r}",
+            "resample the series to one frequency, or train a model for each",
+            item=item,
+            field="start",
+        )
+
+
+_OLD_UNITS = {"H": "h", "T": "min", "S": "s", "L": "ms", "U": "us", "N": "ns"}
+"""How pandas named units before its version 2.2."""
+
+
+@lru_cache(maxsize=64)
+def _step(freq: str) -> object:
+    """Return what is equal for frequencies whose periods are as long: 60min and h, W-SUN and W."""
+    number, unit = re.match(r"(\d*)([A-Za-z]*)", freq).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    count, unit = int(number or 1), _OLD_UNITS.get(unit, unit)
+    if unit in TIME_UNITS and unit != "W":
+        return pd.Timedelta(count, unit=unit)
+    return count, unit
+
+
+def _rows_of(entry: DataEntry, field: str, found: Match) -> np.ndarray:
+    """Read the rows of a field that have been found."""
+    return _matrix(entry, field, len(getattr(found.own, field)), found.rows[field])
+
+
+def _read_codes(entry: DataEntry, found: Match) -> np.ndarray:
+    """Read the codes ``(N,)`` of the levels, -1 where a level is unknown."""
+    own = found.own.feat_static_cat
+    rows = found.rows["feat_static_cat"]
+    codes = _vector(entry, "feat_static_cat", len(own), rows, np.int64)
+    known = [
+        known[code if 0 <= code < len(known) else -1]
+        for code, known in zip(codes.tolist(), found.codes, strict=True)
+    ]
+    return np.array(known, dtype=np.int64)
+
+
+def _matrix(
+    entry: DataEntry, field: str, count: int, rows: list[int] | None, univariate: bool = False
+) -> np.ndarray:
+    """Read some or all rows of a field of shape ``(count, T)`` as float64, NaN where missing."""
     item = entry.get("item_id")
-    if rows == 0:
+    if (count if rows is None else len(rows)) == 0:
         return np.empty((0, 0))
     if field not in entry:
         raise DataError("the field is missing", "use data like the training data",
                         item=item, field=field)  # fmt: skip
     values = _numbers(entry[field], np.float64, item, field)
-    shape = "(T,)" if univariate else f"({rows}, T)"
-    if values.ndim != (1 if univariate else 2) or (values.ndim == 2 and len(values) != rows):
+    shape = "(T,)" if univariate else f"({count}, T)"
+    if values.ndim != (1 if univariate else 2) or (values.ndim == 2 and len(values) != count):
         raise DataError(f"has shape {values.shape}, expected {shape}", "reshape it",
                         item=item, field=field)  # fmt: skip
+    values = np.atleast_2d(values)
+    values = values if rows is None else values[rows]
     _check_size(values, item, field)
-    return np.atleast_2d(values)
+    return values
 
 
-def _vector(entry: DataEntry, field: str, size: int, dtype: Any) -> np.ndarray:
-    """Read a field of shape ``(size,)``; what is not in the schema, of size 0, is not read."""
+def _vector(
+    entry: DataEntry, field: str, size: int, rows: list[int] | None, dtype: Any
+) -> np.ndarray:
+    """Read some or all numbers of a field of shape ``(size,)``; of none, nothing is read."""
     item = entry.get("item_id")
+    if rows is not None and not rows:
+        size = 0
     values = _numbers(entry.get(field, ()) if size else (), dtype, item, field)
     if values.shape != (size,):
         raise DataError(f"has shape {values.shape}, expected ({size},)",
                         "use data like the training data", item=item, field=field)  # fmt: skip
+    values = values[rows] if rows else values
     _check_size(values, item, field)
     return values
 

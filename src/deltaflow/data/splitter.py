@@ -13,15 +13,18 @@ from gluonts.dataset.split import AbstractBaseSplitter
 
 from deltaflow.data.arrow import ArrowDataset
 from deltaflow.data.dataset import IrregularDataset
+from deltaflow.data.matching import schema_in
 from deltaflow.data.schema import (
+    TICKS_PER_SECOND,
     Duration,
+    elapsed_time,
     nanoseconds,
     read_date,
     read_duration,
     unit_seconds,
 )
 from deltaflow.data.series import is_irregular
-from deltaflow.errors import DataError
+from deltaflow.errors import DataError, check_at_least_one
 from deltaflow.randomness import check_seed
 
 
@@ -72,13 +75,25 @@ class TimeSplitter(AbstractBaseSplitter):
         if self.date is not None:
             read_date(self.date, "date")
 
-    def prediction_length(self, dataset: Dataset) -> int:
-        """Return the largest number of observations that any item has within the horizon."""
+    def prediction_length(
+        self, dataset: Dataset, windows: int = 1, distance: Duration | None = None
+    ) -> int:
+        """Return the largest number of observations that any item has within the horizon.
+
+        Parameters
+        ----------
+        dataset
+            The items.
+        windows, distance
+            As for ``generate_instances``: the number of splits, and the time between them.
+        """
+        apart = self._apart(windows, distance)
         lengths = [1]
         for entry in dataset:
-            times = _times(entry)
-            low, high = self._bounds(entry, self._cut(entry), times)
-            lengths.append(high - low)
+            times, cut = _times(entry), self._cut(entry)
+            for window in range(windows):
+                low, high = self._bounds(entry, cut + window * apart, times)
+                lengths.append(high - low)
         return max(lengths)
 
     def training_entry(self, entry: DataEntry) -> DataEntry:
@@ -117,7 +132,7 @@ class TimeSplitter(AbstractBaseSplitter):
                 f"has {high - low} observations within the horizon, but prediction_length is "
                 f"{prediction_length}",
                 "ask the splitter for the length that all items need: "
-                "TimeSplitter.prediction_length(dataset)",
+                "TimeSplitter.prediction_length(dataset), with the same windows and distance",
                 item=entry.get("item_id"),
                 field="target",
             )
@@ -147,16 +162,7 @@ class TimeSplitter(AbstractBaseSplitter):
         max_history
             The largest number of observations before a split.
         """
-        step = self.horizon if distance is None else distance
-        if windows > 1 and (step is None or isinstance(step, (int, np.integer))):
-            raise DataError(
-                "several windows need a horizon, or a distance that is a duration",
-                "give one such as '6h'",
-                field="distance",
-            )
-        apart = 0
-        if step is not None and windows > 1:
-            apart = nanoseconds(read_duration(step, "distance"))
+        apart = self._apart(windows, distance)
         for entry in dataset:
             for window in range(windows):
                 past, label = self._pair(entry, prediction_length, window * apart)
@@ -165,6 +171,20 @@ class TimeSplitter(AbstractBaseSplitter):
                     keep = slice(length - max_history, length)
                     past = _sliced(past, keep, slice(keep.start, None))
                 yield past, label
+
+    def _apart(self, windows: int, distance: Duration | None) -> int:
+        """Return the time from one split to the next, in nanoseconds."""
+        check_at_least_one(windows=windows)
+        if windows == 1:
+            return 0
+        step = self.horizon if distance is None else distance
+        if step is None or isinstance(step, (int, np.integer)):
+            raise DataError(
+                "several windows need a horizon, or a distance that is a duration",
+                "give one such as '6h'",
+                field="distance",
+            )
+        return nanoseconds(read_duration(step, "distance"))
 
     def _cut(self, entry: DataEntry) -> int:
         """Return the moment of the split, in nanoseconds since the item's origin."""
@@ -245,9 +265,7 @@ def split_items_by(dataset: _Items, column: str | Mapping[str, str]) -> dict[str
         if column not in levels:
             raise DataError("is not a static categorical feature", f"there are {list(levels)}",
                             field=column)  # fmt: skip
-        place = list(levels).index(column)
-        codes = [int(entry["feat_static_cat"][place]) for entry in dataset]
-        parts = [levels[column][code] if code >= 0 else "unknown" for code in codes]
+        parts = [_level(entry, column) for entry in dataset]
     else:
         absent = [entry["item_id"] for entry in dataset if entry["item_id"] not in column]
         if absent:
@@ -257,6 +275,16 @@ def split_items_by(dataset: _Items, column: str | Mapping[str, str]) -> dict[str
         part: dataset.select(i for i, own in enumerate(parts) if own == part)
         for part in dict.fromkeys(parts)
     }
+
+
+def _level(entry: DataEntry, column: str) -> str:
+    """Return the level of a static categorical feature, by the names that the entry carries."""
+    categories = schema_in(entry).feat_static_cat
+    if column not in categories:
+        raise DataError("is not a static categorical feature of the item", f"there are "
+                        f"{list(categories)}", item=entry.get("item_id"), field=column)  # fmt: skip
+    code = int(entry["feat_static_cat"][list(categories).index(column)])
+    return categories[column][code] if code >= 0 else "unknown"
 
 
 def _times(entry: DataEntry) -> np.ndarray:
@@ -274,10 +302,19 @@ def _times(entry: DataEntry) -> np.ndarray:
 def _rows_before(entry: DataEntry, times: np.ndarray, moment: int) -> int:
     """Return how many observations lie before a moment, in nanoseconds since the origin.
 
-    The moment is converted by the same two divisions as the times were, so that both have the
-    same rounding and an observation at the moment itself is not before it.
+    An observation at the moment itself is not before it: the moment is converted, and thereby
+    rounded, as the timestamps were, from a whole number of their ticks. Elapsed numbers are the
+    caller's own, to which the nearest number is closest.
     """
-    elapsed = moment / 10**9 / unit_seconds(entry["info"]["time_unit"])
+    info = entry["info"]
+    unit = unit_seconds(info["time_unit"])
+    if info["time_origin"] is None:
+        elapsed = moment / round(unit * 10**9)
+    else:
+        resolution = info["time_resolution"]
+        # The first tick at or after the moment.
+        tick = -(-moment * TICKS_PER_SECOND[resolution] // 10**9)
+        elapsed = elapsed_time(tick, resolution, unit)
     return int(np.searchsorted(times, elapsed, side="left"))
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from deltaflow.data.scaling import SCALINGS, Scaling
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Series, read_series
+from deltaflow.data.series import Reader, Series
 from deltaflow.data.statistics import LIMIT, Statistics, last_known
 from deltaflow.errors import DataError, DeltaflowWarning, UnknownNameError
 
@@ -182,9 +182,13 @@ class WindowSpec:
             raise ValueError(f"{spec.centred!r} is neither true nor false")
         return spec
 
+    def reader(self) -> Reader:
+        """Return what turns the entries of a data set into arrays."""
+        return Reader(self.schema, self.seasonality)
+
     def read(self, entry: DataEntry, num_queries: int | None = None) -> Series:
-        """Check an entry and turn it into arrays, see `read_series`."""
-        return read_series(entry, self.schema, self.seasonality, num_queries)
+        """Check a single entry and turn it into arrays."""
+        return self.reader().read(entry, num_queries)
 
     def cut(self, series: Series, origin: int, *, blind: bool = False) -> Window:
         """Cut the window whose first query is row ``origin`` of the series.

@@ -11,7 +11,7 @@ import torch
 from gluonts.dataset.common import DataEntry, Dataset
 
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Series, read_series
+from deltaflow.data.series import Reader, Series, entries_of
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast, SharedDistribution
 from deltaflow.forecast.network_predictor import query_times_of
@@ -61,20 +61,22 @@ class BaselinePredictor(DeltaflowPredictor):
         """Forecast each entry; exact distributions, or ``num_samples`` samples of a ``seed``."""
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
-        entries = iter(dataset)
+        entries, reader = entries_of(dataset), Reader(self.schema)
         for start in itertools.count(step=BATCH_SIZE):
             batch = list(itertools.islice(entries, BATCH_SIZE))
             if not batch:
                 return
-            for number, forecast in enumerate(self._forecast_batch(batch), start):
+            for number, forecast in enumerate(self._forecast_batch(batch, reader), start):
                 if num_samples:
                     with seeded(None if seed is None else derived_seed(seed, number)):
                         yield forecast.to_sample_forecast(num_samples)
                 else:
                     yield forecast
 
-    def _forecast_batch(self, entries: list[DataEntry]) -> Iterator[DistributionForecast]:
-        series = [read_series(e, self.schema, num_queries=self.prediction_length) for e in entries]
+    def _forecast_batch(
+        self, entries: list[DataEntry], reader: Reader
+    ) -> Iterator[DistributionForecast]:
+        series = [reader.read(entry, self.prediction_length) for entry in entries]
         queries = [_finite_queries(one) for one in series]
         located = [self.locate(*pair) for pair in zip(series, queries, strict=True)]
         loc, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*located, strict=True))
@@ -83,17 +85,17 @@ class BaselinePredictor(DeltaflowPredictor):
         shared = SharedDistribution(
             lambda cells: self.family(loc[cells], scale[cells]), bounds, num_channels
         )
-        channels = 0 if self.schema.univariate else list(range(num_channels))
         for number, (entry, one) in enumerate(zip(entries, series, strict=True)):
+            found = reader.match(entry)
             forecast = DistributionForecast.of_shared(
                 shared,
                 number,
-                channels,
+                found.channels,
                 entry["start"] + one.length,
                 one.item_id,
                 entry.get("info"),
             )
-            yield forecast.labelled(query_times_of(entry), self.schema.target)
+            yield forecast.labelled(query_times_of(entry), found.target, found.unforecast)
 
 
 def _finite_queries(series: Series) -> np.ndarray:

@@ -1,11 +1,16 @@
 """An ensemble: the average forecast of several trained predictors."""
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 
-from deltaflow.errors import DeltaflowError
+from deltaflow.data.matching import common_schema
+from deltaflow.data.series import entries_of
+from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning
 from deltaflow.forecast.forecasts import EnsembleForecast
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.randomness import check_seed, derived_seed
@@ -21,8 +26,13 @@ class EnsemblePredictor(DeltaflowPredictor):
     Parameters
     ----------
     predictors
-        At least one predictor; all of them trained on data of the same schema, with the same
-        ``prediction_length``.
+        At least one predictor; all of them trained on data of the same names, in any order, with
+        the same ``prediction_length``.
+
+    Attributes
+    ----------
+    schema
+        What the data hold; the levels of a category are those of all predictors.
 
     Raises
     ------
@@ -56,12 +66,14 @@ class EnsemblePredictor(DeltaflowPredictor):
                     f"{member.prediction_length}, the first {first.prediction_length}: train all "
                     "with the same"
                 )
-            if member.schema != first.schema:
-                raise DeltaflowError(
-                    f"predictor {number} of the ensemble was trained on other channels or "
-                    "features than the first: train all on data of one schema"
-                )
-        super().__init__(first.prediction_length, first.schema)
+        try:
+            schema = common_schema((None, member.schema) for member in predictors)
+        except DataError as error:
+            raise DeltaflowError(
+                f"the predictors of the ensemble were trained on other channels or features than "
+                f"each other: {error}"
+            ) from None
+        super().__init__(first.prediction_length, schema)
         self.predictors: list[DeltaflowPredictor] = list(predictors)
 
     def predict(
@@ -72,8 +84,8 @@ class EnsemblePredictor(DeltaflowPredictor):
         Each predictor draws samples of its own, with a seed that is derived from ``seed``.
         """
         check_seed(seed)
-        entries = list(dataset)
-        members = [
+        entries = list(entries_of(dataset))
+        members: list[Any] = [
             predictor.predict(
                 entries,
                 num_samples=num_samples,
@@ -81,5 +93,21 @@ class EnsemblePredictor(DeltaflowPredictor):
             )
             for number, predictor in enumerate(self.predictors)
         ]
-        for forecasts in zip(*members, strict=True):
-            yield EnsembleForecast(forecasts)
+        first, *others = members
+        try:
+            for forecast in first:
+                with _unsaid():
+                    forecasts = [next(member) for member in others]
+                yield EnsembleForecast([forecast, *forecasts])
+        finally:
+            with _unsaid():
+                for member in others:
+                    member.close()
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Ignore warnings: what the first predictor says of the data holds for all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeltaflowWarning)
+        yield

@@ -51,17 +51,44 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         ``(Q,)`` float64 elapsed times of the queries, in ``info["time_unit"]``; NaN where the
         query only pads. None for a regular series.
     target
-        Names of the channels.
+        Names of the channels, in the order of the data.
+    ignored
+        Channels of the data that are not forecast, because the model does not know them.
     """
 
     query_times: np.ndarray | None
     target: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
 
-    def labelled(self, query_times: np.ndarray | None, target: Sequence[str]) -> Any:
+    def labelled(
+        self, query_times: np.ndarray | None, target: Sequence[str], ignored: Sequence[str] = ()
+    ) -> Any:
         """Set the query times and the names of the channels, and return the forecast."""
         self.query_times = query_times
         self.target = tuple(target)
+        self.ignored = tuple(ignored)
         return self
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return mean, median or a quantile, with which GluonTS's evaluation compares labels."""
+        self._check_complete()
+        return super().__getitem__(name)
+
+    def dim(self) -> int:
+        """Return the number of channels."""
+        self._check_complete()
+        return len(self.target)
+
+    def _check_complete(self) -> None:
+        """Raise if an evaluation would compare channels with labels of other ones."""
+        if self.ignored:
+            raise DataError(
+                "the model does not know this channel, so its label has no forecast; known are "
+                f"{list(self.target)}",
+                "evaluate data without it, or read the forecast by mean, quantile or to_dataframe",
+                item=self.item_id,
+                field=self.ignored[0],
+            )
 
     @property
     def timestamps(self) -> pd.Index:
@@ -323,15 +350,11 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
         )
         return forecast.labelled(self.query_times, self.target[dim : dim + 1])
 
-    def dim(self) -> int:
-        """Return the number of channels."""
-        return 1 if len(self.shape) == 1 else int(self.shape[1])
-
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Draw samples, from each query on its own."""
         samples = self.distribution.sample(torch.Size((num_samples,))).numpy()
         forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
-        return forecast.labelled(self.query_times, self.target)
+        return forecast.labelled(self.query_times, self.target, self.ignored)
 
 
 class _Channel(Distribution):
@@ -366,7 +389,7 @@ class EnsembleForecast(RealTimeForecast):
         first = self.members[0]
         self.start_date, self.item_id, self.info = first.start_date, first.item_id, first.info
         self.prediction_length = first.prediction_length
-        self.labelled(first.query_times, first.target)
+        self.labelled(first.query_times, first.target, first.ignored)
 
     @property
     def mean(self) -> np.ndarray:
@@ -384,10 +407,6 @@ class EnsembleForecast(RealTimeForecast):
     def copy_dim(self, dim: int) -> EnsembleForecast:
         """Return the forecast of one channel."""
         return EnsembleForecast([member.copy_dim(dim) for member in self.members])
-
-    def dim(self) -> int:
-        """Return the number of channels."""
-        return self.members[0].dim()
 
 
 class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):

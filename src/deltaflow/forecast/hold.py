@@ -6,7 +6,7 @@ from gluonts.dataset.common import Dataset
 from gluonts.model.estimator import Estimator
 from torch.distributions import Normal
 
-from deltaflow.data.series import Series, read_series, schema_of
+from deltaflow.data.series import Reader, Series, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.forecast.baseline import BaselinePredictor
 
@@ -50,9 +50,10 @@ class HoldPredictor(BaselinePredictor):
         The variance of a channel is the sum of its squared increments over the sum of the times
         that they took, the maximum-likelihood estimate for equal gaps.
         """
-        entries = list(training_data)
+        entries = list(entries_of(training_data))
         schema = schema_of(entries)
-        data = [read_series(entry, schema) for entry in entries]
+        reader = Reader(schema)
+        data = [reader.read(entry) for entry in entries]
         statistics = Statistics.fit(data, schema.target)
         rates = []
         for channel in range(len(schema.target)):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from deltaflow.data import WindowSpec
-from deltaflow.data.series import Series, is_irregular
+from deltaflow.data.matching import Match
+from deltaflow.data.series import Reader, Series, entries_of, is_irregular
 from deltaflow.data.windows import Batch, Window
 from deltaflow.errors import (
     DeltaflowError,
@@ -42,6 +43,14 @@ from deltaflow.saving import reading
 _WEIGHTS = "prediction-net-state.pt"
 SAMPLING = ("marginal", "path")
 """The ways to forecast several queries: each on its own, or as coherent trajectories."""
+
+
+class _Item(NamedTuple):
+    """What is forecast: an entry, what was read of it, and where its names stand."""
+
+    entry: DataEntry
+    series: Series
+    found: Match
 
 
 class IrregularPredictor(DeltaflowPredictor):
@@ -109,7 +118,11 @@ class IrregularPredictor(DeltaflowPredictor):
         return self
 
     def predict(
-        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
+        self,
+        dataset: Dataset,
+        num_samples: int | None = None,
+        seed: int | None = None,
+        reader: Reader | None = None,
     ) -> Iterator[RealTimeForecast]:
         """Forecast each entry at its query times.
 
@@ -125,11 +138,13 @@ class IrregularPredictor(DeltaflowPredictor):
             samples also stand for a distribution that has no quantile function in GluonTS.
         seed
             Seed of the samples; the global random state is left alone then.
+        reader
+            What reads the entries, if several calls share one: it warns once of what it ignores.
 
         Yields
         ------
         DistributionForecast, QuantileForecast or SampleForecast
-            In the order of the data set.
+            In the order of the data set, each with its channels in the order of the entry.
 
         Raises
         ------
@@ -144,8 +159,8 @@ class IrregularPredictor(DeltaflowPredictor):
         check_seed(seed)
         unseen = 0
         try:
-            for number, batch in enumerate(self._batches(dataset)):
-                unseen += sum(not np.isfinite(series.values).any() for _, series in batch)
+            for number, batch in enumerate(self._batches(dataset, reader or self.spec.reader())):
+                unseen += sum(not np.isfinite(item.series.values).any() for item in batch)
                 batch_seed = None if seed is None else derived_seed(seed, number)
                 yield from self._forecast_batch(batch, num_samples, batch_seed)
         finally:
@@ -158,18 +173,18 @@ class IrregularPredictor(DeltaflowPredictor):
                     stacklevel=2,
                 )
 
-    def _batches(self, dataset: Dataset) -> Iterator[list[tuple[DataEntry, Series]]]:
+    def _batches(self, dataset: Dataset, reader: Reader) -> Iterator[list[_Item]]:
         """Read the entries in batches, which are smaller where many times are asked for."""
-        batch: list[tuple[DataEntry, Series]] = []
+        batch: list[_Item] = []
         most = 0
-        for entry in dataset:
-            series = self.spec.read(entry, num_queries=self.prediction_length)
+        for entry in entries_of(dataset):
+            series = reader.read(entry, self.prediction_length)
             most = max(most, _count_queries(series))
             size = len(batch) + 1
             if batch and (size > self.batch_size or size * most > self._queries_at_once):
                 yield batch
                 batch, most = [], _count_queries(series)
-            batch.append((entry, series))
+            batch.append(_Item(entry, series, reader.match(entry)))
         if batch:
             yield batch
 
@@ -178,19 +193,18 @@ class IrregularPredictor(DeltaflowPredictor):
         return self.batch_size * max(self.prediction_length, 64)
 
     def _forecast_batch(
-        self, items: list[tuple[DataEntry, Series]], num_samples: int | None, seed: int | None
+        self, items: list[_Item], num_samples: int | None, seed: int | None
     ) -> Iterator[RealTimeForecast]:
-        series = [one for _, one in items]
         with torch.no_grad(), seeded(seed, self.device), _advising():
             if self.sampling == "path":
-                forecasts = self._paths(series, num_samples or self.num_parallel_samples)
+                forecasts = self._paths(items, num_samples or self.num_parallel_samples)
             else:
-                forecasts = self._marginals(series, num_samples)
+                forecasts = self._marginals(items, num_samples)
 
-        for (entry, one), forecast in zip(items, forecasts, strict=True):
+        for (entry, one, found), forecast in zip(items, forecasts, strict=True):
             start = entry["start"] + one.length
             made = forecast(start_date=start, item_id=one.item_id, info=entry.get("info"))
-            yield made.labelled(query_times_of(entry), self.schema.target)
+            yield made.labelled(query_times_of(entry), found.target, found.unforecast)
 
     def _collate(self, series: list[Series]) -> Batch:
         windows = [
@@ -200,22 +214,24 @@ class IrregularPredictor(DeltaflowPredictor):
         return self.spec.collate(windows)
 
     def _paths(
-        self, series: list[Series], num_samples: int
+        self, items: list[_Item], num_samples: int
     ) -> Iterable[Callable[..., RealTimeForecast]]:
         """Sample trajectories through the queries, in order of time."""
+        series = [item.series for item in items]
         orders = [np.argsort(one.times[one.length :], kind="stable") for one in series]
         batch = self._collate([_reordered(*pair) for pair in zip(series, orders, strict=True)])
         drawn = self.network.sample_paths(self._on_device(batch), num_samples)
-        samples = self._univariate(_finite(drawn).cpu()).numpy()  # (B, N, Q, D)
+        samples = _finite(drawn).cpu().numpy()  # (B, N, Q, D)
         return [
-            partial(SampleForecast, own[:, np.argsort(order)])
-            for own, order in zip(samples, orders, strict=True)
+            partial(SampleForecast, own[:, np.argsort(order)][..., item.found.channels])
+            for own, order, item in zip(samples, orders, items, strict=True)
         ]
 
     def _marginals(
-        self, series: list[Series], num_samples: int | None
+        self, items: list[_Item], num_samples: int | None
     ) -> Iterable[Callable[..., RealTimeForecast]]:
         """Forecast each query on its own: by a distribution, by quantiles, or by samples."""
+        series = [item.series for item in items]
         batch, head = self._collate(series), self.network.head
         counts = np.array([_count_queries(one) for one in series])
         bounds = np.concatenate([[0], counts.cumsum()])
@@ -225,26 +241,32 @@ class IrregularPredictor(DeltaflowPredictor):
         number = asked.nonzero()[:, 0]
         loc, scale = batch.loc[number], batch.scale[number]
         rows = [slice(*pair) for pair in itertools.pairwise(bounds.tolist())]
+        channels = [item.found.channels for item in items]
 
         if head.quantile_levels is not None:
             *mean, quantiles = args
             keys = ["mean"] * len(mean) + [str(level) for level in head.quantile_levels]
             scaled = torch.stack([*mean, *quantiles.unbind(-1)])
-            values = self._univariate(loc + scale * scaled).numpy()  # (K, R, D)
-            return (partial(QuantileForecast, values[:, own], forecast_keys=keys) for own in rows)
+            values = (loc + scale * scaled).numpy()  # (K, R, D)
+            return (
+                partial(QuantileForecast, values[:, own][..., chosen], forecast_keys=keys)
+                for own, chosen in zip(rows, channels, strict=True)
+            )
 
         def distribution(cells: Any) -> Distribution:
             return head.distribution([arg[cells] for arg in args], loc[cells], scale[cells])
 
         if num_samples or not has_quantiles(distribution(slice(0, 1))):
             count = torch.Size((num_samples or self.num_parallel_samples,))
-            drawn = self._univariate(distribution(slice(None)).sample(count)).numpy()  # (N, R, D)
-            return (partial(SampleForecast, drawn[:, own]) for own in rows)
-        channels = 0 if self.schema.univariate else list(range(len(self.schema.target)))
+            drawn = distribution(slice(None)).sample(count).numpy()  # (N, R, D)
+            return (
+                partial(SampleForecast, drawn[:, own][..., chosen])
+                for own, chosen in zip(rows, channels, strict=True)
+            )
         shared = SharedDistribution(distribution, bounds, len(self.schema.target))
         return (
-            partial(DistributionForecast.of_shared, shared, number, channels)
-            for number in range(len(rows))
+            partial(DistributionForecast.of_shared, shared, number, chosen)
+            for number, chosen in enumerate(channels)
         )
 
     def _decoded(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -262,10 +284,6 @@ class IrregularPredictor(DeltaflowPredictor):
 
     def _on_device(self, batch: Batch) -> Batch:
         return Batch(*(part.to(self.device) for part in batch))
-
-    def _univariate(self, values: Tensor) -> Tensor:
-        """Drop the channel axis, the last one, of a univariate forecast, as GluonTS expects it."""
-        return values.squeeze(-1) if self.schema.univariate else values
 
     def write_state(self, folder: Path) -> None:
         """Write the weights."""

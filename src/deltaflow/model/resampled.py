@@ -17,7 +17,7 @@ from gluonts.torch.model.deepar import DeepAREstimator
 from pandas.tseries.frequencies import to_offset
 
 from deltaflow.data.schema import Schema, read_seconds
-from deltaflow.data.series import Series, read_series, schema_of
+from deltaflow.data.series import Reader, Series, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.forecasts import SampleForecast
@@ -88,20 +88,19 @@ class ResampledEstimator(Estimator):
             "cache_data": cache_data,
             "ckpt_path": ckpt_path,
         }
-        entries = list(training_data)
+        entries = list(entries_of(training_data))
         schema = schema_of(entries)
         if schema.time == "regular":
             raise DataError(
                 "the data set is regular already", "train the GluonTS estimator on it itself"
             )
-        data = [read_series(entry, schema) for entry in entries]
+        reader = Reader(schema)
+        data = [reader.read(entry) for entry in entries]
         grid = _Grid(self.step, schema, Statistics.fit(data, schema.target))
         estimator = self.estimator or _default_estimator(self.step, data, len(schema.target))
         validation = None
         if validation_data is not None:
-            validation = grid.resample(
-                [(entry, read_series(entry, schema)) for entry in validation_data]
-            )
+            validation = grid.resample([(entry, reader.read(entry)) for entry in validation_data])
         training = grid.resample(list(zip(entries, data, strict=True)))
         options = {name: value for name, value in given.items() if value}
         predictor = estimator.train(training, validation, **options)
@@ -132,29 +131,31 @@ class ResampledPredictor(Predictor):
     def predict(self, dataset: Dataset, num_samples: int | None = None) -> Iterator[SampleForecast]:
         """Forecast each entry at its query times, by samples that are independent by channel."""
         options = {} if num_samples is None else {"num_samples": num_samples}
-        entries = iter(dataset)
+        entries, reader = entries_of(dataset), Reader(self.grid.schema)
         while batch := list(islice(entries, _BATCH)):
-            yield from self._forecast_batch(batch, options)
+            yield from self._forecast_batch(batch, reader, options)
 
     def _forecast_batch(
-        self, entries: list[DataEntry], options: dict[str, Any]
+        self, entries: list[DataEntry], reader: Reader, options: dict[str, Any]
     ) -> Iterator[SampleForecast]:
-        schema = self.grid.schema
-        data = [read_series(entry, schema, num_queries=self.prediction_length) for entry in entries]
+        data = [reader.read(entry, self.prediction_length) for entry in entries]
         steps = [self.grid.steps_ahead(series) for series in data]  # (Q,) each
         regular = self.grid.resample(list(zip(entries, data, strict=True)))
         rounds = math.ceil(max(part.max() for part in steps) / self.predictor.prediction_length)
         paths = self._roll(regular, max(1, rounds), options)  # (B · D, N, 1 + S)
 
-        channels = len(schema.target)
+        channels = len(reader.schema.target)
         for number, (entry, series) in enumerate(zip(entries, data, strict=True)):
+            found = reader.match(entry)
             own = paths[number * channels : (number + 1) * channels]
             samples = np.moveaxis(_interpolate(own, steps[number]), 0, -1)  # (N, Q, D)
-            samples = samples[..., 0] if schema.univariate else samples
             forecast = SampleForecast(
-                samples, entry["start"] + series.length, series.item_id, entry.get("info")
+                samples[..., found.channels],
+                entry["start"] + series.length,
+                series.item_id,
+                entry.get("info"),
             )
-            yield forecast.labelled(query_times_of(entry), schema.target)
+            yield forecast.labelled(query_times_of(entry), found.target, found.unforecast)
 
     def _roll(self, regular: list[DataEntry], rounds: int, options: dict[str, Any]) -> np.ndarray:
         """Return sampled paths of each series, from its last value on: ``(B · D, N, 1 + S)``."""
@@ -220,7 +221,8 @@ class _Grid:
         return np.where(known, ahead, ahead[known].max() if known.any() else 0.0)
 
     def _channels(self, entry: DataEntry, series: Series) -> Iterator[DataEntry]:
-        times, targets = series.times[: series.length], np.atleast_2d(entry["target"]).T
+        times = series.times[: series.length]
+        targets = series.values[:, : len(self.schema.target)]  # noqa: PD011
         values = pd.DataFrame(targets).ffill().fillna(dict(enumerate(self.center))).to_numpy()
         end = _end(series)
         count = 1 + int((end - times[0]) / self.step) if series.length else 1

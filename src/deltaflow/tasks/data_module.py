@@ -83,5 +83,5 @@ class TaskDataModule(IrregularDataModule):
         return DataLoader(entries, batch_size=self.batch_size, collate_fn=list)  # pyright: ignore[reportArgumentType]
 
     def _judged(self, test: TestData) -> DataLoader[Batch]:
-        windows = LabelledWindows(test, self.spec)
+        windows = LabelledWindows(test, self.spec, self.reader)
         return self._in_order(windows, len(windows))

@@ -11,6 +11,7 @@ from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.dataset.split import TestData
 
 from deltaflow.data import IrregularDataset, TimeSplitter, WindowSpec, split_items
+from deltaflow.data.series import Reader
 from deltaflow.data.windows import Window
 from deltaflow.errors import DataError
 
@@ -98,6 +99,8 @@ class LabelledWindows(torch.utils.data.Dataset[Window]):
         The forecasts.
     spec
         How the context is read.
+    reader
+        What reads the series, if other data are read by it too: it warns once.
 
     Raises
     ------
@@ -105,11 +108,12 @@ class LabelledWindows(torch.utils.data.Dataset[Window]):
         If an entry does not fit the training data, or asks for more than ``prediction_length``.
     """
 
-    def __init__(self, test: TestData, spec: WindowSpec) -> None:
+    def __init__(self, test: TestData, spec: WindowSpec, reader: Reader | None = None) -> None:
         self.spec = spec
         self.windows: list[Window] = []
+        reader = spec.reader() if reader is None else reader
         for past, label in test:
-            series, origin = spec.read(joined(past, label)), past["target"].shape[-1]
+            series, origin = reader.read(joined(past, label)), past["target"].shape[-1]
             queries = series.length - origin
             if queries > spec.prediction_length:
                 raise DataError(

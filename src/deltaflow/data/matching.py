@@ -1,0 +1,198 @@
+"""Names in the data ↔ names in the training data: what stands where, and what is missing."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from gluonts.dataset.common import DataEntry
+
+from deltaflow.data.schema import ROLES, Schema
+from deltaflow.errors import DataError
+
+_KINDS_OF_TIME = {"timestamp": "timestamps", "elapsed": "elapsed numbers", "regular": "periods"}
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """Where an entry holds what a schema names.
+
+    Attributes
+    ----------
+    own
+        The schema of the entry.
+    rows
+        By field: the row in the entry of each name in the schema; None if all rows stand there
+        as in the schema.
+    codes
+        For each static categorical feature of the schema: the code that it gives to each level of
+        the entry's schema, -1 for an unknown one; and at the end a -1.
+    target
+        The channels of the schema, in the entry's order: that of its forecasts.
+    channels
+        Their numbers in the schema; a single number, not a list, if the entry's target is
+        univariate. As an index of the last axis of what belongs to the schema's channels, it
+        gives what belongs to the entry's.
+    ignored
+        By field: what the entry holds, but the schema does not know.
+    """
+
+    own: Schema
+    rows: Mapping[str, list[int] | None]
+    codes: tuple[np.ndarray, ...]
+    target: tuple[str, ...]
+    channels: int | list[int]
+    ignored: Mapping[str, tuple[str, ...]]
+
+
+    @property
+    def unforecast(self) -> tuple[str, ...]:
+        """Channels of the entry that the schema does not know."""
+        return self.ignored.get("target", ())
+
+
+@lru_cache(maxsize=256)
+def match(own: Schema, schema: Schema) -> Match:
+    """Find everything that a schema names in data that have a schema of their own.
+
+    Raises
+    ------
+    DataError
+        If something is missing, or time is of another kind.
+    """
+    if own.time != schema.time:
+        raise DataError(
+            f"time is given as {_KINDS_OF_TIME[own.time]}, in the training data as "
+            f"{_KINDS_OF_TIME[schema.time]}",
+            "give the same kind of time",
+            field="info",
+        )
+    if (own.time_zone is None) != (schema.time_zone is None):
+        have = "no time zone" if own.time_zone is None else f"the time zone {own.time_zone}"
+        trained = "without" if schema.time_zone is None else "with"
+        raise DataError(
+            f"the timestamps have {have}, the training data are {trained} one",
+            "localize the timestamps, or remove their time zone",
+            field="info",
+        )
+    _check_names(own, schema)
+    names = {role: (list(getattr(own, role)), list(getattr(schema, role))) for role in ROLES}
+    rows = {
+        role: None if have == wanted else [have.index(name) for name in wanted]
+        for role, (have, wanted) in names.items()
+    }
+    wanted = schema.target
+    target = tuple(name for name in own.target if name in wanted)
+    channels = [wanted.index(name) for name in target]
+    return Match(
+        own=own,
+        rows=rows,
+        codes=tuple(
+            _codes(own.feat_static_cat[name], levels)
+            for name, levels in schema.feat_static_cat.items()
+        ),
+        target=target,
+        channels=channels[0] if own.univariate else channels,
+        ignored={
+            role: extra
+            for role, (have, wanted) in names.items()
+            if (extra := tuple(name for name in have if name not in wanted))
+        },
+    )
+
+
+def common_schema(schemas: Iterable[tuple[object, Schema]]) -> Schema:
+    """Return the first of several schemas, its categories with the further levels of the others.
+
+    Parameters
+    ----------
+    schemas
+        At least one, each with the item that it belongs to, for errors.
+
+    Raises
+    ------
+    DataError
+        If one lacks a name that another has, or time is of another kind.
+    """
+    schemas = iter(schemas)
+    first, schema = next(schemas)
+    levels = {name: dict.fromkeys(own) for name, own in schema.feat_static_cat.items()}
+    for item, own in schemas:
+        with at_item(item):
+            match(own, schema)
+        with at_item(first):
+            match(schema, own)
+        for name, known in levels.items():
+            known.update(dict.fromkeys(own.feat_static_cat[name]))
+    return replace(schema, feat_static_cat={name: tuple(own) for name, own in levels.items()})
+
+
+@contextmanager
+def at_item(item: object) -> Iterator[None]:
+    """Add the item to an error about names."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(error.problem, error.remedy, item=item, field=error.field) from None
+
+
+def as_one(schema: Schema) -> Match:
+    """Return the match of entries whose schema is the given one, as far as they tell."""
+    return match(schema, schema)
+
+
+def _check_names(own: Schema, schema: Schema) -> None:
+    for role in ROLES:
+        have = getattr(own, role)
+        for name in getattr(schema, role):
+            if name not in have:
+                elsewhere = [other for other in ROLES if name in getattr(own, other)]
+                where = f"stands in {elsewhere[0]}" if elsewhere else "is missing"
+                raise DataError(
+                    f"{where}; the training data have it in {role}",
+                    f"add it there, to {list(have)}" if have else "add it there",
+                    field=name,
+                )
+
+
+def _codes(own: Sequence[str], levels: Sequence[str]) -> np.ndarray:
+    code = {level: number for number, level in enumerate(levels)}
+    return np.array([*(code.get(level, -1) for level in own), -1], dtype=np.int64)
+
+
+_RECENT: deque[tuple[Any, list[str], Schema]] = deque(maxlen=8)
+"""Schemas as the entries hold them, the order of their categories, and what they mean."""
+
+
+def schema_in(entry: DataEntry) -> Schema:
+    """Return the schema that an irregular entry carries in its ``info``.
+
+    Entries of a data set share theirs, so the latest ones are remembered.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    try:
+        plain = entry["info"]["schema"]
+        for known, categories, schema in tuple(_RECENT):
+            if plain == known and list(plain["feat_static_cat"]) == categories:
+                return schema
+        schema = Schema.from_dict(plain)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the info holds no schema ({type(error).__name__}: {error})",
+            "make the entries with IrregularDataset",
+            item=entry.get("item_id"),
+            field="info",
+        ) from None
+    # A copy, since the caller's may be changed in place.
+    _RECENT.appendleft((copy.deepcopy(plain), list(schema.feat_static_cat), schema))
+    return schema
