@@ -50,7 +50,6 @@ class Match:
     channels: int | list[int]
     ignored: Mapping[str, tuple[str, ...]]
 
-
     @property
     def unforecast(self) -> tuple[str, ...]:
         """Channels of the entry that the schema does not know."""

@@ -352,7 +352,13 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Draw samples, from each query on its own."""
-        samples = self.distribution.sample(torch.Size((num_samples,))).numpy()
+        count = torch.Size((num_samples,))
+        if self._shared is None:
+            samples = self.distribution.sample(count).numpy()
+        else:
+            # Drawn in the order of the model, so that a channel gets the same in any other.
+            joint = self._shared.make(self._shared.rows(self._number))
+            samples = joint.sample(count).numpy()[..., self._channels]
         forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
         return forecast.labelled(self.query_times, self.target, self.ignored)
 
