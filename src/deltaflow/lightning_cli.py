@@ -20,11 +20,11 @@ from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.writer import ForecastWriter
 from deltaflow.heads import is_centred, is_discrete, make_output
-from deltaflow.model.estimator import ignore_hints
 from deltaflow.model.lightning_module import ForecastLightningModule
 from deltaflow.randomness import check_seed
 from deltaflow.saving import replacing_file
 from deltaflow.tasks import TaskDataModule
+from deltaflow.training.engine import ignore_hints
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -12,7 +12,12 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from deltaflow import (
@@ -63,6 +68,13 @@ def assert_same_weights(left: dict, right: dict) -> None:
         assert torch.equal(tensor, right[name]), name
 
 
+@pytest.fixture
+def surprises(univariate) -> list[dict]:
+    """Validation items that a model expects less and less as it learns the smooth training data."""
+    jumps = np.random.default_rng(0).choice([-1.0, 1.0], (8, 20))
+    return [{**e, "target": jump} for e, jump in zip(univariate, jumps, strict=True)]
+
+
 @pytest.mark.parametrize("validate", [False, True])
 def test_trainer_kwargs_are_untouched_by_two_trainings(validate, univariate, make_estimator):
     count = Count()
@@ -83,18 +95,106 @@ def test_a_single_callback_need_not_be_in_a_list(univariate, make_estimator):
     assert count.epochs == 1
 
 
-def test_validation_picks_the_best_epoch(univariate, make_estimator):
-    # The better the model knows the smooth training data, the less it expects these jumps.
-    jumps = np.random.default_rng(0).choice([-1.0, 1.0], (8, 20))
-    validation = [{**e, "target": jump} for e, jump in zip(univariate, jumps, strict=True)]
+def test_validation_picks_the_best_epoch(univariate, surprises, make_estimator):
     record = Record()
     settings = {"max_epochs": 4, "enable_progress_bar": False, "callbacks": [record]}
     estimator = make_estimator(GRUEstimator, lr=0.03, trainer_kwargs=settings)
-    predictor = estimator.train(univariate, validation_data=validation)
+    predictor = estimator.train(univariate, validation_data=surprises)
     best = int(np.argmin(record.losses))
     assert len(record.losses) == 4
     assert best < 3, record.losses
     assert_same_weights(predictor.network.state_dict(), record.weights[best])
+
+
+class RecordAverages(EMAWeightAveraging):
+    """Averages weights, and keeps those that every epoch validated."""
+
+    def __init__(self) -> None:
+        super().__init__(decay=0.9)
+        self.weights, self.losses = [], []
+
+    def on_validation_epoch_start(self, trainer, pl_module) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+        self.weights.append(copy.deepcopy(pl_module.network.state_dict()))
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.losses.append(trainer.callback_metrics["val_loss"].item())
+
+
+def test_averaged_weights_are_those_of_the_best_epoch(univariate, surprises, make_estimator):
+    averages = RecordAverages()
+    settings = {"max_epochs": 5, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    estimator = make_estimator(
+        GRUEstimator, lr=0.03, trainer_kwargs={**settings, "callbacks": averages}
+    )
+    predictor = estimator.train(univariate, surprises)
+    best = int(np.argmin(averages.losses))
+    assert best < 4, averages.losses
+    assert_same_weights(predictor.network.state_dict(), averages.weights[best])
+
+
+def test_stochastic_weight_averaging_returns_its_average(univariate, surprises, make_estimator):
+    # The average is of the last epochs of training, so that validation has no influence on it.
+    def train(validation, *callbacks) -> dict:
+        settings = {"max_epochs": 4, "enable_progress_bar": False, "callbacks": list(callbacks)}
+        estimator = make_estimator(GRUEstimator, lr=0.03, trainer_kwargs=settings)
+        return estimator.train(univariate, validation).network.state_dict()
+
+    averaged = train(surprises, StochasticWeightAveraging(0.01, swa_epoch_start=2))
+    assert_same_weights(averaged, train(None, StochasticWeightAveraging(0.01, swa_epoch_start=2)))
+    # It has not begun when training ends: the best epoch is kept then.
+    late = train(surprises, StochasticWeightAveraging(0.01, swa_epoch_start=9))
+    assert_same_weights(late, train(surprises))
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_checkpoints_hold_the_averaged_weights(weights_only, univariate, tmp_path):
+    data = IrregularDataModule(
+        univariate, univariate, prediction_length=4, context_length=12, num_batches_per_epoch=2
+    )
+    module = ForecastLightningModule(data.spec, encoder="gru", hidden_size=4)
+    keep, averages = ModelCheckpoint(tmp_path, save_weights_only=weights_only), RecordAverages()
+    settings = {"logger": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    pl.Trainer(max_epochs=1, callbacks=[averages, keep], **settings).fit(module, data)
+    stored = load_predictor(keep.best_model_path).network.state_dict()
+    assert_same_weights(stored, averages.weights[0])
+
+
+def test_logs_and_checkpoints_are_written_where_they_were_asked_for(
+    univariate, make_estimator, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    def train(validation=None, **settings) -> None:
+        settings = {"max_epochs": 1, "enable_progress_bar": False, **settings}
+        make_estimator(GRUEstimator, trainer_kwargs=settings).train(univariate, validation)
+
+    train(univariate, logger=CSVLogger("."))
+    assert (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").exists()
+    for validation, monitor in ((None, "train_loss"), (univariate, "val_loss")):
+        keep = ModelCheckpoint(f"mine_{monitor}", monitor=monitor, save_last=True)
+        train(validation, callbacks=[keep])
+        assert load_predictor(keep.best_model_path).prediction_length == 4
+        assert {path.name for path in (tmp_path / f"mine_{monitor}").iterdir()} >= {"last.ckpt"}
+    unnamed = ModelCheckpoint()
+    train(callbacks=unnamed, default_root_dir="elsewhere")
+    assert list((tmp_path / "elsewhere" / "checkpoints").iterdir())
+
+
+def test_best_epoch_before_an_interruption_is_not_forgotten(
+    univariate, surprises, make_estimator, tmp_path
+):
+    record = Record()
+    keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+
+    def train(callbacks, ckpt_path=None) -> dict:
+        settings = {"max_epochs": 4, "enable_progress_bar": False, "callbacks": callbacks}
+        estimator = make_estimator(GRUEstimator, lr=0.03, trainer_kwargs=settings)
+        return estimator.train(univariate, surprises, ckpt_path=ckpt_path).network.state_dict()
+
+    whole = train([record, keep])
+    assert np.argmin(record.losses) < 3, record.losses
+    assert_same_weights(train([], str(tmp_path / "epoch=2.ckpt")), whole)
 
 
 def test_without_validation_the_last_epoch_stays(univariate, make_estimator):

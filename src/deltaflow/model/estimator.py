@@ -1,23 +1,16 @@
 """The estimators: GluonTS on the outside, Lightning on the inside."""
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import wraps
 from inspect import cleandoc, signature
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 from gluonts.model.estimator import Estimator
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from deltaflow.data import IrregularDataModule
 from deltaflow.data.scaling import SCALINGS
@@ -35,6 +28,7 @@ from deltaflow.heads import describe_output, is_centred, is_discrete, make_outpu
 from deltaflow.model.lightning_module import ForecastLightningModule, difference
 from deltaflow.model.networks import NETWORKS
 from deltaflow.randomness import check_seed
+from deltaflow.training import engine
 
 
 def _pointing_to_options(init: Callable[..., None]) -> Callable[..., None]:
@@ -132,7 +126,8 @@ class IrregularEstimator(Estimator):
         follow the global random state of torch.
     trainer_kwargs
         Arguments of Lightning's ``Trainer``; never changed by training. By default 50 epochs with
-        gradients clipped to a norm of 10, a progress bar, and nothing written to disk.
+        gradients clipped to a norm of 10, a progress bar, and nothing written to disk. A logger,
+        or a ``ModelCheckpoint`` among the callbacks, writes where it does in any use of Lightning.
 
     Examples
     --------
@@ -250,7 +245,7 @@ class IrregularEstimator(Estimator):
             An `IrregularDataset`, or any GluonTS data set.
         validation_data
             Items whose last window is validated after each epoch; the best epoch's weights are
-            returned then, otherwise the last epoch's.
+            returned then, otherwise the last epoch's. See `deltaflow.training.engine.train`.
         ckpt_path
             A Lightning checkpoint from which to resume.
         shuffle_buffer_length, cache_data, num_workers
@@ -301,7 +296,7 @@ class IrregularEstimator(Estimator):
         """Train, and return the module and the trainer beside the predictor."""
         if ckpt_path is not None:
             read_checkpoint(ckpt_path)  # which executes nothing, whatever Lightning would do
-        with _own_random_state(self.seed) as seed:
+        with engine.own_random_state(self.seed) as seed:
             data = self.create_data_module(training_data, validation_data, from_predictor, seed)
             module = self.create_lightning_module(data)
             if from_predictor is not None:
@@ -313,16 +308,7 @@ class IrregularEstimator(Estimator):
                         "trained with, or train a new one"
                     )
                 module.network.load_state_dict(from_predictor.network.state_dict())
-            with TemporaryDirectory(prefix="deltaflow-") as scratch, _fewer_hints():
-                trainer, checkpoint = self._create_trainer(scratch, validation_data is not None)
-                trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
-                if checkpoint is not None and checkpoint.best_model_path:
-                    best = {}
-                    if trainer.is_global_zero:  # other nodes do not see its directory
-                        best = torch.load(
-                            checkpoint.best_model_path, map_location="cpu", weights_only=True
-                        )["state_dict"]
-                    module.load_state_dict(trainer.strategy.broadcast(best))
+            trainer = engine.train(module, data, self.trainer_kwargs, ckpt_path)
         return TrainOutput(module, trainer, self.create_predictor(module))
 
     def create_data_module(
@@ -388,65 +374,6 @@ class IrregularEstimator(Estimator):
             num_parallel_samples=self.num_parallel_samples,
             batch_size=self.batch_size,
         )
-
-    def _create_trainer(
-        self, scratch: str, validates: bool
-    ) -> tuple[pl.Trainer, ModelCheckpoint | None]:
-        settings: dict[str, Any] = {
-            "max_epochs": 50,
-            "gradient_clip_val": 10.0,
-            "logger": False,
-            "enable_checkpointing": validates,
-            "enable_model_summary": False,
-            "default_root_dir": scratch,
-            **self.trainer_kwargs,
-        }
-        callbacks = settings.pop("callbacks", None) or []
-        callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-        checkpoint = None
-        if validates and settings["enable_checkpointing"]:
-            checkpoint = ModelCheckpoint(
-                dirpath=Path(settings["default_root_dir"]) / "best",
-                monitor="val_loss",
-                save_weights_only=True,
-            )
-            callbacks = [checkpoint, *callbacks]
-        return pl.Trainer(callbacks=callbacks, **settings), checkpoint
-
-
-@contextmanager
-def _own_random_state(seed: int | None) -> Iterator[int]:
-    """Seed torch inside and restore it afterwards; without a seed, follow the global state."""
-    if seed is None:
-        yield int(torch.randint(2**31, ()))
-        return
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield seed
-
-
-def ignore_hints() -> None:
-    """Ignore what Lightning says of the data: it does resume, and small data need no workers."""
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
-    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-
-
-@contextmanager
-def _fewer_hints() -> Iterator[None]:
-    """Silence Lightning's tips, and hints about settings that are meant as they are."""
-    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = tips.level
-    tips.setLevel(max(logging.WARNING, tips.getEffectiveLevel()))
-    try:
-        with warnings.catch_warnings():
-            ignore_hints()
-            warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
-            warnings.filterwarnings("ignore", ".*across ranks is zero.*")
-            yield
-    finally:
-        tips.setLevel(level)
 
 
 class GRUFlowEstimator(IrregularEstimator):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from gluonts.dataset.common import DataEntry
 from gluonts.torch.distributions import Output
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from deltaflow.data import Batch, WindowSpec
@@ -174,6 +175,15 @@ class ForecastLightningModule(pl.LightningModule):
         """Log the evaluations of vector fields, those of an adjoint backward pass included."""
         if count := self.network.encoder.num_evaluations:
             self.log("num_evaluations", float(count), on_epoch=True, on_step=False, batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store averaged weights also in a checkpoint of weights alone, as in any other."""
+        averaging = "current_model_state" in checkpoint
+        for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, WeightAveraging) and not averaging:
+                callback.on_save_checkpoint(self.trainer, self, checkpoint)
+                checkpoint.pop("current_model_state", None)
+                checkpoint.pop("averaging_state", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another network, or of data that were scaled differently."""

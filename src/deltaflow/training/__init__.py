@@ -1,0 +1,1 @@
+"""Training: Lightning on the inside, GluonTS on the outside."""

@@ -1,0 +1,150 @@
+"""Training to the best epoch, with Lightning's Trainer: the one way in which models are trained."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, StochasticWeightAveraging
+from torch import Tensor
+
+DEFAULTS: Mapping[str, Any] = {
+    "max_epochs": 50,
+    "gradient_clip_val": 10.0,
+    "logger": False,
+    "enable_model_summary": False,
+}
+"""The arguments of Lightning's Trainer where none are given. Nothing is written to disk."""
+
+
+def train(
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    trainer_kwargs: Mapping[str, Any] | None = None,
+    ckpt_path: str | None = None,
+) -> pl.Trainer:
+    """Train a module, and leave it with the weights of its best epoch.
+
+    The best epoch is the one with the lowest ``val_loss``. Its weights are those that were
+    validated: the averaged ones, if a callback such as Lightning's ``EMAWeightAveraging`` averages
+    them. Without validation, the weights of the last epoch are kept. ``StochasticWeightAveraging``
+    averages the last epochs and validates none of its averages; if training reaches its last epoch,
+    that average is kept.
+
+    Parameters
+    ----------
+    module
+        The module, which logs ``val_loss`` in validation.
+    data
+        Its data.
+    trainer_kwargs
+        Arguments of Lightning's ``Trainer``, beside `DEFAULTS`; left unchanged. Logs, and the
+        checkpoints of a ``ModelCheckpoint`` among the callbacks, are written where they say.
+    ckpt_path
+        A checkpoint of Lightning from which to resume; it knows the best epoch so far.
+
+    Returns
+    -------
+    lightning.pytorch.Trainer
+        The trainer after training.
+    """
+    settings = {**DEFAULTS, **(trainer_kwargs or {})}
+    given = settings.pop("callbacks", None) or []
+    best = BestWeights()
+    callbacks = [best, *(given if isinstance(given, (list, tuple)) else [given])]
+    settings.setdefault("enable_checkpointing", any(isinstance(c, Checkpoint) for c in callbacks))
+    with _fewer_hints():
+        trainer = pl.Trainer(callbacks=callbacks, **settings)
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    if best.weights and not _is_averaged(trainer):
+        module.load_state_dict(best.weights)
+    return trainer
+
+
+class BestWeights(Callback):
+    """Keeps the weights with the lowest validation loss, as they were when they were validated.
+
+    It has to come before callbacks that exchange the weights for their average during validation.
+
+    Attributes
+    ----------
+    loss
+        The lowest validation loss.
+    weights
+        The module's state then; empty before the first validation.
+    """
+
+    def __init__(self) -> None:
+        self.loss = math.inf
+        self.weights: dict[str, Tensor] = {}
+        self._validated: dict[str, Tensor] = {}
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Copy the validated weights, before another callback puts the trained ones back."""
+        state = pl_module.state_dict()
+        # A copy also on the CPU, where detaching alone would share the memory.
+        self._validated = {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the copy if the loss, which is known now, is the lowest."""
+        loss = float(trainer.callback_metrics["val_loss"])
+        if not trainer.sanity_checking and loss < self.loss:
+            self.loss, self.weights = loss, self._validated
+        self._validated = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best weights and their loss, for a checkpoint."""
+        return {"loss": self.loss, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.loss, self.weights = state_dict["loss"], state_dict["weights"]
+
+
+def _is_averaged(trainer: pl.Trainer) -> bool:
+    """Tell whether Lightning's SWA has put its average into the module, at the end of training."""
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, StochasticWeightAveraging) and callback.n_averaged:
+            return trainer.max_epochs == -1 or trainer.current_epoch > callback.swa_end
+    return False
+
+
+@contextmanager
+def own_random_state(seed: int | None) -> Iterator[int]:
+    """Seed torch inside and restore it afterwards; without a seed, follow the global state."""
+    if seed is None:
+        yield int(torch.randint(2**31, ()))
+        return
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield seed
+
+
+def ignore_hints() -> None:
+    """Ignore what Lightning says of the data: it does resume, and small data need no workers."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+
+
+@contextmanager
+def _fewer_hints() -> Iterator[None]:
+    """Silence Lightning's tips, and hints about settings that are meant as they are."""
+    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = tips.level
+    tips.setLevel(max(logging.WARNING, tips.getEffectiveLevel()))
+    try:
+        with warnings.catch_warnings():
+            ignore_hints()
+            warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", ".*across ranks is zero.*")
+            yield
+    finally:
+        tips.setLevel(level)
