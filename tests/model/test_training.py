@@ -518,7 +518,9 @@ def test_a_last_step_that_leaps_too_far_gives_no_forecast(
         IrregularEstimator, encoder=encoder, lr=1e30, num_batches_per_epoch=1, **options
     )
     predictor = estimator.train(univariate)
-    with pytest.raises(DeltaflowError, match=r"no number: train again, at a lower learning rate"):
+    with pytest.raises(
+        DeltaflowError, match=r"not a number: train again, at a lower learning rate"
+    ):
         list(predictor.predict(instances(univariate)))
 
 
