@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import deltaflow
-from deltaflow import IrregularDataset, IrregularEstimator
+from deltaflow import IrregularDataset, IrregularEstimator, errors
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -107,6 +107,12 @@ MULTIVARIATE = {
     "feat_static_real": ["age"],
     "feat_static_cat": ["ward"],
 }
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch):
+    """What one test was warned of is not left out in the next."""
+    monkeypatch.setattr(errors, "_SAID", set())
 
 
 @pytest.fixture(scope="session")

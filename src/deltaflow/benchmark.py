@@ -21,17 +21,15 @@ from typing import TypeAlias
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from torch import Tensor, nn
 
-from deltaflow.compare.run import threads
-from deltaflow.compare.table import as_markdown
 from deltaflow.encoders import ENCODERS, Encoder, make_encoder
 from deltaflow.model.estimator import GRUFlowEstimator
+from deltaflow.process import threads
 from deltaflow.saving import replacing_file, write
+from deltaflow.tables import as_markdown, as_rich
 from deltaflow.tasks import clinical_task
 
 FLOOR = "nn.GRU"
@@ -159,7 +157,8 @@ def benchmark(
     def show(name: str, table: pd.DataFrame, shown: dict[str, pd.DataFrame]) -> None:
         write(output / f"{name}.csv", table.to_csv(index=False))
         for title, part in shown.items():
-            progress.console.print(_as_rich(part, title))
+            heads = {name: str(name).replace(", ", "\n") for name in part}
+            progress.console.print(as_rich(part.rename(columns=heads), title))
             texts.append(f"## {title}\n\n{as_markdown(part)}")
         write(output / "benchmark.md", "\n".join(texts))
 
@@ -397,17 +396,6 @@ def _parts(epoch: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _digits(number: float) -> str:
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def _as_rich(table: pd.DataFrame, title: str) -> Table:
-    """Return a table of text for the terminal."""
-    printed = Table(title=title, box=SIMPLE_HEAD)
-    printed.add_column("")
-    for heading in table.columns:
-        printed.add_column(heading.replace(", ", "\n"), justify="right")
-    for name, row in zip(table.index, table.to_numpy(), strict=True):
-        printed.add_row(str(name), *row)
-    return printed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

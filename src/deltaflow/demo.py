@@ -10,9 +10,7 @@ next 24, at the irregular times at which their vital signs were measured. GluonT
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
 from collections.abc import Sequence
 from importlib import resources
 from importlib.util import find_spec
@@ -27,9 +25,7 @@ from gluonts.dataset.split import TestData
 from gluonts.ev.metrics import MSE, Coverage, MeanWeightedSumQuantileLoss
 from gluonts.model import evaluate_model
 from gluonts.model.predictor import Predictor
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from deltaflow import (
     GRUFlowEstimator,
@@ -40,8 +36,8 @@ from deltaflow import (
     predict_df,
     split_items,
 )
-from deltaflow.compare.table import as_markdown
 from deltaflow.saving import replacing_file, write
+from deltaflow.tables import as_markdown, as_rich
 from deltaflow.tasks import VITALS, clinical_dataset, clinical_sample
 
 if TYPE_CHECKING:
@@ -78,8 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     if find_spec("matplotlib") is None:
         parser.error("the figure needs matplotlib: pip install 'deltaflow[plot]'")
     torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
 
     began = time.perf_counter()
     config = read_config()
@@ -119,7 +113,8 @@ def run(config: dict[str, Any], output: Path, console: Console) -> pd.DataFrame:
     write(output / "table.csv", scores.to_csv())
     table = readable(scores)
     write(output / "table.md", as_markdown(table))
-    console.print(as_rich(table))
+    shown = table.rename(columns=lambda heading: heading.replace(": ", "\n"))
+    console.print(as_rich(shown.rename_axis("vital sign"), caption=CAPTION, sections=[AVERAGE]))
 
     figure = draw(predictor, test, **config["figure"])
     with replacing_file(output / "forecasts.png") as file:
@@ -175,21 +170,6 @@ def readable(scores: pd.DataFrame) -> pd.DataFrame:
     frame = pd.DataFrame(table)
     frame.index = pd.Index([f"{c} ({VITALS[c]})" if c in VITALS else c for c in frame.index])
     return frame
-
-
-def as_rich(table: pd.DataFrame) -> Table:
-    """Return the table for the terminal."""
-    printed = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=CAPTION, caption_justify="left"
-    )
-    printed.add_column("vital sign", no_wrap=True)
-    for heading in table.columns:
-        printed.add_column(heading.replace(": ", "\n"), justify="right")
-    for name, row in zip(table.index, table.to_numpy(), strict=True):
-        if name == AVERAGE:
-            printed.add_section()
-        printed.add_row(str(name), *row)
-    return printed
 
 
 def draw(

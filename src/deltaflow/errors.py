@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 
@@ -113,3 +115,17 @@ def check_at_least_one(**counts: int | None) -> None:
 
 class DeltaflowWarning(UserWarning):
     """Something was handled, but the user should know of it."""
+
+
+_SAID: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Warn of something about a user's data, unless the same has been said in this process.
+
+    Python's own memory of warnings is lost whenever filters change, as they do in each training:
+    every model of the same data would repeat it.
+    """
+    if message not in _SAID:
+        warnings.warn(message, DeltaflowWarning, stacklevel=3)
+        _SAID.add(message)

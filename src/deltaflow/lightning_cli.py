@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from io import BytesIO
@@ -21,10 +20,10 @@ from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.writer import ForecastWriter
 from deltaflow.heads import is_centred, is_discrete, make_output
 from deltaflow.model.lightning_module import ForecastLightningModule
+from deltaflow.process import fewer_warnings
 from deltaflow.randomness import check_seed
 from deltaflow.saving import replacing_file
 from deltaflow.tasks import TaskDataModule
-from deltaflow.training.engine import ignore_hints
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -145,11 +144,7 @@ def _centred(distr_output: Any) -> bool:
 
 def run(command: str, options: Sequence[str]) -> int:
     """Run one command of Lightning's command line, and return its exit status."""
-    with warnings.catch_warnings():
-        ignore_hints()
-        # A resumed run goes on in the folder of the first.
-        warnings.filterwarnings("ignore", ".*The dirpath has changed.*")
-        warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    with fewer_warnings():
         ForecastCLI(
             ForecastLightningModule,
             TaskDataModule,

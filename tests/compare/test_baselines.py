@@ -32,6 +32,10 @@ LINES = {
 }
 
 
+def untold(what: str, share: float) -> None:
+    """Nobody watches."""
+
+
 def items(num_items: int, future, missing: float = 0.0, seed: int = 0) -> IrregularDataset:
     """Random values of two channels before hour 24, and behind it ``future(hours, past)``."""
     rng = np.random.default_rng(seed)
@@ -111,7 +115,7 @@ def test_channels_and_items_without_values_fall_back_on_the_training_mean(task):
     queries = past["feat_dynamic_real"][:, past["target"].shape[1] :]
     nothing = {**past, "target": np.empty((2, 0)), "feat_dynamic_real": queries}
     pytest.importorskip("lightgbm")
-    for predictor in (fit_item_mean(task), fit_boosted_trees(task, 0, 1, str)[0]):
+    for predictor in (fit_item_mean(task), fit_boosted_trees(task, 0, 1, untold)[0]):
         first, second = (forecast.mean for forecast in predictor.predict([unseen, nothing]))
         assert np.isfinite(first).all()
         assert np.isfinite(second).all()
@@ -169,8 +173,10 @@ def crossed() -> Task:
 def trees(crossed):
     pytest.importorskip("lightgbm")
     told = []
-    predictor, num_leaves = fit_boosted_trees(crossed, seed=0, num_threads=1, tell=told.append)
-    assert told == ["channel 1 of 2", "channel 2 of 2"]
+    predictor, num_leaves = fit_boosted_trees(
+        crossed, seed=0, num_threads=1, tell=lambda *state: told.append(state)
+    )
+    assert told == [("channel 1 of 2", 0.25), ("channel 2 of 2", 0.75)]
     assert num_leaves > 100
     return predictor
 
@@ -208,7 +214,7 @@ def test_channel_without_labels_is_held(crossed):
         return np.stack([np.full(hours.shape, 1.0), np.full(hours.shape, np.nan)], axis=1)
 
     task = unseen_items("never", items(20, never, missing=0.2), TimeSplitter(after="24h"))
-    predictor, _ = fit_boosted_trees(task, 0, 1, str)
+    predictor, _ = fit_boosted_trees(task, 0, 1, untold)
     assert predictor.boosters[1] is None
     for forecast, past in zip(
         predictor.predict(task.tests["never"].input), task.tests["never"].input, strict=True
@@ -230,14 +236,14 @@ def test_trees_are_fitted_to_items_most_of_which_are_observed_once():
     task = unseen_items("once", data, TimeSplitter(after="24h"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        predictor, _ = fit_boosted_trees(task, 0, 1, str)
+        predictor, _ = fit_boosted_trees(task, 0, 1, untold)
     assert predictor.recent > 0
 
 
 def test_missing_lightgbm_is_named_with_its_remedy(task, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     with pytest.raises(DeltaflowError, match=r"pip install 'deltaflow\[trees\]'"):
-        fit_boosted_trees(task, 0, 1, str)
+        fit_boosted_trees(task, 0, 1, untold)
 
 
 def test_they_are_rows_of_univariate_and_of_regular_tasks(tiny, tmp_path):

@@ -18,6 +18,10 @@ from deltaflow.tasks import TASKS, load_task, regular_seasonal
 from deltaflow.tasks.task import LabelledWindows, joined
 
 
+def untold(what: str, share: float) -> None:
+    """Nobody watches."""
+
+
 @pytest.fixture
 def trained(monkeypatch) -> list[str]:
     """The rows that were trained, in order."""
@@ -105,7 +109,7 @@ def test_failure_of_one_test_keeps_the_others(tiny, monkeypatch):
     monkeypatch.setattr(run, "timed_forecasts", fail_beyond)
     config = tiny()
     task = TASKS["sine"](**config.dataset_kwargs)
-    result = execute("hold", 0, config, task, channel_units(task), str)
+    result = execute("hold", 0, config, task, channel_units(task), untold)
     assert result["status"] == "failed"
     assert list(result["scores"]) == ["sine"]
     assert "too far" in result["errors"]["sine_beyond"]
@@ -117,7 +121,7 @@ def test_seed_decides_a_run_and_the_global_generators_are_left_alone(tiny):
     config = tiny()
     task = TASKS["sine"](**config.dataset_kwargs)
     units = channel_units(task)
-    first, second, other = (execute("gru", s, config, task, units, str) for s in (0, 0, 1))
+    first, second, other = (execute("gru", s, config, task, units, untold) for s in (0, 0, 1))
     assert first["scores"]["sine"]["mse"] == second["scores"]["sine"]["mse"]
     assert first["scores"]["sine"]["mse"] != other["scores"]["sine"]["mse"]
     assert torch.equal(torch.get_rng_state(), state)
@@ -205,8 +209,9 @@ def test_progress_is_told(tiny):
     told = []
     config = tiny()
     task = TASKS["sine"](**config.dataset_kwargs)
-    execute("gru", 0, config, task, channel_units(task), told.append)
-    assert told == ["epoch 1", "epoch 2"]
+    execute("gru", 0, config, task, channel_units(task), lambda *state: told.append(state))
+    assert [share for _, share in told] == [0.5, 1.0]
+    assert told[0][0].startswith("epoch 1 of 2, validation loss ")
 
 
 def test_variants_have_options_of_their_own(tiny):

@@ -10,7 +10,7 @@ import torch
 from gluonts.torch.distributions import GammaOutput, ISQFOutput
 from torch.utils.data import DataLoader
 
-from deltaflow import ForecastLightningModule, IrregularDataModule
+from deltaflow import ForecastLightningModule, IrregularDataModule, IrregularDataset
 from deltaflow.compare.score import accuracy
 from deltaflow.heads import MonotoneQuantileOutput, is_centred, make_output
 from deltaflow.model.metrics import ForecastScores
@@ -96,3 +96,27 @@ def test_scores_do_not_depend_on_the_division_into_batches():
     )
     assert {"mse", "mse[a]", "coverage_80[c]"} <= set(expected)
     assert not any(name.endswith("[d]") for name in expected)
+
+
+def test_printed_scores_name_every_channel_as_it_is_named(make_frame, capsys):
+    """Rich would read `[bili]` as markup, and print `test_mae` once more in its place."""
+    names = {"HR": "bili", "MAP": "[/red] :heart: [C]"}
+    frame = make_frame(("HR", "MAP"), num_items=4, length=12).rename(columns=names)
+    dataset = IrregularDataset.from_long_dataframe(frame, target=list(names.values()))
+    data = IrregularDataModule(dataset, dataset, prediction_length=4, context_length=8)
+    module = ForecastLightningModule(data.spec, hidden_size=4)
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    (logged,) = trainer.validate(module, data)
+    printed = capsys.readouterr().out
+
+    for name in names.values():
+        assert f"val_mae[{name}]" in logged
+        assert printed.count(f"\n{name} ") == 1
+    for measure in NAMES:
+        assert f"val_{measure}" in printed.splitlines()[0]
+
+    trainer.validate(module, data, verbose=False)
+    trainer.test(module, data.val_dataloader())
+    printed = capsys.readouterr().out
+    assert "test_mae" in printed
+    assert "val_mae" not in printed

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.text import Text
 
 from deltaflow.compare import table
 from deltaflow.compare.config import Columns, CompareConfig, Split, Variant
 from deltaflow.compare.report import tests_of, write_report
 from deltaflow.compare.run import Run, run_comparison
+from deltaflow.tables import as_rich
 
 __all__ = ["Columns", "CompareConfig", "Run", "Split", "Variant", "compare", "run_comparison"]
 
@@ -31,6 +33,6 @@ def compare(config: CompareConfig, console: Console | None = None) -> list[Run]:
     write_report(runs, config)
     if console is not None:
         for test in tests_of(runs):
-            console.print(table.as_rich(table.overview(runs, test), title=test))
-        console.print(f"Report: {config.output / 'index.html'}", soft_wrap=True)
+            console.print(as_rich(table.narrow(table.overview(runs, test)), title=test))
+        console.print(Text(f"Report: {config.output / 'index.html'}"), soft_wrap=True)
     return runs

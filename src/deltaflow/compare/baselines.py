@@ -12,6 +12,7 @@ from gluonts.core.component import validated
 from gluonts.dataset.split import TestData
 from torch.distributions import Laplace
 
+from deltaflow.compare.progress import Tell
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Reader, Series, schema_of
 from deltaflow.data.statistics import Statistics
@@ -203,7 +204,7 @@ def fit_least_squares(task: Task) -> LinearPredictor:
 
 
 def fit_boosted_trees(
-    task: Task, seed: int, num_threads: int, tell: Callable[[str], None]
+    task: Task, seed: int, num_threads: int, tell: Tell
 ) -> tuple[TreesPredictor, int]:
     """Fit trees to the training forecasts; the validation forecasts say how many.
 
@@ -246,7 +247,7 @@ def fit_boosted_trees(
     scale = basis.spread / np.sqrt(2)
     num_leaves = 0
     for channel, (seen, judged) in enumerate(basis.channels()):
-        tell(f"channel {channel + 1} of {num_channels}")
+        tell(f"channel {channel + 1} of {num_channels}", (channel + 0.5) / num_channels)
         models.append(None)
         if not len(seen.values) or not len(judged.values):
             continue

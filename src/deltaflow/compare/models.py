@@ -23,6 +23,7 @@ from deltaflow.compare.baselines import (
     fit_training_mean,
 )
 from deltaflow.compare.config import HOLD, RESAMPLED, CompareConfig
+from deltaflow.compare.progress import Tell
 from deltaflow.data.schema import unit_seconds
 from deltaflow.data.series import schema_of
 from deltaflow.data.windows import WindowSpec
@@ -34,9 +35,6 @@ from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.model.estimator import IrregularEstimator
 from deltaflow.model.resampled import ResampledEstimator, deepar
 from deltaflow.tasks.task import LabelledWindows, Task, joined
-
-Tell = Callable[[str], None]
-"""Told how far a training is, such as ``epoch 3``."""
 
 
 class Trained(NamedTuple):
@@ -257,7 +255,9 @@ class LearningCurve(Callback):
             name: float(trainer.callback_metrics[name]) for name in ("train_loss", "val_loss")
         }
         self.epochs.append({**losses, "seconds": self._seconds})
-        self.tell(f"epoch {len(self.epochs)}")
+        done, most = len(self.epochs), trainer.max_epochs or 1
+        loss = f"validation loss {losses['val_loss']:.4g}"
+        self.tell(f"epoch {done} of {most}, {loss}", done / most)
 
 
 @contextmanager

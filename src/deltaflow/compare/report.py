@@ -17,6 +17,7 @@ from deltaflow.compare import figures, table
 from deltaflow.compare.config import CompareConfig
 from deltaflow.compare.run import Run, environment
 from deltaflow.saving import write
+from deltaflow.tables import as_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +55,7 @@ def write_report(runs: Sequence[Run], config: CompareConfig) -> None:
     scores = table.results(runs)
     write(config.output / "results.csv", scores.to_csv(index=False))
     tables = _tables(runs, scores)
-    text = [f"## {title}\n\n{table.as_markdown(shown)}" for title, shown in tables.items()]
+    text = [f"## {title}\n\n{as_markdown(shown)}" for title, shown in tables.items()]
     write(config.output / "table.md", "\n".join(text))
     pictures = _pictures(runs, scores, config)
     for title, picture in pictures.items():

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import platform
 import random
 import re
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import lru_cache, partial
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ import yaml
 from gluonts.dataset.split import TestData
 from gluonts.model import Forecast
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deltaflow.compare.config import CompareConfig
 from deltaflow.compare.models import Trained, average_of, train_row
+from deltaflow.compare.progress import Progress, Tell
 from deltaflow.compare.score import (
     accuracy,
     channel_units,
@@ -37,6 +35,7 @@ from deltaflow.compare.score import (
     timed_forecasts,
 )
 from deltaflow.data.series import is_irregular
+from deltaflow.process import quiet, threads
 from deltaflow.saving import MARKER, write
 from deltaflow.tasks import TASKS, Task, load_task
 
@@ -76,7 +75,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
     config
         The comparison.
     console
-        Where progress is shown; nowhere if None.
+        Where progress is shown; nowhere if None. Its lines stand in `config.output/log.txt` too.
 
     Returns
     -------
@@ -86,43 +85,43 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
     folder = config.output / "runs"
     write(config.output / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     write(config.output / "environment.json", json.dumps(environment(), indent=2))
+    console = console or Console(quiet=True)
+    load = lru_cache(maxsize=1)(partial(_load, config))
     runs: list[Run] = []
-    with threads(config.threads), _progress(console) as progress:
-        rounds = [len(config.seeds) + config.is_averaged(row) for row in config.rows]
-        bar = progress.add_task("", total=len(config.datasets) * sum(rounds))
+    rows = list(product(config.datasets, config.rows))
+    plan = []  # the average of a row takes next to no time
+    for row in rows:
+        plan += [row] * len(config.seeds) + [None] * config.is_averaged(row[1])
+    with threads(config.threads), Progress(plan, console, config.output / "log.txt") as progress:
 
-        def settle(path: Path, about: Run, settings: dict[str, Any], make: Callable) -> None:
+        def settle(path: Path, about: Run, settings: dict[str, Any], make: Callable) -> Run:
             """Make a run, or read it from its file, and add it to the others."""
-            progress.update(bar, description=_label(about))
             run = _finished(path, settings)
             if run is None:
-                run = about | {"settings": settings} | make(*load())
+                run = about | {"settings": settings} | make(*load(about["dataset"]))
                 write(path, json.dumps(run, separators=(",", ":")))
-            if run["status"] == "failed":
-                reasons = "; ".join(error.splitlines()[-1] for error in run["errors"].values())
-                progress.console.print(f"[red]failed[/] {_label(about)}: {escape(reasons)}")
+            progress.end("; ".join(error.splitlines()[-1] for error in run["errors"].values()))
             runs.append(run)
-            progress.advance(bar)
+            return run
 
-        def tell_of(about: Run) -> Callable[[str], None]:
-            return lambda state: progress.update(bar, description=f"{_label(about)} · {state}")
-
-        for dataset in config.datasets:
-            load = cache(partial(_load, dataset, config))
-            for row in config.rows:
-                members = []
-                for seed in config.seeds:
-                    path = folder / f"{_file_name(dataset, row, f'seed{seed}')}.json"
-                    about = {"dataset": dataset, "encoder": row, "seed": seed}
-                    make = partial(
-                        execute, row, seed, config, tell=tell_of(about), folder=path.with_suffix("")
-                    )
-                    settle(path, about, config.settings(row), make)
-                    members += [path] if runs[-1]["status"] == "finished" else []
-                if config.is_averaged(row) and len(members) > 1:
-                    path = folder / f"{_file_name(dataset, row, 'averaged')}.json"
-                    about = {"dataset": dataset, "encoder": f"{row} (averaged)", "seed": None}
-                    settle(path, about, _digests(members), partial(average, members))
+        for dataset, row in rows:
+            members = []
+            for seed in config.seeds:
+                about = {"dataset": dataset, "encoder": row, "seed": seed}
+                progress.begin(_label(about))
+                path = folder / f"{_file_name(dataset, row, f'seed{seed}')}.json"
+                kept = path.with_suffix("")
+                make = partial(execute, row, seed, config, tell=progress.tell, folder=kept)
+                run = settle(path, about, config.settings(row), make)
+                members += [path] if run["status"] == "finished" else []
+            if config.is_averaged(row):
+                about = {"dataset": dataset, "encoder": f"{row} (averaged)", "seed": None}
+                progress.begin(_label(about))
+                if len(members) < 2:
+                    progress.end("it takes two finished seeds")
+                    continue
+                path = folder / f"{_file_name(dataset, row, 'averaged')}.json"
+                settle(path, about, _digests(members), partial(average, members))
     return runs
 
 
@@ -132,7 +131,7 @@ def execute(
     config: CompareConfig,
     task: Task,
     units: Units,
-    tell: Callable[[str], None],
+    tell: Tell,
     folder: Path | None = None,
 ) -> Run:
     """Train a row and score it on every test of the task; errors become part of the result.
@@ -170,7 +169,7 @@ def _judged(
     run |= {"scores": {}, "squared_errors": {}, "examples": {}}
     errors: dict[str, str] = {}
     trained = None
-    with _quiet(), _seeded(seed):
+    with quiet(), _seeded(seed):
         with _recorded(errors, "training"):
             trained = train()
             run["curve"] = trained.curve
@@ -243,7 +242,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _load(dataset: str, config: CompareConfig) -> tuple[Task, Units]:
+def _load(config: CompareConfig, dataset: str) -> tuple[Task, Units]:
     """Return a task, and what `channel_units` says of it."""
     task = load_task(dataset, config.dataset_kwargs, config.columns, config.split)
     return task, channel_units(task)
@@ -304,38 +303,3 @@ def _seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])  # noqa: NPY002
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the hints of Lightning and GluonTS, which are not about the comparison."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning|gluonts")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _progress(console: Console | None) -> Progress:
-    return Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=console or Console(quiet=True),
-    )

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from deltaflow.compare.config import HOLD
 from deltaflow.compare.run import Run
@@ -204,31 +202,11 @@ def failures(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["dataset", "encoder", "seed", "stage", "error"])
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """Return a table of text in Markdown, with its index as the first column.
-
-    >>> print(as_markdown(pd.DataFrame({"MSE": ["1.5"]}, index=["gru"])), end="")
-    |  | MSE |
-    | --- | ---: |
-    | gru | 1.5 |
-    """
-    lines = [["", *table.columns], ["---", *["---:"] * table.shape[1]]]
-    lines += [[str(name), *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
-def as_rich(table: pd.DataFrame, title: str) -> Table:
-    """Return the `TERMINAL` columns of a summary, narrow enough for 80 characters."""
+def narrow(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the `TERMINAL` columns of an overview, narrow enough for 80 characters."""
     shown = {heading: short for heading, short in TERMINAL.items() if heading in table}
-    printed = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
-    printed.add_column("encoder", overflow="fold")
-    for short in shown.values():
-        printed.add_column(short, justify="right", no_wrap=True)
-    for name, row in table[list(shown)].iterrows():
-        printed.add_row(
-            str(name), *(cell.replace(" ± ", "\n± ").replace(" (", "\n(") for cell in row)
-        )
-    return printed
+    broken = table[list(shown)].replace({" ± ": "\n± ", r" \(": "\n("}, regex=True)
+    return broken.rename(columns=shown).rename_axis("encoder")
 
 
 def _readable(own: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

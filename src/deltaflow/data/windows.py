@@ -6,7 +6,6 @@ typical gap, and only then cast to float32.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from deltaflow.data.scaling import SCALINGS, Scaling
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Reader, Series
 from deltaflow.data.statistics import LIMIT, Statistics, last_known
-from deltaflow.errors import DataError, DeltaflowWarning, UnknownNameError
+from deltaflow.errors import DataError, UnknownNameError, warn_once
 
 FARTHEST = 1e30
 """The largest Δt in typical gaps; sums of such fit into float32."""
@@ -381,11 +380,11 @@ class TrainingWindows(Dataset[Window]):
         self.blind_share = blind_share
         self._shuffled = _Shuffled()
         if len(self.items) < len(data):
-            warnings.warn(
-                f"{len(data) - len(self.items)} of {len(data)} items have no observed target after "
-                "another observation; training passes over them",
-                DeltaflowWarning,
-                stacklevel=2,
+            left_out = np.setdiff1d(np.arange(len(data)), self.items)
+            first = data[int(left_out[0])].item_id
+            warn_once(
+                f"{len(left_out)} of {len(data)} items have no observed target after another "
+                f"observation, such as {first!r}; training passes over them"
             )
 
     def __len__(self) -> int:

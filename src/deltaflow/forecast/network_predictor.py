@@ -1,7 +1,6 @@
 """The predictor with a network: entries in, forecasts out."""
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -23,9 +22,9 @@ from deltaflow.data.series import Reader, Series, entries_of, is_irregular
 from deltaflow.data.windows import Batch, Window
 from deltaflow.errors import (
     DeltaflowError,
-    DeltaflowWarning,
     UnknownNameError,
     check_at_least_one,
+    warn_once,
 )
 from deltaflow.forecast.forecasts import (
     DistributionForecast,
@@ -157,20 +156,19 @@ class IrregularPredictor(DeltaflowPredictor):
         """
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
-        unseen = 0
+        unseen: list[str | None] = []
         try:
             for number, batch in enumerate(self._batches(dataset, reader or self.spec.reader())):
-                unseen += sum(not np.isfinite(item.series.values).any() for item in batch)
+                series = [item.series for item in batch]
+                unseen += [one.item_id for one in series if not np.isfinite(one.values).any()]
                 batch_seed = None if seed is None else derived_seed(seed, number)
                 yield from self._forecast_batch(batch, num_samples, batch_seed)
         finally:
             # The evaluation of GluonTS does not exhaust this generator, it closes it.
             if unseen:
-                warnings.warn(
-                    f"{unseen} items have nothing observed before their forecast origin; their "
-                    "forecasts rest on the training set's statistics",
-                    DeltaflowWarning,
-                    stacklevel=2,
+                warn_once(
+                    f"{len(unseen)} items have nothing observed before their forecast origin, such "
+                    f"as {unseen[0]!r}; their forecasts rest on the training set's statistics"
                 )
 
     def _batches(self, dataset: Dataset, reader: Reader) -> Iterator[list[_Item]]:

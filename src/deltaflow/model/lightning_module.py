@@ -13,6 +13,7 @@ import torch
 from gluonts.dataset.common import DataEntry
 from gluonts.torch.distributions import Output
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from deltaflow.data import Batch, WindowSpec
@@ -20,8 +21,9 @@ from deltaflow.errors import DeltaflowError, check_at_least_one
 from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
-from deltaflow.model.metrics import ForecastScores
+from deltaflow.model.metrics import ForecastScores, score_table
 from deltaflow.model.networks import make_network
+from deltaflow.process import ignore_notes
 from deltaflow.randomness import check_seed, derived_seed, seeded
 
 _WARM_UP = 0.05
@@ -89,6 +91,7 @@ class ForecastLightningModule(pl.LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        ignore_notes()
         check_at_least_one(hidden_size=hidden_size)
         check_seed(seed)
         for name, value in (("dropout", dropout), ("lr", lr), ("weight_decay", weight_decay)):
@@ -151,6 +154,15 @@ class ForecastLightningModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the scores of the test."""
         self._log_scores("test", self.test_scores)
+
+    def on_validation_end(self) -> None:
+        """Print the scores of ``Trainer.validate``."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._print_scores(self.trainer.validate_loop)
+
+    def on_test_end(self) -> None:
+        """Print the scores of ``Trainer.test``."""
+        self._print_scores(self.trainer.test_loop)
 
     def on_predict_start(self) -> None:
         """Make the predictor that the forecasts come from, and the reader of all batches."""
@@ -297,6 +309,12 @@ class ForecastLightningModule(pl.LightningModule):
                 quantiles = torch.from_numpy(np.quantile(drawn.numpy(), DECILES, axis=0))
         channels = observed.nonzero()[:, -1].cpu()
         scores.update(values, channels, mean, quantiles)
+
+    def _print_scores(self, loop: Any) -> None:
+        """Print what has been logged, unless Lightning is told not to; in place of its table."""
+        if loop.verbose and self.trainer.is_global_zero:
+            print(score_table(self.trainer.callback_metrics))
+        loop.verbose = False  # until it is told again, as each time that it runs
 
     def _log_scores(self, stage: str, scores: ForecastScores) -> None:
         results = {f"{stage}_{name}": score for name, score in scores.compute().items()}

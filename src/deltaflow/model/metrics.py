@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -102,3 +104,22 @@ def _scores(sums: Tensor) -> dict[str, Tensor]:
         "mean_weighted_quantile_loss": quantile / size,
         "coverage_80": covered / count,
     }
+
+
+def score_table(results: Mapping[str, Tensor]) -> str:
+    """Return logged scores as text: a column per score, and a row per channel.
+
+    Lightning prints them by Rich, which takes ``[bili]`` for markup and leaves it out.
+
+    >>> print(score_table({"mae": torch.tensor(2.5), "mae[bili]": torch.tensor(1.5)}))
+          mae
+          2.5
+    bili  1.5
+    """
+    split = {name: re.fullmatch(r"(.*?)(?:\[(.*)\])?", name, re.DOTALL) for name in results}
+    columns: dict[str, dict[str, str]] = {}
+    for name, match in split.items():
+        assert match is not None  # the pattern takes any text
+        measure, channel = match[1], match[2] or ""
+        columns.setdefault(measure, {})[channel] = f"{float(results[name]):.5g}"
+    return pd.DataFrame(columns).fillna("").to_string()

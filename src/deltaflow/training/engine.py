@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +11,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, StochasticWeightAveraging
 from torch import Tensor
+
+from deltaflow.process import quiet
 
 DEFAULTS: Mapping[str, Any] = {
     "max_epochs": 50,
@@ -59,7 +59,7 @@ def train(
     best = BestWeights()
     callbacks = [best, *(given if isinstance(given, (list, tuple)) else [given])]
     settings.setdefault("enable_checkpointing", any(isinstance(c, Checkpoint) for c in callbacks))
-    with _fewer_hints():
+    with quiet():
         trainer = pl.Trainer(callbacks=callbacks, **settings)
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     if best.weights and not _is_averaged(trainer):
@@ -125,26 +125,3 @@ def own_random_state(seed: int | None) -> Iterator[int]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield seed
-
-
-def ignore_hints() -> None:
-    """Ignore what Lightning says of the data: it does resume, and small data need no workers."""
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
-    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-
-
-@contextmanager
-def _fewer_hints() -> Iterator[None]:
-    """Silence Lightning's tips, and hints about settings that are meant as they are."""
-    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = tips.level
-    tips.setLevel(max(logging.WARNING, tips.getEffectiveLevel()))
-    try:
-        with warnings.catch_warnings():
-            ignore_hints()
-            warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
-            warnings.filterwarnings("ignore", ".*across ranks is zero.*")
-            yield
-    finally:
-        tips.setLevel(level)

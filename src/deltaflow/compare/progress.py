@@ -1,0 +1,147 @@
+"""How far a comparison is: a bar on a terminal, lines elsewhere, and the same lines in a log."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from statistics import mean
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+Tell = Callable[[str, float], None]
+"""Told what is done, such as ``epoch 3 of 50``, and which share of a training that is, above 0 and
+up to 1. A training that stops early ends before 1; a row that is fitted at once tells nothing."""
+
+
+class Progress:
+    """Shows which run is under way, how far it is, and how long the rest will take.
+
+    On a terminal, a bar; elsewhere a line for each epoch and each run. The lines are also added to
+    a log, to which several commands may write side by side.
+
+    Parameters
+    ----------
+    rows
+        The row of each run, in their order, see `TimeLeft`.
+    console
+        Where to show it.
+    log
+        The file of the lines.
+    """
+
+    def __init__(self, rows: Sequence[Hashable], console: Console, log: Path) -> None:
+        self._console, self._log = console, log
+        self._time_left = TimeLeft(rows)
+        self._count, self._number, self._label = len(rows), 0, ""
+        self._began = 0.0
+        self._bar = Bar(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=len(rows))
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def begin(self, label: str) -> None:
+        """Show the next run, by this label."""
+        self._label, self._number, self._began = label, self._number + 1, time.monotonic()
+        self._bar.update(self._task, description=label)
+
+    def tell(self, what: str, share: float) -> None:
+        """Show how far the run is, see `Tell`."""
+        self._say(what, self._time_left.of(time.monotonic() - self._began, share))
+
+    def end(self, failure: str | None = None) -> None:
+        """Show that the run is finished, or why it failed."""
+        self._time_left.finish(time.monotonic() - self._began)
+        self._say(f"failed: {failure}" if failure else "finished", self._time_left.of())
+        if failure and self._console.is_terminal:
+            self._console.print(Text(f"{self._label} failed: {failure}", style="red"))
+        self._bar.advance(self._task)
+
+    def _say(self, what: str, left: float | None) -> None:
+        text = f"{self._label} · {what}" + (f" · about {in_words(left)} left" if left else "")
+        self._bar.update(self._task, description=text)
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{self._number}/{self._count}] {text}"
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+        if not self._console.is_terminal:
+            self._console.print(Text(line), soft_wrap=True)
+
+
+class TimeLeft:
+    """Estimates the time left from the epochs and runs that are finished.
+
+    A run takes as long as the others of its row did, or else as those of the other rows, the one
+    under way included. Rows that are fitted at once hardly take time, and do not count.
+
+    Parameters
+    ----------
+    rows
+        The row of each run, in their order; None for what takes next to no time.
+
+    Examples
+    --------
+    >>> left = TimeLeft(["hold", "gru", "gru_d"])
+    >>> left.finish(0.1)
+    >>> left.of(10.0, 0.25)  # a quarter of gru: 30 s for the rest of it, and 40 s for gru_d
+    70.0
+    >>> left.finish(32.0)  # it stopped early
+    >>> left.of()
+    32.0
+    """
+
+    def __init__(self, rows: Sequence[Hashable]) -> None:
+        self._rows = list(rows)
+        self._spent: dict[Hashable, list[float]] = defaultdict(list)
+        self._share = 0.0
+
+    def of(self, seconds: float = 0.0, share: float = 0.0) -> float | None:
+        """Return the seconds left, or None before there is anything to estimate them from.
+
+        Parameters
+        ----------
+        seconds, share
+            For how long the run under way has been, and how far it is, see `Tell`.
+        """
+        self._share = share
+        spent = {row: mean(all_) for row, all_ in self._spent.items()}
+        if share:
+            spent.setdefault(self._rows[0], seconds / share)
+        if not spent:
+            return None
+        typical = mean(spent.values())
+        rows = [row for row in self._rows if row is not None]
+        return max(0.0, sum(spent.get(row, typical) for row in rows) - seconds)
+
+    def finish(self, seconds: float) -> None:
+        """Go on to the next run, after so many seconds."""
+        row = self._rows.pop(0)
+        if self._share:
+            self._spent[row].append(seconds)
+        self._share = 0.0
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration, rounded.
+
+    >>> in_words(75), in_words(75 * 60), in_words(100 * 60)
+    ('75 s', '75 min', '1.7 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
