@@ -1,12 +1,13 @@
-"""The naive baseline: the last value, with the spread of a random walk in real time."""
+"""The naive baseline: the last value, with quantiles of the change by elapsed time."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from gluonts.dataset.split import split
 from gluonts.model.predictor import Predictor
 
-from deltaflow import HoldPredictor, IrregularDataset, load_predictor
+from deltaflow import HoldPredictor, IrregularDataset, load_predictor, predict_df
 from deltaflow.forecast.hold import HoldEstimator
 from deltaflow.tasks import regular_seasonal
 
@@ -30,16 +31,50 @@ def test_each_channel_holds_its_own_last_value():
     dataset = read([0.0, 1, 2, 3], HR=[80, 81, np.nan, 83], MAP=[60, np.nan, 62, np.nan])
     (forecast,) = HoldPredictor.fit(dataset, 2).predict([ask(dataset, 4.0, 9.0)])
     np.testing.assert_array_equal(forecast.mean, [[83, 62]] * 2)
-    np.testing.assert_allclose(forecast.quantile(0.5), [[83, 62]] * 2)
 
 
-def test_the_variance_grows_with_the_time_since_the_channel_was_seen():
-    dataset = read([0.0, 1, 2, 3], HR=[80, 81, np.nan, 83], MAP=[60, np.nan, 62, np.nan])
-    (forecast,) = HoldPredictor.fit(dataset, 2).predict([ask(dataset, 4.0, 9.0)])
-    # Increments of HR: 1 in 1 h and 2 in 2 h; of MAP: 2 in 2 h. Ages at 4 and 9 h follow.
-    rate = np.array([(1 + 4) / 3, 4 / 2])
-    ages = np.array([[4 - 3, 4 - 2], [9 - 3, 9 - 2]])
-    np.testing.assert_allclose(forecast.distribution.variance, rate * ages, rtol=1e-12)
+def test_time_counts_since_the_channel_was_seen():
+    """HR was seen an hour before the first query; MAP, which moves alike, two hours before."""
+    times = np.arange(400.0)
+    walk = np.random.default_rng(0).normal(size=400).cumsum()
+    dataset = read(times, HR=walk, MAP=np.where(times < 399, walk, np.nan))
+    (forecast,) = HoldPredictor.fit(dataset, 1).predict([ask(dataset, 400.0)])
+    narrow, wide = np.diff([forecast.quantile(0.1)[0], forecast.quantile(0.9)[0]], axis=0)[0]
+    assert wide == pytest.approx(np.sqrt(2) * narrow, rel=0.15)
+
+
+def items_of(make, number: int, seed: int) -> IrregularDataset:
+    """Items of values ``make(times, random)`` at random times."""
+    random = np.random.default_rng(seed)
+    frames = []
+    for item in range(number):
+        times = random.exponential(1.0, 12).cumsum()
+        frames.append(
+            pd.DataFrame({"item_id": item, "timestamp": times, "target": make(times, random)})
+        )
+    return IrregularDataset.from_long_dataframe(pd.concat(frames))
+
+
+PROCESSES = {
+    "walk": lambda t, random: (np.sqrt(np.diff(t, prepend=0)) * random.normal(size=12)).cumsum(),
+    "noise around a level": lambda t, random: 5 * random.normal() + random.normal(size=12),
+    "growth": lambda t, random: random.uniform(1, 2) * t + random.normal(size=12),
+    "skewed steps": lambda t, random: random.gamma(np.diff(t, prepend=0)).cumsum(),
+}
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_intervals_cover_what_they_say(process):
+    """600 items × 4 values, of which those of an item depend on each other: 3 standard errors."""
+    make = PROCESSES[process]
+    _, template = split(items_of(make, 600, seed=1), offset=-4)
+    instances = template.generate_instances(4)
+    predictor = HoldPredictor.fit(items_of(make, 600, seed=0), 4)
+    labels = np.array([label["target"] for label in instances.label])
+    forecasts = list(predictor.predict(instances.input))
+    for level in (0.1, 0.25, 0.5, 0.75, 0.9):
+        below = labels <= np.array([forecast.quantile(level) for forecast in forecasts])
+        assert below.mean() == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / 600))
 
 
 def test_samples_follow_a_seed_and_leave_the_global_random_state():
@@ -55,14 +90,28 @@ def test_samples_follow_a_seed_and_leave_the_global_random_state():
     assert len(np.unique([one, another])) == 2 * one.size
 
 
-def test_the_walk_is_found_again():
-    random = np.random.default_rng(0)
-    gaps = random.exponential(2.0, 20_000)
-    values = (3.0 * np.sqrt(gaps) * random.normal(size=20_000)).cumsum()
-    dataset = read(gaps.cumsum(), HR=values)
-    predictor = HoldPredictor.fit(dataset, 1)
-    # The deviation of a variance estimated from 20 000 numbers is 1 %; the rate is per second.
-    assert predictor.rate[0] * 3600 == pytest.approx(9.0, rel=0.04)
+def test_beyond_the_times_that_were_fitted_it_is_a_random_walk():
+    dataset = items_of(PROCESSES["walk"], 100, seed=0)
+    predictor = HoldPredictor.fit(dataset, 2)
+    entry = dict(dataset[0])
+    end = entry["feat_dynamic_real"][0, -1]
+    longest = predictor.leads[0][-1] / 3600
+    asked = [[end + longest, end + 4 * longest]]
+    entry["feat_dynamic_real"] = np.append(entry["feat_dynamic_real"], asked, axis=1)
+    (forecast,) = predictor.predict([entry])
+    widths = forecast.quantile(0.9) - forecast.quantile(0.1)
+    assert widths[1] == pytest.approx(2 * widths[0], rel=1e-9)
+
+
+def test_items_of_one_row_are_as_uncertain_as_items_differ():
+    times = pd.Timestamp("2024-01-01") + pd.to_timedelta([0, 0, 0], unit="h")
+    frame = pd.DataFrame({"item_id": list("abc"), "timestamp": times, "target": [1.0, 2.0, 3.0]})
+    predictor = HoldPredictor.fit(IrregularDataset.from_long_dataframe(frame), 2)
+    later = frame[["item_id"]].assign(timestamp=times + pd.Timedelta("24h"))
+    answer = predict_df(predictor, frame, later, quantile_levels=[0.1, 0.9])
+    widths = answer["0.9"] - answer["0.1"]
+    assert widths.between(1.0, 4.0).all()
+    np.testing.assert_allclose(answer["predictions"], frame["target"])
 
 
 def test_the_forecast_does_not_depend_on_the_unit_of_time(univariate_frame):
@@ -71,8 +120,6 @@ def test_the_forecast_does_not_depend_on_the_unit_of_time(univariate_frame):
         dataset = IrregularDataset.from_long_dataframe(
             univariate_frame, target="HR", time_unit=unit
         )
-        from gluonts.dataset.split import split
-
         _, template = split(dataset, offset=-3)
         predictor = HoldPredictor.fit(dataset, 3)
         forecasts = predictor.predict(template.generate_instances(3).input)
@@ -86,7 +133,8 @@ def test_a_channel_never_seen_has_the_statistics_of_the_training_set():
     nothing = {**entry, "target": np.empty(0), "feat_dynamic_real": np.array([[4.0]])}
     for forecast in HoldPredictor.fit(dataset, 1).predict([entry, nothing]):
         np.testing.assert_allclose(forecast.mean, [4.0])
-        np.testing.assert_allclose(forecast.distribution.stddev, [np.std([1, 3, 8])])
+        np.testing.assert_allclose(forecast.quantile(0.5), [3.0])
+        np.testing.assert_allclose(forecast.quantile(0.25), [1.0])
 
 
 def test_a_query_at_the_last_observation_and_padding_are_finite():
@@ -130,4 +178,4 @@ def test_it_forecasts_regular_series():
         data, HoldEstimator(prediction_length=5).train(data).predict(data), strict=True
     ):
         np.testing.assert_allclose(forecast.mean, entry["target"][-1], rtol=1e-6)
-        assert (np.diff(forecast.quantile(0.9)) > 0).all()
+        assert (forecast.quantile(0.9) > forecast.quantile(0.1)).all()

@@ -308,8 +308,15 @@ def predictor_for(make_frame, make_estimator, roles):
         time = "elapsed" if case.elapsed else "timestamp"
         schema = replace(predictor.schema, time=time, time_zone=case.zone)
         if kind == "hold":
-            values = (predictor.rate, predictor.center, predictor.spread)
-            return HoldPredictor(QUERIES, schema.to_dict(), *(part.tolist() for part in values))
+            return HoldPredictor(
+                QUERIES,
+                schema.to_dict(),
+                levels=predictor.levels.tolist(),
+                leads=predictor.leads,
+                changes=predictor.changes,
+                values=predictor.values.tolist(),
+                center=predictor.center.tolist(),
+            )
         other = IrregularPredictor(
             replace(predictor.spec, schema=schema).to_dict(), predictor.network_arguments
         )

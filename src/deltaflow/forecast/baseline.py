@@ -77,7 +77,7 @@ class BaselinePredictor(DeltaflowPredictor):
         self, entries: list[DataEntry], reader: Reader
     ) -> Iterator[DistributionForecast]:
         series = [reader.read(entry, self.prediction_length) for entry in entries]
-        queries = [_finite_queries(one) for one in series]
+        queries = [finite_queries(one) for one in series]
         located = [self.locate(*pair) for pair in zip(series, queries, strict=True)]
         loc, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*located, strict=True))
         bounds = np.cumsum([0, *map(len, queries)])
@@ -98,7 +98,7 @@ class BaselinePredictor(DeltaflowPredictor):
             yield forecast.labelled(query_times_of(entry), found.target, found.unforecast)
 
 
-def _finite_queries(series: Series) -> np.ndarray:
+def finite_queries(series: Series) -> np.ndarray:
     """Return the query times, with the last one asked in place of those that only pad."""
     queries = series.times[series.length :]
     asked = np.isfinite(queries)

@@ -65,7 +65,7 @@ def predict_df(
     --------
     >>> import pandas as pd
     >>> from deltaflow import HoldPredictor, IrregularDataset, predict_df
-    >>> df = pd.DataFrame({"item_id": "a", "timestamp": [0.0, 1.5, 2.0], "HR": [80.0, 84, 82]})
+    >>> df = pd.DataFrame({"item_id": "a", "timestamp": [0.0, 1.5, 2.0], "HR": [82.0, 84, 82]})
     >>> predictor = HoldPredictor.fit(IrregularDataset.from_long_dataframe(df, target="HR"), 8)
     >>> future = pd.DataFrame({"item_id": ["a", "a"], "timestamp": [9.7, 2.3]})
     >>> predict_df(predictor, df, future, quantile_levels=[0.5])[["timestamp", "predictions"]]

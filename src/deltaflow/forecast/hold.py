@@ -1,21 +1,57 @@
-"""The naive baseline: hold the last value, with the spread of a random walk."""
+"""The naive baseline: hold the last value, and know how far values move in a given time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
+import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 from gluonts.model.estimator import Estimator
-from torch.distributions import Normal
 
+from deltaflow.data.schema import LONGEST, Schema
 from deltaflow.data.series import Reader, Series, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
-from deltaflow.forecast.baseline import BaselinePredictor
+from deltaflow.errors import check_at_least_one
+from deltaflow.forecast.baseline import finite_queries
+from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast
+from deltaflow.forecast.network_predictor import query_times_of
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.randomness import check_seed, derived_seed, seeded
+
+LEVELS = (
+    0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5,
+    0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99,
+)  # fmt: skip
+"""The levels of the quantiles; between them, and beyond them, GluonTS interpolates."""
+
+MOST_LEADS = 16
+"""The largest number of lead times at which the quantiles of a channel's change are kept."""
+
+CHANGES_PER_LEAD = 30
+"""How many changes stand for a lead time, if there are enough."""
+
+MOST_CHANGES = 4096
+"""The largest number of changes that an item contributes for each of `ROWS_APART`."""
+
+ROWS_APART = tuple(sorted({round(2 ** (power / 2)) for power in range(30)}))
+"""How many observations of a channel lie between the two that a change is taken from."""
 
 
-class HoldPredictor(BaselinePredictor):
-    """Forecasts the last observed value of each channel, as a random walk in real time.
+class HoldPredictor(DeltaflowPredictor):
+    """Forecasts the last observed value of each channel, and how far it may have moved since.
 
-    ``x(t + Δt) ~ Normal(x(t), σ² Δt)``, with Δt counted from the last observation of the channel.
-    A channel that was not observed is forecast by the mean and deviation of the training set.
+    The mean is the last value. The quantiles are the last value plus those of the changes that the
+    training set shows over as much time, drift included: so the intervals cover what they say, and
+    a model that beats their quantile loss has learned something. Between the lead times that were
+    fitted, quantiles are interpolated; further out they grow as those of a random walk, by the
+    square root of time. Time counts from the last observation of the channel. A channel that was
+    not observed is forecast by the mean and the quantiles of its values in the training set.
+
+    Usually made by :meth:`fit`.
 
     Parameters
     ----------
@@ -23,69 +59,134 @@ class HoldPredictor(BaselinePredictor):
         The number of queries.
     data_schema
         What the data hold, as `Schema.to_dict` gives it.
-    rate
-        ``(D,)`` variance σ² of each channel per second, or per period of a regular series.
-    center, spread
-        ``(D,)`` mean and standard deviation of each channel in the training set.
+    levels
+        ``(K,)`` levels of the quantiles, increasing.
+    leads
+        For each of the D channels, increasing lead times: seconds, or periods of a regular series.
+    changes
+        For each channel, ``(lead times, K)`` quantiles of the change in so much time.
+    values
+        ``(D, K)`` quantiles of each channel's values.
+    center
+        ``(D,)`` mean of each channel.
     """
-
-    family = Normal
 
     @validated()
     def __init__(
-        self, prediction_length: int, data_schema: dict, rate: list, center: list, spread: list
+        self,
+        prediction_length: int,
+        data_schema: dict,
+        levels: list,
+        leads: list,
+        changes: list,
+        values: list,
+        center: list,
     ) -> None:
-        super().__init__(prediction_length, data_schema)
-        numbers = np.array([rate, center, spread], dtype=np.float64)
-        if numbers.shape != (3, len(self.schema.target)) or not np.isfinite(numbers).all():
-            raise ValueError("rate, center and spread are no number for each channel")
-        if (numbers[0] < 0).any() or (numbers[2] <= 0).any():
-            raise ValueError("a rate is negative, or a spread not positive")
-        self.rate, self.center, self.spread = numbers
+        super().__init__(prediction_length, Schema.from_dict(data_schema))
+        self.levels = _numbers(levels, (len(levels),), "levels")
+        self.leads = [_numbers(own, (len(own),), "leads") for own in leads]
+        shapes = [(len(own), len(levels)) for own in leads]
+        self.changes = [
+            _numbers(own, shape, "changes") for own, shape in zip(changes, shapes, strict=True)
+        ]
+        channels = len(self.schema.target)
+        self.values = _numbers(values, (channels, len(levels)), "values")
+        self.center = _numbers(center, (channels,), "center")
+        if len(self.leads) != channels or not all(map(len, [self.levels, *self.leads])):
+            raise ValueError(f"leads, changes and levels are not those of {channels} channels")
+        if not ((self.levels > 0) & (self.levels < 1)).all():
+            raise ValueError("a level is not between 0 and 1")
+        if any((np.diff(own) <= 0).any() for own in (self.levels, *self.leads)):
+            raise ValueError("levels or leads do not increase")
+        if any((np.diff(own) < 0).any() for own in (*self.changes, self.values)):
+            raise ValueError("quantiles decrease with their level")
 
     @classmethod
-    def fit(cls, training_data: Dataset, prediction_length: int) -> "HoldPredictor":
-        """Fit the spread to the increments of a training set.
+    def fit(cls, training_data: Dataset, prediction_length: int) -> HoldPredictor:
+        """Fit the quantiles of change to all pairs of neighbouring, and of ever farther, values.
 
-        The variance of a channel is the sum of its squared increments over the sum of the times
-        that they took, the maximum-likelihood estimate for equal gaps.
+        Where no item of the training set was observed twice, as little is known of the change as
+        of the value itself: it has the quantiles of the values around their mean.
         """
         entries = list(entries_of(training_data))
         schema = schema_of(entries)
         reader = Reader(schema)
         data = [reader.read(entry) for entry in entries]
         statistics = Statistics.fit(data, schema.target)
-        rates = []
+        leads, changes, values = [], [], []
         for channel in range(len(schema.target)):
-            squares = time = 0.0
-            for series in data:
-                values = series.values[:, channel]
-                known = np.isfinite(values)
-                squares += float((np.diff(values[known]) ** 2).sum())
-                time += float(np.diff(series.times[: series.length][known]).sum())
-            fallback = statistics.within[channel] ** 2 / statistics.typical_gap
-            rates.append(squares / time if squares > 0 else fallback)
-        channels = slice(len(schema.target))
+            # Quantiles that differ, however little, even of a channel that never changes.
+            least = 1e-9 * statistics.spread[channel] * np.array(list(map(_normal, LEVELS)))
+            known = np.concatenate([one.values[np.isfinite(one.values[:, channel]), channel]
+                                    for one in data])  # fmt: skip
+            values.append(_quantiles(known) + least)
+            own_leads, own_changes = _by_lead(*_moves(data, channel))
+            if not len(own_leads):
+                own_leads = np.array([LONGEST])  # no growth with time is known either
+                own_changes = _quantiles(known - known.mean())[None]
+            leads.append(own_leads.tolist())
+            changes.append((own_changes + least).tolist())
         return cls(
             prediction_length=prediction_length,
             data_schema=schema.to_dict(),
-            rate=rates,
-            center=statistics.center[channels],
-            spread=statistics.spread[channels],
+            levels=list(LEVELS),
+            leads=leads,
+            changes=changes,
+            values=np.array(values).tolist(),
+            center=statistics.center[: len(schema.target)],
         )
 
-    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return location and scale ``(Q, D)`` of the walk at the queries."""
-        loc = np.tile(self.center, (len(queries), 1)).astype(float)
-        scale = np.tile(self.spread, (len(queries), 1)).astype(float)
-        for channel in range(len(self.rate)):
+    def predict(
+        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
+    ) -> Iterator[QuantileForecast | SampleForecast]:
+        """Forecast each entry; quantiles, or ``num_samples`` samples of a ``seed``."""
+        check_at_least_one(num_samples=num_samples)
+        check_seed(seed)
+        keys = ["mean", *map(str, self.levels)]
+        reader = Reader(self.schema)
+        for number, entry in enumerate(entries_of(dataset)):
+            series, found = reader.read(entry, self.prediction_length), reader.match(entry)
+            mean, quantiles = (part[..., found.channels] for part in self._locate(series))
+            start, info = entry["start"] + series.length, entry.get("info")
+            if num_samples:
+                with seeded(None if seed is None else derived_seed(seed, number)):
+                    drawn = self._draw(quantiles, num_samples)
+                forecast = SampleForecast(drawn, start, series.item_id, info)
+            else:
+                parts = np.concatenate([mean[None], quantiles])
+                forecast = QuantileForecast(parts, start, keys, series.item_id, info)
+            yield forecast.labelled(query_times_of(entry), found.target, found.unforecast)
+
+    def _locate(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean ``(Q, D)`` and the quantiles ``(K, Q, D)`` at the queries."""
+        queries = finite_queries(series)
+        mean = np.tile(self.center, (len(queries), 1))
+        quantiles = np.repeat(self.values.T[:, None], len(queries), axis=1)
+        for channel in range(len(self.center)):
             known = np.flatnonzero(np.isfinite(series.values[:, channel]))
             if len(known):
-                gaps = queries - series.times[known[-1]]
-                loc[:, channel] = series.values[known[-1], channel]
-                scale[:, channel] = np.sqrt(self.rate[channel] * gaps)
-        # At Δt = 0 the walk has no spread; a distribution needs some.
-        return loc, np.maximum(scale, 1e-9 * self.spread)
+                last = series.values[known[-1], channel]
+                mean[:, channel] = last
+                quantiles[:, :, channel] = last + self._change(
+                    queries - series.times[known[-1]], channel
+                )
+        return mean, quantiles
+
+    def _change(self, lead: np.ndarray, channel: int) -> np.ndarray:
+        """Return the quantiles ``(K, Q)`` of a channel's change over lead times ``(Q,)``."""
+        fitted = self.leads[channel]
+        within = np.array([np.interp(lead, fitted, own) for own in self.changes[channel].T])
+        return within * np.sqrt(np.maximum(lead / fitted[-1], 1.0))
+
+    def _draw(self, quantiles: np.ndarray, count: int) -> np.ndarray:
+        """Draw samples ``(count, …)`` from quantiles ``(K, …)``, each query on its own."""
+        flat = quantiles.reshape(len(quantiles), -1)
+        uniform = torch.rand(count, flat.shape[1], dtype=torch.float64).numpy()
+        drawn = [
+            np.interp(column, self.levels, own)
+            for column, own in zip(uniform.T, flat.T, strict=True)
+        ]
+        return np.stack(drawn, axis=1).reshape(count, *quantiles.shape[1:])
 
 
 class HoldEstimator(Estimator):
@@ -110,6 +211,56 @@ class HoldEstimator(Estimator):
         shuffle_buffer_length: int | None = None,
         cache_data: bool = False,
         num_workers: int | None = None,
-    ) -> "HoldPredictor":
-        """Fit the spread of the walk to the training data; the other arguments are ignored."""
+    ) -> HoldPredictor:
+        """Fit the quantiles of change in the training data; the other arguments are ignored."""
         return HoldPredictor.fit(training_data, self.prediction_length)
+
+
+def _moves(data: Sequence[Series], channel: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return lead times and changes ``(n,)`` between two observations of a channel of an item."""
+    leads, changes = [np.empty(0)], [np.empty(0)]
+    for series in data:
+        known = np.isfinite(series.values[:, channel])
+        values, times = series.values[known, channel], series.times[: series.length][known]
+        for apart in ROWS_APART:
+            if apart >= len(values):
+                break
+            every = -(-(len(values) - apart) // MOST_CHANGES)
+            first, second = slice(0, len(values) - apart, every), slice(apart, None, every)
+            leads.append(times[second] - times[first])
+            changes.append(values[second] - values[first])
+    return np.concatenate(leads), np.concatenate(changes)
+
+
+def _by_lead(leads: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return lead times ``(B,)`` and the quantiles ``(B, K)`` of the changes that took as long."""
+    count = int(np.clip(len(leads) // CHANGES_PER_LEAD, 1, MOST_LEADS))
+    if not len(leads):
+        return np.empty(0), np.empty((0, len(LEVELS)))
+    edges = np.unique(np.quantile(leads, np.linspace(0, 1, count + 1)[1:-1]))
+    group = np.searchsorted(edges, leads, side="left")
+    groups = [group == number for number in np.unique(group)]
+    return (
+        np.array([np.median(leads[own]) for own in groups]),
+        np.array([_quantiles(changes[own]) for own in groups]),
+    )
+
+
+def _quantiles(values: np.ndarray) -> np.ndarray:
+    """Return the quantiles of `LEVELS`, as those of one more value beside ``n`` exchangeable ones.
+
+    With the ranks out of n + 1, the interval between two of them covers a new value as often as it
+    says (David & Nagaraja, *Order Statistics*, 2003), but for levels beyond the extremes.
+    """
+    return np.quantile(values, LEVELS, method="weibull")
+
+
+def _normal(level: float) -> float:
+    return NormalDist().inv_cdf(level)
+
+
+def _numbers(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    numbers = np.array(values, dtype=np.float64)
+    if numbers.shape != shape or not np.isfinite(numbers).all():
+        raise ValueError(f"{name} are not finite numbers of the shape {shape}")
+    return numbers
