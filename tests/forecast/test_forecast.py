@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from gluonts.torch.distributions.studentT import StudentT
-from torch.distributions import Normal
+from torch.distributions import Laplace
 
 from deltaflow import (
     DataError,
@@ -15,6 +15,7 @@ from deltaflow import (
     IrregularDataset,
     TimeSplitter,
 )
+from deltaflow.compare.baselines import LinearPredictor
 from deltaflow.forecast.forecasts import quantiles_of, to_dataframe
 
 KINDS_OF_FORECAST = {
@@ -197,14 +198,17 @@ def test_callers_may_change_what_they_are_given(forecasts):
     pd.testing.assert_frame_equal(forecast.to_dataframe(), before)
 
 
-@pytest.mark.parametrize("kind", ["network", "hold"])
+@pytest.mark.parametrize("kind", ["network", "line"])
 def test_quantiles_of_many_forecasts_are_computed_together(
     kind, multivariate, make_estimator, instances, monkeypatch
 ):
-    predictor = HoldPredictor.fit(multivariate, 4)
+    channels = len(multivariate.schema.target)
+    line = {"weights": np.zeros((channels, 3)).tolist(), "center": [0.0] * channels}
+    schema, family = multivariate.schema.to_dict(), Laplace
+    predictor = LinearPredictor(4, schema, **line, scale=[1.0] * channels)
     if kind == "network":
         predictor = make_estimator(GRUFlowEstimator, batch_size=64).train(multivariate)
-    family = StudentT if kind == "network" else Normal
+        family = StudentT
     inverse, calls = family.icdf, []
     monkeypatch.setattr(family, "icdf", lambda *args: calls.append(args) or inverse(*args))
     entries = instances(multivariate)
