@@ -3,13 +3,20 @@
 from collections import Counter
 from itertools import chain
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.tuner import Tuner
 
-from deltaflow import IrregularDataModule, IrregularEstimator, UnknownNameError
+from deltaflow import (
+    ForecastLightningModule,
+    IrregularDataModule,
+    IrregularEstimator,
+    UnknownNameError,
+)
 from deltaflow.data.batches import Batches, EpochSampler, InOrder
 from deltaflow.data.windows import WindowSpec
 from deltaflow.encoders import ENCODERS
@@ -54,7 +61,7 @@ def test_processes_split_every_batch_of_every_epoch(
         Batches(windows, num_windows, batch_size=batch_size, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
-    assert {len(share) for share in shares} == {len(whole)}
+    assert {share.num_batches for share in shares} == {whole.num_batches}
     samplers = [EpochSampler(share) for share in shares]
     for sampler in samplers:
         sampler.set_epoch(epoch)
@@ -111,6 +118,27 @@ def test_workers_cut_the_same_windows(multivariate):
         for left, right in zip(one, other, strict=True):
             for part, same in zip(left, right, strict=True):
                 assert torch.equal(part, same)
+
+
+@pytest.mark.parametrize(
+    ("origins", "limit", "largest"), [("sliding", 512, 256), ("random", 64, 64)]
+)
+def test_batch_size_finder_counts_windows(origins, limit, largest, univariate, tmp_path):
+    data = IrregularDataModule(
+        univariate, prediction_length=4, context_length=12, origins=origins, batch_size=4,
+        num_batches_per_epoch=4,
+    )  # fmt: skip
+    trainer = pl.Trainer(
+        max_epochs=1, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        accelerator="cpu", default_root_dir=tmp_path,
+    )  # fmt: skip
+    module = ForecastLightningModule(data.spec, encoder="gru", hidden_size=4)
+    found = Tuner(trainer).scale_batch_size(
+        module, datamodule=data, steps_per_trial=1, max_trials=9, max_val=limit
+    )
+    assert found == data.batch_size == largest
+    windows = len(data.training_windows) if origins == "sliding" else 4 * found
+    assert sum(len(batch.lengths) for batch in data.train_dataloader()) == windows
 
 
 def test_unknown_origins_are_refused(univariate):

@@ -38,6 +38,12 @@ class Batches(Dataset[Batch]):
     rank, world_size
         Which of how many processes reads.
 
+    Attributes
+    ----------
+    num_batches
+        Number of batches of an epoch. The length of a data set is counted in windows, as Lightning
+        expects when it looks for a batch size.
+
     Examples
     --------
     Of 5 windows in batches of 4, the second of two processes reads the 2nd and 4th, then none:
@@ -64,12 +70,13 @@ class Batches(Dataset[Batch]):
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
+        self.num_batches = math.ceil(num_windows / batch_size)
 
     def __len__(self) -> int:
-        return math.ceil(self.num_windows / self.batch_size)
+        return self.num_windows
 
     def __getitem__(self, index: int) -> Batch:
-        epoch, place = divmod(index, len(self))
+        epoch, place = divmod(index, self.num_batches)
         epoch_end = (epoch + 1) * self.num_windows
         start = epoch * self.num_windows + place * self.batch_size
         numbers = range(start, min(start + self.batch_size, epoch_end))
@@ -87,6 +94,13 @@ class InOrder(DistributedSampler[int]):
 
     def __init__(self, batches: Batches) -> None:
         super().__init__(batches, num_replicas=1, rank=0, shuffle=False)
+        self.num_batches = batches.num_batches
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.num_batches))
 
 
 class EpochSampler(InOrder):

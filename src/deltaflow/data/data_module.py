@@ -175,6 +175,7 @@ class IrregularDataModule(pl.LightningDataModule):
             training = _series(entries, self.reader)
         self.spec = spec
         self.batch_size = batch_size
+        self.num_batches_per_epoch = num_batches_per_epoch
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.seed = seed
@@ -184,10 +185,8 @@ class IrregularDataModule(pl.LightningDataModule):
             if origins_within is not None:
                 within = read_range(origins_within, "origins_within")
             self.training_windows = TrainingWindows(training, spec, seed=seed, within=within)
-            self._epoch_size = batch_size * num_batches_per_epoch
         else:
             self.training_windows = SlidingWindows(training, spec, stride=stride, seed=seed)
-            self._epoch_size = len(self.training_windows)
         self.validation_windows = None
         if validation_data is not None:
             validation = _series(_by_number(validation_data), self.reader)
@@ -248,7 +247,12 @@ class IrregularDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of the training windows."""
-        batches = self._batches(self.training_windows, self._epoch_size)
+        windows = self.training_windows
+        if isinstance(windows, TrainingWindows):
+            num_windows = self.batch_size * self.num_batches_per_epoch
+        else:
+            num_windows = len(windows)
+        batches = self._batches(windows, num_windows)
         return self._loader(batches, EpochSampler(batches, *self._begin))
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
