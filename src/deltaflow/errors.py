@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -23,6 +25,8 @@ class DataError(DeltaflowError, ValueError):
     item, field, position
         Where it is wrong: the item's identifier, the field or column, and the row (its index
         label in a DataFrame, its number in an array). Leave out what does not apply.
+    frame
+        In which of several DataFrames it is, by its name in the call.
 
     Examples
     --------
@@ -38,10 +42,12 @@ class DataError(DeltaflowError, ValueError):
         item: object = None,
         field: str | None = None,
         position: object = None,
+        frame: str | None = None,
     ) -> None:
         self.problem, self.remedy = problem, remedy
-        self.item, self.field, self.position = item, field, position
-        where = [
+        self.item, self.field, self.position, self.frame = item, field, position, frame
+        where = [] if frame is None else [frame]
+        where += [
             f"{name} {value.item() if isinstance(value, np.generic) else value!r}"
             for name, value in (("item", item), ("field", field), ("row", position))
             if value is not None
@@ -58,6 +64,28 @@ def _restore_data_error(message: str, attributes: dict) -> DataError:
     error = DataError(message)
     error.__dict__.update(attributes)
     return error
+
+
+@contextmanager
+def in_frame(name: str) -> Iterator[None]:
+    """Add the name of a DataFrame to the errors about its content.
+
+    >>> with in_frame("future_df"):  # doctest: +IGNORE_EXCEPTION_DETAIL
+    ...     raise DataError("is not a number", field="HR")
+    Traceback (most recent call last):
+    DataError: future_df, field 'HR': is not a number
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            error.problem,
+            error.remedy,
+            item=error.item,
+            field=error.field,
+            position=error.position,
+            frame=name,
+        ) from error.__cause__
 
 
 class UnknownNameError(DeltaflowError, ValueError):

@@ -108,6 +108,133 @@ def test_the_callers_timestamps_come_back_untouched(zone, unit, univariate_frame
     pd.testing.assert_series_equal(result["timestamp"], future["timestamp"].reset_index(drop=True))
 
 
+@pytest.mark.parametrize("zones", [("Europe/Berlin", "UTC"), ("UTC", "Asia/Kathmandu")])
+@pytest.mark.parametrize("units", [("s", "ns"), ("ns", "ms"), ("us", "us")])
+def test_the_same_moments_in_other_zones_and_units_are_the_same(zones, units, univariate_frame):
+    # From one summer time to the next: clocks are not what counts.
+    stretched = pd.Timestamp("2024-03-01") + 90 * (
+        univariate_frame["timestamp"] - pd.Timestamp("2024-03-01")
+    )
+    frame = univariate_frame.assign(timestamp=stretched.dt.tz_localize("UTC"))
+    past, future = cut(frame)
+    predictor = HoldPredictor.fit(IrregularDataset.from_long_dataframe(past, target="HR"), 3)
+    expected = predict_df(predictor, past, future)
+    past, future = (
+        part.assign(timestamp=part["timestamp"].dt.tz_convert(zone).dt.as_unit(unit))
+        for part, zone, unit in zip((past, future), zones, units, strict=True)
+    )
+    result = predict_df(predictor, past, future)
+    numbers = ["predictions", "0.1", "0.5", "0.9"]
+    pd.testing.assert_frame_equal(result[numbers], expected[numbers], rtol=1e-12)
+    pd.testing.assert_series_equal(result["timestamp"], future["timestamp"].reset_index(drop=True))
+
+
+IDENTIFIERS = {
+    "whole numbers": lambda n: n.astype("int64"),
+    "whole floats": lambda n: n.astype("float64"),
+    "nullable": lambda n: n.astype("Int64"),
+    "text": lambda n: n.astype(str),
+    "strings": lambda n: n.astype("string"),
+    "categories": lambda n: n.astype(str).astype("category"),
+    "objects": lambda n: n.astype(object),
+}
+
+
+@pytest.mark.parametrize("past_type", IDENTIFIERS)
+@pytest.mark.parametrize("future_type", IDENTIFIERS)
+def test_items_are_the_same_if_they_read_the_same(past_type, future_type, univariate_frame):
+    past, future = cut(univariate_frame[univariate_frame["item_id"] < "p4"])
+    numbers = past["item_id"].str[1:].astype(int)
+    predictor = HoldPredictor.fit(IrregularDataset.from_long_dataframe(past, target="HR"), 3)
+    expected = predict_df(predictor, past, future)
+    past = past.assign(item_id=IDENTIFIERS[past_type](numbers))
+    asked = IDENTIFIERS[future_type](future["item_id"].str[1:].astype(int))
+    result = predict_df(predictor, past, future.assign(item_id=asked))
+    pd.testing.assert_frame_equal(result.iloc[:, 1:], expected.iloc[:, 1:])
+    pd.testing.assert_series_equal(result["item_id"], asked.reset_index(drop=True))
+
+
+def test_identifiers_that_read_the_same_within_a_frame_are_refused(predictor, frames):
+    past, future = frames
+    both = pd.concat([past.assign(item_id=1), past.assign(item_id="1")])
+    with pytest.raises(DataError, match=r"^past_df, item '1', field 'item_id': two different iden"):
+        predict_df(predictor, both, future.assign(item_id=1))
+    mixed = pd.Series([1.0, "1"] * (len(future) // 2), index=future.index, dtype=object)
+    with pytest.raises(DataError, match=r"^future_df, item '1', field 'item_id': two different id"):
+        predict_df(predictor, past.assign(item_id=1), future.assign(item_id=mixed))
+
+
+def emptied(frame: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
+    """The frame with nothing observed in some rows."""
+    return frame.assign(**{name: frame[name].drop(rows) for name in ("HR", "MAP", "lab")})
+
+
+def test_the_past_may_hold_the_future_with_empty_targets(predictor, frames, multivariate_frame):
+    past, future = frames
+    expected = predict_df(predictor, past, future)
+    whole = emptied(multivariate_frame, future.index)
+    pd.testing.assert_frame_equal(predict_df(predictor, whole, future), expected)
+    # They are not observations either where other times are asked for.
+    last = past.groupby("item_id")["timestamp"].max().reindex(future["item_id"]).array
+    for share in (0.5, 2.0):
+        moved = future.assign(timestamp=last + share * (future["timestamp"] - last))
+        wanted = predict_df(predictor, past, moved)
+        pd.testing.assert_frame_equal(predict_df(predictor, whole, moved), wanted)
+
+
+def test_empty_rows_at_the_end_are_the_questions_if_there_is_no_future(
+    predictor, frames, multivariate_frame
+):
+    past, future = frames
+    whole = emptied(multivariate_frame, future.index)
+    result = predict_df(predictor, whole, quantile_levels=[0.1])
+    asked = whole.loc[future.index.sort_values(), ["item_id", "timestamp"]]
+    assert list(result["item_id"][::2]) == list(asked["item_id"])
+    assert list(result["timestamp"][::2]) == list(asked["timestamp"])
+    expected = predict_df(predictor, past, future.sort_index(), quantile_levels=[0.1])
+    pd.testing.assert_frame_equal(result, expected)
+
+
+def test_items_without_empty_rows_at_their_end_are_not_asked(predictor, multivariate_frame):
+    rows = multivariate_frame.index[[5, 39, 40, 99]]  # in the middle of items, and at two ends
+    result = predict_df(predictor, emptied(multivariate_frame, rows))
+    assert result["item_id"].tolist() == ["p1"] * 2 + ["p4"] * 2
+
+
+def test_a_past_only_covariate_makes_an_observation(predictor, multivariate_frame):
+    own = multivariate_frame[multivariate_frame["item_id"] == "p1"].reset_index(drop=True)
+    frame = emptied(own, pd.Index([17, 18, 19]))
+    frame.loc[17, "lab"] = 1.0
+    result = predict_df(predictor, frame)
+    assert result["timestamp"].tolist() == own["timestamp"][[18, 18, 19, 19]].tolist()
+    other = predict_df(predictor, frame.assign(lab=frame["lab"].where(frame.index != 17, 5.0)))
+    assert not np.allclose(result["0.9"], other["0.9"])
+    message = "^future_df, .*: the query lies before the last observation, in row 17 of past_df"
+    early = own.loc[[16], ["item_id", "timestamp", "dose"]]
+    with pytest.raises(DataError, match=message):
+        predict_df(predictor, frame, early)
+
+
+def test_a_past_frame_without_questions_is_refused(predictor, multivariate_frame):
+    with pytest.raises(DataError, match=r"^past_df: has no rows to forecast; give future_df"):
+        predict_df(predictor, multivariate_frame)
+    rows = multivariate_frame.index[multivariate_frame["item_id"] == "p2"]
+    with pytest.raises(DataError, match=r"^past_df, item 'p2': nothing was observed"):
+        predict_df(predictor, emptied(multivariate_frame, rows))
+
+
+def test_items_of_which_nothing_was_observed_are_forecast_from_their_first_row(
+    predictor, frames, multivariate_frame
+):
+    _, future = frames
+    future = future[future["item_id"] == "p2"]
+    item = multivariate_frame[multivariate_frame["item_id"] == "p2"]
+    item = emptied(item, item.index)
+    expected = predict_df(predictor, item.iloc[:1], future)
+    pd.testing.assert_frame_equal(predict_df(predictor, item, future), expected)
+    assert np.isfinite(expected["0.9"]).all()
+
+
 def test_future_times_need_not_be_on_the_ticks_of_the_past(univariate_frame):
     # The past is at whole seconds; half a second more is not rounded away. Values that grow by one
     # a second are forecast to do so, far beyond all gaps of the past.
@@ -311,27 +438,46 @@ def test_paths_are_reproduced_by_the_seed(multivariate, make_estimator, frames):
 BAD = {
     "a query before the last observation": (
         lambda p, f: (p, f.assign(timestamp=pd.Timestamp("2020-01-01"))),
-        "before the last observation", "timestamp"),
+        "^future_df, .* row .*: the query lies before the last observation, in row .* of past_df",
+        "timestamp"),
     "an item without a past": (
-        lambda p, f: (p[p["item_id"] != "p2"], f), "has no past rows", None),
+        lambda p, f: (p[p["item_id"] != "p2"], f),
+        "^future_df, item 'p.', row .*: is asked for, but has no past rows", None),
     "no past at all": (
-        lambda p, f: (p.iloc[:0], f), "has no past rows", None),
+        lambda p, f: (p.iloc[:0], f),
+        "^future_df, item 'p.', row .*: is asked for, but has no past rows", None),
     "no covariate in the future": (
         lambda p, f: (p, f.drop(columns="dose")), "future_df has no such column", "dose"),
     "no channel in the past": (
         lambda p, f: (p.drop(columns="MAP"), f), "past_df has no such column", "MAP"),
     "a missing covariate": (
-        lambda p, f: (p, f.assign(dose=np.nan)), "known in advance is missing", "dose"),
+        lambda p, f: (p, f.assign(dose=np.nan)),
+        "^future_df, item .* row .* known in advance is missing", "dose"),
     "another kind of time": (
         lambda p, f: (p.assign(timestamp=p.groupby("item_id").cumcount()), f.assign(timestamp=99)),
-        "trained on timestamp times, these are elapsed", "timestamp"),
+        "^future_df, .* trained on timestamp times, these are elapsed", "timestamp"),
     "mixed time zones": (
         lambda p, f: (p, f.assign(timestamp=f["timestamp"].dt.tz_localize("UTC"))),
-        "time zones are mixed", "timestamp"),
+        "^future_df, .* without a time zone, unlike these", "timestamp"),
+    "a past without a time zone": (
+        lambda p, f: (p.assign(timestamp=p["timestamp"].dt.tz_localize("UTC")), f),
+        "^past_df, .* without a time zone, unlike these", "timestamp"),
+    "a time is missing in the past": (
+        lambda p, f: (p.assign(timestamp=p["timestamp"].where(p.index != 3)), f),
+        "^past_df, item 'p0', field 'timestamp', row 3: the time is missing", "timestamp"),
+    "a time is missing in the future": (
+        lambda p, f: (p, f.assign(timestamp=f["timestamp"].where(f.index != 18))),
+        "^future_df, item 'p0', field 'timestamp', row 18: the time is missing", "timestamp"),
+    "an item is missing in the past": (
+        lambda p, f: (p.assign(item_id=p["item_id"].where(p.index != 3)), f),
+        "^past_df, field 'item_id', row 3: the item identifier is missing", "item_id"),
+    "an item is missing in the future": (
+        lambda p, f: (p, f.assign(item_id=f["item_id"].where(f.index != 18))),
+        "^future_df, field 'item_id', row 18: the item identifier is missing", "item_id"),
     "unsorted past": (
-        lambda p, f: (p.iloc[::-1], f), "not sorted", "timestamp"),
+        lambda p, f: (p.iloc[::-1], f), "^past_df, .* not sorted", "timestamp"),
     "strings": (
-        lambda p, f: (p.assign(HR="high"), f), "holds a str", "HR"),
+        lambda p, f: (p.assign(HR="high"), f), "^past_df, .* row .* holds a str", "HR"),
     "no rows": (
         lambda p, f: (p, f.iloc[:0]), "future_df has no rows", None),
     "no frame": (
@@ -391,8 +537,11 @@ def test_timestamps_in_another_zone_than_those_of_the_training_are_refused(predi
 def test_times_that_fit_into_no_common_unit_are_refused(predictor, frames):
     past, future = frames
     millennia = pd.Series(["9024-03-03"] * len(future), index=future.index, dtype="datetime64[s]")
+    future = future.assign(timestamp=millennia)
+    assert np.isfinite(predict_df(predictor, past, future)["0.9"]).all()
+    past = past.assign(timestamp=past["timestamp"] + pd.Timedelta("1ns"))
     with pytest.raises(DataError, match="'timestamp': past_df and future_df count time in differ"):
-        predict_df(predictor, past, future.assign(timestamp=millennia))
+        predict_df(predictor, past, future)
 
 
 def test_a_gap_that_no_training_has_seen_the_like_of_is_refused(frames, make_estimator):

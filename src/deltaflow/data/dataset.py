@@ -15,7 +15,6 @@ from deltaflow.data.validation import (
     TimeColumn,
     check_columns,
     check_increasing,
-    check_queries,
     check_range,
     column_names,
     gather_rows,
@@ -274,7 +273,6 @@ def read_entries(
     times: TimeColumn,
     timestamp: str,
     schema: Schema,
-    queries: np.ndarray | None = None,
 ) -> list[DataEntry]:
     """Cut checked rows into GluonTS entries.
 
@@ -288,32 +286,13 @@ def read_entries(
         Name of the time column, for errors.
     schema
         What the columns mean.
-    queries
-        ``(N,)`` bool, by gathered row: rows whose time is asked for, at the end of each item.
-        They get no target and need not be sorted. None if there are none.
     """
-    asked = np.zeros(len(rows.order), dtype=bool) if queries is None else queries
     elapsed, origins = _elapsed(times, rows, schema.time_unit)
     check_range(elapsed, unit_seconds(schema.time_unit), rows, timestamp)
-    check_increasing(times, elapsed, rows, asked, timestamp)
-    if queries is not None:
-        check_queries(times, rows, asked, timestamp)
-
-    def columns(names: Sequence[str]) -> np.ndarray:
-        read = [read_numbers(dataframe[name], rows) for name in names]
-        return np.stack(read) if read else np.empty((0, len(rows.order)))
-
-    values = columns(schema.target)
-    past = columns(schema.past_feat_dynamic_real)
-    known = columns(schema.feat_dynamic_real)
-    for name, column in zip(schema.feat_dynamic_real, known, strict=True):
-        if (gap := np.isnan(column)).any():
-            raise DataError(
-                "a covariate known in advance is missing",
-                "fill it in, or declare it as past_feat_dynamic_real",
-                field=name,
-                **rows.where(int(gap.argmax())),
-            )
+    check_increasing(times, elapsed, rows, timestamp)
+    values = _read_columns(dataframe, rows, schema.target)
+    past = _read_columns(dataframe, rows, schema.past_feat_dynamic_real)
+    known = read_known(dataframe, rows, schema.feat_dynamic_real)
     static_real = {
         name: read_constants(_as_float(dataframe, name, rows), rows)
         for name in schema.feat_static_real
@@ -333,20 +312,17 @@ def read_entries(
 
     entries = []
     for number, item in enumerate(rows.items):
-        stop = int(rows.bounds[number + 1])
-        past_rows = slice(int(rows.bounds[number]), stop)
-        past_rows = slice(past_rows.start, stop - int(asked[past_rows].sum()))
-        all_rows = slice(past_rows.start, stop)
-        target = values[:, past_rows]
+        own = slice(int(rows.bounds[number]), int(rows.bounds[number + 1]))
+        target = values[:, own]
         entry: dict[str, Any] = {
             "item_id": item,
             "start": _nominal_start(origins[number], schema.time_unit),
             "target": target[0] if schema.univariate else target,
-            "feat_dynamic_real": np.vstack([elapsed[None, all_rows], known[:, all_rows]]),
+            "feat_dynamic_real": np.vstack([elapsed[None, own], known[:, own]]),
             "info": {"time_origin": origins[number], **info},
         }
         if len(past):
-            entry["past_feat_dynamic_real"] = past[:, past_rows]
+            entry["past_feat_dynamic_real"] = past[:, own]
         if static_real:
             entry["feat_static_real"] = np.array([s.iloc[number] for s in static_real.values()])
         if static_cat:
@@ -356,6 +332,25 @@ def read_entries(
             )
         entries.append(entry)
     return entries
+
+
+def read_known(dataframe: pd.DataFrame, rows: Rows, names: Sequence[str]) -> np.ndarray:
+    """Read covariates known in advance ``(K, N)``, gathered by item; they must have no gaps."""
+    known = _read_columns(dataframe, rows, names)
+    for name, column in zip(names, known, strict=True):
+        if (gap := np.isnan(column)).any():
+            raise DataError(
+                "a covariate known in advance is missing",
+                "fill it in, or declare it as past_feat_dynamic_real",
+                field=name,
+                **rows.where(int(gap.argmax())),
+            )
+    return known
+
+
+def _read_columns(dataframe: pd.DataFrame, rows: Rows, names: Sequence[str]) -> np.ndarray:
+    read = [read_numbers(dataframe[name], rows) for name in names]
+    return np.stack(read) if read else np.empty((0, len(rows.order)))
 
 
 def _as_float(dataframe: pd.DataFrame, name: str, rows: Rows) -> pd.Series:

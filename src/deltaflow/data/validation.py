@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone, tzinfo
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ class Rows(NamedTuple):
     items: list[str]
     labels: pd.Index
 
-    def where(self, position: int) -> dict[str, object]:
+    def where(self, position: int) -> dict[str, Any]:
         """Item and row label of the ``position``-th gathered row, as keywords of `DataError`."""
         item = int(np.searchsorted(self.bounds, position, side="right")) - 1
         return {"item": self.items[item], "position": self.labels[self.order[position]]}
@@ -259,14 +259,9 @@ def read_levels(column: pd.Series) -> pd.Series:
     return column.astype("object").map(name, na_action="ignore")
 
 
-def check_increasing(
-    times: TimeColumn, elapsed: np.ndarray, rows: Rows, asked: np.ndarray, field: str
-) -> None:
-    """Raise unless the observation times of each item strictly increase, also once in float64.
-
-    ``asked`` ``(N,)`` marks the gathered rows that are queries, whose order is free.
-    """
-    first = asked.copy()
+def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: Rows, field: str) -> None:
+    """Raise unless the times of each item strictly increase, also once they are in float64."""
+    first = np.zeros(len(rows.order), dtype=bool)
     first[rows.bounds[:-1][np.diff(rows.bounds) > 0]] = True
     gaps = np.diff(times.ticks, prepend=times.ticks[:1])
     _refuse(
@@ -297,27 +292,6 @@ def check_range(elapsed: np.ndarray, unit: float, rows: Rows, field: str) -> Non
     far = np.abs(elapsed) > LONGEST / unit
     problem = f"the elapsed time is longer than {LONGEST:g} seconds"
     _refuse(far, problem, "check its unit, or count from a later origin", field, rows)
-
-
-def check_queries(times: TimeColumn, rows: Rows, asked: np.ndarray, field: str) -> None:
-    """Raise unless the asked times of each item lie at or after its last observation."""
-    for low, high in zip(rows.bounds[:-1], rows.bounds[1:], strict=True):
-        queries = asked[low:high]
-        observed = high - int(queries.sum())
-        if observed == low:
-            raise DataError(
-                "is asked for, but has no past rows",
-                "give at least one row of its past, if need be with missing values",
-                item=rows.where(low)["item"],
-            )
-        early = times.ticks[observed:high] < times.ticks[observed - 1]
-        if early.any():
-            raise DataError(
-                "the query lies before the last observation",
-                "forecast from a shorter past, or ask for later times",
-                field=field,
-                **rows.where(observed + int(early.argmax())),
-            )
 
 
 def _refuse(wrong: np.ndarray, problem: str, remedy: str, field: str, rows: Rows) -> None:
@@ -379,3 +353,26 @@ def _coarsest(ticks: np.ndarray, unit: str) -> tuple[np.ndarray, str]:
             break
         ticks, unit = ticks // 1000, coarser
     return ticks, unit
+
+
+def in_ticks_of(times: TimeColumn, other: TimeColumn, field: str) -> TimeColumn:
+    """Express timestamps in the finer of their own unit and that of another column.
+
+    Raises
+    ------
+    DataError
+        If they lie too far away to be counted in that unit.
+    """
+    if "elapsed" in (times.kind, other.kind):
+        return times
+    factor = TICKS_PER_SECOND[other.resolution] // TICKS_PER_SECOND[times.resolution]
+    if factor <= 1:
+        return times
+    if len(times.ticks) and np.abs(times.ticks).max() > np.iinfo(np.int64).max // factor:
+        raise DataError(
+            f"past_df and future_df count time in different units, and {other.resolution} do not "
+            f"reach as far as {times.resolution}",
+            "give both the same dtype, such as datetime64[us]",
+            field=field,
+        )
+    return times._replace(ticks=times.ticks * factor, resolution=other.resolution)

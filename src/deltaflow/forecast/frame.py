@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.dataset import read_entries
+from deltaflow.data.dataset import read_entries, read_known
+from deltaflow.data.schema import TICKS_PER_SECOND, Schema, unit_seconds
 from deltaflow.data.validation import (
+    Rows,
+    TimeColumn,
     check_columns,
+    check_range,
     check_roles,
     gather_rows,
+    in_ticks_of,
     item_codes,
     read_times,
 )
-from deltaflow.errors import DataError, DeltaflowError
+from deltaflow.errors import DataError, DeltaflowError, in_frame
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.predictor import DeltaflowPredictor
 
@@ -23,7 +30,7 @@ from deltaflow.forecast.predictor import DeltaflowPredictor
 def predict_df(
     predictor: DeltaflowPredictor,
     past_df: pd.DataFrame,
-    future_df: pd.DataFrame,
+    future_df: pd.DataFrame | None = None,
     *,
     item_id: str | None = "item_id",
     timestamp: str = "timestamp",
@@ -38,9 +45,12 @@ def predict_df(
         A predictor trained on an `IrregularDataset`.
     past_df
         The observations: one row per item and time, with the channels, covariates and static
-        features of the training data by name. Rows are sorted by time within an item.
+        features of the training data by name. Rows are sorted by time within an item. Rows at the
+        end of an item in which nothing was observed, neither a target nor a past-only covariate,
+        may stand there for times to forecast: they are not read as observations.
     future_df
-        The questions: item and timestamp, in any order, and the covariates known in advance.
+        The questions: item and timestamp, in any order and number, and the covariates known in
+        advance. If None, those rows at the end of the items in ``past_df`` are the questions.
     item_id, timestamp
         The names of these columns in both frames; ``item_id`` is None for a single series.
     quantile_levels
@@ -51,15 +61,19 @@ def predict_df(
     Returns
     -------
     pandas.DataFrame
-        A row per row of ``future_df``, in its order, and per channel: the caller's own item and
-        timestamp, ``target_name``, ``predictions`` (the median) and a column per level, named by
-        it.
+        A row per question, in their order, and per channel: the caller's own item and timestamp,
+        ``target_name``, ``predictions`` (the median) and a column per level, named by it.
 
     Raises
     ------
     DataError
-        As `IrregularDataset.from_long_dataframe`; and if an item has no past rows, or a future
-        time before its last observation.
+        As `IrregularDataset.from_long_dataframe`; and if an item has no past rows, or a question
+        lies before its last observation. It names the frame.
+
+    Notes
+    -----
+    Timestamps of the two frames may be in different time zones and units: what counts is the
+    moment. Items are the same if they read the same: 1, 1.0 and "1".
 
     Examples
     --------
@@ -72,6 +86,13 @@ def predict_df(
        timestamp  predictions
     0        9.7         82.0
     1        2.3         82.0
+
+    The same questions as rows of one frame:
+
+    >>> both = pd.concat([df, future.iloc[1:]])
+    >>> predict_df(predictor, both, quantile_levels=[0.5])[["timestamp", "predictions"]]
+       timestamp  predictions
+    0        2.3         82.0
     """
     if not isinstance(predictor, DeltaflowPredictor):
         raise DeltaflowError(
@@ -93,34 +114,134 @@ def predict_df(
     static = [*schema.feat_static_real, *schema.feat_static_cat]
     known = [*keys, *schema.feat_dynamic_real]
     observed = [*schema.target, *schema.past_feat_dynamic_real]
-    wanted = [*known, *observed, *static]
     check_roles(
         {"item_id": keys[:-1], "timestamp": keys[-1:], "target": observed,
          "covariates": [*schema.feat_dynamic_real, *static]}
     )  # fmt: skip
-    check_columns(past_df, wanted, "past_df")
-    check_columns(future_df, known, "future_df")
+    check_columns(past_df, [*known, *observed, *static], "past_df")
+    if future_df is None:
+        asked_df = past_df
+        questions = _questions_within(past_df, item_id, timestamp, schema)
+    else:
+        check_columns(future_df, known, "future_df")
+        asked_df = future_df
+        questions = _questions_after(past_df, future_df, item_id, timestamp, schema)
+
+    channels = len(schema.target)
+    answers = np.empty((len(asked_df), channels, 1 + len(levels)))
+    forecasts = predictor.predict([question.entry for question in questions], seed=seed)
+    for question, forecast in zip(questions, forecasts, strict=True):
+        quantiles = np.moveaxis(forecast.quantiles([0.5, *levels]), 0, -1)  # (Q, L), or (Q, D, L)
+        answers[question.rows] = quantiles.reshape(-1, channels, 1 + len(levels))
+
+    asked = np.sort(np.concatenate([question.rows for question in questions]))
+    result = _plain(asked_df[keys]).iloc[np.repeat(asked, channels)].reset_index(drop=True)
+    result["target_name"] = np.tile(np.array(schema.target, dtype=object), len(asked))
+    for column, name in enumerate(answers_in[1:]):
+        result[name] = answers[asked, :, column].reshape(-1)
+    return result
+
+
+class _Question(NamedTuple):
+    """An entry that ends with its queries, and the rows of the frame that they came from."""
+
+    entry: DataEntry
+    rows: np.ndarray
+
+
+def _questions_within(
+    past_df: pd.DataFrame, item_id: str | None, timestamp: str, schema: Schema
+) -> list[_Question]:
+    """Return what the rows at the end of each item ask for in which nothing was observed."""
+    with in_frame("past_df"):
+        rows = gather_rows(past_df, item_id)
+        times = _read_times(past_df, rows, timestamp, schema)
+        questions = []
+        for number, entry in enumerate(read_entries(past_df, rows, times, timestamp, schema)):
+            count = _count_observed(entry)
+            own = rows.order[rows.bounds[number] : rows.bounds[number + 1]]
+            if count == 0:
+                raise DataError(
+                    "nothing was observed, so that no row can be told to be a question",
+                    "drop the item, or give its questions in future_df",
+                    item=entry["item_id"],
+                )
+            if count < len(own):
+                questions.append(_Question(_shortened(entry, count), own[count:]))
+        if not questions:
+            raise DataError(
+                "has no rows to forecast",
+                "give future_df, or rows without any observation at the end of the items",
+            )
+    return questions
+
+
+def _questions_after(
+    past_df: pd.DataFrame,
+    future_df: pd.DataFrame,
+    item_id: str | None,
+    timestamp: str,
+    schema: Schema,
+) -> list[_Question]:
+    """Return what the future asks of each item, in the order of its items."""
     if len(future_df) == 0:
         raise DataError("future_df has no rows", "give at least one time to forecast")
+    with in_frame("future_df"):
+        future = gather_rows(future_df, item_id)
+        names = _item_names(future_df, future, item_id)
+    with in_frame("past_df"):
+        past_df = _of_items(past_df, item_id, set(names))
+        past = gather_rows(past_df, item_id)
+        number_of = {n: i for i, n in enumerate(_item_names(past_df, past, item_id))}
+    with in_frame("future_df"):
+        for number, name in enumerate(names):
+            if name not in number_of:
+                raise DataError(
+                    "is asked for, but has no past rows",
+                    "give at least one row of its past, if need be with missing values",
+                    **future.where(int(future.bounds[number])),
+                )
+        future_times = _read_times(future_df, future, timestamp, schema)
+    with in_frame("past_df"):
+        past_times = _read_times(past_df, past, timestamp, schema)
+    past_times, future_times = (
+        in_ticks_of(past_times, future_times, timestamp),
+        in_ticks_of(future_times, past_times, timestamp),
+    )
+    with in_frame("past_df"):
+        entries = read_entries(past_df, past, past_times, timestamp, schema)
 
-    if item_id is not None:
-        codes, items = item_codes(past_df, item_id)
-        asked_items = set(item_codes(future_df, item_id)[1])
-        past_df = past_df[np.array([item in asked_items for item in items], dtype=bool)[codes]]
-    # Objects keep categories as they are: beside missing ones, integers would turn into floats.
-    past = _plain(past_df[wanted]).astype(dict.fromkeys(schema.feat_static_cat, object))
-    future = _plain(future_df[known])
-    try:
-        both = pd.concat([past, future]) if len(past) else future.reindex(columns=wanted)
-    except pd.errors.OutOfBoundsDatetime as error:
-        raise DataError(
-            f"past_df and future_df count time in different units ({error})",
-            "give both the same dtype, such as datetime64[us]",
-            field=timestamp,
-        ) from None
-    rows = gather_rows(both, item_id)
-    asked = rows.order >= len(past_df)
-    times = read_times(both[timestamp], rows)
+    owners = np.array([number_of[name] for name in names])
+    with in_frame("future_df"):
+        known = read_known(future_df, future, schema.feat_dynamic_real)
+        elapsed = _elapsed_after(future_times, future, past_times, past, owners, schema.time_unit)
+        check_range(elapsed, unit_seconds(schema.time_unit), future, timestamp)
+        questions = []
+        for number, owner in enumerate(owners):
+            entry = entries[owner]
+            own = slice(int(future.bounds[number]), int(future.bounds[number + 1]))
+            ticks = past_times.ticks[past.bounds[owner] : past.bounds[owner + 1]]
+            asked = future_times.ticks[own]
+            count = max(1, _count_observed(entry))  # rows behind them only ask
+            if (early := asked < ticks[count - 1]).any():
+                raise DataError(
+                    "the query lies before the last observation, in row "
+                    f"{past.where(int(past.bounds[owner]) + count - 1)['position']!r} of past_df",
+                    "forecast from a shorter past, or ask for later times",
+                    field=timestamp,
+                    **future.where(own.start + int(early.argmax())),
+                )
+            entry = _shortened(entry, count)
+            queries = np.vstack([elapsed[None, own], known[:, own]])
+            before = entry["feat_dynamic_real"][:, :count]
+            entry["feat_dynamic_real"] = np.hstack([before, queries])
+            questions.append(_Question(entry, future.order[own]))
+    return questions
+
+
+def _read_times(frame: pd.DataFrame, rows: Rows, timestamp: str, schema: Schema) -> TimeColumn:
+    """Read the times of a frame, which must be of the kind that the predictor has learned from."""
+    times = read_times(frame[timestamp], rows)
     if times.kind != schema.time:
         raise DataError(
             f"the predictor was trained on {schema.time} times, these are {times.kind}",
@@ -134,24 +255,68 @@ def predict_df(
             "localize the timestamps, or remove their time zone",
             field=timestamp,
         )
-    entries = read_entries(both, rows, times, timestamp, schema, asked)
+    return times
 
-    channels = len(schema.target)
-    answers = np.empty((len(future_df), channels, 1 + len(levels)))
-    for number, forecast in enumerate(predictor.predict(entries, seed=seed)):
-        own = rows.order[rows.bounds[number] : rows.bounds[number + 1]]
-        places = own[own >= len(past_df)] - len(past_df)
-        quantiles = forecast.quantiles([0.5, *levels])  # (L, Q), or (L, Q, D)
-        answers[places] = quantiles.reshape(1 + len(levels), len(places), channels).transpose(
-            1, 2, 0
+
+def _elapsed_after(
+    times: TimeColumn,
+    rows: Rows,
+    past_times: TimeColumn,
+    past: Rows,
+    owners: np.ndarray,
+    time_unit: str,
+) -> np.ndarray:
+    """Return the times ``(N,)`` since the first past row of the items that own them."""
+    if times.kind == "elapsed":
+        return times.ticks
+    firsts = past_times.ticks[past.bounds[:-1]][owners]
+    since_first = times.ticks - np.repeat(firsts, np.diff(rows.bounds))
+    return since_first / TICKS_PER_SECOND[times.resolution] / unit_seconds(time_unit)
+
+
+def _item_names(frame: pd.DataFrame, rows: Rows, item_id: str | None) -> list[str]:
+    """Return how the items read: the same in both frames, whatever type their columns have."""
+    if item_id is None:
+        return rows.items
+    firsts = frame[item_id].iloc[rows.order[rows.bounds[:-1]]]
+    names = [_as_text(item) for item in firsts]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(
+            "two different identifiers read the same as text",
+            "give the column one type",
+            item=twice,
+            field=item_id,
         )
+    return names
 
-    result = future[keys].iloc[np.repeat(np.arange(len(future_df)), channels)]
-    result = result.reset_index(drop=True)
-    result["target_name"] = np.tile(np.array(schema.target, dtype=object), len(future_df))
-    for column, name in enumerate(answers_in[1:]):
-        result[name] = answers[:, :, column].reshape(-1)
-    return result
+
+def _as_text(item: Any) -> str:
+    whole = isinstance(item, (float, np.floating)) and float(item).is_integer()
+    return str(int(item)) if whole else str(item)
+
+
+def _of_items(frame: pd.DataFrame, item_id: str | None, names: set[str]) -> pd.DataFrame:
+    """Return the rows of the items that are asked for."""
+    if item_id is None:
+        return frame
+    codes, items = item_codes(frame, item_id)
+    return frame[np.array([_as_text(item) in names for item in items], dtype=bool)[codes]]
+
+
+def _count_observed(entry: DataEntry) -> int:
+    """Return the number of rows up to the last one in which anything was observed."""
+    for values in (entry["target"], entry.get("past_feat_dynamic_real", ())):
+        if len(values) and np.isfinite(values[..., -1:]).any():
+            return np.shape(values)[-1]
+    seen = np.isfinite(np.vstack([entry["target"], *entry.get("past_feat_dynamic_real", ())]))
+    return int(np.flatnonzero(seen.any(axis=0))[-1]) + 1 if seen.any() else 0
+
+
+def _shortened(entry: DataEntry, count: int) -> DataEntry:
+    """Return the entry whose first rows alone are observations, with later ones as queries."""
+    fields = [name for name in ("target", "past_feat_dynamic_real") if name in entry]
+    return {**entry, **{name: entry[name][..., :count] for name in fields}}
 
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:
