@@ -10,7 +10,7 @@ import pandas as pd
 from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.dataset import read_entries, read_known
-from deltaflow.data.schema import TICKS_PER_SECOND, Schema, unit_seconds
+from deltaflow.data.schema import Schema, elapsed_time, unit_seconds
 from deltaflow.data.validation import (
     Rows,
     TimeColumn,
@@ -271,7 +271,7 @@ def _elapsed_after(
         return times.ticks
     firsts = past_times.ticks[past.bounds[:-1]][owners]
     since_first = times.ticks - np.repeat(firsts, np.diff(rows.bounds))
-    return since_first / TICKS_PER_SECOND[times.resolution] / unit_seconds(time_unit)
+    return elapsed_time(since_first, times.resolution, unit_seconds(time_unit))
 
 
 def _item_names(frame: pd.DataFrame, rows: Rows, item_id: str | None) -> list[str]:
