@@ -12,6 +12,7 @@ from deltaflow.data import (
     write_arrow,
 )
 from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning, UnknownNameError
+from deltaflow.forecast.conformal import ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.frame import predict_df
 from deltaflow.forecast.hold import HoldEstimator, HoldPredictor
@@ -37,6 +38,7 @@ from deltaflow.model.resampled import ResampledEstimator
 
 __all__ = [
     "ArrowDataset",
+    "ConformalPredictor",
     "CouplingFlowEstimator",
     "DataError",
     "DeltaflowError",

@@ -1,8 +1,12 @@
 """Predictors: entries or DataFrames in, forecasts out."""
 
+from deltaflow.forecast.conformal import ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import PREDICTORS
 
-PREDICTORS |= {cls.__name__: cls for cls in (EnsemblePredictor, HoldPredictor, IrregularPredictor)}
+PREDICTORS |= {
+    cls.__name__: cls
+    for cls in (ConformalPredictor, EnsemblePredictor, HoldPredictor, IrregularPredictor)
+}

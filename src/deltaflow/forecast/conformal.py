@@ -1,0 +1,401 @@
+"""Conformal intervals: quantiles that cover what they say, whatever the model that makes them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gluonts.core.component import validated
+from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.model.forecast import Quantile
+
+from deltaflow.data.series import Reader
+from deltaflow.errors import DataError, check_at_least_one
+from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.randomness import check_seed, derived_seed, seeded
+
+LEVELS = np.round(np.arange(0.005, 0.9999, 0.005), 3)
+"""The levels whose quantiles are calibrated; between them, quantiles are interpolated."""
+
+INNER = (0.1, 0.5, 0.9)
+"""The levels of a model's own quantiles from which its spread is taken."""
+
+ITEMS_PER_LEAD = 40
+"""How many items it takes to calibrate a range of lead times on its own."""
+
+MOST_LEADS = 8
+"""The largest number of such ranges."""
+
+FEWEST_ITEMS = 5
+"""With fewer items, a channel keeps the spread of the model."""
+
+_NORMAL = np.array([NormalDist().inv_cdf(level) for level in LEVELS]) / NormalDist().inv_cdf(0.9)
+"""What the scores are of a model that is right and normal; 1 at the level 0.9."""
+
+Pairs = Iterable[tuple[DataEntry, DataEntry]]
+"""What was known and what followed, as GluonTS's ``TestData`` yields it."""
+
+
+class ConformalPredictor(DeltaflowPredictor):
+    r"""Forecasts the quantiles of a predictor, moved and stretched to cover what they say.
+
+    A score :math:`z` says where a value lay in its forecast: how far above the median, in units of
+    the distance from there to the quantile of level 0.9, or below it, in units of that to 0.1. The
+    scores of items that the predictor has not learned from are kept, by channel and range of lead
+    times. A quantile of level :math:`\alpha` is the median plus :math:`z_\alpha` times the
+    predictor's own distance on that side, with :math:`z_\alpha` the quantile of these scores.
+
+    **What is promised.** Let an item be exchangeable with the K items of the calibration, and take
+    any of its values, a channel and a range of lead times being given. The value lies below the
+    quantile of level :math:`\alpha < 1/2` with a probability of at most :math:`\alpha`, and above
+    that of level :math:`1 - \alpha` likewise, for every :math:`\alpha \ge 1/(K + 1)` out of
+    `LEVELS`: the interval between the two covers it with at least :math:`1 - 2\alpha`. It is
+    promised for finite K and any predictor, on average over items and calibrations. Each item
+    counts as one, however many values it has (Lee, Barber & Willett 2023). It is not promised for
+    one item given its past, nor for all lead times at once, nor where the future of the *same*
+    items is unlike their past (Lin et al. 2022). For :math:`\alpha < 1/(K + 1)` the scores are
+    extrapolated. With :meth:`fit_folds` the promise holds only nearly, see there.
+
+    Usually made by :meth:`fit` or :meth:`fit_folds`.
+
+    Parameters
+    ----------
+    predictor
+        Any predictor of deltaflow.
+    leads
+        For each of the D channels, the increasing bounds between its ranges of lead times: seconds
+        after the last observation time of the item, or periods of a regular series.
+    scores
+        For each channel, ``(bounds + 1, len(LEVELS))``: the quantiles of the scores.
+    least
+        ``(D,)`` the smallest distance in which a channel is measured.
+    num_items
+        ``(D,)`` the number K of items on which each channel was calibrated.
+
+    References
+    ----------
+    Vovk, Gammerman & Shafer, *Algorithmic Learning in a Random World*, 2005.
+    Stankevičiūtė, Alaa & van der Schaar, *Conformal Time-Series Forecasting*, 2021.
+    Lee, Barber & Willett, *Distribution-Free Inference with Hierarchical Data*, 2023.
+    Lin, Trivedi & Sun, *Conformal Prediction with Temporal Quantile Adjustments*, 2022.
+    """
+
+    @validated()
+    def __init__(
+        self,
+        predictor: DeltaflowPredictor,
+        leads: list,
+        scores: list,
+        least: list,
+        num_items: list,
+    ) -> None:
+        super().__init__(predictor.prediction_length, predictor.schema)
+        self.predictor = predictor
+        self.leads = [np.array(own, dtype=np.float64) for own in leads]
+        self.scores = [np.array(own, dtype=np.float64) for own in scores]
+        self.least = np.array(least, dtype=np.float64)
+        self.num_items = list(num_items)
+        channels = len(self.schema.target)
+        shapes = [(len(own) + 1, len(LEVELS)) for own in self.leads]
+        if len(shapes) != channels or [own.shape for own in self.scores] != shapes:
+            raise ValueError(f"leads and scores are not those of {channels} channels")
+        if self.least.shape != (channels,) or not (self.least > 0).all():
+            raise ValueError(f"least is not {channels} positive numbers")
+        if not all(np.isfinite(numbers).all() for numbers in (*self.leads, *self.scores)):
+            raise ValueError("a lead or score is not finite")
+        if any((np.diff(own) <= 0).any() for own in self.leads):
+            raise ValueError("leads do not increase")
+        if any((np.diff(own) < 0).any() for own in self.scores):
+            raise ValueError("scores decrease with their level")
+
+    @classmethod
+    def fit(cls, predictor: DeltaflowPredictor, calibration: Pairs) -> "ConformalPredictor":
+        """Calibrate a predictor on items that it has not learned from.
+
+        Parameters
+        ----------
+        predictor
+            The predictor.
+        calibration
+            What was known and what followed, such as GluonTS's ``TestData``, from one origin or
+            several of each item. Origins should be chosen as those that will be forecast from.
+
+        Raises
+        ------
+        DataError
+            If nothing was observed after the origins.
+        """
+        return cls._fitted(predictor, [_scores_of(predictor, calibration)])
+
+    @classmethod
+    def fit_folds(
+        cls, members: Sequence[DeltaflowPredictor], folds: Sequence[Pairs]
+    ) -> "ConformalPredictor":
+        """Calibrate the average of predictors, each on the items that it alone has left out.
+
+        So every item serves for training and for calibration. The promise holds only nearly:
+        the scores are those of single members, and the average is usually closer to the truth, so
+        that the intervals tend to cover more (Barber et al., *Predictive inference with the
+        jackknife+*, 2021, on what can be proved of such schemes).
+
+        Parameters
+        ----------
+        members
+            The predictors.
+        folds
+            For each of them, what was known and what followed of the items that it left out.
+        """
+        parts = [_scores_of(*pair) for pair in zip(members, folds, strict=True)]
+        predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
+        return cls._fitted(predictor, parts)
+
+    @classmethod
+    def _fitted(cls, predictor: DeltaflowPredictor, parts: "list[_Scored]") -> "ConformalPredictor":
+        # Items of different folds are different ones, whatever their names.
+        item = [f"{fold}:{name}" for fold, part in enumerate(parts) for name in part.item]
+        item = np.unique(item, return_inverse=True)[1]
+        channel, lead, value, median, below, above = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in _Scored._fields[1:]
+        )
+        if not len(value):
+            raise DataError("nothing was observed after the origins of the calibration",
+                            "give forecasts with labels")  # fmt: skip
+        leads, scores, least, num_items = [], [], [], []
+        for number in range(len(predictor.schema.target)):
+            own = channel == number
+            spread = np.concatenate([below[own], above[own]])
+            floor = float(max(1e-6 * spread.mean() if own.any() else 0.0, 1e-300))
+            side = np.where(value[own] < median[own], below[own], above[own])
+            score = (value[own] - median[own]) / np.maximum(side, floor)
+            bounds, table = _calibrate(item[own], lead[own], score)
+            leads.append(bounds.tolist())
+            scores.append(table.tolist())
+            least.append(floor)
+            num_items.append(len(np.unique(item[own])))
+        return cls(predictor, leads, scores, least, num_items)
+
+    def predict(
+        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
+    ) -> Iterator[RealTimeForecast]:
+        """Forecast each entry; quantiles, or ``num_samples`` samples of a ``seed``.
+
+        The mean is that of the predictor.
+        """
+        check_at_least_one(num_samples=num_samples)
+        check_seed(seed)
+        entries = list(dataset)
+        reader = Reader(self.schema)
+        forecasts = self.predictor.predict(entries, seed=seed)
+        for number, (entry, forecast) in enumerate(zip(entries, forecasts, strict=True)):
+            lead = _leads(reader, entry, self.prediction_length)
+            names = [self.schema.target.index(name) for name in forecast.target]
+            tables = [
+                self.scores[c][np.searchsorted(self.leads[c], lead, side="left")] for c in names
+            ]
+            calibrated = ConformalForecast(forecast, np.stack(tables, axis=1), self.least[names])
+            if not num_samples:
+                yield calibrated
+                continue
+            with seeded(None if seed is None else derived_seed(seed, number)):
+                yield calibrated.to_sample_forecast(num_samples)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the predictor is, and on how many items each channel was calibrated."""
+        items = dict(zip(self.schema.target, self.num_items, strict=True))
+        return {**super().summary(), "calibrated_on_items": items}
+
+
+class ConformalForecast(RealTimeForecast):
+    """A forecast with calibrated quantiles, and the mean of the forecast that it holds.
+
+    Parameters
+    ----------
+    forecast
+        The forecast of the predictor.
+    scores
+        ``(Q, D, len(LEVELS))`` the quantiles of the scores at each query and channel.
+    least
+        ``(D,)`` the smallest distance in which a channel is measured.
+    """
+
+    def __init__(self, forecast: RealTimeForecast, scores: np.ndarray, least: np.ndarray) -> None:
+        self.forecast, self.scores, self.least = forecast, scores, least
+        self.start_date, self.item_id, self.info = (
+            forecast.start_date, forecast.item_id, forecast.info,
+        )  # fmt: skip
+        self.prediction_length = forecast.prediction_length
+        self.labelled(forecast.query_times, forecast.target, forecast.ignored)
+        low, median, high = forecast.quantiles(INNER)
+        self._shape = median.shape
+        shape = len(scores), len(least)
+        self._median = median.reshape(shape)
+        self._below = np.maximum((median - low).reshape(shape), least)
+        self._above = np.maximum((high - median).reshape(shape), least)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean, ``(Q,)`` or ``(Q, D)``."""
+        return self.forecast.mean
+
+    def quantile(self, level: float | str) -> np.ndarray:
+        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
+        return self._at(self._score(Quantile.parse(level).value))
+
+    def copy_dim(self, dim: int) -> "ConformalForecast":
+        """Return the forecast of one channel."""
+        if len(self._shape) == 1:
+            return self
+        own = slice(dim, dim + 1)
+        return ConformalForecast(self.forecast.copy_dim(dim), self.scores[:, own], self.least[own])
+
+    def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
+        """Draw samples, from each query on its own."""
+        shape = (num_samples, *self._median.shape)
+        levels = torch.rand(shape, dtype=torch.float64).numpy()
+        drawn = [
+            np.interp(levels[:, query, channel], LEVELS, self.scores[query, channel])
+            for query, channel in np.ndindex(self._median.shape)
+        ]
+        samples = self._at(np.stack(drawn, axis=1).reshape(shape))
+        forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
+        return forecast.labelled(self.query_times, self.target, self.ignored)
+
+    def _score(self, level: float) -> np.ndarray:
+        """Return the quantile ``(Q, D)`` of the scores."""
+        place = np.interp(level, LEVELS, np.arange(len(LEVELS)))
+        low, share = int(place), place - int(place)
+        high = min(low + 1, len(LEVELS) - 1)
+        scores = (1 - share) * self.scores[..., low] + share * self.scores[..., high]
+        outermost = LEVELS[0] if level < LEVELS[0] else LEVELS[-1]
+        if LEVELS[0] <= level <= LEVELS[-1]:
+            return scores
+        return _beyond(scores, outermost, level)
+
+    def _at(self, score: np.ndarray) -> np.ndarray:
+        side = np.where(score < 0, self._below, self._above)
+        values = self._median + score * side
+        return values.reshape(*values.shape[:-2], *self._shape)
+
+
+class _Scored(NamedTuple):
+    """The n labels of a calibration: item, channel, lead time and value; and of their forecast the
+    median, and the distances from there to the quantiles below and above."""
+
+    item: np.ndarray
+    channel: np.ndarray
+    lead: np.ndarray
+    value: np.ndarray
+    median: np.ndarray
+    below: np.ndarray
+    above: np.ndarray
+
+
+def _scores_of(predictor: DeltaflowPredictor, calibration: Pairs) -> _Scored:
+    """Forecast what was known, and return all observed labels with their forecast."""
+    pairs = list(calibration)
+    reader, schema = Reader(predictor.schema), predictor.schema
+    parts: list[list[np.ndarray]] = [[np.empty(0)] * len(_Scored._fields)]
+    forecasts = predictor.predict([past for past, _ in pairs], seed=0)
+    for number, ((past, label), forecast) in enumerate(zip(pairs, forecasts, strict=True)):
+        rows = [reader.match(past).own.target.index(name) for name in forecast.target]
+        values = np.atleast_2d(label["target"])[rows].T  # (Q, D)
+        lead = _leads(reader, past, predictor.prediction_length)[: len(values)]
+        inner = forecast.quantiles(INNER)
+        low, median, high = inner.reshape(3, inner.shape[1], -1)[:, : len(values)]
+        query, channel = np.nonzero(np.isfinite(values) & np.isfinite(lead)[:, None])
+        name = past.get("item_id")
+        numbers = np.array([schema.target.index(name) for name in forecast.target])
+        parts.append(
+            [
+                np.full(len(query), f"#{number}" if name is None else str(name), dtype=object),
+                numbers[channel],
+                lead[query],
+                values[query, channel],
+                median[query, channel],
+                (median - low)[query, channel],
+                (high - median)[query, channel],
+            ]
+        )
+    return _Scored(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _leads(reader: Reader, entry: DataEntry, prediction_length: int) -> np.ndarray:
+    """Return the times ``(Q,)`` from the last observation time to the queries, NaN for padding."""
+    series = reader.read(entry, prediction_length)
+    queries = series.times[series.length :]
+    if not series.length:
+        return queries - queries[:1]
+    return queries - series.times[series.length - 1]
+
+
+def _calibrate(
+    item: np.ndarray, lead: np.ndarray, score: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return bounds ``(B - 1,)`` of lead times, and the scores' quantiles between them ``(B, L)``.
+
+    Parameters
+    ----------
+    item, lead, score
+        ``(n,)`` of one channel.
+    """
+    count = int(np.clip(len(np.unique(item)) // ITEMS_PER_LEAD, 1, MOST_LEADS))
+    if not len(item):
+        return np.empty(0), _NORMAL[None].copy()
+    bounds = np.unique(np.quantile(lead, np.linspace(0, 1, count + 1)[1:-1], method="lower"))
+    bounds = bounds[bounds < lead.max()]
+    place = np.searchsorted(bounds, lead, side="left")
+    owns = [place == number for number in range(len(bounds) + 1)]
+    return bounds, np.array([conformal_quantiles(item[own], score[own]) for own in owns])
+
+
+def conformal_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Return the quantiles of a new item's score, of `LEVELS`, rounded outwards.
+
+    Each of the K items weighs 1 / (K + 1), shared among its scores, and a new one as much.
+
+    Parameters
+    ----------
+    item, score
+        ``(n,)`` the item of each score, and the score.
+
+    Examples
+    --------
+    >>> scores = conformal_quantiles(np.arange(19), np.arange(19.0))
+    >>> scores[LEVELS == 0.1], scores[LEVELS == 0.9]  # the second of 19, and the last but one
+    (array([1.]), array([17.]))
+    """
+    _, place, size = np.unique(item, return_inverse=True, return_counts=True)
+    if len(size) < FEWEST_ITEMS:
+        return _NORMAL.copy()
+    order = np.argsort(score, kind="stable")
+    score, share = score[order], 1 / ((len(size) + 1) * size[place[order]])
+    up_to = share.cumsum()  # the weight of this score and all lower ones
+    own, few = 1 / (len(size) + 1), 1e-9
+    lower = np.searchsorted(up_to - share + own, LEVELS + few, side="right") - 1
+    upper = np.searchsorted(up_to, LEVELS - few, side="left")
+    known_below, known_above = lower >= 0, upper < len(score)
+    low = score[np.maximum(lower, 0)]
+    high = score[np.minimum(upper, len(score) - 1)]
+    quantiles = np.where(LEVELS < 0.5, low, high)
+    middle = np.isclose(LEVELS, 0.5)
+    quantiles[middle] = (low[middle] + high[middle]) / 2
+    for level in LEVELS[(LEVELS < 0.5) & ~known_below]:
+        quantiles[level == LEVELS] = _beyond(score[:1], own, float(level))
+    for level in LEVELS[(LEVELS > 0.5) & ~known_above]:
+        quantiles[level == LEVELS] = _beyond(score[-1:], 1 - own, float(level))
+    return np.maximum.accumulate(quantiles)
+
+
+def _beyond(score: np.ndarray, level: float, wanted: float) -> np.ndarray:
+    """Extrapolate the quantile of scores from a level to one further out, as of a normal tail.
+
+    It moves in proportion to the score, and at least as far as that of a model that is right.
+    """
+    inverse, unit = NormalDist().inv_cdf, NormalDist().inv_cdf(0.9)
+    near, far = inverse(level), inverse(wanted)
+    sign = 1.0 if wanted > 0.5 else -1.0
+    in_proportion = np.maximum(sign * score, 0.0) * (far / near - 1)
+    return score + sign * np.maximum(in_proportion, abs(far - near) / unit)
