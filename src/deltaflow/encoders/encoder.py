@@ -117,13 +117,13 @@ class Encoder(nn.Module, ABC):
         delta_t = delta_t.masked_fill(padding, 0.0)
         hidden = self.read(values, observed, delta_t, running, features)
 
-        elapsed = delta_t.cumsum(-1)  # (B, T)
+        elapsed = delta_t.double().cumsum(-1)  # (B, T)
         newest = (observed.mT * steps).amax(-1)  # (B, C), 0 where there is none
         seen = newest > 0
         index = (newest - 1).clamp(min=0).long()
         last = values.gather(1, index.unsqueeze(1)).squeeze(1)
         since = elapsed.gather(1, index)
-        age = elapsed[:, -1:] - torch.where(seen, since, 0.0)
+        age = (elapsed[:, -1:] - torch.where(seen, since, 0.0)).to(delta_t.dtype)
         return State(hidden, torch.where(seen, last, 0.0), age, seen)
 
     def update(

@@ -178,8 +178,10 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         """Read the observations of a batch, those of each channel as a series of its own."""
         size, _, channels = batch.values.shape
         batch = batch._replace(values=_tamed(batch.values))
-        elapsed = batch.delta_t.cumsum(-1)  # (B, T)
-        end = elapsed[:, -1:]
+        # In float64: the gaps of a channel are differences of long sums.
+        elapsed = batch.delta_t.double().cumsum(-1)  # (B, T)
+        age = (elapsed[:, -1:] - elapsed).to(batch.delta_t.dtype)
+        end = elapsed[:, -1:].to(age.dtype)
         state = self.encoder.initial_state(size * channels)
         state = state._replace(age=end.repeat(1, channels).view(-1, 1))
         # The rows (series, channel), the longest first, as the recurrence wants them.
@@ -190,7 +192,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
             state = State(*(part.index_copy(0, rows[group], new) for part, new in parts))
         return ChannelsEncoded(
             State(*(part.view(size, channels, -1) for part in state)),
-            self._history(batch.values, batch.observed, end - elapsed),
+            self._history(batch.values, batch.observed, age),
             self._by_channel(batch.levels[:, -1]),
             self.static_features(batch),
         )
@@ -204,8 +206,8 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         order = observed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
         running = torch.arange(longest, device=order.device) < lengths.unsqueeze(-1)
         times = elapsed[series].gather(1, order)
-        delta_t = times.diff(dim=1, prepend=torch.zeros_like(times[:, :1]))
         values = batch.values[series, :, channel].gather(1, order)
+        delta_t = times.diff(dim=1, prepend=torch.zeros_like(times[:, :1])).to(values.dtype)
         own = self.encoder(
             values.unsqueeze(-1),
             running.unsqueeze(-1),
@@ -214,7 +216,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
             self._features(channel, batch.covariates[series.unsqueeze(-1), order]),
         )
         newest = times.gather(1, lengths.unsqueeze(-1) - 1)
-        return own._replace(age=elapsed[series, -1:] - newest)
+        return own._replace(age=(elapsed[series, -1:] - newest).to(values.dtype))
 
     def decode(
         self, encoded: ChannelsEncoded, delta_t: Tensor, covariates: Tensor
