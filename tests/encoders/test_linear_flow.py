@@ -83,12 +83,9 @@ def test_states_stay_within_what_drives_them():
     """A gate takes a weighted mean, and between observations nothing grows."""
     encoder, batch = make(num_layers=1), make_batch([200])
     batch["values"] = 10 * batch["values"].sign()
-    entry, size = encoder.entries[0], encoder.flow.num_modes
-    largest = (
-        entry.weight[size:].abs()
-        @ torch.tensor([10.0] * 3 + [1.0] * 3 + [5.0] * 2 + [5.0]).double()
-    )
-    largest = (largest + entry.bias[size:].abs()).view(2, size).norm(dim=0)
+    drive, size = encoder.drives[0], encoder.flow.num_modes
+    reach = torch.tensor([10.0] * CHANNELS + [1.0] * CHANNELS + [5.0] * (FEATURES + 1)).double()
+    largest = (drive.weight.abs() @ reach + drive.bias.abs()).view(size, 2).norm(dim=1)
     hidden = encoder(**batch).hidden.view(2, size)
     assert (hidden.norm(dim=0) <= largest).all()
 

@@ -82,18 +82,16 @@ class LinearFlowEncoder(Encoder):
         width = width or hidden_size
         num_inputs = 2 * num_channels + num_features + 1
         widths = [num_inputs, *[width] * (num_layers - 1)]
-        # Gate, and real and imaginary part of what drives the oscillators.
-        self.entries = nn.ModuleList(
-            nn.Linear(inner, 3 * size) for inner, size in zip(widths, self.sizes, strict=True)
-        )
+        self.gates = nn.ModuleList(map(nn.Linear, widths, self.sizes))
+        self.drives = nn.ModuleList(map(nn.Linear, widths, [2 * size for size in self.sizes]))
         self.mixtures = nn.ModuleList(
             nn.Linear(2 * size + num_inputs, width) for size in self.sizes[:-1]
         )
         with torch.no_grad():
             layer = torch.arange(len(self.flow.frequency)) % num_layers
             self.flow.frequency.copy_(self.flow.frequency[layer.argsort(stable=True)])
-            for entry, size in zip(self.entries, self.sizes, strict=True):
-                cast(nn.Linear, entry).bias[:size] = GATE_BIAS
+            for gate in self.gates:
+                nn.init.constant_(cast(nn.Linear, gate).bias, GATE_BIAS)
 
     def read(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
@@ -102,29 +100,29 @@ class LinearFlowEncoder(Encoder):
         if not running.numel():
             return values.new_zeros(len(values), self.hidden_size)
         with _own_precision(values):
-            padding = ~running.T
-            gaps = delta_t.T.masked_fill(padding, 0.0)  # (T, B)
-            seen = _columns(values, observed, features, delta_t).masked_fill(padding, 0.0)
-            counts = running.sum(1)
-            series = torch.arange(len(counts), device=counts.device)
-            states = self._layers(seen, gaps, lambda _, factors, added: scan(factors, added))
-            newest = torch.cat([part[:, :, counts - 1, series] for part in states], 1)
-            return self._as_real(newest * (counts > 0))
+            parts = values, observed, features, delta_t, running.unsqueeze(-1)
+            *observation, gaps, running = (part.transpose(0, 1) for part in parts)  # (T, B, …)
+            seen = _inputs(*observation, gaps).masked_fill(~running, 0.0)
+            gaps = gaps.masked_fill(~running.squeeze(-1), 0.0)
+            counts = running.sum((0, 2))
+            newest = (counts - 1).clamp(min=0), torch.arange(len(counts), device=counts.device)
+            layers = self._layers(seen, gaps, lambda _, factors, added: scan(factors, added))
+            states = torch.cat([states[newest] for states in layers], -1)
+            return self._as_real(states.masked_fill((counts == 0).unsqueeze(-1), 0.0))
 
     def step(
         self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
     ) -> Tensor:
         """Read one observation; see `Encoder.step`."""
         with _own_precision(values):
-            seen = _columns(values, observed, features, delta_t)
-            before = nn.functional.pad(state.hidden.T, (0, 0, 0, self.hidden_size % 2))
-            before = before.unflatten(0, (2, -1))  # (2, N, B)
+            before = nn.functional.pad(state.hidden, (0, self.hidden_size % 2))
+            before = torch.complex(*before.chunk(2, -1))
+            seen = _inputs(values, observed, features, delta_t)
 
             def one_step(modes: slice, factors: Tensor, added: Tensor) -> Tensor:
-                (a, b), (x, y) = factors, before[:, modes]
-                return torch.stack([a * x - b * y, a * y + b * x]) + added
+                return factors * before[:, modes] + added
 
-            return self._as_real(torch.cat([*self._layers(seen, delta_t, one_step)], 1))
+            return self._as_real(torch.cat([*self._layers(seen, delta_t, one_step)], -1))
 
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
         """Carry the state to the queries by its flow; see `Encoder.evolve`."""
@@ -132,41 +130,32 @@ class LinearFlowEncoder(Encoder):
             return self.flow.prepare()(delta_t.unsqueeze(-1), state.hidden.unsqueeze(-2))
 
     def _layers(self, seen: Tensor, gaps: Tensor, recur: Recur) -> Iterator[Tensor]:
-        """Yield the states of each layer, ``(2, n, …)`` for n oscillators.
+        """Yield the states ``(…, n)`` of each layer's n oscillators.
 
-        ``seen`` is ``(R, …)``, R inputs at any number of observations, and ``gaps`` is ``(…)``.
+        ``seen`` is ``(…, R)``, R inputs at each of any number of observations; ``gaps`` is ``(…)``.
         """
-        rates, turns = (part.view(-1, *[1] * gaps.ndim) for part in self.flow.exponent())
-        moved = exponential(rates, turns, gaps, seen.dtype)  # (2, N, …)
+        moved = torch.complex(*exponential(*self.flow.exponent(), gaps.unsqueeze(-1), seen.dtype))
         inner, start = seen, 0
-        for layer, (entry, size) in enumerate(zip(self.entries, self.sizes, strict=True)):
-            gate, real, imaginary = _linear(entry, inner).split(size)
-            gate = torch.sigmoid(gate)
+        for layer, size in enumerate(self.sizes):
             modes = slice(start, start + size)
-            added = gate * torch.stack([real, imaginary])
-            states = recur(modes, (1 - gate) * moved[:, modes], added)
+            gate = torch.sigmoid(self.gates[layer](inner))
+            drive = torch.view_as_complex(self.drives[layer](inner).unflatten(-1, (size, 2)))
+            states = recur(modes, (1 - gate) * moved[..., modes], gate * drive)
             yield states
             if layer < len(self.mixtures):
-                mixed = _linear(self.mixtures[layer], torch.cat([states.flatten(0, 1), seen]))
-                inner, start = nn.functional.gelu(mixed), modes.stop
+                mixed = torch.cat([torch.view_as_real(states).flatten(-2), seen], -1)
+                inner, start = nn.functional.gelu(self.mixtures[layer](mixed)), modes.stop
 
     def _as_real(self, states: Tensor) -> Tensor:
-        """Turn ``(2, N, B)`` into the hidden state, ``(B, H)``."""
-        return states.flatten(0, 1)[: self.hidden_size].T
+        """Turn complex states ``(B, N)`` into the hidden state, ``(B, H)``."""
+        return torch.cat([states.real, states.imag], -1)[:, : self.hidden_size]
 
 
-def _columns(values: Tensor, observed: Tensor, features: Tensor, delta_t: Tensor) -> Tensor:
-    """Return what is read of each observation, ``(R, T, B)`` of a batch ``(B, T, …)``."""
-    gap = delta_t.log1p().unsqueeze(-1)
-    parts = [values, observed.to(values.dtype), features, gap]
-    return torch.cat([part.permute(*range(part.ndim)[::-1]) for part in parts])
-
-
-def _linear(layer: nn.Module, inputs: Tensor) -> Tensor:
-    """Apply a linear layer to the first axis."""
-    weight, bias = cast(nn.Linear, layer).weight, cast(nn.Linear, layer).bias
-    flat = torch.addmm(bias.unsqueeze(-1), weight, inputs.flatten(1))
-    return flat.view(-1, *inputs.shape[1:])
+def _inputs(values: Tensor, observed: Tensor, features: Tensor, delta_t: Tensor) -> Tensor:
+    """Return what is read of observations, ``(…, R)``."""
+    return torch.cat(
+        [values, observed.to(values.dtype), features, delta_t.log1p().unsqueeze(-1)], -1
+    )
 
 
 def _own_precision(tensor: Tensor) -> torch.autocast:

@@ -159,7 +159,7 @@ class LinearFlow(Flow):
         r"""Return :math:`\Lambda F(t, x)`, of shape :math:`(*, D)`."""
         self.check_inputs(t, x)
         rates, turns = self.exponent()
-        exponent = torch.stack([-rates, (2 * math.pi * turns).to(rates.dtype)])
+        exponent = -rates, (2 * math.pi * turns).to(rates.dtype)
         return self._turned(exponent, self.prepare()(t, x))
 
     def log_abs_det_jacobian(self, t: Tensor, x: Tensor) -> Tensor:
@@ -170,8 +170,8 @@ class LinearFlow(Flow):
         shape = torch.broadcast_shapes(t.shape[:-1], x.shape[:-1])
         return (trace * t.squeeze(-1)).expand(shape)
 
-    def _turned(self, factors: Tensor, x: Tensor) -> Tensor:
-        """Multiply states ``(*, D)`` by complex numbers ``(2, *, N)``."""
+    def _turned(self, factors: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+        """Multiply states ``(*, D)`` by complex numbers ``(*, N)``."""
         (real, imaginary), count = factors, self.num_modes
         x_real, x_imaginary = x[..., :count], F.pad(x[..., count:], (0, self.dim % 2))
         y_real = real * x_real - imaginary * x_imaginary
@@ -179,8 +179,10 @@ class LinearFlow(Flow):
         return torch.cat([y_real, y_imaginary[..., : self.dim // 2]], -1)
 
 
-def exponential(rates: Tensor, turns: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""Return real and imaginary part of :math:`e^{(-r + 2 \pi i \nu) t}`, ``(2, …)``.
+def exponential(
+    rates: Tensor, turns: Tensor, t: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    r"""Return real and imaginary part of :math:`e^{(-r + 2 \pi i \nu) t}`.
 
     Parameters
     ----------
@@ -192,7 +194,7 @@ def exponential(rates: Tensor, turns: Tensor, t: Tensor, dtype: torch.dtype) -> 
     size = torch.exp(-(rates * t)).to(dtype)
     phase = turns * t.double()
     phase = 2 * math.pi * (phase - phase.detach().round()).to(dtype)
-    return torch.stack([size * phase.cos(), size * phase.sin()])
+    return size * phase.cos(), size * phase.sin()
 
 
 def _spread(lowest: float, highest: float, count: int) -> Tensor:
