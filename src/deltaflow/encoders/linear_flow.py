@@ -16,6 +16,10 @@ from deltaflow.flows.linear import SPAN, LinearFlow, exponential
 GATE_BIAS = -2.0
 """A new gate lets in about an eighth of what is observed, and keeps the rest of the state."""
 
+DRIVE_GAIN = 3.0
+"""New weights of what drives the oscillators are so many times as large as a linear layer's: their
+states are means over some eight inputs at different phases, and smaller than these."""
+
 Recur: TypeAlias = Callable[[slice, Tensor, Tensor], Tensor]
 """A map ``(oscillators, factors, added) -> states`` of a layer."""
 
@@ -90,8 +94,9 @@ class LinearFlowEncoder(Encoder):
         with torch.no_grad():
             layer = torch.arange(len(self.flow.frequency)) % num_layers
             self.flow.frequency.copy_(self.flow.frequency[layer.argsort(stable=True)])
-            for gate in self.gates:
+            for gate, drive in zip(self.gates, self.drives, strict=True):
                 nn.init.constant_(cast(nn.Linear, gate).bias, GATE_BIAS)
+                cast(nn.Linear, drive).weight.mul_(DRIVE_GAIN)
 
     def read(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
@@ -100,11 +105,10 @@ class LinearFlowEncoder(Encoder):
         if not running.numel():
             return values.new_zeros(len(values), self.hidden_size)
         with _own_precision(values):
-            parts = values, observed, features, delta_t, running.unsqueeze(-1)
-            *observation, gaps, running = (part.transpose(0, 1) for part in parts)  # (T, B, …)
-            seen = _inputs(*observation, gaps).masked_fill(~running, 0.0)
-            gaps = gaps.masked_fill(~running.squeeze(-1), 0.0)
-            counts = running.sum((0, 2))
+            parts = values, observed, features, delta_t
+            *observation, gaps = (part.transpose(0, 1) for part in parts)  # (T, B, …)
+            seen = _inputs(*observation, gaps)
+            counts = running.sum(1)
             newest = (counts - 1).clamp(min=0), torch.arange(len(counts), device=counts.device)
             layers = self._layers(seen, gaps, lambda _, factors, added: scan(factors, added))
             states = torch.cat([states[newest] for states in layers], -1)
