@@ -20,8 +20,8 @@ DRIVE_GAIN = 3.0
 """New weights of what drives the oscillators are so many times as large as a linear layer's: their
 states are means over some eight inputs at different phases, and smaller than these."""
 
-Recur: TypeAlias = Callable[[slice, Tensor, Tensor], Tensor]
-"""A map ``(oscillators, factors, added) -> states`` of a layer."""
+Recur: TypeAlias = Callable[[int, Tensor, Tensor], Tensor]
+"""A map ``(number of the layer, factors, added) -> states`` of a layer."""
 
 
 class LinearFlowEncoder(Encoder):
@@ -120,11 +120,11 @@ class LinearFlowEncoder(Encoder):
         """Read one observation; see `Encoder.step`."""
         with _own_precision(values):
             before = nn.functional.pad(state.hidden, (0, self.hidden_size % 2))
-            before = torch.complex(*before.chunk(2, -1))
+            before = torch.complex(*before.chunk(2, -1)).split(self.sizes, -1)
             seen = _inputs(values, observed, features, delta_t)
 
-            def one_step(modes: slice, factors: Tensor, added: Tensor) -> Tensor:
-                return factors * before[:, modes] + added
+            def one_step(layer: int, factors: Tensor, added: Tensor) -> Tensor:
+                return factors * before[layer] + added
 
             return self._as_real(torch.cat([*self._layers(seen, delta_t, one_step)], -1))
 
@@ -139,20 +139,31 @@ class LinearFlowEncoder(Encoder):
         ``seen`` is ``(…, R)``, R inputs at each of any number of observations; ``gaps`` is ``(…)``.
         """
         moved = torch.complex(*exponential(*self.flow.exponent(), gaps.unsqueeze(-1), seen.dtype))
-        inner, start = seen, 0
-        for layer, size in enumerate(self.sizes):
-            modes = slice(start, start + size)
-            gate = torch.sigmoid(self.gates[layer](inner))
-            drive = torch.view_as_complex(self.drives[layer](inner).unflatten(-1, (size, 2)))
-            states = recur(modes, (1 - gate) * moved[..., modes], gate * drive)
+        inner = seen
+        # Products of real and complex numbers are slow: the gate is there for both parts of each.
+        for layer, moved_by in enumerate(_parts(moved).split([2 * n for n in self.sizes], -1)):
+            weight, bias = (part.repeat_interleave(2, 0) for part in self.gates[layer].parameters())
+            gate = torch.sigmoid(nn.functional.linear(inner, weight, bias))
+            factors, added = (1 - gate) * moved_by, gate * self.drives[layer](inner)
+            states = recur(layer, _numbers(factors), _numbers(added))
             yield states
             if layer < len(self.mixtures):
-                mixed = torch.cat([torch.view_as_real(states).flatten(-2), seen], -1)
-                inner, start = nn.functional.gelu(self.mixtures[layer](mixed)), modes.stop
+                mixed = self.mixtures[layer](torch.cat([_parts(states), seen], -1))
+                inner = nn.functional.gelu(mixed)
 
     def _as_real(self, states: Tensor) -> Tensor:
         """Turn complex states ``(B, N)`` into the hidden state, ``(B, H)``."""
         return torch.cat([states.real, states.imag], -1)[:, : self.hidden_size]
+
+
+def _parts(numbers: Tensor) -> Tensor:
+    """Return real and imaginary parts, ``(…, 2n)``, of complex numbers ``(…, n)``."""
+    return torch.view_as_real(numbers).flatten(-2)
+
+
+def _numbers(parts: Tensor) -> Tensor:
+    """Undo `_parts`."""
+    return torch.view_as_complex(parts.unflatten(-1, (-1, 2)))
 
 
 def _inputs(values: Tensor, observed: Tensor, features: Tensor, delta_t: Tensor) -> Tensor:
