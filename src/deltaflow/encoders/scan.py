@@ -71,14 +71,17 @@ def _states(factors: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
     states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
     length = math.isqrt(len(inputs)) if len(inputs) > SHORT else len(inputs) + 1
     whole = len(inputs) // length * length
-    parts = factors, inputs, states
+
+    def cut(steps: slice) -> tuple[Tensor, Tensor, Tensor]:
+        return factors[steps], inputs[steps], states[steps]
+
     state = torch.zeros_like(inputs[:1]).squeeze(0) if len(inputs) else inputs
     if reverse:
-        state = _one_by_one(state, *(part[whole:] for part in parts), reverse)
+        state = _one_by_one(state, *cut(slice(whole, None)), reverse)
     if whole:
-        state = _in_chunks(state, *(part[:whole] for part in parts), length, reverse)
+        state = _in_chunks(state, *cut(slice(whole)), length, reverse)
     if not reverse:
-        _one_by_one(state, *(part[whole:] for part in parts), reverse)
+        _one_by_one(state, *cut(slice(whole, None)), reverse)
     return states
 
 
