@@ -105,10 +105,11 @@ class LinearFlowEncoder(Encoder):
         if not running.numel():
             return values.new_zeros(len(values), self.hidden_size)
         with _own_precision(values):
+            gaps = delta_t.T.contiguous()  # (T, B)
             seen = _inputs(values, observed, features, delta_t).transpose(0, 1).contiguous()
             counts = running.sum(1)
             newest = (counts - 1).clamp(min=0), torch.arange(len(counts), device=counts.device)
-            layers = self._layers(seen, delta_t.T, lambda _, factors, added: scan(factors, added))
+            layers = self._layers(seen, gaps, lambda _, factors, added: scan(factors, added))
             states = torch.cat([states[newest] for states in layers], -1)
             return self._as_real(states.masked_fill((counts == 0).unsqueeze(-1), 0.0))
 
