@@ -162,7 +162,7 @@ def test_last_without_a_run_begins_one(tiny, tmp_path):
 def test_other_channels_than_trained_on_are_refused(trained, capsys):
     checkpoint = str(trained / "checkpoints" / "best.ckpt")
     assert main(["test", "--data.dataset", "clinical_sample", "--ckpt_path", checkpoint]) == 2
-    assert "field 'target'" in capsys.readouterr().err
+    assert "field 'x1': is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

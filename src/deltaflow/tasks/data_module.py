@@ -52,7 +52,7 @@ class TaskDataModule(IrregularDataModule):
         split: Split | None = None,
         test: str | None = None,
         context_length: int = 64,
-        spec: WindowSpec | Mapping[str, Any] | None = None,
+        spec: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.task = load_task(dataset, dataset_kwargs, columns, split)
@@ -64,7 +64,7 @@ class TaskDataModule(IrregularDataModule):
             validation_data=None,
             prediction_length=self.task.prediction_length,
             context_length=context_length,
-            spec=WindowSpec.from_dict(spec) if isinstance(spec, Mapping) else spec,
+            spec=None if spec is None else WindowSpec.from_dict(spec),
             **options,
         )
 
