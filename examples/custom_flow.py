@@ -1,4 +1,4 @@
-"""A flow of your own is one class; registered, it is an encoder of every estimator.
+"""A flow of your own is one class; one line registers it as an encoder for every estimator.
 
 python examples/custom_flow.py [--quick]
 """
@@ -12,13 +12,16 @@ from gluonts.model import Predictor, evaluate_model
 from torch import Tensor, nn
 
 from deltaflow import HoldPredictor, IrregularDataset, IrregularEstimator, TimeSplitter
-from deltaflow.encoders import ENCODERS, FlowEvolution, RecurrentEncoder
+from deltaflow.encoders import ENCODERS, flow_encoder
 from deltaflow.flows import Flow, FlowMap
 from deltaflow.tasks import irregular_sine
 
 
 class RotationFlow(Flow):
     """Turn pairs of features at learned frequencies: a harmonic oscillator, solved exactly."""
+
+    semigroup = True  # two turns are one by the sum of their angles
+    closed_inverse = True
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -39,18 +42,14 @@ class RotationFlow(Flow):
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
     ) -> Tensor:
         """Turn back."""
+        self.check_inputs(t, y)
         return self.prepare()(-t, y)
 
 
-def rotation(num_channels: int, num_features: int, hidden_size: int) -> RecurrentEncoder:
-    """Build an encoder whose state turns between the observations."""
-    evolution = FlowEvolution(RotationFlow(hidden_size))
-    return RecurrentEncoder(num_channels, num_features, hidden_size, evolution)
+ENCODERS["rotation"] = flow_encoder(RotationFlow)
 
 
 def main(quick: bool) -> None:
-    ENCODERS["rotation"] = rotation
-
     flow, t, x = RotationFlow(4), torch.rand(5, 1), torch.rand(5, 4)
     print("F(0, x) = x:", torch.equal(flow(torch.zeros(5, 1), x), x))
     print("inverse(t, F(t, x)) = x:", torch.allclose(flow.inverse(t, flow(t, x)), x), end="\n\n")

@@ -1,11 +1,13 @@
 """The registry of encoders, and what single encoders promise beyond the laws."""
 
+import inspect
+
 import pytest
 import torch
 
 from deltaflow import DeltaflowError, UnknownNameError
-from deltaflow.encoders import ENCODERS, make_encoder
-from deltaflow.flows import TIME_EMBEDDINGS
+from deltaflow.encoders import ENCODERS, flow_encoder, make_encoder
+from deltaflow.flows import TIME_EMBEDDINGS, CouplingFlow, Flow, GRUFlow, ResNetFlow
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -38,6 +40,69 @@ def test_flow_encoders_take_depth_and_time_embedding(name, num_layers, time_embe
     hidden = encoder.evolve(encoder.initial_state(2), torch.ones(2, 3))
     assert hidden.shape == (2, 3, 4)
     assert hidden.isfinite().all()
+
+
+FLOW_CLASSES = {"gru_flow": GRUFlow, "coupling_flow": CouplingFlow, "resnet_flow": ResNetFlow}
+
+
+@pytest.mark.parametrize("name", FLOW_CLASSES)
+def test_every_option_of_a_flow_can_be_set(name):
+    options = set(inspect.signature(FLOW_CLASSES[name]).parameters) - {"dim"}
+    assert options <= set(inspect.signature(ENCODERS[name]).parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("gru_flow", {"coefficient": 0.1}),
+        ("resnet_flow", {"lipschitz": 0.1}),
+        ("resnet_flow", {"hidden_dims": [7, 7]}),
+        ("coupling_flow", {"max_log_scale": 0.01}),
+        ("coupling_flow", {"hidden_dims": [7]}),
+    ],
+    ids=str,
+)
+def test_an_option_of_a_flow_reaches_it(name, option):
+    def answer(**options):
+        torch.manual_seed(0)
+        encoder = make_encoder(name, 1, 0, 4, **options)
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter *= 3
+        state = encoder.initial_state(2)._replace(hidden=torch.linspace(-1, 1, 8).view(2, 4))
+        return encoder.evolve(state, torch.ones(2, 3))
+
+    assert not torch.allclose(answer(**option), answer())
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("gru_flow", {"coefficient": 1.5}), ("coupling_flow", {"hidden_dims": []})]
+)
+def test_an_impossible_value_is_refused_by_the_name_of_the_encoder(name, option):
+    with pytest.raises(DeltaflowError, match=f"encoder_kwargs of '{name}': "):
+        make_encoder(name, 1, 0, 8, **option)
+
+
+def test_a_flow_becomes_an_encoder_by_one_line(monkeypatch):
+    class Fade(Flow):
+        def __init__(self, dim, speed=1.0):
+            super().__init__(dim)
+            self.speed = torch.nn.Parameter(torch.tensor(speed))
+
+        def prepare(self):
+            return lambda t, x: x * torch.exp(-self.speed * t)
+
+        def inverse(self, t, y, *, tol=None, max_iter=1000):
+            return y * torch.exp(self.speed * t)
+
+    monkeypatch.setitem(ENCODERS, "fade", flow_encoder(Fade))
+    encoder = make_encoder("fade", 1, 0, 4, speed=2.0)
+    state = encoder.initial_state(1)._replace(hidden=torch.ones(1, 4))
+    torch.testing.assert_close(
+        encoder.evolve(state, torch.ones(1, 1)), torch.full((1, 1, 4), 2.0).neg().exp()
+    )
+    with pytest.raises(DeltaflowError, match="encoder_kwargs of 'fade'"):
+        make_encoder("fade", 1, 0, 4, sped=2.0)
 
 
 def test_hidden_states_of_a_gru_flow_stay_in_the_unit_cube():

@@ -141,20 +141,6 @@ def test_what_lies_in_the_padding_has_no_effect_on_gradients(name, padding):
 
 
 @any_encoder
-def test_what_lies_where_nothing_was_observed_has_no_effect(name):
-    encoder, batch = make(name), make_batch()
-    expected = encoder(**batch)
-    values = batch["values"].masked_fill(~batch["observed"], torch.nan)
-    assert_states_agree(encoder(**{**batch, "values": values}), expected)
-    gap, seen, features = (batch[field][:, -1] for field in ("delta_t", "observed", "features"))
-    updates = [
-        encoder.update(expected, gap, part[:, -1], seen, features)
-        for part in (values, batch["values"])
-    ]
-    assert_states_agree(*updates)
-
-
-@any_encoder
 @any_padding
 def test_what_lies_in_the_padding_has_no_effect(name, padding):
     encoder = make(name)

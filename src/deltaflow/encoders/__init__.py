@@ -12,6 +12,7 @@ from deltaflow.encoders.neural_ode import MLPField, ODEEvolution, Solver, ode_rn
 from deltaflow.encoders.recurrent import (
     RecurrentEncoder,
     coupling_flow,
+    flow_encoder,
     gru,
     gru_flow,
     resnet_flow,
@@ -34,6 +35,7 @@ __all__ = [
     "Solver",
     "State",
     "VectorField",
+    "flow_encoder",
     "make_encoder",
 ]
 
@@ -48,7 +50,7 @@ def make_encoder(
     UnknownNameError
         If no encoder of this name is registered.
     DeltaflowError
-        If the encoder does not know one of the options.
+        If the encoder does not know one of the options, or refuses its value.
 
     Examples
     --------
@@ -59,7 +61,9 @@ def make_encoder(
         raise UnknownNameError("encoder", name, ENCODERS)
     try:
         return ENCODERS[name](num_channels, num_features, hidden_size, **options)
-    except TypeError as error:
+    except DeltaflowError:
+        raise
+    except (TypeError, ValueError) as error:
         raise DeltaflowError(f"encoder_kwargs of {name!r}: {error}") from error
 
 

@@ -91,7 +91,7 @@ class Encoder(nn.Module, ABC):
         Parameters
         ----------
         values
-            ``(B, T, C)`` scaled values; ignored where not observed.
+            ``(B, T, C)`` scaled values, 0 where not observed.
         observed
             ``(B, T, C)`` bool observed mask.
         delta_t
@@ -111,10 +111,11 @@ class Encoder(nn.Module, ABC):
         steps = torch.arange(1, values.shape[1] + 1, dtype=torch.int32, device=values.device)
         running = steps <= lengths.unsqueeze(-1)  # (B, T)
         padding = ~running
-        observed = observed & running.unsqueeze(-1)
-        values = values.masked_fill(~observed, 0.0)
-        features = features.masked_fill(padding.unsqueeze(-1), 0.0)
-        delta_t = delta_t.masked_fill(padding, 0.0)
+        if padding.any():
+            delta_t = delta_t.masked_fill(padding, 0.0)
+            padding = padding.unsqueeze(-1)
+            values, features = (part.masked_fill(padding, 0.0) for part in (values, features))
+            observed = observed.masked_fill(padding, False)
         hidden = self.read(values, observed, delta_t, running, features)
 
         elapsed = delta_t.double().cumsum(-1)  # (B, T)
@@ -138,11 +139,10 @@ class Encoder(nn.Module, ABC):
         delta_t
             ``(B,)`` time since then, in typical gaps.
         values, observed
-            ``(B, C)`` the scaled values, ignored where not observed, and their mask.
+            ``(B, C)`` the scaled values, 0 where not observed, and their mask.
         features
             ``(B, F)`` covariates and static features.
         """
-        values = values.masked_fill(~observed, 0.0)
         age = state.age + delta_t.unsqueeze(-1)
         return State(
             hidden=self.step(state, delta_t, values, observed, features),
@@ -159,8 +159,8 @@ class Encoder(nn.Module, ABC):
         An encoder that has a faster way than :meth:`read_plainly`, such as a fused loop or a
         parallel scan, overrides this. States and gradients are the same, up to rounding.
 
-        ``running`` ``(B, T)`` is False on the padding, where the state must not change. Values are
-        0 where not observed, and everything is 0 on the padding.
+        ``running`` ``(B, T)`` is False on the padding, where the state must not change, and
+        everything else is 0.
         """
         return self.read_plainly(values, observed, delta_t, running, features)
 
@@ -223,3 +223,8 @@ def known_before(values: Tensor, observed: Tensor, delta_t: Tensor) -> tuple[Ten
     last = torch.where(seen, values.gather(1, index), 0.0)
     age = elapsed - torch.where(seen, elapsed.gather(1, index), 0.0)
     return last, age
+
+
+def own_precision(tensor: Tensor) -> torch.autocast:
+    """Leave autocast: rounding errors of a state would add up over hundreds of steps."""
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -9,15 +9,23 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from deltaflow.encoders.fused import Stage, stages_of
 from deltaflow.flows import Flow
-from deltaflow.flows.stage import Stage
 
 Evolve: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A map ``(hidden, delta_t) -> hidden`` from ``(..., H)`` and ``(...)`` to ``(..., H)``."""
 
 
 class Evolution(nn.Module, ABC):
-    """The contract: carry a hidden state across a gap, and leave it as it is where Δt = 0."""
+    """The contract: carry a hidden state across a gap, and leave it as it is where Δt = 0.
+
+    Attributes
+    ----------
+    bound
+        States in the cube ``|h| <= bound`` stay there; infinite where nothing is promised.
+    """
+
+    bound: float = math.inf
 
     @abstractmethod
     def prepare(self) -> Evolve:
@@ -28,10 +36,17 @@ class Evolution(nn.Module, ABC):
         """
 
     def stages(self, gaps: Tensor, clock: Tensor) -> list[Stage] | None:
-        """Return the evolution across all gaps of a recurrence as stages; see `Flow.stages`.
+        """Return the evolution across all gaps as stages of the fused recurrence, if it has any.
 
-        ``gaps`` is ``(T, 1, B)``, and ``clock`` is its `clock_of`, ``(T, 2, B)``. None where there
-        is no such form, which is slower.
+        Without stages a batch is read in the plain loop, which is slower. An evolution that has
+        stages overrides this together with :meth:`prepare`: both are the same map.
+
+        Parameters
+        ----------
+        gaps
+            The gaps at T steps of N series, ``(T, 1, N)``.
+        clock
+            Their `clock_of`, ``(T, 2, N)``.
         """
         return None
 
@@ -63,6 +78,7 @@ class FlowEvolution(Evolution):
     def __init__(self, flow: Flow) -> None:
         super().__init__()
         self.flow = flow
+        self.bound = flow.bound
 
     def prepare(self) -> Evolve:
         """Return ``F(Δt, h)``."""
@@ -71,18 +87,20 @@ class FlowEvolution(Evolution):
 
     def stages(self, gaps: Tensor, clock: Tensor) -> list[Stage] | None:
         """Return the stages of the flow."""
-        return self.flow.stages(gaps, clock)
+        return stages_of(self.flow, gaps, clock)
 
 
 class NoEvolution(Evolution):
     """The state stays as it is: the network learns of Δt from its inputs alone."""
+
+    bound = 1.0
 
     def prepare(self) -> Evolve:
         """Return the map that repeats the state."""
         return lambda hidden, delta_t: hidden.expand(*delta_t.shape, hidden.shape[-1])
 
     def stages(self, gaps: Tensor, clock: Tensor) -> list[Stage]:
-        """Return none at all."""
+        """Return no stages, which leave the state as it is."""
         return []
 
 
@@ -96,7 +114,7 @@ class VectorField(nn.Module, ABC):
     ----------
     bound
         Solutions that start in ``|h| <= bound`` stay there, so that a solver that leaves this cube
-        has diverged; infinite where nothing is known.
+        has diverged; infinite where nothing is promised.
     """
 
     bound: float = math.inf

@@ -8,7 +8,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from deltaflow.encoders.encoder import Encoder, State
+from deltaflow.encoders.encoder import Encoder, State, own_precision
 from deltaflow.encoders.scan import scan
 from deltaflow.errors import DeltaflowError
 from deltaflow.flows.linear import SPAN, LinearFlow, exponential
@@ -104,7 +104,7 @@ class LinearFlowEncoder(Encoder):
         """Read a whole batch, a layer at a time; see `Encoder.read`."""
         if not running.numel():
             return values.new_zeros(len(values), self.hidden_size)
-        with _own_precision(values):
+        with own_precision(values):
             gaps = delta_t.T.contiguous()  # (T, B)
             seen = _inputs(values, observed, features, delta_t).transpose(0, 1).contiguous()
             counts = running.sum(1)
@@ -117,7 +117,7 @@ class LinearFlowEncoder(Encoder):
         self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
     ) -> Tensor:
         """Read one observation; see `Encoder.step`."""
-        with _own_precision(values):
+        with own_precision(values):
             before = nn.functional.pad(state.hidden, (0, self.hidden_size % 2))
             before = torch.complex(*before.chunk(2, -1)).split(self.sizes, -1)
             seen = _inputs(values, observed, features, delta_t)
@@ -129,7 +129,7 @@ class LinearFlowEncoder(Encoder):
 
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
         """Carry the state to the queries by its flow; see `Encoder.evolve`."""
-        with _own_precision(delta_t):
+        with own_precision(delta_t):
             return self.flow.prepare()(delta_t.unsqueeze(-1), state.hidden.unsqueeze(-2))
 
     def _layers(self, seen: Tensor, gaps: Tensor, recur: Recur) -> Iterator[Tensor]:
@@ -170,8 +170,3 @@ def _inputs(values: Tensor, observed: Tensor, features: Tensor, delta_t: Tensor)
     return torch.cat(
         [values, observed.to(values.dtype), features, delta_t.log1p().unsqueeze(-1)], -1
     )
-
-
-def _own_precision(tensor: Tensor) -> torch.autocast:
-    """Leave autocast: a state carries its roundings along, over hundreds of steps."""
-    return torch.autocast(tensor.device.type, enabled=False)

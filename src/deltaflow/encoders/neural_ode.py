@@ -194,6 +194,7 @@ class ODEEvolution(Evolution):
         super().__init__()
         self.field = field
         self.solve = solve
+        self.bound = field.bound
 
     def prepare(self) -> Evolve:
         """Return the solution as a function of the state and the gap."""

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from deltaflow.encoders.cell import ClampStage, GRUCellStage, cell_matrices
-from deltaflow.encoders.encoder import Encoder, State
+from deltaflow.encoders.encoder import Encoder, State, own_precision
 from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution
-from deltaflow.encoders.recurrence import recur
-from deltaflow.flows import CouplingFlow, GRUFlow, ResNetFlow
+from deltaflow.encoders.fused import (
+    ClampStage,
+    GRUCellStage,
+    Layout,
+    Stage,
+    cell_matrices,
+    clock_of,
+    is_transformed,
+    recur,
+)
+from deltaflow.flows import CouplingFlow, Flow, GRUFlow, ResNetFlow
 from deltaflow.flows.initial import orthogonal_
-from deltaflow.flows.stage import clock_of
 
 STATE_LIMIT = 5.0
 """A cell's own states lie in [-1, 1]. A flow that stretches them is stopped here at the next
@@ -51,37 +61,28 @@ class RecurrentEncoder(Encoder):
     ) -> Tensor:
         """Read a whole batch; see `Encoder.read`.
 
-        An evolution that has stages is read by `recur`, any other one by `read_plainly`. The states
-        are the same, to within rounding.
+        It is read by the fused recurrence if the evolution has stages, and otherwise, as well as
+        inside `torch.func` and forward-mode differentiation, by `read_plainly`.
         """
-        counts = [count for count in running.sum(0).tolist() if count]
-        num_steps, num_series = len(counts), max(counts, default=0)
-        lengths = running.sum(1)
-        is_sorted = bool((lengths.diff() <= 0).all())
-        order = slice(num_series) if is_sorted else lengths.argsort(descending=True)[:num_series]
+        with own_precision(values):
+            if not is_transformed():
+                layout = Layout(running)
+                gaps = layout.columns(delta_t.unsqueeze(-1))
+                clock = clock_of(gaps)
+                stages = self.evolution.stages(gaps, clock)
+                if stages is not None:
+                    parts = [layout.columns(part) for part in (values, observed, features)]
+                    parts[1] = parts[1].to(values.dtype)
+                    inputs = torch.cat([*parts, clock], 1)
+                    return layout.rows(recur([*stages, *self._update(inputs)], layout.counts))
+            return self.read_plainly(values, observed, delta_t, running, features)
 
-        def columns(rows: Tensor) -> Tensor:
-            """Turn ``(B, T, R)`` into ``(T, R, N)``, the longest series first."""
-            rows = rows[order, :num_steps]
-            return rows.flatten(1).T.contiguous().view(num_steps, rows.shape[-1], num_series)
-
-        with _own_precision(values):
-            gaps = columns(delta_t.unsqueeze(-1))
-            clock = clock_of(gaps)
-            stages = self.evolution.stages(gaps, clock)
-            if stages is None:
-                return self.read_plainly(values, observed, delta_t, running, features)
-            if any(stage.stretches for stage in stages):
-                stages = [*stages, ClampStage(self.hidden_size, STATE_LIMIT)]
-            parts = [columns(values), columns(observed).to(values.dtype), columns(features)]
-            observations = torch.cat([*parts, clock], 1)
-            matrices = cell_matrices(self.input_projection, self.hidden_projection)
-            states = recur([*stages, GRUCellStage(*matrices, observations)], counts).T
-            if is_sorted and num_series == len(values):
-                return states
-            hidden = states.new_zeros(len(values), self.hidden_size)
-            hidden[order] = states
-            return hidden
+    def _update(self, inputs: Tensor) -> Iterator[Stage]:
+        """Yield the stages of the update by observations ``(T, I + 1, N)``."""
+        if self.evolution.bound > STATE_LIMIT:
+            yield ClampStage(self.hidden_size, STATE_LIMIT)
+        matrices = cell_matrices(self.input_projection, self.hidden_projection)
+        yield GRUCellStage(*matrices, inputs)
 
     def read_plainly(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
@@ -102,18 +103,18 @@ class RecurrentEncoder(Encoder):
         self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
     ) -> Tensor:
         """Read one observation; see `Encoder.step`."""
-        with _own_precision(values):
+        with own_precision(values):
             hidden = self.evolution.prepare()(state.hidden, delta_t)
             return self._cell(self._project(values, observed, delta_t, features), hidden)
 
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
         """Carry the state to the queries; see `Encoder.evolve`."""
-        with _own_precision(delta_t):
+        with own_precision(delta_t):
             return self.evolution.to_queries(state.hidden, delta_t)
 
     def evolve_each(self, state: State, delta_t: Tensor, row: Tensor) -> Tensor:
         """Carry the states to the queries; see `Encoder.evolve_each`."""
-        with _own_precision(delta_t):
+        with own_precision(delta_t):
             return self.evolution.to_each(state.hidden, delta_t, row)
 
     def _project(
@@ -139,11 +140,6 @@ class RecurrentEncoder(Encoder):
         return torch.lerp(candidate, hidden, keep)
 
 
-def _own_precision(tensor: Tensor) -> torch.autocast:
-    """Leave autocast: a state carries its roundings along, over hundreds of steps."""
-    return torch.autocast(tensor.device.type, enabled=False)
-
-
 def gru_flow(
     num_channels: int,
     num_features: int,
@@ -151,9 +147,12 @@ def gru_flow(
     *,
     num_layers: int = 2,
     time_embedding: str = "tanh",
+    coefficient: float = 0.95,
 ) -> RecurrentEncoder:
     """GRU flow across the gaps; its states stay in [-1, 1]. Options as in `GRUFlow`."""
-    flow = GRUFlow(hidden_size, num_layers=num_layers, time_embedding=time_embedding)
+    flow = GRUFlow(
+        hidden_size, num_layers=num_layers, time_embedding=time_embedding, coefficient=coefficient
+    )
     return RecurrentEncoder(num_channels, num_features, hidden_size, FlowEvolution(flow))
 
 
@@ -163,14 +162,20 @@ def resnet_flow(
     hidden_size: int,
     *,
     num_layers: int = 2,
+    hidden_dims: Sequence[int] | None = None,
     time_embedding: str = "tanh",
+    lipschitz: float = 0.95,
 ) -> RecurrentEncoder:
-    """ResNet flow across the gaps. Options as in `ResNetFlow`."""
+    """ResNet flow across the gaps. Options as in `ResNetFlow`.
+
+    By default its networks have one hidden layer, as wide as the state.
+    """
     flow = ResNetFlow(
         hidden_size,
-        hidden_dims=(hidden_size,),
         num_layers=num_layers,
+        hidden_dims=(hidden_size,) if hidden_dims is None else hidden_dims,
         time_embedding=time_embedding,
+        lipschitz=lipschitz,
     )
     return RecurrentEncoder(num_channels, num_features, hidden_size, FlowEvolution(flow))
 
@@ -181,21 +186,51 @@ def coupling_flow(
     hidden_size: int,
     *,
     num_layers: int = 1,
+    hidden_dims: Sequence[int] | None = None,
     time_embedding: str = "tanh",
+    max_log_scale: float = 2.0,
 ) -> RecurrentEncoder:
     """Affine coupling flow across the gaps. Options as in `CouplingFlow`.
 
-    One layer is a pair of affine steps, as deep as two layers of the other flows.
+    One layer is a pair of affine steps, as deep as two layers of the other flows. By default its
+    networks have one hidden layer, as wide as the state.
     """
     flow = CouplingFlow(
         hidden_size,
-        hidden_dims=(hidden_size,),
         num_layers=num_layers,
+        hidden_dims=(hidden_size,) if hidden_dims is None else hidden_dims,
         time_embedding=time_embedding,
+        max_log_scale=max_log_scale,
     )
     return RecurrentEncoder(num_channels, num_features, hidden_size, FlowEvolution(flow))
 
 
+def flow_encoder(flow: Callable[..., Flow]) -> Callable[..., RecurrentEncoder]:
+    """Return what `ENCODERS` takes: a function that builds an encoder which crosses gaps by a flow.
+
+    Its ``encoder_kwargs`` are the options of the flow.
+
+    Parameters
+    ----------
+    flow
+        A class of flows, or a function that makes one from a dimension and options.
+
+    Examples
+    --------
+    >>> make = flow_encoder(GRUFlow)
+    >>> make(num_channels=2, num_features=0, hidden_size=8, num_layers=3).hidden_size
+    8
+    """
+
+    def make(
+        num_channels: int, num_features: int, hidden_size: int, **options: Any
+    ) -> RecurrentEncoder:
+        evolution = FlowEvolution(flow(hidden_size, **options))
+        return RecurrentEncoder(num_channels, num_features, hidden_size, evolution)
+
+    return make
+
+
 def gru(num_channels: int, num_features: int, hidden_size: int) -> RecurrentEncoder:
-    """Plain GRU that is fed Δt, the baseline that lets the state rest between observations."""
+    """Plain GRU with Δt among its inputs, whose state does not change between observations."""
     return RecurrentEncoder(num_channels, num_features, hidden_size, NoEvolution())

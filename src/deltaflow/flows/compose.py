@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from deltaflow.flows.flow import Flow, FlowMap
-from deltaflow.flows.stage import Stage
 
 
 class FlowStack(Flow):
@@ -66,16 +65,6 @@ class FlowStack(Flow):
             return x
 
         return stacked
-
-    def stages(self, t: Tensor, clock: Tensor) -> list[Stage] | None:
-        """Return the stages of all flows, if each of them has some."""
-        stages: list[Stage] = []
-        for flow in self:
-            part = flow.stages(t, clock)
-            if part is None:
-                return None
-            stages += part
-        return stages
 
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000

@@ -19,7 +19,7 @@ def check_coefficient(coefficient: float) -> None:
         raise ValueError(f"a contraction needs a coefficient in (0, 1), got {coefficient}")
 
 
-def spectral_normalise(weight: Tensor, coefficient: float) -> Tensor:
+def spectral_normalise(weight: Tensor, coefficient: float | Tensor) -> Tensor:
     r"""Scale matrices down to a spectral norm of at most ``coefficient``.
 
     .. math:: W^* = \begin{cases} c \, W / \|W\|_2 & \text{if } \|W\|_2 > c \\
@@ -33,7 +33,7 @@ def spectral_normalise(weight: Tensor, coefficient: float) -> Tensor:
     weight
         Matrices, :math:`(*, M, N)`.
     coefficient
-        The bound :math:`c > 0`.
+        The bound :math:`c > 0`, or one for each matrix, :math:`(*, 1, 1)`.
 
     References
     ----------
@@ -51,7 +51,7 @@ def spectral_normalise(weight: Tensor, coefficient: float) -> Tensor:
     gram = exact @ exact.mT if wide else exact.mT @ exact
     # The square of the norm. Its derivative needs half of the decomposition that the norm's does.
     square = torch.linalg.eigvalsh(gram)[..., -1, None, None]
-    return (exact * (coefficient * square.clamp(min=coefficient**2).rsqrt())).to(weight.dtype)
+    return (exact * (square / coefficient**2).clamp(min=1.0).rsqrt()).to(weight.dtype)
 
 
 class ContractiveMLP(TimeMLP):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from deltaflow.errors import DeltaflowError
-from deltaflow.flows.stage import Stage
 from deltaflow.flows.time_embedding import check_times
 
 FlowMap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -102,22 +101,6 @@ class Flow(nn.Module, ABC):
         once per forward pass, outside the loop over time, and drop it with the pass. Unlike
         :meth:`forward`, it does not check its inputs.
         """
-
-    def stages(self, t: Tensor, clock: Tensor) -> list[Stage] | None:
-        """Return the flow at all times of a recurrence as stages, or None.
-
-        Without stages, a recurrence differentiates the map of :meth:`prepare` by autograd, which is
-        slower. A flow that has stages overrides both methods together.
-
-        Parameters
-        ----------
-        t
-            The time that the flow moves for at each of T steps in each of N series,
-            :math:`(T, 1, N)`.
-        clock
-            Its :func:`~deltaflow.flows.stage.clock_of`, :math:`(T, 2, N)`.
-        """
-        return None
 
     @abstractmethod
     def inverse(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +13,6 @@ from deltaflow.flows.contractive import check_coefficient, spectral_normalise
 from deltaflow.flows.fixed_point import solve
 from deltaflow.flows.flow import INITIAL_STEP, Flow, FlowMap
 from deltaflow.flows.initial import orthogonal, uniform
-from deltaflow.flows.stage import Product, Rows, Stage, of_shares
 from deltaflow.flows.time_embedding import BOUNDED_TIME_EMBEDDINGS, make_time_embedding
 
 # Theorem 1 of Biloš et al.: with these bounds on the gates, the residual contracts.
@@ -108,10 +104,6 @@ class GRULayer(Flow):
 
         return step
 
-    def stages(self, t: Tensor, clock: Tensor) -> list[Stage]:
-        """Normalise the three gates in one call, and return the step as a stage."""
-        return _stages([self], t, clock)
-
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
     ) -> Tensor:
@@ -138,103 +130,6 @@ class GRULayer(Flow):
     def extra_repr(self) -> str:
         """Name the dimension and the bound."""
         return f"{super().extra_repr()}, coefficient={self.coefficient}"
-
-
-def _stages(layers: Sequence[GRULayer], t: Tensor, clock: Tensor) -> list[Stage]:
-    """Return the stages of layers of one coefficient, all gates normalised in one call."""
-    weight = torch.stack([layer.weight for layer in layers])  # (L, 3, D, D)
-    bias = torch.stack([layer.bias for layer in layers])
-    time_weight = torch.stack([layer.time_weight for layer in layers])
-    weight = spectral_normalise(weight, layers[0].coefficient)
-    weight_zr, bias_zr = of_shares(weight[:, :2], bias[:, :2])
-    of_clock = torch.stack([time_weight[:, :2], bias_zr], -1)  # (L, 2, D, 2)
-    gates = torch.cat([of_clock, weight_zr], -1).flatten(1, 2)
-    of_clock = torch.stack([time_weight[:, 2], bias[:, 2]], -1)  # (L, D, 2)
-    candidates = 2 * torch.cat([-BETA * weight[:, 2], of_clock], -1)
-    return [
-        GRUStage(of_gates, of_candidate, clock, layer.phi.columns(t, ALPHA))
-        for layer, of_gates, of_candidate in zip(layers, gates, candidates, strict=True)
-    ]
-
-
-class GRUStage(Stage):
-    r"""The gated step :math:`y = x + w \odot (s - x)`, where :math:`w = \alpha \varphi \odot z`.
-
-    The candidate is :math:`s = \sigma(W_s q + \dots)`, where
-    :math:`q = -r \odot h = r \odot (1 - 2x)`. The Jacobian is
-
-    .. math:: D_{1 - w} + D_{w s (1 - s)} W_s (D_{-2 r} + D_{q (1 - r)} W_r)
-              + D_{(s - x) z (\alpha \varphi - w)} W_z.
-
-    Parameters
-    ----------
-    gates, candidate
-        ``[w, b, W]`` of z and r, by which they read x, and ``[W, w, b]`` of s.
-    clock, phi
-        The rows of the clock, and :math:`\alpha \varphi` in columns.
-    """
-
-    stretches = False
-
-    def __init__(self, gates: Tensor, candidate: Tensor, clock: Tensor, phi: Tensor) -> None:
-        dim = self.dim = phi.shape[1]
-        self.tape = {"phi": dim, "q": dim, "clock": 2, "x": dim}
-        self.tape |= {"z": dim, "r": dim, "s": dim}
-        self.kept = slice("q", "s")
-        self.work = dict.fromkeys(("y", "phi", "s", "kept", "z", "r", "q"), dim)
-        self.inputs = {"clock": clock, "phi": phi}
-        self.input_gradients = {"phi": "phi"}
-        self.products = [
-            Product(gates, of=slice("clock", "x"), gradient=slice("z", "r")),
-            Product(candidate, of=slice("q", "clock"), gradient="s"),
-        ]
-        self.gates, self.candidate = gates.detach(), candidate.detach()
-
-    @cached_property
-    def gates_back(self) -> Tensor:
-        """The matrix by which the gradients of z, r and q give that of x."""
-        identity = torch.eye(self.dim, dtype=self.gates.dtype, device=self.gates.device)
-        return torch.cat([self.gates[:, 2:].T, identity], 1)
-
-    @cached_property
-    def candidate_back(self) -> Tensor:
-        """The matrix by which the gradient of s gives that of q."""
-        return self.candidate[:, : self.dim].T.contiguous()
-
-    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Stage.forward_views`."""
-        rows = (tape[name] for name in ("x", "phi", "q", "z", "r", "s"))
-        return out, tape["clock":"x"], tape["q":"clock"], tape["z":"r"], *rows
-
-    def forward(self, out, clock_x, q_clock, zr, x, phi, q, z, r, s) -> None:
-        """See :meth:`Stage.forward`."""
-        torch.mm(self.gates, clock_x, out=zr).sigmoid_()
-        torch.addcmul(r, r, x, value=-2, out=q)
-        torch.mm(self.candidate, q_clock, out=s).sigmoid_()
-        torch.lerp(x, s, phi.mul_(z), out=out)
-
-    def factors(self, tape: Rows, work: Rows) -> None:
-        """Fill in the diagonals of the Jacobian."""
-        x, z, r, s, q, phi = (tape[name] for name in ("x", "z", "r", "s", "q", "phi"))
-        by_phi = torch.sub(s, x, out=work["phi"]).mul_(z)
-        w = torch.mul(phi, z, out=work["z"])
-        by_s = torch.mul(w, s, out=work["s"])
-        by_s.addcmul_(by_s, s, value=-1)
-        torch.sub(1, w, out=work["kept"])
-        torch.sub(phi, w, out=work["z"]).mul_(by_phi)
-        torch.addcmul(q, q, r, value=-1, out=work["r"])
-        torch.mul(r, -2, out=work["q"])
-
-    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Stage.backward_views`."""
-        outer, inner = work.stacked("phi", "z"), work.stacked("r", "q")
-        return out, work["y"], outer, inner, work["s"], work["kept"], work["z":"q"]
-
-    def backward(self, out, y, phi_s_kept_z, r_q, s, kept, z_r_q) -> None:
-        """See :meth:`Stage.backward`."""
-        phi_s_kept_z.mul_(y)
-        r_q.mul_(torch.mm(self.candidate_back, s, out=out))
-        torch.addmm(kept, self.gates_back, z_r_q, out=out)
 
 
 class GRUFlow(FlowStack):
@@ -269,7 +164,3 @@ class GRUFlow(FlowStack):
             GRULayer(dim, time_embedding=time_embedding, coefficient=coefficient)
             for _ in range(num_layers)
         )
-
-    def stages(self, t: Tensor, clock: Tensor) -> list[Stage]:
-        """Normalise the gates of all layers in one call, and return their steps as stages."""
-        return _stages(cast("list[GRULayer]", [*self]), t, clock)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from deltaflow.errors import UnknownNameError
@@ -95,10 +94,6 @@ class TimeEmbedding(nn.Module, ABC):
         check_times(t)
         return self.prepare()(t)
 
-    def columns(self, t: Tensor, scale: float = 1.0) -> Tensor:
-        r"""Map times :math:`(T, 1, N)` to :math:`c \varphi(t)` in columns, :math:`(T, D, N)`."""
-        return scale * self.prepare()(t.mT).mT
-
     def derivative(self, t: Tensor) -> Tensor:
         r"""Return :math:`\varphi'(t)`, of shape :math:`(*, D)`, exactly (in forward mode)."""
         check_times(t)
@@ -137,35 +132,6 @@ class TanhTime(TimeEmbedding):
         r"""Return :math:`\tanh(a t)`."""
         rate = self.rate()
         return lambda t: torch.tanh(rate * t)
-
-    def columns(self, t: Tensor, scale: float = 1.0) -> Tensor:
-        r"""Return :math:`c \tanh(a t)` in columns, without a transposition."""
-        return _ScaledTanh.apply(self.rate(), t, scale)  # type: ignore[return-value]
-
-
-class _ScaledTanh(torch.autograd.Function):
-    r"""The map :math:`a, t \mapsto c \tanh(a t) = c (2 \sigma(2 a t) - 1)` in columns.
-
-    Autograd's own would fill several times the memory, which is large. The result is exact to a
-    rounding of the scale c, not of its own value.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rate: Tensor, t: Tensor, scale: float) -> Tensor:
-        value = (2 * rate.unsqueeze(-1) * t).sigmoid_()
-        torch.add(value.new_tensor(-scale), value, alpha=2 * scale, out=value)
-        ctx.save_for_backward(rate, t, value)
-        ctx.scale = scale
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rate, t, value = ctx.saved_tensors
-        of_product = (gradient * value).mul_(value).div_(-ctx.scale)
-        of_product.add_(gradient, alpha=ctx.scale)  # c (1 - tanh²)
-        of_t = (rate @ of_product).unsqueeze(1) if ctx.needs_input_grad[1] else None
-        return (of_product @ t.mT).sum(0).squeeze(-1), of_t, None
 
 
 class LinearTime(TimeEmbedding):

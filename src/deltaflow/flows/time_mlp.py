@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from deltaflow.flows.flow import FlowMap
 from deltaflow.flows.initial import orthogonal, uniform
-from deltaflow.flows.stage import of_shares
 from deltaflow.flows.time_embedding import check_times
 
 
@@ -74,20 +73,6 @@ class TimeMLP(nn.Module):
     def matrices(self) -> list[Tensor]:
         """Return the matrices that the network multiplies by."""
         return list(self.weights)
-
-    def matrices_with_clock(self) -> tuple[Tensor, Tensor] | None:
-        """Return ``[W_1, w, b_1]`` and ``[0, b_2, W_2]``, if there is one hidden layer.
-
-        The first is for states as they stand in a :class:`~deltaflow.flows.stage.Stage`. The
-        columns in the middle are for the rows of :func:`~deltaflow.flows.stage.clock_of`.
-        """
-        if len(self.widths) != 3:
-            return None
-        (first, second), (bias, out_bias) = self.matrices(), self.biases
-        first, bias = of_shares(first, bias)
-        clock = torch.stack([self.time_weight, bias], -1)
-        out_clock = torch.stack([torch.zeros_like(out_bias), out_bias], -1)
-        return torch.cat([first, clock], -1), torch.cat([out_clock, second], -1)
 
     def prepare(self) -> FlowMap:
         """Return the network as a function of ``(t, x)`` for use in a loop."""

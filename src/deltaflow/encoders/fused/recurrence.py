@@ -1,8 +1,8 @@
-"""The recurrence of an evolution and an update, forward and backward, as one step of autograd.
+"""Stages repeated over the steps of a series, forward and backward, as one step of autograd.
 
-Steps are done in blocks, in scratch memory that stays in the cache; what the backward pass needs is
-copied out once per block. Series stand side by side, the longest first. Those that have ended leave
-together, between blocks, and until then run on unheard.
+Steps are computed in blocks, in scratch memory that stays in the cache; what the backward pass
+needs is copied out once per block. Series lie side by side, the longest first. Those that have
+ended are dropped together, between blocks; until then they are computed along, and ignored.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from deltaflow.encoders.fused.stage import Rows, Stage, names_of, rows_of
 from deltaflow.errors import DeltaflowError
-from deltaflow.flows.stage import Rows, Stage, names_of, rows_of
 
 BLOCK, SHORT_BLOCK = 10, 5
-"""The number of steps that are done in one piece of scratch memory: at most, and at least."""
+"""The largest and the smallest number of steps in a block."""
 
 CACHE = 2**21
-"""The number of bytes of scratch memory beyond which a block gets shorter."""
+"""The scratch memory, in bytes, beyond which blocks get shorter."""
 
 NARROWER = 0.9
-"""The share of series that is left when those that have ended leave: it takes new memory."""
+"""The share of series still running at which the others are dropped, which takes new memory."""
 
 LARGE = 2**25
-"""The number of bytes from which memory is asked for in huge pages."""
+"""The size, in bytes, from which memory is requested in huge pages."""
 
 Program: TypeAlias = "list[tuple[tuple[Callable[..., None], tuple[Tensor, ...]], ...]]"
-"""For each step of a block, the calls to be made and their arguments."""
+"""For each step of a block, the calls to make and their arguments."""
 
 
 def recur(stages: Sequence[Stage], counts: Sequence[int]) -> Tensor:
     """Repeat stages, step after step, from a state of zeros.
 
-    The result can be differentiated once, not twice.
+    The result can be differentiated once, by `backward` or `torch.autograd.grad`.
 
     Parameters
     ----------
     stages
         The stages of each step, the first one to be applied first.
     counts
-        The number of series that take part in each step: the first ones. It never rises.
+        The number of series that take part in each step: the first ones. It never increases.
 
     Raises
     ------
     DeltaflowError
-        In the backward pass, if its own derivative is asked for.
+        In the backward pass, if a derivative of it is requested as well.
 
     Returns
     -------
@@ -77,8 +77,9 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # by create_graph
             raise DeltaflowError(
-                "the recurrence of an encoder can be differentiated once, not twice; "
-                "for second derivatives, read the batch by RecurrentEncoder.read_plainly"
+                "the fused recurrence can be differentiated once, not twice (create_graph=True): "
+                "for second derivatives use torch.func, or encoder.read_plainly in place of "
+                "encoder.read"
             )
         _ = ctx.saved_tensors  # autograd refuses here if they were changed, or freed
         with torch.autocast(gradient.device.type, enabled=False):

@@ -1,9 +1,4 @@
-"""A layer of a flow inside a recurrence: its derivative by hand, its work laid out for speed.
-
-A recurrence of small steps spends most of its time around its arithmetic: on the autograd graph, on
-calls, on memory. So a flow may offer its layers as stages, next to :meth:`Flow.prepare`, and the
-recurrence runs them forward and backward with nothing recorded per step.
-"""
+"""The contract of a stage: one map of the fused recurrence, with its derivative by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +7,6 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
 
 Span: TypeAlias = "str | slice"
@@ -31,6 +25,7 @@ class Rows:
 
     Examples
     --------
+    >>> import torch
     >>> rows = Rows(torch.arange(6.0).reshape(1, 3, 2), {"x": 2, "one": 1})
     >>> rows["one"]
     tensor([[[4., 5.]]])
@@ -102,24 +97,25 @@ class Product(NamedTuple):
 class Stage(ABC):
     r"""One map of the state :math:`x \mapsto y` at all steps of a recurrence.
 
-    A state h stands here as :math:`x = (1 + h) / 2`: by :math:`\tanh(p) = 2 \sigma(2p) - 1`, a
-    state that is a tanh is then a sigmoid, which is the faster function, and nothing else. What a
-    matrix makes of h, it makes of x by the weights of :func:`of_shares`.
+    Inside the recurrence a state h is stored as the share :math:`x = (1 + h) / 2`. Because
+    :math:`\tanh(p) = 2 \sigma(2p) - 1`, a state that is a tanh is then a plain sigmoid, the faster
+    function of the two. :func:`for_shares` adapts the weights that are multiplied by h.
 
     States are columns, :math:`(D, N)`, so that the gates of one product are blocks of memory. The
-    recurrence lends every stage the rows of a few steps, and calls nothing per step but
-    :meth:`forward` and :meth:`backward`, which work in place on views made beforehand. Whatever
-    can be done for several steps at once is left to the other methods.
+    recurrence lends every stage memory for a few steps, its rows named by the stage. Per step it
+    calls nothing but :meth:`forward` and :meth:`backward`, which work in place on views made
+    beforehand; everything that can be done for several steps at once belongs to the other methods.
 
     Attributes
     ----------
     dim
         The size D of the state.
-    tape, kept
-        Rows of the forward pass, and those of them that are kept for the backward pass. It has the
-        inputs too, kept or not.
+    tape
+        The rows of the forward pass, as sizes by name.
+    kept
+        Those of them that are kept for the backward pass, which is given the inputs as well.
     work
-        Rows of the backward pass.
+        The rows of the backward pass, as sizes by name.
     state, gradient
         The rows of the tape that hold x, and the rows of the work that hold the gradient of y.
     products
@@ -127,10 +123,7 @@ class Stage(ABC):
     inputs
         What the stage reads beside the state: rows of the tape at all steps, :math:`(T, R, N)`.
     input_gradients
-        The rows of the work that hold the gradients of inputs, apart from what they owe to
-        products.
-    stretches
-        Whether states :math:`h \in [-1, 1]^D` may leave that cube.
+        The rows of the work that hold gradients of inputs, other than those through products.
     """
 
     dim: int
@@ -142,7 +135,6 @@ class Stage(ABC):
     products: list[Product]
     inputs: dict[str, Tensor]
     input_gradients: Mapping[str, Span] = {}
-    stretches = True
 
     def tensors(self) -> list[Tensor]:
         """Return what the stage is differentiated by."""
@@ -169,18 +161,8 @@ class Stage(ABC):
         """Compute the gradients of x, of the products and of the inputs at one step."""
 
 
-def clock_of(t: Tensor) -> Tensor:
-    """Return ``log(1 + t)`` and 1, the rows by which time and a bias enter a product.
-
-    >>> clock_of(torch.zeros(1, 1, 2))
-    tensor([[[0., 0.],
-             [1., 1.]]])
-    """
-    return torch.cat([t.log1p(), torch.ones_like(t)], dim=1)
-
-
-def of_shares(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return the weights by which :math:`W h + b` is read from :math:`x = (1 + h) / 2`.
+def for_shares(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the weights that give :math:`W h + b` when multiplied by :math:`x = (1 + h) / 2`.
 
     Parameters
     ----------
@@ -191,7 +173,8 @@ def of_shares(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
     Examples
     --------
-    >>> of_shares(torch.tensor([[1.0, 3.0]]), torch.tensor([5.0]))
+    >>> import torch
+    >>> for_shares(torch.tensor([[1.0, 3.0]]), torch.tensor([5.0]))
     (tensor([[2., 6.]]), tensor([1.]))
     """
     return 2 * weight, bias - weight.sum(-1)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from deltaflow import DeltaflowError
 from deltaflow.encoders import (
@@ -14,10 +15,10 @@ from deltaflow.encoders import (
     FlowEvolution,
     RecurrentEncoder,
     make_encoder,
-    recurrence,
     recurrent,
 )
-from deltaflow.encoders.recurrence import BLOCK, NARROWER
+from deltaflow.encoders.fused import recurrence
+from deltaflow.encoders.fused.recurrence import BLOCK, NARROWER
 from deltaflow.flows import TIME_EMBEDDINGS, Flow, FlowStack, ResNetFlow
 from deltaflow.flows.gru import GRULayer
 
@@ -192,8 +193,74 @@ def _prefixed(weights):
 @any_encoder
 def test_second_derivatives_are_refused(name):
     encoder, batch = make(name), make_batch()
-    with pytest.raises(DeltaflowError, match="read_plainly"):
+    with pytest.raises(DeltaflowError, match=r"once, not twice.*read_plainly"):
         torch.autograd.grad(encoder.read(**batch).sum(), batch["values"], create_graph=True)
+
+
+def as_function(encoder: RecurrentEncoder, batch: dict[str, torch.Tensor]):
+    """Reading as a function of weights and values that returns a number."""
+    batch = {key: part.detach() for key, part in batch.items()}
+
+    def read(weights, values):
+        arguments = tuple({**batch, "values": values}.values())
+        states = torch.func.functional_call(_Reader(encoder), _prefixed(weights), arguments)
+        return (
+            states * torch.linspace(-1, 2, states.numel(), dtype=states.dtype).view_as(states)
+        ).sum()
+
+    weights = {name: part.detach() for name, part in encoder.named_parameters()}
+    return read, weights, batch["values"]
+
+
+@any_encoder
+def test_torch_func_differentiates(name):
+    encoder, batch = make(name), make_batch()
+    expected = run(encoder.read, encoder, batch)
+    read, weights, values = as_function(encoder, batch)
+    found, of_values = torch.func.grad(read, argnums=(0, 1))(weights, values)
+    torch.testing.assert_close(torch.func.jacrev(read, argnums=1)(weights, values), of_values)
+    for label, gradient in {**found, "values": of_values}.items():
+        assert_equal({label: gradient}, {label: expected[label]}, EXACT[torch.float64])
+
+
+@any_encoder
+def test_torch_func_differentiates_twice(name):
+    """A second derivative along a direction, by reverse over reverse and forward over reverse."""
+    read, weights, values = as_function(make(name), make_batch([3, 2]))
+    along = torch.linspace(-1, 1, values.numel(), dtype=values.dtype).view_as(values)
+
+    def slope(values):
+        return (torch.func.grad(read, argnums=1)(weights, values) * along).sum()
+
+    reverse = torch.func.grad(slope)(values)
+    gradient = torch.func.grad(read, argnums=1)
+    _, forward = torch.func.jvp(lambda v: gradient(weights, v), (values,), (along,))
+    torch.testing.assert_close(reverse, forward, rtol=1e-9, atol=1e-12)
+    step = 1e-5 * along
+    difference = gradient(weights, values + step) - gradient(weights, values - step)
+    torch.testing.assert_close(reverse, difference / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+@any_encoder
+def test_torch_func_vectorises_over_models(name):
+    read, weights, values = as_function(make(name), make_batch())
+    models = {key: torch.stack([part, part / 2]) for key, part in weights.items()}
+    expected = [read({key: part[i] for key, part in models.items()}, values) for i in range(2)]
+    found = torch.func.vmap(read, in_dims=(0, None))(models, values)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-11, atol=1e-11)
+
+
+@any_encoder
+@pytest.mark.parametrize("recording", [True, False])
+def test_tangents_are_not_lost(name, recording):
+    """Forward-mode differentiation, with and without a graph beside it."""
+    read, weights, values = as_function(make(name), make_batch())
+    along = torch.linspace(-1, 1, values.numel(), dtype=values.dtype).view_as(values)
+    expected = (torch.func.grad(read, argnums=1)(weights, values) * along).sum()
+    with torch.set_grad_enabled(recording), forward_ad.dual_level():
+        answer = read(weights, forward_ad.make_dual(values, along))
+        tangent = forward_ad.unpack_dual(answer).tangent
+    torch.testing.assert_close(tangent, expected)
 
 
 @any_encoder
@@ -273,6 +340,28 @@ def test_autocast_leaves_the_state_in_its_own_precision(name):
         assert encoder.evolve(state, torch.rand(2, 3)).dtype == torch.float32
 
 
+class SlowGRU(GRULayer):
+    """A layer with a formula of its own, for which the stage of its parent would be wrong."""
+
+    def prepare(self):
+        step = super().prepare()
+        return lambda t, h: step(t / 2, h)
+
+
+class SlowStack(FlowStack):
+    """A stack with a formula of its own."""
+
+    def prepare(self):
+        step = super().prepare()
+        return lambda t, h: step(t / 2, h)
+
+
+def with_another_activation() -> Flow:
+    flow = ResNetFlow(HIDDEN)
+    flow.flows[0].g.activation = torch.tanh
+    return flow
+
+
 class Decay(Flow):
     """A flow without stages."""
 
@@ -289,8 +378,11 @@ class Decay(Flow):
         Decay(HIDDEN),
         FlowStack([ResNetFlow(HIDDEN), Decay(HIDDEN)]),
         ResNetFlow(HIDDEN, hidden_dims=(8, 8)),
+        SlowGRU(HIDDEN),
+        SlowStack([GRULayer(HIDDEN)]),
+        with_another_activation(),
     ],
-    ids=["alone", "in a stack", "two hidden layers"],
+    ids=["alone", "in a stack", "two hidden layers", "formula", "stack", "activation"],
 )
 def test_a_flow_without_stages_is_left_to_the_plain_loop(flow, monkeypatch):
     encoder = RecurrentEncoder(CHANNELS, FEATURES, HIDDEN, FlowEvolution(flow)).double()

@@ -1,4 +1,4 @@
-"""What follows a flow at each step of a recurrence: a limit, and the update by a GRU cell."""
+"""The stages after a flow at each observation: a limit, and the update by a GRU cell."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltaflow.flows.stage import Product, Rows, Stage, of_shares
+from deltaflow.encoders.fused.stage import Product, Rows, Stage, for_shares
 
 
 class ClampStage(Stage):
-    """Hold the state within a limit; beyond it, there is no gradient.
+    """Clamp the state to a limit; beyond it, there is no gradient.
 
     Parameters
     ----------
     dim
         The size of the state.
     limit
-        The largest absolute value of a state, which stands at twice its distance from 1/2.
+        The largest absolute value of a state h; a share is half as far from 1/2.
     """
 
     def __init__(self, dim: int, limit: float) -> None:
@@ -64,12 +64,10 @@ class GRUCellStage(Stage):
     Parameters
     ----------
     of_u, of_x
-        The matrices by which u enters h, r, z and n, and x enters h, r and z; see `cell_matrices`.
+        The matrices from u to h, r, z and n, and from x to h, r and z; see `cell_matrices`.
     observations
         What is observed at each step, and a last row of ones, :math:`(T, I + 1, N)`.
     """
-
-    stretches = False
 
     def __init__(self, of_u: Tensor, of_x: Tensor, observations: Tensor) -> None:
         dim = self.dim = of_x.shape[1]
@@ -128,15 +126,15 @@ def cell_matrices(inputs: nn.Linear, hidden: nn.Linear) -> tuple[Tensor, Tensor]
     Parameters
     ----------
     inputs, hidden
-        The maps ``(I,) -> (3 H,)`` and ``(H,) -> (3 H,)`` by which observation and state enter
-        r, z and n.
+        The maps ``(I,) -> (3 H,)`` and ``(H,) -> (3 H,)`` from observation and state to r, z
+        and n.
     """
     size, given = hidden.in_features, inputs.in_features
-    weight, bias = of_shares(hidden.weight, hidden.bias)
+    weight, bias = for_shares(hidden.weight, hidden.bias)
     of_u = torch.cat([inputs.weight, inputs.bias.unsqueeze(-1)], -1)
-    # Of the hidden map, what n reads stands first, as h.
+    # Here the hidden part of n comes first, as h.
     of_u = F.pad(of_u, (0, 0, size, 0)) + F.pad(bias.roll(size).unsqueeze(-1), (given, 0, 0, size))
-    # What enters n is doubled, since tanh(p) = 2 σ(2p) - 1.
+    # Whatever enters n is doubled, because tanh(p) = 2 σ(2p) - 1.
     doubled = bias.new_ones(4, 1, 1)
     doubled[::3] = 2
     of_u = (of_u.unflatten(0, (4, size)) * doubled).flatten(0, 1)

@@ -1,0 +1,91 @@
+"""The fused recurrence: a whole series read and differentiated as one step of autograd.
+
+A recurrence of small steps spends most of its time around its arithmetic: on the autograd graph, on
+calls, on memory. Here every map of a step is a `Stage`, whose derivative is written by hand, and
+`recur` runs the stages forward and backward with nothing recorded per step.
+
+A flow takes part through its line in `STAGES`. A flow without one is read in the plain loop, for
+the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from deltaflow.encoders.fused.cell import ClampStage, GRUCellStage, cell_matrices
+from deltaflow.encoders.fused.coupling import coupling_stages
+from deltaflow.encoders.fused.gru import gru_stages
+from deltaflow.encoders.fused.inputs import clock_of
+from deltaflow.encoders.fused.layout import Layout
+from deltaflow.encoders.fused.recurrence import recur
+from deltaflow.encoders.fused.resnet import resnet_stages
+from deltaflow.encoders.fused.stage import Stage
+from deltaflow.flows import CouplingLayer, Flow, FlowStack, GRULayer, ResNetLayer
+
+__all__ = [
+    "STAGES",
+    "ClampStage",
+    "GRUCellStage",
+    "Layout",
+    "Stage",
+    "cell_matrices",
+    "clock_of",
+    "is_transformed",
+    "recur",
+    "stages_of",
+]
+
+
+def stages_of(flow: Flow, t: Tensor, clock: Tensor) -> list[Stage] | None:
+    """Return the flow at all times of a recurrence as stages, or None if a layer has none.
+
+    Parameters
+    ----------
+    flow
+        A flow, or a `FlowStack` of any depth.
+    t
+        The time that the flow moves for at each of T steps in each of N series, ``(T, 1, N)``.
+    clock
+        Its `clock_of`, ``(T, 2, N)``.
+    """
+    stages: list[Stage] = []
+    for formula, layers in groupby(_layers(flow), key=_formula):
+        made = STAGES[formula]([*layers], t, clock) if formula in STAGES else None
+        if made is None:
+            return None
+        stages += made
+    return stages
+
+
+def is_transformed() -> bool:
+    """Tell whether `torch.func` or forward-mode differentiation is active: both need autograd."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _layers(flow: Flow) -> Iterator[Flow]:
+    """Yield the flows that a stack is made of, or the flow itself."""
+    if _formula(flow) is FlowStack:
+        for part in flow:  # type: ignore[attr-defined]
+            yield from _layers(part)
+    else:
+        yield flow
+
+
+def _formula(flow: Flow) -> type:
+    """Return the class that defines the flow's map; a subclass may have replaced it."""
+    return next(cls for cls in type(flow).__mro__ if "prepare" in vars(cls))
+
+
+STAGES: dict[type, Callable[[list[Any], Tensor, Tensor], list[Stage] | None]] = {
+    GRULayer: gru_stages,
+    ResNetLayer: resnet_stages,
+    CouplingLayer: coupling_stages,
+}
+"""Stages by the class that defines a flow's `prepare`: functions of consecutive layers of it, the
+times and the clock. They return None for layers that they do not cover."""

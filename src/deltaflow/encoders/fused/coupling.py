@@ -1,0 +1,147 @@
+"""The stage of the coupling flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from deltaflow.encoders.fused.inputs import matrices_with_clock, phi_columns
+from deltaflow.encoders.fused.stage import Product, Rows, Stage
+from deltaflow.flows.coupling import CouplingLayer
+
+
+def coupling_stages(
+    layers: Sequence[CouplingLayer], t: Tensor, clock: Tensor
+) -> list[Stage] | None:
+    """Return two stages for each layer.
+
+    None unless each network has one hidden layer, and the state a part for it to read.
+    """
+    stages: list[Stage] = []
+    for layer in layers:
+        for part in (layer.first, layer.second):
+            matrices = matrices_with_clock(part.network, torch.tanh)
+            if matrices is None or layer.dim == 1:
+                return None
+            phi = phi_columns(part.phi, t)
+            stages.append(CouplingStage(*matrices, clock, phi, part.max_log_scale))
+    return stages
+
+
+class CouplingStage(Stage):
+    r"""The step :math:`(h, h') \mapsto (h', h \odot e^s + b)`: the next one moves the other part.
+
+    For :math:`x = (1 + h) / 2` it is
+    :math:`\tfrac{1}{2} + (x - \tfrac{1}{2}) \odot e^s + \tfrac{b}{2}`. By
+    :math:`\tanh(p) = 2 \sigma(2p) - 1`, there are constants in the weights, and only sigmoids:
+
+    .. math:: s = s_{\max} (2 \sigma(u \odot \varphi_u) - 1), \qquad
+              \tfrac{b}{2} = v \odot \varphi_v, \qquad (u, v) = W_2 \sigma(W_1 x').
+
+    The Jacobian of the part that moves is
+
+    .. math:: D_{e^s} \quad \text{by } x, \qquad
+              \begin{pmatrix} D_{q \varphi_u} & D_{\varphi_v} \end{pmatrix}
+              W_2 D_{\sigma'} W_1 \quad \text{by } x',
+
+    where :math:`q = (x - \tfrac{1}{2}) e^s \, 2 s_{\max} \sigma'(u \varphi_u)`.
+
+    Parameters
+    ----------
+    first, second
+        ``[W, w, b]`` and ``[0, b, W]``, see :func:`matrices_with_clock`.
+    clock, phi
+        The rows of the clock, and :math:`\varphi` in columns.
+    max_log_scale
+        The bound :math:`s_{\max}`.
+    """
+
+    state = slice("x", "given")
+    gradient = slice("y_given", "y")
+
+    def __init__(
+        self, first: Tensor, second: Tensor, clock: Tensor, phi: Tensor, max_log_scale: float
+    ) -> None:
+        moved, (hidden, given) = phi.shape[1] // 2, (len(first), first.shape[1] - 2)
+        self.dim = moved + given
+        self.tape = {"phi": 2 * moved, "x": moved, "given": given, "clock": 2, "a": hidden}
+        self.tape |= {"u": moved, "v": moved, "scale": moved, "s": moved}
+        self.kept = slice("x", "s")
+        self.work = {"y_given": given, "y": moved, "phi_u": moved, "phi_v": moved, "u": moved}
+        self.work |= {"v": moved, "q": moved, "scale": moved, "a": hidden, "back": hidden}
+        self.inputs = {"clock": clock, "phi": phi}
+        self.input_gradients = {"phi": slice("phi_u", "phi_v")}
+        first, second = 2 * first, _of_sigmoids(second, moved)
+        self.products = [
+            Product(first, of=slice("given", "clock"), gradient="a"),
+            Product(second, of=slice("clock", "a"), gradient=slice("u", "v")),
+        ]
+        self.first, self.second = first.detach(), second.detach()
+        self.twice_limit = 2 * max_log_scale
+        self.minus_limit, self.half = first.new_tensor(-max_log_scale), first.new_tensor(0.5)
+
+    @cached_property
+    def first_back(self) -> Tensor:
+        """The matrix by which the gradient of a, before the sigmoid, gives that of x'."""
+        return self.first[:, : self.tape["given"]].T.contiguous()
+
+    @cached_property
+    def second_back(self) -> Tensor:
+        """The matrix by which the gradients of u and v give that of a."""
+        return self.second[:, 2:].T.contiguous()
+
+    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`Stage.forward_views`."""
+        given = self.tape["given"]
+        rows = (tape[name] for name in ("x", "given", "a", "s", "scale", "phi"))
+        products = (tape["given":"clock"], tape["clock":"a"], tape["u":"v"])
+        by_phi = tape["phi"].chunk(2, 1)
+        return out[:, :given], out[:, given:], *rows, *by_phi, *products
+
+    def forward(
+        self, out_given, out, x, given, a, s, scale, phi, before_s, shift, given_clock, clock_a, uv
+    ) -> None:
+        """See :meth:`Stage.forward`."""
+        torch.mm(self.first, given_clock, out=a).sigmoid_()
+        torch.mm(self.second, clock_a, out=uv)
+        phi.mul_(uv)
+        torch.sigmoid(before_s, out=s)
+        torch.add(self.minus_limit, s, alpha=self.twice_limit, out=scale).exp_()
+        torch.lerp(self.half, x, scale, out=out).add_(shift)
+        out_given.copy_(given)
+
+    def factors(self, tape: Rows, work: Rows) -> None:
+        """Fill in the diagonals of the Jacobian."""
+        x, s, a, scale = (tape[name] for name in ("x", "s", "a", "scale"))
+        phi_u, phi_v = tape["phi"].chunk(2, 1)
+        q = torch.mul(s, self.twice_limit, out=work["q"])
+        q.addcmul_(q, s, value=-1).mul_(x - 0.5).mul_(scale)
+        torch.mul(q, tape["u"], out=work["phi_u"])
+        torch.mul(q, phi_u, out=work["u"])
+        work["phi_v"].copy_(tape["v"])
+        work["v"].copy_(phi_v)
+        torch.addcmul(a, a, a, value=-1, out=work["a"])
+        work["scale"].copy_(scale)
+
+    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`Stage.backward_views`."""
+        moved = self.work["y"]
+        rows = (work[name] for name in ("y", "y_given", "a", "back", "scale"))
+        return out[:, :moved], out[:, moved:], *rows, work["u":"v"], work.stacked("phi_u", "v")
+
+    def backward(self, out, out_given, y, y_given, a, back, scale, uv, phi_uv) -> None:
+        """See :meth:`Stage.backward`."""
+        phi_uv.mul_(y)
+        a.mul_(torch.mm(self.second_back, uv, out=back))
+        torch.mul(y, scale, out=out)
+        torch.addmm(y_given, self.first_back, a, out=out_given)
+
+
+def _of_sigmoids(weight: Tensor, moved: int) -> Tensor:
+    """Turn ``[0, b, W]`` of tanh into that of sigmoids. Double u, which enters one; halve v."""
+    bias, matrix = weight[:, 1:2], weight[:, 2:]
+    weight = torch.cat([weight[:, :1], bias - matrix.sum(1, keepdim=True), 2 * matrix], 1)
+    return torch.cat([2 * weight[:moved], weight[moved:] / 2])
