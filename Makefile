@@ -26,8 +26,8 @@ test: $(INSTALLED)  ## run all tests, the documentation's examples among them
 coverage: $(INSTALLED)  ## run all tests and list the lines that none of them reaches
 	$(BIN)/python -m pytest -n 2 --cov
 
-fuzz: $(INSTALLED)  ## feed thousands of random DataFrames through training and forecasting
-	$(BIN)/python -m pytest tests/laws/test_any_frame.py --hypothesis-profile fuzz
+fuzz: $(INSTALLED)  ## feed thousands of random DataFrames and schemas through training and forecasting
+	$(BIN)/python -m pytest tests/laws/test_any_frame.py tests/laws/test_any_schema.py --hypothesis-profile fuzz
 
 compatibility: $(VENV)-oldest/installed $(VENV)-newest/installed  ## test with the oldest and newest versions
 	$(VENV)-oldest/bin/python -m pytest

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from deltaflow import ForecastLightningModule, load_predictor
+from deltaflow import DeltaflowWarning, ForecastLightningModule, load_predictor
 from deltaflow.cli import main
 from deltaflow.encoders import ENCODERS
 from deltaflow.tasks import TASKS
@@ -213,6 +214,37 @@ def test_file_is_learned_from_by_its_column_names(make_frame, tiny, tmp_path):
     forecasts = pd.read_csv("forecasts.csv", parse_dates=["timestamp"])
     asked = make_frame(("HR", "MAP"), num_items=10).set_index(["item_id", "timestamp"]).index
     assert forecasts.set_index(["item_id", "timestamp"]).index.isin(asked).all()
+
+
+def test_another_file_is_judged_and_forecast_by_name(make_frame, tiny):
+    frame = make_frame(("HR", "MAP"), num_items=10)
+    frame.to_csv("seen.csv", index=False)
+    # Further columns, and wards that have other codes there.
+    frame.assign(RR=frame["lab"], site="a").to_csv("new.csv", index=False)
+    seen = ["--data.dataset", "seen.csv", "--data.dataset_kwargs", "null",
+            "--data.columns", "{target: [HR, MAP], feat_static_cat: [ward]}"]  # fmt: skip
+    new = ["--data.dataset", "new.csv", "--data.columns",
+           "{target: [RR, MAP, HR], feat_static_cat: [site, ward]}"]  # fmt: skip
+    split = ["--data.split.after", "24h", "--data.split.horizon", "12h"]
+    assert main(["fit", "--config", tiny, *seen, *split, "--trainer.max_epochs", "1"]) == 0
+    scores, tables = [], []
+    for options in (seen, new):
+        with warnings.catch_warnings(record=True) as record:
+            warnings.simplefilter("always")
+            assert main(["test", *options, *split, "--ckpt_path", "best"]) == 0
+        told = [str(one.message) for one in record if one.category is DeltaflowWarning]
+        told = [message for message in told if "does not know" in message]
+        assert len(told) == (options is new)
+        scores.append(metrics(Path(), 1 + len(scores)).iloc[-1])
+        assert main(["predict", *options, *split, "--ckpt_path", "best"]) == 0
+        tables.append(pd.read_csv("forecasts.csv"))
+    assert "target 'RR'; feat_static_cat 'site'" in told[0]
+    pd.testing.assert_series_equal(*scores, check_names=False)
+    one, other = (
+        table.sort_values(["item_id", "timestamp", "target_name"], ignore_index=True)
+        for table in tables
+    )
+    pd.testing.assert_frame_equal(one, other)
 
 
 def test_rows_without_target_are_times_to_forecast(make_frame, tiny):

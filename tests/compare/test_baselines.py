@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -262,3 +263,26 @@ def test_they_are_rows_of_univariate_and_of_regular_tasks(tiny, tmp_path):
             assert {"balanced_mse", "coverage_95"} <= set(scores)
             assert ("balanced_nll" in scores) == (run["encoder"] != "hold")  # of quantiles alone
             assert np.isfinite(list(scores.values())).all()
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lines_are_fitted_by_name(name, task):
+    """Forecasts to fit to, and to be made, may have their channels in another order."""
+    swapped = replace(
+        task,
+        training_forecasts=replace(
+            task.training_forecasts, dataset=[in_other_order(e) for e in task.training]
+        ),
+    )
+    one, other = LINES[name](task), LINES[name](swapped)
+    np.testing.assert_allclose(one.weights, other.weights)
+    (past, _), *_ = task.tests["line"]
+    (forecast,), (asked,) = one.predict([past]), one.predict([in_other_order(past)])
+    assert asked.target == ("B", "A")
+    np.testing.assert_array_equal(forecast.quantile(0.9), asked.quantile(0.9)[:, ::-1])
+
+
+def in_other_order(entry: dict) -> dict:
+    schema = {**entry["info"]["schema"], "target": ["B", "A"]}
+    info = {**entry["info"], "schema": schema}
+    return {**entry, "target": entry["target"][::-1], "info": info}

@@ -5,8 +5,15 @@ import torch
 from gluonts.dataset.split import split
 from torch.distributions import Normal
 
-from deltaflow import EnsemblePredictor, GRUFlowEstimator, IrregularDataset, TimeSplitter
-from deltaflow.compare.score import ACCURACY, ALL_LEVELS, _tabulated, accuracy, squared_errors
+from deltaflow import DataError, EnsemblePredictor, GRUFlowEstimator, IrregularDataset, TimeSplitter
+from deltaflow.compare.score import (
+    ACCURACY,
+    ALL_LEVELS,
+    _tabulated,
+    accuracy,
+    check_channels,
+    squared_errors,
+)
 from deltaflow.forecast.forecasts import DistributionForecast
 
 LOC, SCALE = (70.0, 37.0), (10.0, 0.5)
@@ -145,3 +152,10 @@ def test_channel_that_is_never_observed_is_left_out(test_data):
     assert not [name for name in scores if "Lactate" in name]
     assert np.isfinite(list(scores.values())).all()
     assert {f"balanced_{name}" for name in ACCURACY} <= set(scores)
+
+
+def test_channels_in_another_order_than_in_training_are_not_scored():
+    for channels in (("Temp", "HR", "Lactate"), ("HR", "Temp")):
+        with pytest.raises(DataError, match="item '0', field 'target': the channels of the test"):
+            check_channels(list(forecasts(1)), channels)
+    check_channels(list(forecasts(2)), ["HR", "Temp", "Lactate"])

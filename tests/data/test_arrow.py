@@ -345,3 +345,10 @@ def test_a_parquet_file_without_rows_is_refused(univariate_frame, tmp_path):
     univariate_frame.iloc[:0].to_parquet(tmp_path / "long.parquet")
     with pytest.raises(DataError, match="there are no entries to write"):
         parquet_to_arrow(tmp_path / "long.parquet", tmp_path / "series.arrow", target="HR")
+
+
+def test_a_csv_file_is_no_parquet_file(univariate_frame, tmp_path):
+    univariate_frame.to_csv(tmp_path / "long.csv")
+    with pytest.raises(DataError, match=r"'.*long.csv' is not a Parquet file; .*read_csv"):
+        parquet_to_arrow(tmp_path / "long.csv", tmp_path / "series.arrow", target="HR")
+    assert not (tmp_path / "series.arrow").exists()

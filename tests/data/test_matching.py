@@ -304,3 +304,9 @@ def test_data_of_the_training_schema_are_read_without_a_word():
         warnings.simplefilter("error")
         reader = Reader(read().schema)
         assert [reader.read(entry).item_id for entry in read()] == ["A", "B", "C"]
+
+
+def test_a_schema_of_lists_is_that_of_tuples():
+    schema = read().schema
+    assert hash(Schema(**schema.to_dict())) == hash(schema)
+    assert Schema(**schema.to_dict()) == schema

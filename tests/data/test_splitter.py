@@ -1,12 +1,22 @@
 """Splits by real time, and by item."""
 
+from fractions import Fraction
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaflow import DataError, IrregularDataset, TimeSplitter, split_items, split_items_by
+from deltaflow import (
+    DataError,
+    DeltaflowError,
+    IrregularDataset,
+    TimeSplitter,
+    split_items,
+    split_items_by,
+)
+from deltaflow.data.schema import TIME_UNITS
 from deltaflow.tasks import regular_seasonal
 
 
@@ -172,6 +182,75 @@ def test_a_split_partitions_the_rows_exactly(gaps, time_unit, data):
 
     at_date = TimeSplitter(date=pd.Timestamp("2024-01-01") + pd.Timedelta(split, unit="us"))
     assert numbers(next(iter(at_date.split(dataset)[0]))) == numbers(past)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    time_unit=st.sampled_from(TIME_UNITS),
+    zone=st.sampled_from([None, "Asia/Kathmandu"]),
+)
+def test_an_observation_at_the_split_belongs_to_the_horizon_years_after_the_origin(
+    seed, time_unit, zone
+):
+    # Nanoseconds, of which float64 holds each one for 104 days only.
+    random = np.random.default_rng(seed)
+    ticks = np.array([0, *sorted(random.integers(10**9, 3 * 365 * 86400 * 10**9, 20))])
+    stamps = pd.DatetimeIndex(np.datetime64("2020-01-01", "ns") + ticks.astype("timedelta64[ns]"))
+    stamps = stamps.tz_localize(zone)
+    dataset = read(stamps, time_unit)
+    for row in range(len(ticks)):
+        for splitter in (
+            TimeSplitter(date=stamps[row]),
+            TimeSplitter(after=pd.Timedelta(ticks[row], unit="ns")),
+        ):
+            assert len(splitter.training_entry(dataset[0])["target"]) == row
+        horizon = pd.Timedelta(ticks[-1] - ticks[row], unit="ns")
+        _, template = TimeSplitter(date=stamps[row], horizon=horizon).split(dataset)
+        ((_, label),) = template.generate_instances(len(ticks))
+        assert numbers(label) == list(range(row, len(ticks) - 1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    count=st.integers(0, 10**6),
+    time_unit=st.sampled_from(["D", "h", "min", "s", "ms"]),
+    offset=st.sampled_from(["s", "ms", "us", "ns"]),
+)
+def test_an_elapsed_number_at_the_split_belongs_to_the_horizon(count, time_unit, offset):
+    after = pd.Timedelta(count, unit=offset)
+    # The number that a caller would write.
+    moment = float(Fraction(after.value, pd.Timedelta(1, unit=time_unit).value))
+    dataset = read([-1.0, moment, moment + 1.0], time_unit)
+    assert numbers(TimeSplitter(after=after).training_entry(dataset[0])) == [0]
+
+
+def test_a_split_between_two_ticks_of_the_timestamps_is_exact():
+    dataset = read(pd.Timestamp("2024-01-01") + pd.to_timedelta([0, 5, 10], unit="s"))
+    for date, rows in (("00:00:05", 1), ("00:00:05.000000001", 2), ("00:00:04.999999999", 1)):
+        splitter = TimeSplitter(date=f"2024-01-01 {date}")
+        assert len(splitter.training_entry(dataset[0])["target"]) == rows
+
+
+def test_the_prediction_length_is_that_of_all_windows():
+    dataset = read([0.0, 1, 2, 3, 4.1, 4.2, 5, 6.1, 6.2, 6.3, 6.4])
+    splitter = TimeSplitter(after="2h", horizon="2h")
+    for options, expected in (
+        ({}, 2),
+        ({"windows": 2}, 3),
+        ({"windows": 3}, 4),
+        ({"windows": 3, "distance": "1h"}, 3),
+    ):
+        length = splitter.prediction_length(dataset, **options)
+        template = splitter.split(dataset)[1]
+        labels = template.generate_instances(length, **options).label
+        assert length == expected == max(len(numbers(label)) for label in labels)
+        with pytest.raises(DataError, match="with the same windows and distance"):
+            list(template.generate_instances(length - 1, **options))
+    with pytest.raises(DataError, match="several windows need a horizon"):
+        TimeSplitter(after="2h").prediction_length(dataset, windows=2)
+    with pytest.raises(DeltaflowError, match="windows must be at least 1"):
+        splitter.prediction_length(dataset, windows=0)
 
 
 def test_regular_data_are_not_split_by_time():

@@ -159,3 +159,17 @@ def test_regular_data_and_steps_that_are_no_durations_are_refused():
         ResampledEstimator(4, "0h")
     with pytest.raises(DataError, match="'horizon': '24' is not a duration"):
         deepar("2h", horizon="24")
+
+
+def test_channels_are_told_apart_by_name(frame):
+    data, swapped = (
+        IrregularDataset.from_long_dataframe(frame, target=target)
+        for target in (["HR", "Temp"], ["Temp", "HR"])
+    )
+    predictor = ResampledEstimator(3, "1h", CountingEstimator()).train(data)
+    test = TimeSplitter(after="3h").split(data)[1].generate_instances(3).input
+    other = TimeSplitter(after="3h").split(swapped)[1].generate_instances(3).input
+    (forecast,), (asked,) = predictor.predict(test), predictor.predict(other)
+    assert (forecast.target, asked.target) == (("HR", "Temp"), ("Temp", "HR"))
+    np.testing.assert_array_equal(forecast.samples, asked.samples[..., ::-1])
+    assert forecast.mean[0, 0] > 80 > 40 > forecast.mean[0, 1]

@@ -180,6 +180,13 @@ class Schema:
     feat_static_real: tuple[str, ...] = ()
     feat_static_cat: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Whoever makes it of JSON or YAML gives lists, which are no keys and not equal to tuples.
+        for role in ROLES[:-1]:
+            object.__setattr__(self, role, tuple(getattr(self, role)))
+        levels = {name: tuple(own) for name, own in self.feat_static_cat.items()}
+        object.__setattr__(self, "feat_static_cat", levels)
+
     def __eq__(self, other: object) -> bool:
         # A plain comparison of mappings would overlook the order of the categories.
         return self is other or (

@@ -276,7 +276,7 @@ class Reader:
             warnings.warn(
                 f"the data hold what the model does not know, which is ignored: {names}",
                 DeltaflowWarning,
-                stacklevel=4,
+                stacklevel=2,
             )
 
 
