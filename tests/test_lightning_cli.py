@@ -239,7 +239,7 @@ def test_another_file_is_judged_and_forecast_by_name(make_frame, tiny):
         scores.append(pd.read_csv(newest).iloc[-1])
         assert main(["predict", *options, *split, "--ckpt_path", "best"]) == 0
         tables.append(pd.read_csv("forecasts.csv"))
-    assert "target 'RR'; feat_static_cat 'site'" in told[0]
+    assert "feat_static_cat 'site', target 'RR'" in told[0]
     pd.testing.assert_series_equal(*scores, check_names=False)
     one, other = (
         table.sort_values(["item_id", "timestamp", "target_name"], ignore_index=True)

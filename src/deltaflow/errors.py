@@ -157,3 +157,11 @@ def warn_once(message: str) -> None:
     if message not in _SAID:
         warnings.warn(message, DeltaflowWarning, stacklevel=3)
         _SAID.add(message)
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Ignore deltaflow's warnings, where another reading of the same data has given them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeltaflowWarning)
+        yield

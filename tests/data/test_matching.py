@@ -310,3 +310,20 @@ def test_a_schema_of_lists_is_that_of_tuples():
     schema = read().schema
     assert hash(Schema(**schema.to_dict())) == hash(schema)
     assert Schema(**schema.to_dict()) == schema
+
+
+def test_of_several_data_sets_each_unknown_name_is_told_once():
+    reader = Reader(read(target=["HR"], feat_static_real=["age"]).schema)
+    parts = read(feat_static_real=["age"]), read(target=["HR"]), read()
+    with pytest.warns(DeltaflowWarning) as warned:
+        assert len([reader.read(entry) for part in (*parts, *parts) for entry in part]) == 18
+    assert [str(one.message).partition("ignored: ")[2] for one in warned] == [
+        "target 'T'", "feat_static_real 'weight'",
+    ]  # fmt: skip
+
+
+def test_features_that_are_none_are_absent():
+    fields = dict.fromkeys(list(ROLES)[1:])
+    entry = {"start": pd.Period("2024-01-01", "h"), "target": np.arange(50.0), **fields}
+    assert schema_of([entry]).feat_static_cat == {}
+    assert Reader(schema_of([entry])).read(entry).length == 50

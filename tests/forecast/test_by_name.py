@@ -153,7 +153,7 @@ def test_members_of_an_ensemble_may_have_learned_in_another_order(
         pd.testing.assert_frame_equal(by_name(own), by_name(swapped))
         pd.testing.assert_frame_equal(by_name(own), by_name(extra))
     assert len(told(record)) == 1
-    assert "target 'RR'; feat_static_cat 'site'" in told(record)[0]
+    assert "feat_static_cat 'site', target 'RR'" in told(record)[0]
 
 
 def test_members_of_an_ensemble_know_the_levels_that_they_have_seen(make_frame):

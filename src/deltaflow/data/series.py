@@ -72,7 +72,8 @@ def entries_of(dataset: Dataset) -> Iterator[DataEntry]:
     Raises
     ------
     DataError
-        If it is not a data set, but something that is often taken for one.
+        If it is not a data set, but something that is often taken for one, or holds anything but
+        entries.
     """
     kind = type(dataset).__name__
     if hasattr(dataset, "columns"):
@@ -87,7 +88,17 @@ def entries_of(dataset: Dataset) -> Iterator[DataEntry]:
         raise DataError("a single entry is not a data set", "put it into a list")
     if isinstance(dataset, str) or not isinstance(dataset, Iterable):
         raise DataError(f"a {kind} is not a data set", "make one with IrregularDataset")
-    return iter(dataset)
+    return map(_checked, dataset)
+
+
+def _checked(entry: Any) -> Any:
+    if not isinstance(entry, Mapping) or "target" not in entry:
+        raise DataError(
+            f"an entry of the data set is a {type(entry).__name__} without a target",
+            "give entries of a GluonTS data set, or make them with "
+            "IrregularDataset.from_long_dataframe",
+        )
+    return entry
 
 
 def schema_of(entries: Iterable[DataEntry]) -> Schema:
@@ -106,17 +117,20 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
     first = next(entries, None)
     if first is None:
         raise DataError("the data set is empty", "give at least one item")
-    _check_entry(first)
     if is_irregular(first):
         return common_schema(_schemas_in(chain([first], entries)))
     _check_start(first)
     target = np.asarray(first["target"])
 
     def numbered(field: str) -> tuple[str, ...]:
-        return tuple(f"{field}_{i}" for i in range(len(first.get(field, ()))))
+        return tuple(f"{field}_{i}" for i in range(count(field)))
+
+    def count(field: str) -> int:
+        values = first.get(field)
+        return 0 if values is None else len(values)
 
     channels = 1 if target.ndim == 1 else target.shape[0]
-    num_codes = len(first.get("feat_static_cat", ()))
+    num_codes = count("feat_static_cat")
     codes = [
         _vector(entry, "feat_static_cat", num_codes, None, np.int64)
         for entry in chain([first], entries)
@@ -163,7 +177,7 @@ class Reader:
     def __init__(self, schema: Schema, seasonality: Iterable[str] = ()) -> None:
         self.schema = schema
         self.seasonality = tuple(seasonality)
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
 
     def match(self, entry: DataEntry) -> Match:
         """Find in an entry what the schema names.
@@ -173,7 +187,6 @@ class Reader:
         DataError
             If something is missing, or time is of another kind or frequency.
         """
-        _check_entry(entry)
         schema = self.schema
         if is_irregular(entry) != (schema.time != "regular"):
             expected = "a regular series" if schema.time == "regular" else "an info['time_origin']"
@@ -270,11 +283,13 @@ class Reader:
         )
 
     def _tell(self, ignored: Mapping[str, tuple[str, ...]]) -> None:
-        names = "; ".join(f"{role} {', '.join(map(repr, own))}" for role, own in ignored.items())
-        if names not in self._told:
-            self._told.add(names)
+        """Warn of what is ignored, unless it has been said."""
+        new = {(role, name) for role, names in ignored.items() for name in names} - self._told
+        if new:
+            self._told |= new
+            listed = ", ".join(f"{role} {name!r}" for role, name in sorted(new))
             warnings.warn(
-                f"the data hold what the model does not know, which is ignored: {names}",
+                f"the data hold what the model does not know, which is ignored: {listed}",
                 DeltaflowWarning,
                 stacklevel=2,
             )
@@ -317,15 +332,6 @@ class SeriesOnDemand(Sequence[Series]):
         if isinstance(index, slice):
             return SeriesOnDemand(entries, self.reader)
         return self.reader.read(entries)
-
-
-def _check_entry(entry: Any) -> None:
-    if not isinstance(entry, Mapping) or "target" not in entry:
-        raise DataError(
-            f"an entry of the data set is a {type(entry).__name__} without a target",
-            "give entries of a GluonTS data set, or make them with "
-            "IrregularDataset.from_long_dataframe",
-        )
 
 
 def _check_start(entry: DataEntry, freq: str | None = None) -> None:

@@ -1,8 +1,6 @@
 """An ensemble: the average forecast of several trained predictors."""
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from gluonts.core.component import validated
@@ -10,7 +8,7 @@ from gluonts.dataset.common import Dataset
 
 from deltaflow.data.matching import common_schema
 from deltaflow.data.series import entries_of
-from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning
+from deltaflow.errors import DataError, DeltaflowError, unsaid
 from deltaflow.forecast.forecasts import EnsembleForecast
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.randomness import check_seed, derived_seed
@@ -96,18 +94,10 @@ class EnsemblePredictor(DeltaflowPredictor):
         first, *others = members
         try:
             for forecast in first:
-                with _unsaid():
+                with unsaid():  # what the first predictor says of the data holds for all
                     forecasts = [next(member) for member in others]
                 yield EnsembleForecast([forecast, *forecasts])
         finally:
-            with _unsaid():
+            with unsaid():
                 for member in others:
                     member.close()
-
-
-@contextmanager
-def _unsaid() -> Iterator[None]:
-    """Ignore warnings: what the first predictor says of the data holds for all."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeltaflowWarning)
-        yield
