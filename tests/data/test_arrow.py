@@ -141,7 +141,7 @@ def test_a_damaged_file_is_read_or_refused_but_never_read_beyond_its_end(seed, s
     [
         ("target", lambda rows: [None, *rows[1:]], "holds nulls"),
         ("target", lambda rows: [[None, *rows[0][1:]], *rows[1:]], "holds nulls"),
-        ("target", lambda rows: [rows[0][1:], *rows[1:]], "are no rows of 2 channels"),
+        ("target", lambda rows: [rows[0][1:], *rows[1:]], "cannot be divided among 2 channels"),
         ("start", lambda rows: [None, *rows[1:]], "holds nulls"),
     ],
 )
@@ -337,7 +337,7 @@ def test_what_is_no_entry_is_refused(entry, tmp_path):
 @pytest.mark.parametrize("option", ["target", "feat_static_real"])
 def test_columns_of_a_parquet_file_are_named_in_a_list(option, univariate_frame, tmp_path):
     univariate_frame.to_parquet(tmp_path / "long.parquet")
-    with pytest.raises(DataError, match=f"'{option}': 5 is no list of columns"):
+    with pytest.raises(DataError, match=f"'{option}': 5 is not a list of columns"):
         parquet_to_arrow(tmp_path / "long.parquet", tmp_path / "series.arrow", **{option: 5})
 
 

@@ -97,7 +97,7 @@ BAD = {
                              "is a Timestamp, not a pandas Period", "start"),
     "another unit": (told("time_unit", "months"), "unknown time unit 'months'", "time_unit"),
     "no resolution": (told("time_resolution", None), "a time_resolution of s, ms, us", "info"),
-    "no timestamp as origin": (told("time_origin", "today?"), "'today\\?' .* no timestamp", "info"),
+    "a word as origin": (told("time_origin", "today?"), "'today\\?' .* not a timestamp", "info"),
     "a regular entry": (change("info", lambda info: None), "expected an info", "info"),
 }  # fmt: skip
 

@@ -174,8 +174,11 @@ def test_times_closer_than_float64_can_hold_are_refused():
         ({"time_unit": "fortnight"}, "unknown time unit 'fortnight'; choose one of W, D, h, min"),
         ({"time_unit": "M"}, "unknown time unit 'M'"),
         ({"target": []}, "no target is named"),
-        ({"target": None}, "'target': None is no list of columns"),
-        ({"feat_static_real": "age"}, "'feat_static_real': 'age' is no list of columns; name them"),
+        ({"target": None}, "'target': None is not a list of columns"),
+        (
+            {"feat_static_real": "age"},
+            "'feat_static_real': 'age' is not a list of columns; name them",
+        ),
         ({"timestamp": []}, "is a list, not text"),
         ({"target": ["target", "target"]}, "named as target and again as target"),
         ({"past_feat_dynamic_real": ["target"]}, "named as target and again as past_feat"),

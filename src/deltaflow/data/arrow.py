@@ -54,7 +54,7 @@ class ArrowDataset(Sequence[DataEntry]):
     Raises
     ------
     DataError
-        If it is no such file.
+        If it is not such a file.
 
     Examples
     --------
@@ -270,7 +270,7 @@ class _File(NamedTuple):
                 own = values[offsets[row] : offsets[row + 1]]
                 if len(own) % channels.get(name, 1):
                     raise DataError(
-                        f"{len(own)} numbers are no rows of {channels[name]} channels",
+                        f"{len(own)} numbers cannot be divided among {channels[name]} channels",
                         "write the file anew",
                         item=entry["item_id"],
                         field=name,

@@ -181,7 +181,7 @@ class Schema:
     feat_static_cat: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Whoever makes it of JSON or YAML gives lists, which are no keys and not equal to tuples.
+        # JSON and YAML have lists, which cannot be hashed and do not equal tuples.
         for role in ROLES[:-1]:
             object.__setattr__(self, role, tuple(getattr(self, role)))
         levels = {name: tuple(own) for name, own in self.feat_static_cat.items()}
@@ -206,7 +206,7 @@ class Schema:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Schema:
-        """Rebuild a schema from :meth:`to_dict`, whoever wrote it.
+        """Rebuild a schema from plain values, such as :meth:`to_dict` returns, and check it.
 
         Raises
         ------

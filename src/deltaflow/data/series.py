@@ -470,7 +470,7 @@ def _check_origin(info: Mapping[str, Any], item: str | None) -> None:
         known = False
     if not known or resolution not in TICKS_PER_SECOND:
         raise DataError(
-            f"the time_origin {origin!r} in {resolution!r} is no timestamp",
+            f"the time_origin {origin!r} in {resolution!r} is not a timestamp",
             f"give it by ISO 8601, and a time_resolution of {', '.join(TICKS_PER_SECOND)}",
             item=item,
             field="info",

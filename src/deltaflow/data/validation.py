@@ -81,9 +81,11 @@ def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the 
 
 
 def column_names(role: str, given: Iterable[str]) -> tuple[str, ...]:
-    """Return the names given for a role; one alone is no list of them."""
+    """Return the column names given for a role, which must be a list even for one name."""
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
-        raise DataError(f"{given!r} is no list of columns", "name them as ['a', 'b']", field=role)
+        raise DataError(
+            f"{given!r} is not a list of columns", "name them as ['a', 'b']", field=role
+        )
     return tuple(given)
 
 
@@ -102,7 +104,7 @@ def read_roles(
 
 
 def check_roles(roles: Mapping[str, Sequence[str]]) -> None:
-    """Raise when no target is named, a name is no text, or one column is given two roles."""
+    """Raise if no target is named, a name is not text, or one column has two roles."""
     if not roles["target"]:
         raise DataError("no target is named", "name at least one column", field="target")
     seen: dict[str, str] = {}
