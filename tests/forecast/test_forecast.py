@@ -16,7 +16,7 @@ from deltaflow import (
     TimeSplitter,
 )
 from deltaflow.compare.baselines import LinearPredictor
-from deltaflow.forecast.forecasts import quantiles_of, to_dataframe
+from deltaflow.forecast.forecasts import quantiles_of, tabulated
 
 KINDS_OF_FORECAST = {
     "distribution": {},
@@ -220,10 +220,12 @@ def test_quantiles_of_many_forecasts_are_computed_together(
         np.testing.assert_allclose(table["0.9"], alone.reshape(-1), rtol=1e-5)
 
 
-def test_a_table_of_many_forecasts_is_their_tables_one_after_the_other(forecasts, univariate):
+def test_a_table_of_many_forecasts_is_their_tables_one_after_the_other(forecasts):
     own = forecasts("distribution")
-    expected = pd.concat([one.to_dataframe([0.2]) for one in own], ignore_index=True)
-    pd.testing.assert_frame_equal(to_dataframe(own, [0.2]), expected)
+    made = [own[0], own[1].copy_dim(1), *own[2:]]  # of different channels
+    parts = [one.to_dataframe([0.2]) for one in made]
+    expected = pd.concat(parts, keys=range(len(parts))).droplevel(1)
+    pd.testing.assert_frame_equal(tabulated(made, [0.2]), expected)
 
 
 @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
@@ -235,7 +237,7 @@ def test_a_table_of_forecasts_with_times_of_different_kinds(zone, univariate_fra
         data = IrregularDataset.from_long_dataframe(frame, target="HR", time_unit=unit)
         test = TimeSplitter(after="20h", horizon="4h").split(data)[1]
         made += HoldPredictor.fit(data, 10).predict(test.generate_instances(10).input)
-    table = to_dataframe(made)
-    expected = pd.concat([one.to_dataframe() for one in made], ignore_index=True)
+    table = tabulated(made, [0.1, 0.9])
+    expected = pd.concat([one.to_dataframe([0.1, 0.9]) for one in made])
     assert table["timestamp"].tolist() == expected["timestamp"].tolist()
-    pd.testing.assert_series_equal(table["0.9"], expected["0.9"])
+    np.testing.assert_array_equal(table["0.9"], expected["0.9"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import pandas as pd
@@ -287,7 +287,7 @@ def read_entries(
     schema
         What the columns mean.
     """
-    elapsed, origins = _elapsed(times, rows, schema.time_unit)
+    elapsed, origins, starts = _clock(times, rows, schema.time_unit)
     check_range(elapsed, unit_seconds(schema.time_unit), rows, timestamp)
     check_increasing(times, elapsed, rows, timestamp)
     values = _read_columns(dataframe, rows, schema.target)
@@ -316,7 +316,7 @@ def read_entries(
         target = values[:, own]
         entry: dict[str, Any] = {
             "item_id": item,
-            "start": _nominal_start(origins[number], schema.time_unit),
+            "start": starts[number],
             "target": target[0] if schema.univariate else target,
             "feat_dynamic_real": np.vstack([elapsed[None, own], known[:, own]]),
             "info": {"time_origin": origins[number], **info},
@@ -360,22 +360,34 @@ def _as_float(dataframe: pd.DataFrame, name: str, rows: Rows) -> pd.Series:
     return pd.Series(values, name=name)
 
 
-def _elapsed(times: TimeColumn, rows: Rows, time_unit: str) -> tuple[np.ndarray, list[str | None]]:
-    """Time since each item's origin in ``time_unit``, and the origins as ISO timestamps.
+class _Clock(NamedTuple):
+    """The times of all items.
 
-    The origin of timestamps is the item's first; elapsed numbers are kept as they are (None).
+    Attributes
+    ----------
+    elapsed
+        ``(N,)`` time since each item's origin, by gathered row.
+    origins
+        The origins as ISO timestamps: an item's first one. Elapsed numbers have none (None).
+    starts
+        The nominal periods of the origins.
     """
-    seconds = unit_seconds(time_unit)
+
+    elapsed: np.ndarray
+    origins: list[str | None]
+    starts: list[pd.Period]
+
+
+def _clock(times: TimeColumn, rows: Rows, time_unit: str) -> _Clock:
+    seconds, count = unit_seconds(time_unit), len(rows.items)
     if times.kind == "elapsed":
-        return times.ticks, [None] * len(rows.items)
-    firsts = times.ticks[rows.bounds[:-1]]
-    since_first = times.ticks - np.repeat(firsts, np.diff(rows.bounds))
-    elapsed = elapsed_time(since_first, times.resolution, seconds)
-    origins = np.datetime_as_string(firsts.astype(f"datetime64[{times.resolution}]"))
-    return elapsed, [f"{origin}Z" if times.time_zone else str(origin) for origin in origins]
-
-
-def _nominal_start(origin: str | None, time_unit: str) -> pd.Period:
-    if origin is None:
-        return pd.Period("1970-01-01", freq=time_unit)
-    return pd.Timestamp(origin.removesuffix("Z")).to_period(time_unit)
+        return _Clock(times.ticks, [None] * count, [pd.Period("1970-01-01", time_unit)] * count)
+    first = times.ticks[rows.bounds[:-1]]
+    since_first = times.ticks - np.repeat(first, np.diff(rows.bounds))
+    dates = first.astype(f"datetime64[{times.resolution}]")
+    zone = "Z" if times.time_zone else ""
+    return _Clock(
+        elapsed_time(since_first, times.resolution, seconds),
+        [f"{date}{zone}" for date in np.datetime_as_string(dates)],
+        list(pd.DatetimeIndex(dates).to_period(time_unit)),
+    )

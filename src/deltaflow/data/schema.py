@@ -24,6 +24,8 @@ LARGEST = 1e100
 LONGEST = 1e18
 """The longest elapsed time in seconds, 3e10 years: float64 computes with it without overflow."""
 
+_SECONDS = {unit: pd.Timedelta(1, unit=unit).value / 1e9 for unit in TIME_UNITS}
+
 
 def unit_seconds(time_unit: str) -> float:
     """Length of one time unit in seconds.
@@ -37,7 +39,7 @@ def unit_seconds(time_unit: str) -> float:
             f"choose one of {', '.join(TIME_UNITS)}",
             field="time_unit",
         )
-    return pd.Timedelta(1, unit=time_unit).value / 1e9
+    return _SECONDS[time_unit]
 
 
 def nanoseconds(time: pd.Timestamp | pd.Timedelta) -> int:

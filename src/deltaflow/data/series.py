@@ -178,6 +178,7 @@ class Reader:
         self.schema = schema
         self.seasonality = tuple(seasonality)
         self._told: set[tuple[str, str]] = set()
+        self._latest: Match | None = None
 
     def match(self, entry: DataEntry) -> Match:
         """Find in an entry what the schema names.
@@ -197,11 +198,12 @@ class Reader:
             return as_one(schema)
         _check_start(entry)
         own = schema_in(entry)
-        with at_item(entry.get("item_id")):
-            found = match(own, schema)
-        if found.ignored:
-            self._tell(found.ignored)
-        return found
+        if self._latest is None or self._latest.own is not own:
+            with at_item(entry.get("item_id")):
+                self._latest = match(own, schema)
+            if self._latest.ignored:
+                self._tell(self._latest.ignored)
+        return self._latest
 
     def read(self, entry: DataEntry, num_queries: int | None = None) -> Series:
         """Check an entry and turn it into arrays.

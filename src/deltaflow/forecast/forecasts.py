@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, cast
@@ -141,7 +142,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         DataError
             If the levels are not numbers between 0 and 1.
         """
-        return to_dataframe([self], quantile_levels)
+        return tabulated([self], quantile_levels).reset_index(drop=True)
 
     def plot(
         self,
@@ -483,35 +484,38 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
         return forecast.labelled(self.query_times, self.target[dim : dim + 1])
 
 
-def to_dataframe(
-    forecasts: Sequence[RealTimeForecast], quantile_levels: Sequence[float] = (0.1, 0.5, 0.9)
+def tabulated(
+    forecasts: Sequence[RealTimeForecast], quantile_levels: Sequence[float]
 ) -> pd.DataFrame:
-    """Return forecasts as one table; see `RealTimeForecast.to_dataframe`.
+    """Return forecasts as one table, whose index is the number of each row's forecast.
+
+    Its columns are those of `RealTimeForecast.to_dataframe`.
 
     Parameters
     ----------
     forecasts
-        At least one forecast, all of the same channels.
+        At least one forecast.
     quantile_levels
         The levels of the quantiles.
     """
     levels = read_levels(quantile_levels)
-    target = forecasts[0].target
-    sizes = [len(target) * forecast.prediction_length for forecast in forecasts]
     quantiles = [forecast.quantiles([0.5, *levels]) for forecast in forecasts]
     values = np.concatenate([part.reshape(len(part), -1) for part in quantiles], axis=1)
     items = np.array([forecast.item_id for forecast in forecasts], dtype=object)
-    times = _timestamps(forecasts)
-    known = np.repeat(times.notna(), len(target))
-    names = np.array(target, dtype=object)
+    queries = np.array([forecast.prediction_length for forecast in forecasts])
+    channels = np.array([len(forecast.target) for forecast in forecasts])
+    names = [f.target * int(count) for f, count in zip(forecasts, queries, strict=True)]
+    times = _timestamps(forecasts).repeat(channels.repeat(queries))
+    number = np.arange(len(forecasts)).repeat(queries * channels)
+    known = times.notna()
     table = {
-        "item_id": items.repeat(sizes)[known],
-        "timestamp": times.repeat(len(target))[known],
-        "target_name": np.tile(names, len(times))[known],
+        "item_id": items[number[known]],
+        "timestamp": times[known],
+        "target_name": np.array(list(itertools.chain(*names)), dtype=object)[known],
         "predictions": values[0, known],
-        **{str(level): values[number, known] for number, level in enumerate(levels, start=1)},
+        **{str(level): values[row, known] for row, level in enumerate(levels, start=1)},
     }
-    return pd.DataFrame(table)
+    return pd.DataFrame(table, index=number[known])
 
 
 def _timestamps(forecasts: Sequence[RealTimeForecast]) -> pd.Index:

@@ -128,17 +128,17 @@ def predict_df(
         questions = _questions_after(past_df, future_df, item_id, timestamp, schema)
 
     channels = len(schema.target)
-    answers = np.empty((len(asked_df), channels, 1 + len(levels)))
+    answers = np.empty((1 + len(levels), len(asked_df), channels))
     forecasts = predictor.predict([question.entry for question in questions], seed=seed)
     for question, forecast in zip(questions, forecasts, strict=True):
-        quantiles = np.moveaxis(forecast.quantiles([0.5, *levels]), 0, -1)  # (Q, L), or (Q, D, L)
-        answers[question.rows] = quantiles.reshape(-1, channels, 1 + len(levels))
+        quantiles = forecast.quantiles([0.5, *levels])  # (L, Q), or (L, Q, D)
+        answers[:, question.rows] = quantiles.reshape(1 + len(levels), -1, channels)
 
     asked = np.sort(np.concatenate([question.rows for question in questions]))
     result = _plain(asked_df[keys]).iloc[np.repeat(asked, channels)].reset_index(drop=True)
     result["target_name"] = np.tile(np.array(schema.target, dtype=object), len(asked))
     for column, name in enumerate(answers_in[1:]):
-        result[name] = answers[asked, :, column].reshape(-1)
+        result[name] = answers[column, asked].reshape(-1)
     return result
 
 

@@ -105,6 +105,7 @@ class IrregularPredictor(DeltaflowPredictor):
         self.sampling = sampling
         self.num_parallel_samples = num_parallel_samples
         self.batch_size = batch_size
+        self._quantiles_known: bool | None = None
         # The initial weights are never used, so they must not move the caller's random state.
         with seeded(0):
             self.network = make_network(self.spec, output, **network).eval()
@@ -254,7 +255,7 @@ class IrregularPredictor(DeltaflowPredictor):
         def distribution(cells: Any) -> Distribution:
             return head.distribution([arg[cells] for arg in args], loc[cells], scale[cells])
 
-        if num_samples or not has_quantiles(distribution(slice(0, 1))):
+        if num_samples or not self._has_quantiles(distribution):
             count = torch.Size((num_samples or self.num_parallel_samples,))
             drawn = distribution(slice(None)).sample(count).numpy()  # (N, R, D)
             return (
@@ -266,6 +267,11 @@ class IrregularPredictor(DeltaflowPredictor):
             partial(DistributionForecast.of_shared, shared, number, chosen)
             for number, chosen in enumerate(channels)
         )
+
+    def _has_quantiles(self, distribution: Callable[[Any], Distribution]) -> bool:
+        if self._quantiles_known is None:
+            self._quantiles_known = has_quantiles(distribution(slice(0, 1)))
+        return self._quantiles_known
 
     def _decoded(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the arguments ``(B, Q, D)`` at any number of queries, in pieces that fit."""

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pandas as pd
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from deltaflow.errors import DeltaflowError
+from deltaflow.forecast.forecasts import tabulated
 from deltaflow.saving import replacing_file
 
 WRITERS = {".csv": pd.DataFrame.to_csv, ".parquet": pd.DataFrame.to_parquet}
@@ -38,14 +40,14 @@ class ForecastWriter(BasePredictionWriter):
         super().__init__(write_interval="batch_and_epoch")
         self.path = Path(path)
         self.quantile_levels = quantile_levels
-        self._tables: dict[int, pd.DataFrame] = {}
+        self._tables: list[pd.DataFrame] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a path that cannot be written to, before anything is computed."""
         super().setup(trainer, pl_module, stage)
         if self.path.suffix not in WRITERS:
             raise DeltaflowError(f"{self.path} is no file of {', '.join(WRITERS)}: rename it")
-        self._tables = {}
+        self._tables = []
 
     def write_on_batch_end(
         self,
@@ -57,10 +59,10 @@ class ForecastWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep the tables of a batch, by the place of the series in the data."""
+        """Keep the table of a batch; its index is the place of each series in the data."""
         assert batch_indices is not None
-        for index, forecast in zip(batch_indices, prediction, strict=True):
-            self._tables[index] = forecast.to_dataframe(self.quantile_levels)
+        table = tabulated(prediction, self.quantile_levels)
+        self._tables.append(table.set_axis(np.array(batch_indices)[table.index]))
 
     def write_on_epoch_end(
         self,
@@ -78,8 +80,13 @@ class ForecastWriter(BasePredictionWriter):
             distributed.all_gather_object(parts, self._tables)
         if not trainer.is_global_zero:
             return
-        tables = {index: table for part in parts for index, table in part.items()}
-        table = pd.concat([tables[index] for index in sorted(tables)], ignore_index=True)
+        written: set[int] = set()
+        tables = []
+        for table in (table for part in parts for table in part):
+            # To even out the processes, a series may have been given to two of them.
+            tables.append(table[~table.index.isin(list(written))])
+            written.update(table.index)
+        table = pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)
         with replacing_file(self.path) as file:
             WRITERS[self.path.suffix](table, file, index=False)
         print(f"Forecasts: {self.path}")
