@@ -455,7 +455,7 @@ BAD = {
         "^future_df, item .* row .* known in advance is missing", "dose"),
     "another kind of time": (
         lambda p, f: (p.assign(timestamp=p.groupby("item_id").cumcount()), f.assign(timestamp=99)),
-        "^future_df, .* trained on timestamp times, these are elapsed", "timestamp"),
+        "^past_df, .* trained on timestamp times, these are elapsed", "timestamp"),
     "mixed time zones": (
         lambda p, f: (p, f.assign(timestamp=f["timestamp"].dt.tz_localize("UTC"))),
         "^future_df, .* without a time zone, unlike these", "timestamp"),

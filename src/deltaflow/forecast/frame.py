@@ -201,9 +201,10 @@ def _questions_after(
                     "give at least one row of its past, if need be with missing values",
                     **future.where(int(future.bounds[number])),
                 )
-        future_times = _read_times(future_df, future, timestamp, schema)
     with in_frame("past_df"):
         past_times = _read_times(past_df, past, timestamp, schema)
+    with in_frame("future_df"):
+        future_times = _read_times(future_df, future, timestamp, schema)
     past_times, future_times = (
         in_ticks_of(past_times, future_times, timestamp),
         in_ticks_of(future_times, past_times, timestamp),
