@@ -26,7 +26,7 @@ class DataError(DeltaflowError, ValueError):
         Where it is wrong: the item's identifier, the field or column, and the row (its index
         label in a DataFrame, its number in an array). Leave out what does not apply.
     frame
-        In which of several DataFrames it is, by its name in the call.
+        The argument that holds the faulty DataFrame, where a call takes several.
 
     Examples
     --------
@@ -89,16 +89,16 @@ def in_frame(name: str) -> Iterator[None]:
 
 
 class UnknownNameError(DeltaflowError, ValueError):
-    """A name that no registry holds, such as a misspelt encoder.
+    """A name that is not registered, such as a misspelt encoder.
 
     Parameters
     ----------
     concept
-        What the name is of, such as an encoder.
+        What the name should stand for, such as an encoder.
     name
         The unknown name.
     registered
-        The known ones.
+        The names that are registered.
 
     Examples
     --------
@@ -126,11 +126,11 @@ def _restore_unknown_name(message: str) -> UnknownNameError:
 
 
 class UnknownArgumentError(DeltaflowError, TypeError):
-    """An argument that a function does not have, such as a misspelt one."""
+    """An argument that the function does not take, for example because it is misspelt."""
 
 
 def check_at_least_one(**counts: int | None) -> None:
-    """Raise if a count is less than 1, by its name.
+    """Raise an error that names the argument if a count is less than 1.
 
     >>> check_at_least_one(batch_size=0)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
@@ -142,17 +142,17 @@ def check_at_least_one(**counts: int | None) -> None:
 
 
 class DeltaflowWarning(UserWarning):
-    """Something was handled, but the user should know of it."""
+    """Something was handled, but the user should know about it."""
 
 
 _SAID: set[str] = set()
 
 
 def warn_once(message: str) -> None:
-    """Warn of something about a user's data, unless the same has been said in this process.
+    """Warn about the user's data, once per process for each message.
 
-    Python's own memory of warnings is lost whenever filters change, as they do in each training:
-    every model of the same data would repeat it.
+    Python forgets which warnings it has shown whenever the filters change, as they do in every
+    training run: each model of the same data would repeat the warning.
     """
     if message not in _SAID:
         warnings.warn(message, DeltaflowWarning, stacklevel=3)

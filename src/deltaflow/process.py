@@ -1,4 +1,4 @@
-"""What holds for the whole process while something runs: what is not warned of, torch's threads."""
+"""Settings of the whole process, changed for a while: warnings, logging and torch's threads."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from contextlib import contextmanager
 import torch
 
 _LIGHTNING = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-"""What Lightning tells by."""
+"""The logger of Lightning's messages about devices and progress, and of its tips."""
 
 ABOUT_LIBRARIES = (
     ".*LeafSpec.* is deprecated",  # Lightning
     "Total length of `list` across ranks is zero",  # Lightning, if there is nothing to validate
     "Using a non-tuple sequence for multidimensional indexing",  # GluonTS's DeepAR
 )
-"""Warnings about how the libraries are written, which a user can do nothing about."""
+"""Warnings about the code of the libraries, which a user cannot change."""
 
 ABOUT_DATA = (
     ".*does not have many workers",  # windows are cut faster than they are read
     ".*your dataloader is not resumable",  # ours is
     "The number of training batches .* is smaller than the logging interval",
-    "The dirpath has changed",  # a run that is resumed goes on in the folder of the first
+    "The dirpath has changed",  # a resumed run continues in the folder of the first one
     "Checkpoint directory .* exists and is not empty",
 )
-"""Warnings about settings of ours that are meant as they are."""
+"""Warnings about settings that deltaflow chose on purpose."""
 
 
 def ignore_notes() -> None:
-    """Ignore, from now on, what says nothing about a user's own code or data.
+    """Ignore, from now on, `ABOUT_LIBRARIES` and Lightning's tips to install other products.
 
-    These are `ABOUT_LIBRARIES`, and the tips to install other products.
+    They say nothing about the user's own code or data.
     """
     for message in ABOUT_LIBRARIES:
         warnings.filterwarnings("ignore", message)
-    _LIGHTNING.addFilter(_is_no_tip)
+    _LIGHTNING.addFilter(_is_not_a_tip)
 
 
 @contextmanager
 def fewer_warnings() -> Iterator[None]:
-    """Leave out, inside, what Lightning says about settings that are meant as they are."""
+    """Ignore, inside the context, warnings about the libraries and about deltaflow's settings."""
     with warnings.catch_warnings():
         ignore_notes()
         for message in ABOUT_DATA:
@@ -51,7 +51,7 @@ def fewer_warnings() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out, inside, these warnings, and what Lightning tells of devices and progress."""
+    """Ignore, inside the context, these warnings and Lightning's messages below a warning."""
     level = _LIGHTNING.level
     _LIGHTNING.setLevel(max(logging.WARNING, _LIGHTNING.getEffectiveLevel()))
     try:
@@ -63,7 +63,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads inside."""
+    """Let torch use ``count`` threads inside the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -72,5 +72,5 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _is_no_tip(record: logging.LogRecord) -> bool:
+def _is_not_a_tip(record: logging.LogRecord) -> bool:
     return "Tip: For seamless" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""Seeds, and random numbers that leave the caller's random state alone."""
+"""Seeds, and random draws that do not disturb the caller's random state."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from deltaflow.errors import DeltaflowError
 
 _ONE_AT_A_TIME = RLock()
-"""Torch's random state is shared by all threads."""
+"""All threads share torch's random state, so only one at a time may replace it."""
 
 
 def check_seed(seed: int | None) -> None:
-    """Raise unless torch, NumPy and Lightning all take a seed.
+    """Raise unless torch, NumPy and Lightning all accept the seed.
 
     >>> check_seed(-1)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
@@ -27,10 +27,10 @@ def check_seed(seed: int | None) -> None:
 
 
 def derived_seed(seed: int, *part: int) -> int:
-    """Return the seed of one part of what ``seed`` stands for, such as one batch of an epoch.
+    """Return the seed of one part of a seeded computation, such as one batch of an epoch.
 
-    The seeds of different parts, and of parts of parts, are independent: none is close to another
-    seed that a user would choose.
+    The numbers in ``part`` say which part: ``(epoch, batch)``, for example. Different parts get
+    independent seeds, which are also independent of those that a user is likely to choose.
 
     >>> derived_seed(0, 1) == derived_seed(1, 0)
     False
@@ -41,9 +41,9 @@ def derived_seed(seed: int, *part: int) -> int:
 
 @contextmanager
 def seeded(seed: int | None, device: str | torch.device = "cpu") -> Iterator[None]:
-    """Seed torch inside, on the CPU and on ``device``, and restore its random state afterwards.
+    """Seed torch inside the context, on the CPU and ``device``, and restore its state afterwards.
 
-    If ``seed`` is None, torch's random state is used, and moves on.
+    If ``seed`` is None, torch's random state is neither seeded nor restored.
     """
     if seed is None:
         yield

@@ -1,4 +1,4 @@
-"""Saving that leaves no half of a file behind, and loading that names the file that is wrong."""
+"""Saving that never leaves a half-written file, and loading whose errors name the file."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from deltaflow._version import __version__
 from deltaflow.errors import DeltaflowError
 
 MARKER = "gluonts-config.json"
-"""The file without which a directory holds no predictor."""
+"""The file by which a directory is recognised as a saved predictor."""
 
 
 @contextmanager
 def replacing_file(path: str | Path) -> Iterator[Path]:
-    """Give a new file to write, which then takes the place of the one at ``path``.
+    """Yield the path of a new file to write, which then replaces the file at ``path``.
 
-    If writing fails, as on a full disk, what was there before stays. The file lies beside its place
-    meanwhile, under its own name: between two file systems, renaming would be copying.
+    If writing fails, for example because the disk is full, the old file is kept. The new file is
+    written to a folder next to the old one: across file systems, a rename would be a copy.
 
     Parameters
     ----------
     path
-        The file, whose directory is made if need be.
+        The file to replace. Its directory is created if it does not exist.
     """
     path = Path(path)
     try:
@@ -35,28 +35,29 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
             new.replace(path)
     except OSError as error:
         if error.errno is not None:
-            error.filename = str(path)  # a full disk names none, others the unfinished one
+            error.filename = str(path)  # the error names the temporary file, or no file at all
         raise
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file that is never seen half-written; text in UTF-8."""
+    """Write a file that is never seen half-written. Text is encoded in UTF-8."""
     with replacing_file(path) as file:
         file.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a new folder to write into, whose content then takes its place in the directory.
+    """Yield a new folder to write into, whose files are then moved into the directory.
 
-    If writing fails, as on a full disk, the directory keeps what it held. All that is left then is
-    renaming. A process that is killed right there leaves a directory without `MARKER`, which is
-    refused when it is loaded, and never the weights of one predictor beside the scaling of another.
+    If writing fails, for example because the disk is full, the directory keeps its old content.
+    The move itself only renames. A process that is killed during the move leaves a directory
+    without `MARKER`, which cannot be loaded: the weights of one predictor are never loaded with
+    the scaling of another.
 
     Parameters
     ----------
     path
-        The directory of the predictor, which is made if need be.
+        The directory of the predictor, which is created if it does not exist.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -68,19 +69,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         (path / MARKER).unlink(missing_ok=True)
         for written in sorted(new.iterdir(), key=lambda entry: entry.name == MARKER):
             place = path / written.name
-            if place.is_dir():  # a folder is not renamed over another
+            if place.is_dir():  # a folder cannot be renamed to the name of an existing one
                 place.rename(old / written.name)
             written.rename(place) if written.is_dir() else written.replace(place)
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turn whatever goes wrong with the content of a file into an error that names the file."""
+    """Turn any failure to read a file into an error that names the file."""
     try:
         yield
     except DeltaflowError:
         raise
-    except Exception as error:  # a damaged or foreign file may cause any
+    except Exception as error:  # a damaged or foreign file can cause any exception
         raise DeltaflowError(
             f"{path} is missing, damaged, or of another version than deltaflow {__version__} "
             f"({type(error).__name__}: {error}); save the predictor again"

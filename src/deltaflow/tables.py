@@ -30,14 +30,14 @@ def as_rich(
 ) -> Table:
     """Return a table of text for the terminal, with its index as the first column.
 
-    Nothing in it is read as Rich's markup: a channel named ``[bili]`` stays one.
+    Text is never interpreted as Rich markup: a channel named ``[bili]`` is printed as it is.
 
     Parameters
     ----------
     table
         The table. Cells and headings may have several lines.
     title, caption
-        What stands above and below it.
+        Text above and below the table.
     sections
         Names of the rows that begin a new section.
     """

@@ -1,4 +1,4 @@
-"""Flows one after another are a flow."""
+"""A stack of flows: their composition, which is a flow too."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from deltaflow.flows.flow import Flow, FlowMap
 class FlowStack(Flow):
     r"""The composition :math:`F(t, x) = F_n(t, \dots F_2(t, F_1(t, x)))`.
 
-    Every flow moves the state for the same time :math:`t`, so that the composition is the identity
-    at :math:`t = 0`, and is undone by the inverses in reverse order.
+    Every flow moves the state for the same time :math:`t`, so the composition is the identity at
+    :math:`t = 0`. Its inverse applies the inverses of the flows in reverse order.
 
     Parameters
     ----------
     flows
-        Flows of one dimension, the first one to be applied first.
+        Flows of the same dimension, in the order in which they are applied.
 
     Examples
     --------
@@ -36,12 +36,12 @@ class FlowStack(Flow):
         dims = {flow.dim for flow in flows}
         if len(dims) != 1:
             raise ValueError(
-                "a stack needs at least one flow, and flows of one dimension; "
+                "a stack needs at least one flow, and all flows must have the same dimension; "
                 f"got {len(flows)} flows of dimensions {sorted(dims)}"
             )
         super().__init__(dims.pop())
         self.flows = nn.ModuleList(flows)
-        # Two flows one after another are a semigroup only if they commute, which is rare.
+        # The composition of two flows is a semigroup only if they commute, which is rare.
         self.semigroup = len(flows) == 1 and flows[0].semigroup
         self.scannable = len(flows) == 1 and flows[0].scannable
         bounds = {flow.bound for flow in flows}
@@ -69,7 +69,7 @@ class FlowStack(Flow):
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
     ) -> Tensor:
-        """Undo the flows, the last one first; ``tol`` and ``max_iter`` apply to each of them."""
+        """Invert the flows, the last one first. ``tol`` and ``max_iter`` apply to each of them."""
         self.check_inputs(t, y)
         for flow in reversed(list(self)):
             y = flow.inverse(t, y, tol=tol, max_iter=max_iter)

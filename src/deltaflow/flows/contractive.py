@@ -14,7 +14,7 @@ HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def check_coefficient(coefficient: float) -> None:
-    """Raise a ``ValueError`` unless ``coefficient`` can bound a contraction: above 0, below 1."""
+    """Raise a ``ValueError`` unless ``coefficient`` is above 0 and below 1, as in a contraction."""
     if not 0 < coefficient < 1:
         raise ValueError(f"a contraction needs a coefficient in (0, 1), got {coefficient}")
 
@@ -25,15 +25,15 @@ def spectral_normalise(weight: Tensor, coefficient: float | Tensor) -> Tensor:
     .. math:: W^* = \begin{cases} c \, W / \|W\|_2 & \text{if } \|W\|_2 > c \\
                                   W & \text{otherwise} \end{cases}
 
-    The norm is the exact largest singular value. Power iteration approaches it from below, which
-    leaves matrices above the bound that an inverse relies on.
+    The norm is the exact largest singular value. Power iteration would underestimate it, and leave
+    matrices above the bound that the inverse relies on.
 
     Parameters
     ----------
     weight
         Matrices, :math:`(*, M, N)`.
     coefficient
-        The bound :math:`c > 0`, or one for each matrix, :math:`(*, 1, 1)`.
+        The bound :math:`c > 0`, or one bound per matrix, :math:`(*, 1, 1)`.
 
     References
     ----------
@@ -45,11 +45,11 @@ def spectral_normalise(weight: Tensor, coefficient: float | Tensor) -> Tensor:
     tensor([[0.5000, 0.0000],
             [0.0000, 0.2500]])
     """
-    # torch has no eigenvalues in half precision, where a square would overflow as well.
+    # torch has no eigenvalues in half precision, and a square could overflow there.
     exact = weight.float() if weight.dtype in HALF_PRECISION else weight
     wide = weight.shape[-2] < weight.shape[-1]
     gram = exact @ exact.mT if wide else exact.mT @ exact
-    # The square of the norm. Its derivative needs half of the decomposition that the norm's does.
+    # The square of the norm: its derivative needs the eigenvectors on one side only.
     square = torch.linalg.eigvalsh(gram)[..., -1, None, None]
     return (exact * (square / coefficient**2).clamp(min=1.0).rsqrt()).to(weight.dtype)
 
@@ -57,9 +57,9 @@ def spectral_normalise(weight: Tensor, coefficient: float | Tensor) -> Tensor:
 class ContractiveMLP(TimeMLP):
     r"""A network with :math:`\|g(t, x) - g(t, y)\|_2 \le L \, \|x - y\|_2` for every t.
 
-    The activation is the ELU, which is smooth and 1-Lipschitz, so that the product of the spectral
-    norms bounds the constant; each of the :math:`n` matrices is held to :math:`L^{1/n}`. The
-    weights of time are free.
+    The activation is the ELU, which is smooth and 1-Lipschitz. The Lipschitz constant is then at
+    most the product of the spectral norms, so each of the :math:`n` matrices is limited to
+    :math:`L^{1/n}`. The weights of time are not constrained.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class ContractiveMLP(TimeMLP):
         self.lipschitz = lipschitz
 
     def matrices(self) -> list[Tensor]:
-        """Return the matrices, normalised."""
+        """Return the matrices, scaled down to their spectral norm's bound."""
         coefficient = self.lipschitz ** (1 / len(self.weights))
         return [spectral_normalise(weight, coefficient) for weight in self.weights]
 

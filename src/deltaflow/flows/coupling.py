@@ -1,4 +1,4 @@
-"""The coupling flow: one half of the state moves by what the other half says."""
+"""The coupling flow: each half of the state is scaled and shifted by a function of the other."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from deltaflow.flows.time_mlp import TimeMLP
 
 
 class AffineParameters(nn.Module):
-    r"""Log-scale and shift of some features, given the others.
+    r"""The log-scale and shift of some features as functions of the other features.
 
     .. math:: s = s_{\max} \tanh(u(t, x) \odot \varphi_u(t)), \qquad b = v(t, x) \odot \varphi_v(t)
 
-    The soft clamp keeps the scale :math:`e^s` from overflowing after a long time.
+    The outer tanh limits :math:`s`, so that :math:`e^s` does not overflow after a long time.
 
     Parameters
     ----------
     given, moved
-        The numbers of features that are read, and that log-scale and shift are for. Either may
-        be 0.
+        The number of features that are read, and the number that are scaled and shifted. Either
+        may be 0.
     hidden_dims
         The widths of the hidden layers of :math:`u` and :math:`v`.
     time_embedding
@@ -44,14 +44,14 @@ class AffineParameters(nn.Module):
     ) -> None:
         super().__init__()
         self.max_log_scale = max_log_scale
-        # tanh bounds u and v, so that an unbounded phi is a factor once and not once per layer.
+        # tanh bounds the hidden layers of u and v, so an unbounded phi enters the product once.
         self.network = TimeMLP(given, 2 * moved, hidden_dims, activation=torch.tanh)
         with torch.no_grad():
             self.network.weights[-1] *= INITIAL_STEP
         self.phi = make_time_embedding(time_embedding, 2 * moved, TIME_EMBEDDINGS)
 
     def prepare(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return log-scale and shift as a function of ``(t, x)`` for use in a loop."""
+        """Return a function from ``(t, x)`` to log-scale and shift, for use in a loop."""
         network, phi, limit = self.network.prepare(), self.phi.prepare(), self.max_log_scale
 
         def parameters(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,8 +68,8 @@ class CouplingLayer(Flow):
               y_B = x_B \odot e^{s_2(t, y_A)} + b_2(t, y_A)
 
     Log-scales and shifts (:class:`AffineParameters`) vanish at :math:`t = 0`. The inverse and the
-    log-determinant are in closed form. With one dimension :math:`x_B` is empty, and the step
-    depends on t alone.
+    log-determinant are in closed form. With a single dimension :math:`x_B` is empty, and log-scale
+    and shift depend on t alone.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class CouplingLayer(Flow):
     time_embedding
         The name of the time embedding in ``TIME_EMBEDDINGS``.
     max_log_scale
-        One layer scales no feature by more than the exponential of this.
+        The bound on the log-scale: a layer scales a feature by at most the exponential of it.
 
     References
     ----------
@@ -100,7 +100,10 @@ class CouplingLayer(Flow):
         max_log_scale: float = 2.0,
     ) -> None:
         if not hidden_dims:
-            raise ValueError("a coupling layer needs hidden_dims: they bound how far it moves")
+            raise ValueError(
+                "hidden_dims must not be empty: a coupling layer needs a hidden layer, "
+                "which bounds how far it moves the state"
+            )
         if not max_log_scale > 0:
             raise ValueError(f"max_log_scale must be positive, got {max_log_scale}")
         super().__init__(dim)
@@ -135,7 +138,7 @@ class CouplingLayer(Flow):
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
     ) -> Tensor:
-        """Undo the two steps in closed form; there is nothing to iterate."""
+        """Invert the two steps in closed form; ``tol`` and ``max_iter`` are ignored."""
         self.check_inputs(t, y)
         y_a, y_b = y.split(self.sizes, -1)
         log_scale, shift = self.second.prepare()(t, y_a)
@@ -145,7 +148,7 @@ class CouplingLayer(Flow):
         return torch.cat([x_a, x_b], -1)
 
     def log_abs_det_jacobian(self, t: Tensor, x: Tensor) -> Tensor:
-        """Sum the log-scales: the Jacobians of both steps are triangular."""
+        """Sum the log-scales, because the Jacobians of both steps are triangular."""
         self.check_inputs(t, x)
         x_a, x_b = x.split(self.sizes, -1)
         log_scale_a, shift = self.first.prepare()(t, x_b)

@@ -10,7 +10,7 @@ from torch import Tensor
 from deltaflow.flows.flow import FlowInversionError, FlowMap
 
 ROUNDINGS = 32
-"""How many roundings of the state one evaluation of a flow may add up to."""
+"""The rounding error that one evaluation of a flow may have, in roundings of the state."""
 
 
 def solve(
@@ -36,12 +36,12 @@ def solve(
 
     .. math:: \varepsilon \, (1 + \|x\|_2 + \|y\|_2) / (1 - L)
 
-    with the machine epsilon :math:`\varepsilon`; the 1 is there for the activations inside
-    :math:`F`, whose rounding does not shrink with :math:`x`. The default tolerance is ``ROUNDINGS``
-    times that.
+    with the machine epsilon :math:`\varepsilon`. The 1 stands for the activations inside
+    :math:`F`, whose rounding errors do not shrink with :math:`x`. The default tolerance is
+    ``ROUNDINGS`` times this value.
 
-    The projection can hold the iteration at a point that does not solve the equation. Then no point
-    of the cube does.
+    The iteration can converge to a point at the edge of the cube that does not solve the equation.
+    The equation then has no solution in the cube.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def solve(
     lipschitz
         The bound :math:`L`, valid on the cube.
     tol
-        The largest Euclidean error of a row; by default as above.
+        The largest Euclidean error of a row. The default is given above.
     max_iter
         The largest number of iterations.
     bound
@@ -92,19 +92,20 @@ def solve(
         if (error <= tolerance(x)).all():
             break
     else:
-        missed = ~(error <= tolerance(x))  # not ">", so that NaN is counted
+        missed = ~(error <= tolerance(x))  # unlike ">", this counts NaN
         raise FlowInversionError(
             f"{missed.sum()} of {missed.numel()} rows did not converge within max_iter={max_iter} "
-            f"iterations: their error may be {error.max():.1e}, and the tolerance is "
+            f"iterations: their error may be as large as {error.max():.1e}, the tolerance is "
             f"{tolerance(x).min():.1e}; raise max_iter or tol"
         )
 
-    # x is within the tolerance of the fixed point, and F at most doubles a distance.
+    # x is within the tolerance of the fixed point, and F at most doubles distances.
     defect = torch.linalg.vector_norm(flow(t, x) - y, dim=-1)
     missed = defect > 2 * tolerance(x)
     if missed.any():
         raise FlowInversionError(
             f"{missed.sum()} of {missed.numel()} rows have no pre-image in "
-            f"[{-bound:g}, {bound:g}]: the flow misses them by up to {defect.max():.1e}"
+            f"[{-bound:g}, {bound:g}]: the closest value of the flow is off by up to "
+            f"{defect.max():.1e}"
         )
     return x

@@ -17,25 +17,25 @@ FlowMap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A map ``(t, x) -> F(t, x)`` whose weights are fixed."""
 
 INITIAL_STEP = 0.1
-"""The size of a new flow's step, as a share of what its weights would make it.
+"""The size of a new flow's step, as a share of the step that its initial weights would give.
 
-A flow starts close to the identity, so that the state keeps its memory across many gaps until it is
-learned what should fade; and growth would compound in time.
+A flow starts close to the identity: the state keeps its memory across many gaps until the flow has
+learned what to forget. Growth, too, would compound from gap to gap.
 """
 
 MAX_JACOBIAN_DIM = 64
-"""The largest dimension whose log-determinant is taken from the full Jacobian."""
+"""The largest dimension for which the log-determinant is computed from the full Jacobian."""
 
 
 class FlowInversionError(DeltaflowError, RuntimeError):
-    """The inverse of a flow was not reached, or does not exist."""
+    """The inverse of a flow does not exist, or was not found to the requested accuracy."""
 
 
 class Flow(nn.Module, ABC):
     r"""A map :math:`F(t, x)` that is the identity at :math:`t = 0` and invertible for every t.
 
-    It takes the place of an ODE solver: :math:`F(t, x_0)` is where the solution that starts at
-    :math:`x_0` has got to after a time :math:`t`.
+    It replaces an ODE solver: :math:`F(t, x_0)` is the value, after a time :math:`t`, of the
+    solution that starts at :math:`x_0`.
 
     In every method ``t`` is :math:`(*, 1)`, ``x`` is :math:`(*, D)`, and their leading axes
     broadcast: states :math:`(B, 1, D)` are carried to :math:`Q` times :math:`(B, Q, 1)` in one
@@ -48,8 +48,7 @@ class Flow(nn.Module, ABC):
     - the module holds nothing but parameters, so that it can be copied, pickled, and
       differentiated any number of times.
 
-    What else it promises it says by the attributes below; none is promised unless a subclass says
-    so.
+    The attributes below say what else a subclass promises. By default it promises none of them.
 
     Parameters
     ----------
@@ -64,15 +63,15 @@ class Flow(nn.Module, ABC):
         time, and a gap may be crossed in any number of steps.
     scannable
         Whether :math:`F(t, x) = A(t) \, x`, with :math:`A(t)` diagonal in a basis that is the same
-        at all times. A recurrence :math:`h \leftarrow F(\Delta t, h) + u` is associative then, and
-        a whole series can be read by a parallel scan.
+        at all times. The steps of the recurrence :math:`h \leftarrow F(\Delta t, h) + u` then
+        compose associatively, and a parallel scan can read a whole series.
     bound
-        The half-width :math:`b` of a cube :math:`[-b, b]^D` that contains all states: the flow is
-        defined on it and never leaves it. Infinite where states may be any vectors.
+        The half-width :math:`b` of the cube :math:`[-b, b]^D` on which the flow is defined and
+        which it never leaves. Infinite if any vector may be a state.
     closed_inverse
         Whether :meth:`inverse` is in closed form; otherwise it iterates.
     closed_log_det
-        Whether :meth:`log_abs_det_jacobian` is in closed form, and affordable for any dimension.
+        Whether :meth:`log_abs_det_jacobian` is in closed form, and cheap in any dimension.
 
     References
     ----------
@@ -94,12 +93,12 @@ class Flow(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self) -> FlowMap:
-        """Return the flow as a function of ``(t, x)``, its constrained weights computed once.
+        """Return the flow as a function of ``(t, x)``, with its constrained weights computed once.
 
-        Whatever depends on the weights alone, such as a spectral norm, is evaluated here and shared
+        Whatever depends on the weights alone, such as a spectral norm, is computed here and shared
         by all calls of the returned map. The map belongs to the current autograd graph: prepare it
-        once per forward pass, outside the loop over time, and drop it with the pass. Unlike
-        :meth:`forward`, it does not check its inputs.
+        once per forward pass, outside the loop over time, and do not keep it for the next pass.
+        Unlike :meth:`forward`, the map does not check its inputs.
         """
 
     @abstractmethod
@@ -115,10 +114,10 @@ class Flow(nn.Module, ABC):
         y
             States, :math:`(*, D)`.
         tol
-            The largest Euclidean error of a row of :math:`x`, where a flow iterates. By default,
-            the accuracy that the dtype of ``y`` allows.
+            The largest Euclidean error of a row of :math:`x`. By default, the accuracy that the
+            dtype of ``y`` allows.
         max_iter
-            The largest number of iterations, where a flow iterates.
+            The largest number of iterations, if the flow iterates.
 
         Raises
         ------
@@ -144,9 +143,9 @@ class Flow(nn.Module, ABC):
     def semigroup_defect(self, s: Tensor, t: Tensor, x: Tensor) -> Tensor:
         r"""Return :math:`F(t, F(s, x)) - F(s + t, x)`, of shape :math:`(*, D)`.
 
-        It is 0, up to rounding, where the flow is a semigroup. Of other flows it tells how much it
-        matters where a gap is interrupted, by an observation of another channel for example: the
-        flows of Biloš et al. restart their clock at each observation.
+        It is 0, up to rounding, if the flow is a semigroup. For other flows it tells how much the
+        result changes if a gap is interrupted, for example by an observation of another channel:
+        the flows of Biloš et al. restart their clock at each observation.
 
         Parameters
         ----------
@@ -162,19 +161,19 @@ class Flow(nn.Module, ABC):
     def log_abs_det_jacobian(self, t: Tensor, x: Tensor) -> Tensor:
         r"""Return :math:`\log |\det \partial F(t, x) / \partial x|`, of shape :math:`(*)`.
 
-        Unless a flow knows a shorter way, this is the determinant of the full Jacobian, at a cost
-        of :math:`O(D^3)` per row.
+        A flow that has no closed form computes the full Jacobian, at a cost of :math:`O(D^3)` per
+        row.
 
         Raises
         ------
         ValueError
-            If there is no shorter way and :math:`D` exceeds ``MAX_JACOBIAN_DIM``.
+            If there is no closed form and :math:`D` exceeds ``MAX_JACOBIAN_DIM``.
         """
         self.check_inputs(t, x)
         if self.dim > MAX_JACOBIAN_DIM:
             raise ValueError(
-                f"{type(self).__name__} takes its log-determinant from the full Jacobian, "
-                f"which is done up to dim={MAX_JACOBIAN_DIM}; this flow has dim={self.dim}"
+                f"{type(self).__name__} computes its log-determinant from the full Jacobian, "
+                f"which is supported up to dim={MAX_JACOBIAN_DIM}; this flow has dim={self.dim}"
             )
         shape = torch.broadcast_shapes(t.shape[:-1], x.shape[:-1])
         rows = math.prod(shape)
@@ -187,8 +186,9 @@ class Flow(nn.Module, ABC):
     def check_inputs(self, t: Tensor, x: Tensor) -> None:
         """Raise a ``ValueError`` unless this flow is defined at ``t`` and ``x``.
 
-        The error names the shapes that do not fit, or a time that is not finite, or negative and
-        the flow is not a semigroup. Every public method that takes times and states calls it first.
+        The error names the shapes that do not match, or a time that is not finite, or one that is
+        negative although the flow is not a semigroup. Every public method that takes times and
+        states calls this method first.
         """
         if x.shape[-1:] != (self.dim,):
             raise ValueError(

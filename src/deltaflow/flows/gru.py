@@ -30,8 +30,8 @@ class GRULayer(Flow):
         c &= \tanh(W_c (r \odot h) + w_c \log(1 + t) + b_c)
 
     with :math:`\alpha = 2/5`, :math:`\beta = 4/5`, :math:`0 \le \varphi \le 1` and spectral norms
-    :math:`\|W\|_2 \le \lambda < 1`. Being a convex step, :math:`F` keeps :math:`h` in the cube. Its
-    image is a part of the cube only.
+    :math:`\|W\|_2 \le \lambda < 1`. The step is a convex combination of :math:`h` and :math:`c`, so
+    it stays in the cube. Its image is only a part of the cube.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class GRULayer(Flow):
         gates = [orthogonal(dim, dim) for _ in range(3)]
         self.weight = nn.Parameter(torch.stack(gates))  # (3, D, D): z, r, c
         self.bias = nn.Parameter(torch.zeros(3, dim))
-        with torch.no_grad():  # sigmoid(0) = 1/2 is what z would begin with
+        with torch.no_grad():  # otherwise the sigmoid in z would start at 1/2
             self.bias[0] = math.log(INITIAL_STEP / (2 - INITIAL_STEP))
         self.time_weight = nn.Parameter(uniform(3, dim))
         self.phi = make_time_embedding(time_embedding, dim, BOUNDED_TIME_EMBEDDINGS)
@@ -80,7 +80,7 @@ class GRULayer(Flow):
         .. math:: 2 \cdot \frac{\alpha \lambda}{4}
                   + \alpha \left( 1 + \lambda \beta \left( 1 + \frac{\lambda}{4} \right) \right),
 
-        which is 1 at :math:`\lambda = 1`, and below it before.
+        which is 1 for :math:`\lambda = 1`, and less for a smaller :math:`\lambda`.
         """
         norm = self.coefficient
         return ALPHA * norm / 2 + ALPHA * (1 + norm * BETA * (1 + norm / 4))
@@ -88,7 +88,7 @@ class GRULayer(Flow):
     def prepare(self) -> FlowMap:
         """Normalise the three gates in one call, and return the step."""
         weight = spectral_normalise(self.weight, self.coefficient)
-        # z and r in one product (2 D, D); beta rides on W_c, as W_c (beta r h) = (beta W_c) (r h).
+        # z and r share one product (2 D, D). W_c (beta r h) = (beta W_c) (r h) saves another.
         weight_zr, bias_zr, time_zr = (
             p[:2].flatten(0, 1) for p in (weight, self.bias, self.time_weight)
         )
@@ -109,7 +109,7 @@ class GRULayer(Flow):
     ) -> Tensor:
         """Iterate to the fixed point, see :func:`~deltaflow.flows.fixed_point.solve`.
 
-        Iterates are projected to the cube, outside of which the residual need not contract.
+        Iterates are projected to the cube, because the residual need not contract outside it.
 
         Raises
         ------

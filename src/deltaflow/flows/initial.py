@@ -1,7 +1,7 @@
-"""Initial weights: drawn in float32 whatever torch's default dtype is, then converted to it.
+"""Initial weights, drawn in float32 and then converted to torch's default dtype.
 
-The same seed then gives the same weights under every default dtype, and half precision, in which
-torch cannot draw an orthogonal matrix, works too.
+A seed thus gives the same weights under every default dtype. It also makes half precision work,
+in which torch cannot draw an orthogonal matrix.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class ResNetLayer(Flow):
     r"""One residual step :math:`F(t, x) = x + \varphi(t) \odot g(t, x)`.
 
     It is invertible because :math:`0 \le \varphi \le 1` and :math:`\mathrm{Lip}_x(g) \le L < 1`:
-    the residual contracts, whatever the weights. :math:`F` itself need not.
+    the residual contracts for all weights. :math:`F` itself need not contract.
 
     Parameters
     ----------
@@ -29,8 +29,8 @@ class ResNetLayer(Flow):
     time_embedding
         The name of :math:`\varphi` in ``BOUNDED_TIME_EMBEDDINGS``.
     lipschitz
-        The bound :math:`L`, in :math:`(0, 1)`. Closer to 1 the flow is more expressive, and the
-        inverse costs more iterations and digits, by :math:`1 / (1 - L)`.
+        The bound :math:`L`, in :math:`(0, 1)`. The closer it is to 1, the more expressive the flow
+        is; but the iterations that the inverse takes, and its error, grow as :math:`1 / (1 - L)`.
 
     References
     ----------

@@ -1,7 +1,7 @@
 r"""Time embeddings :math:`\varphi(t)`: how far a flow has moved after a time t.
 
-Time is counted in typical gaps between observations. The rates of a new embedding are spread over
-decades, so that some dimensions have moved half-way after one gap and others after a hundred.
+Time is counted in typical gaps. The rates of a new embedding are spread over orders of magnitude:
+some dimensions have moved half-way after one gap, others after a hundred.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SLOWEST_RATE, FASTEST_RATE = 0.01, 3.0
 def check_times(t: Tensor, earliest: float = 0.0) -> None:
     """Raise a ``ValueError`` unless all times are finite, and none lies before ``earliest``.
 
-    Inside ``torch.func.vmap`` and ``torch.compile``, where no value can be looked at, it does not.
+    Inside ``torch.func.vmap`` and ``torch.compile``, which hide the values, nothing is checked.
 
     >>> check_times(torch.tensor([1.0, -2.0]))
     Traceback (most recent call last):
@@ -58,8 +58,8 @@ def spread_rates(count: int) -> Tensor:
 class TimeEmbedding(nn.Module, ABC):
     r"""A function :math:`\varphi(t) \ge 0` of time, one per dimension, with :math:`\varphi(0) = 0`.
 
-    The value at 0 is exact, by construction. An embedding that also keeps :math:`\varphi \le 1` is
-    called bounded.
+    The value at 0 is exactly 0 by construction. An embedding with :math:`\varphi \le 1` is called
+    bounded.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class TimeEmbedding(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self) -> TimeMap:
-        r"""Return :math:`\varphi` as a function of ``t``, its constrained weights computed once."""
+        r"""Return :math:`\varphi` as a function of ``t``, with its weights computed once."""
 
     def forward(self, t: Tensor) -> Tensor:
         r"""Map times :math:`(*, 1)` to :math:`\varphi(t)`, of shape :math:`(*, D)`.
@@ -122,7 +122,7 @@ class Rate(nn.Module):
 
 
 class TanhTime(TimeEmbedding):
-    r""":math:`\varphi(t) = \tanh(a t)`: comes to rest, exponentially fast. Bounded."""
+    r""":math:`\varphi(t) = \tanh(a t)`: bounded, and converges exponentially fast."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -135,7 +135,7 @@ class TanhTime(TimeEmbedding):
 
 
 class LinearTime(TimeEmbedding):
-    r""":math:`\varphi(t) = a t`: never comes to rest."""
+    r""":math:`\varphi(t) = a t`: unbounded, and never slows down."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -148,7 +148,7 @@ class LinearTime(TimeEmbedding):
 
 
 class LogTime(TimeEmbedding):
-    r""":math:`\varphi(t) = \log(1 + a t)`: moves as far in each decade as in the one before."""
+    r""":math:`\varphi(t) = \log(1 + a t)`: moves equally far each time t grows tenfold."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -161,13 +161,13 @@ class LogTime(TimeEmbedding):
 
 
 class FourierTime(TimeEmbedding):
-    r"""Periodic motion that returns to its start, bounded:
+    r"""A bounded, periodic embedding:
 
     .. math:: \varphi(t) = \sum_k w_k \, \frac{1 - \cos \omega_k t}{2}
                          = \sum_k w_k \sin^2 \frac{\omega_k t}{2},
               \qquad w_k \ge 0, \quad \sum_k w_k = 1.
 
-    The squared sine is exactly 0 at :math:`t = 0` and keeps its digits around it.
+    The squared sine is exactly 0 at :math:`t = 0` and, unlike the cosine, loses no digits near it.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ class FourierTime(TimeEmbedding):
 class Saturating(TimeEmbedding):
     r""":math:`\psi = \varphi / (1 + \varphi)`: the bounded version of an unbounded embedding.
 
-    It comes to rest as slowly as :math:`1 / \varphi`: some motion is left at any time scale.
+    It approaches 1 only as fast as :math:`1 / \varphi` vanishes, so it moves even after long times.
 
     Parameters
     ----------

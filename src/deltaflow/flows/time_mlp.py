@@ -19,10 +19,10 @@ class TimeMLP(nn.Module):
 
     .. math:: f(t, x) = W_n \, \sigma(\dots \sigma(W_1 x + w \log(1 + t) + b_1) \dots) + b_n
 
-    The logarithm is close to linear around :math:`t = 0`, tells the decades apart further out, and
-    stays small: :math:`10^6` gaps enter as 14.
+    The logarithm is close to linear near :math:`t = 0`, distinguishes orders of magnitude further
+    out, and stays small: :math:`10^6` gaps become 14.
 
-    Matrices start orthogonal, of spectral norm 1: no direction of the state is lost.
+    Matrices start orthogonal, with spectral norm 1, so that no direction of the state is lost.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""State at a query → distribution."""
+"""Heads: networks that turn the state at a query into a distribution."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ DECILES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
 def make_output(description: str | Mapping[str, Any] | Output) -> Output:
-    """Return the GluonTS output of a registered name, or of what `describe_output` returned.
+    """Return a GluonTS output, given its registered name or its `describe_output` description.
 
     Raises
     ------
     UnknownNameError
         If no head of this name is registered.
     DeltaflowError
-        If a description names anything but an output of GluonTS or a registered one.
+        If a description names neither an output of GluonTS nor one of deltaflow.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def quantile_output() -> MonotoneQuantileOutput:
 
 
 def mean_quantile_output() -> MeanQuantileOutput:
-    """Return the mean beside the deciles, the quartiles and the bounds of the central 95 %."""
+    """Return the output of the mean, the deciles, the quartiles and the central 95 % interval."""
     return MeanQuantileOutput(sorted([0.025, 0.25, 0.75, 0.975, *DECILES]))
 
 

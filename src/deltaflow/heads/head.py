@@ -1,4 +1,4 @@
-"""The head: what is known at a query → the arguments of a distribution for each channel."""
+"""The head: from the features at a query to the arguments of a distribution for each channel."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from torch.distributions import Distribution, constraints
 
 
 def is_discrete(output: Output) -> bool:
-    """Tell whether the distribution lives on counts: such targets are not scaled, it is."""
+    """Tell whether the distribution is one of counts; its parameters are scaled, not the counts."""
     support = getattr(getattr(output, "distr_cls", None), "support", None)
     return bool(getattr(support, "is_discrete", False))
 
 
 def is_centred(output: Output) -> bool:
-    """Tell whether the distribution lives on the whole line, so that targets may be centred."""
+    """Tell whether the distribution covers the real line, so that targets may be centred."""
     support = getattr(getattr(output, "distr_cls", None), "support", constraints.real)
-    # Distributions made of transforms (as GluonTS's splines) declare no simple support.
+    # Distributions built from transforms, such as GluonTS's splines, declare no simple support.
     return not is_discrete(output) and (
         support is constraints.real or not isinstance(support, constraints.Constraint)
     )
 
 
 def has_quantiles(distribution: Distribution) -> bool:
-    """Tell whether a distribution has an inverse distribution function."""
+    """Tell whether a distribution implements ``icdf``, its quantile function."""
     try:
         distribution.icdf(torch.tensor(0.5))
     except NotImplementedError:
@@ -41,7 +41,7 @@ def has_quantiles(distribution: Distribution) -> bool:
 
 
 class Head(nn.Module):
-    """A small network for all channels, and a GluonTS output that makes distributions of it.
+    """A small network for all channels, and a GluonTS output that makes distributions from it.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Head(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(width, out_features),
         )
-        # Beside it a linear path, along which the last values reach the forecast undistorted.
+        # A linear path around the network passes the last values on to the forecast undistorted.
         self.skip = nn.Linear(in_features, out_features, bias=False)
         nn.init.zeros_(self.skip.weight)
 
@@ -93,7 +93,7 @@ class Head(nn.Module):
     def loss(
         self, target: Tensor, observed: Tensor, args: tuple[Tensor, ...], scale: Tensor
     ) -> Tensor:
-        """Return the loss of each scaled target; meaningless where not observed.
+        """Return the loss of each scaled target. Where a target is not observed it means nothing.
 
         Parameters
         ----------
@@ -102,7 +102,8 @@ class Head(nn.Module):
         args
             What :meth:`forward` returned.
         scale
-            ``(...)`` scale of each target, for distributions of counts.
+            ``(...)`` scale of each target, in the units of its channel, for distributions of
+            counts.
         """
         if is_discrete(self.output):
             scale = scale.to(target.dtype)
@@ -110,7 +111,7 @@ class Head(nn.Module):
             return self.output.loss(counts, _copied(args), scale=scale)
         target = torch.where(observed, target, self.output.value_in_support)
         if isinstance(self.output, (ISQFOutput, PiecewiseLinearOutput)):
-            # A spline of quantiles has no density here: its CRPS is its loss.
+            # GluonTS's quantile splines have no density; their loss is the CRPS.
             return self.output.distribution(args).crps(target)
         return self.output.loss(target, args)
 
@@ -119,8 +120,8 @@ class Head(nn.Module):
     ) -> Distribution:
         """Return the distribution, of scaled values unless ``loc`` and ``scale`` are given.
 
-        ``loc`` and ``scale`` have the shape of the distribution. Counts are never scaled
-        themselves: without ``scale`` theirs is 1.
+        ``loc`` and ``scale`` have the shape of the distribution and the units of its channels.
+        Counts themselves are never scaled: without ``scale``, theirs is 1.
         """
         assert isinstance(self.output, DistributionOutput)
         if scale is None:

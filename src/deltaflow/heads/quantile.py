@@ -1,4 +1,4 @@
-"""A quantile head whose quantiles cannot cross."""
+"""Quantile outputs whose quantiles cannot cross."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 class MonotoneQuantileOutput(QuantileOutput):
     """GluonTS's quantile output, with quantiles that increase with their level by construction.
 
-    The network gives the middle quantile and the distances between neighbours.
+    The network predicts the middle quantile and the distances between neighbouring ones.
 
     Parameters
     ----------
@@ -39,11 +39,11 @@ class MonotoneQuantileOutput(QuantileOutput):
 
 
 class MeanQuantileOutput(MonotoneQuantileOutput):
-    """Monotone quantiles, and beside them the mean, learned by the squared error.
+    """Monotone quantiles together with the mean, which is learned by the squared error.
 
-    The mean of a skewed or heavy-tailed distribution is far from its median and cannot be read
-    off a few quantiles. The loss is the sum of the quantile loss, twice the mean of the pinball
-    losses, and of the weighted squared error.
+    The mean of a skewed or heavy-tailed distribution is far from its median and cannot be computed
+    from a few quantiles. The loss is the quantile loss, which is twice the mean of the pinball
+    losses, plus the weighted squared error.
 
     Parameters
     ----------

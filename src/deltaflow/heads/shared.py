@@ -10,11 +10,11 @@ from deltaflow.heads.head import Head
 
 
 class SharedHead(Head):
-    r"""The same small network for every channel, which may know little of a rare one.
+    r"""One small network for all channels, whose influence is reduced for rarely observed ones.
 
-    The unbounded arguments of channel d are :math:`b_d + n_d / (n_d + \lambda) f(x)`: where the
-    training set has few observations :math:`n_d`, hardly anything but the constant :math:`b_d` is
-    learned.
+    The unbounded arguments of channel d are :math:`b_d + n_d / (n_d + \lambda) f(x)`. If the
+    training set has few observations :math:`n_d` of a channel, little more than the constant
+    :math:`b_d` is learned for it.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class SharedHead(Head):
     width
         The width of the network's two layers.
     shrinkage
-        The :math:`\lambda`, in observations; 0 trusts every channel the same.
+        The :math:`\lambda`, as a number of observations; at 0, all channels are treated alike.
     dropout
         The share of the inner features that is dropped in training.
     """
