@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from deltaflow.encoders import ENCODERS, Encoder, make_encoder
 from deltaflow.model.estimator import GRUFlowEstimator
 from deltaflow.process import threads
+from deltaflow.randomness import seeded
 from deltaflow.saving import replacing_file, write
 from deltaflow.tables import as_markdown, as_rich
 from deltaflow.tasks import clinical_task
@@ -216,8 +217,7 @@ def time_reading(
 ) -> pd.DataFrame:
     """Time the reading of a batch by every encoder and by the floor, with and without gradients."""
     batch, inputs = workload.batch(device), workload.inputs(device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         encoders = {name: _encoder(name, workload, device) for name in workload.encoders}
         floor = nn.GRU(inputs.shape[-1], workload.hidden_size, batch_first=True).to(device)
     readers: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
@@ -267,8 +267,7 @@ def time_epoch(device: torch.device, num_batches: int = 40) -> pd.DataFrame:
         prediction_length=task.prediction_length, num_batches_per_epoch=num_batches, seed=0
     )
     data = estimator.create_data_module(task.training)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         network = estimator.create_lightning_module(data).network.to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
     spent: dict[str, float] = defaultdict(float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -53,3 +54,25 @@ def seeded(seed: int | None, device: str | torch.device = "cpu") -> Iterator[Non
     with _ONE_AT_A_TIME, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def seeded_run(seed: int | None) -> Iterator[int]:
+    """Seed Python, NumPy and torch inside, on all devices, and restore their states afterwards.
+
+    Yields the seed. If it is None, all random states are used as they are, and move on; the seed is
+    drawn from torch's.
+    """
+    if seed is None:
+        yield int(torch.randint(2**31, ()))
+        return
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield seed
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002

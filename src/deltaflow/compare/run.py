@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import random
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +35,7 @@ from deltaflow.compare.score import (
 )
 from deltaflow.data.series import is_irregular
 from deltaflow.process import quiet, threads
+from deltaflow.randomness import seeded_run
 from deltaflow.saving import MARKER, write
 from deltaflow.tasks import TASKS, Task, load_task
 
@@ -169,7 +169,7 @@ def _judged(
     run |= {"scores": {}, "squared_errors": {}, "examples": {}}
     errors: dict[str, str] = {}
     trained = None
-    with quiet(), _seeded(seed):
+    with quiet(), seeded_run(seed):
         with _recorded(errors, "training"):
             trained = train()
             run["curve"] = trained.curve
@@ -287,19 +287,3 @@ def _recorded(errors: dict[str, str], stage: str) -> Iterator[None]:
         yield
     except Exception:
         errors[stage] = traceback.format_exc()
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed every random generator that a training may use, and restore their states afterwards."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002

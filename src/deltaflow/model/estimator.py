@@ -27,7 +27,7 @@ from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
 from deltaflow.model.lightning_module import ForecastLightningModule, difference
 from deltaflow.model.networks import NETWORKS
-from deltaflow.randomness import check_seed
+from deltaflow.randomness import check_seed, seeded_run
 from deltaflow.training import engine
 
 
@@ -296,7 +296,7 @@ class IrregularEstimator(Estimator):
         """Train, and return the module and the trainer beside the predictor."""
         if ckpt_path is not None:
             read_checkpoint(ckpt_path)  # which executes nothing, whatever Lightning would do
-        with engine.own_random_state(self.seed) as seed:
+        with seeded_run(self.seed) as seed:
             data = self.create_data_module(training_data, validation_data, from_predictor, seed)
             module = self.create_lightning_module(data)
             if from_predictor is not None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, StochasticWeightAveraging
 from torch import Tensor
 
@@ -113,15 +111,3 @@ def _is_averaged(trainer: pl.Trainer) -> bool:
         if isinstance(callback, StochasticWeightAveraging) and callback.n_averaged:
             return trainer.max_epochs == -1 or trainer.current_epoch > callback.swa_end
     return False
-
-
-@contextmanager
-def own_random_state(seed: int | None) -> Iterator[int]:
-    """Seed torch inside and restore it afterwards; without a seed, follow the global state."""
-    if seed is None:
-        yield int(torch.randint(2**31, ()))
-        return
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield seed
