@@ -82,6 +82,7 @@ def tiny_estimator(cls: type[IrregularEstimator], **options) -> IrregularEstimat
         "batch_size": 8,
         "num_batches_per_epoch": 3,
         "seed": 0,
+        "folds": 0,
         "trainer_kwargs": dict(TRAINER),
     }
     return cls(**{**settings, **options})

@@ -47,6 +47,7 @@ def test_irregular_sine_is_forecast_with_a_quarter_of_the_error_of_hold(
         encoder_kwargs=encoder_kwargs,
         lr=0.01,
         seed=0,
+        folds=0,
         trainer_kwargs={"max_epochs": 4, "enable_progress_bar": False},
     )
     scores = evaluate_model(estimator.train(train), test_data=test_data, metrics=metrics)

@@ -793,7 +793,7 @@ def killed(self, index):
 
 TrainingWindows.__getitem__ = killed
 data = IrregularDataset.from_long_dataframe(irregular_sine(num_series=8))
-estimator = GRUEstimator(4, batch_size=4, num_workers=2, num_batches_per_epoch=10,
+estimator = GRUEstimator(4, folds=0, batch_size=4, num_workers=2, num_batches_per_epoch=10,
                          trainer_kwargs={"max_epochs": 2, "enable_progress_bar": False})
 estimator.train(data)
 """

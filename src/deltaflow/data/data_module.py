@@ -20,6 +20,7 @@ from deltaflow.data.windows import (
     Batch,
     LastWindows,
     SlidingWindows,
+    SpreadWindows,
     TrainingWindows,
     WindowSpec,
 )
@@ -62,7 +63,8 @@ class IrregularDataModule(pl.LightningDataModule):
         Earliest and latest random origin, as times since the start of an item, such as
         ``("4h", "40h")``; by default anywhere.
     validation_origins
-        ``"last"``: the last window of each item; ``"sliding"``: each window once.
+        ``"last"``: the last window of each item; ``"spread"``: up to eight windows, spread evenly
+        over each item; ``"sliding"``: each window once.
     stride
         Rows from one sliding window to the next.
     seasonality
@@ -112,7 +114,7 @@ class IrregularDataModule(pl.LightningDataModule):
         context: Duration | None = None,
         origins: Literal["random", "sliding"] = "random",
         origins_within: Sequence[Duration] | None = None,
-        validation_origins: Literal["last", "sliding"] = "last",
+        validation_origins: Literal["last", "spread", "sliding"] = "last",
         stride: int = 1,
         seasonality: tuple[str, ...] | None = None,
         centred: bool = True,
@@ -136,15 +138,15 @@ class IrregularDataModule(pl.LightningDataModule):
             raise DeltaflowError(f"num_workers must be at least 0, got {num_workers}")
         if origins not in ("random", "sliding"):
             raise UnknownNameError("origins", origins, ["random", "sliding"])
-        if validation_origins not in ("last", "sliding"):
-            raise UnknownNameError("validation_origins", validation_origins, ["last", "sliding"])
+        if validation_origins not in (known := ("last", "spread", "sliding")):
+            raise UnknownNameError("validation_origins", validation_origins, known)
         if origins == "sliding" and origins_within is not None:
             raise DataError(
                 "sliding windows begin at every origin",
                 "draw random origins, or leave out origins_within",
                 field="origins_within",
             )
-        entries = _by_number(training_data)
+        entries = by_number(training_data)
         schema = _schema_of(entries) if spec is None else spec.schema
         durations = {"horizon": horizon, "context": context, "origins_within": origins_within}
         given = [name for name, value in durations.items() if value is not None]
@@ -189,9 +191,11 @@ class IrregularDataModule(pl.LightningDataModule):
             self.training_windows = SlidingWindows(training, spec, stride=stride, seed=seed)
         self.validation_windows = None
         if validation_data is not None:
-            validation = _series(_by_number(validation_data), self.reader)
+            validation = _series(by_number(validation_data), self.reader)
             if validation_origins == "last":
                 self.validation_windows = LastWindows(validation, spec)
+            elif validation_origins == "spread":
+                self.validation_windows = SpreadWindows(validation, spec)
             else:
                 self.validation_windows = SlidingWindows(validation, spec, stride=stride)
 
@@ -304,7 +308,7 @@ class _Loader(DataLoader[Batch]):
             ) from error
 
 
-def _by_number(dataset: Dataset) -> Sequence[DataEntry]:
+def by_number(dataset: Dataset) -> Sequence[DataEntry]:
     """Return the entries of a data set, all in memory unless they are in a file."""
     if isinstance(dataset, TrainingDataset) and isinstance(dataset.dataset, ArrowDataset):
         return dataset.dataset.map(dataset.splitter.training_entry)

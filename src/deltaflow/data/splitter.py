@@ -287,6 +287,28 @@ def _level(entry: DataEntry, column: str) -> str:
     return categories[column][code] if code >= 0 else "unknown"
 
 
+def cut_entry(entry: DataEntry, origin: int, end: int) -> tuple[DataEntry, DataEntry]:
+    """Return an entry before a forecast origin, with its queries, and the label behind it.
+
+    Parameters
+    ----------
+    entry
+        An irregular or regular entry.
+    origin, end
+        The rows of the first query, and behind the last one.
+    """
+    past, label = dict(entry), dict(entry)
+    label["start"] = entry["start"] + origin
+    for field in ("target", "past_feat_dynamic_real"):
+        if field in entry:
+            past[field], label[field] = entry[field][..., :origin], entry[field][..., origin:end]
+    if "feat_dynamic_real" in entry:
+        known = entry["feat_dynamic_real"]
+        past["feat_dynamic_real"] = known[..., :end]
+        label["feat_dynamic_real"] = known[..., origin:end]
+    return past, label
+
+
 def _times(entry: DataEntry) -> np.ndarray:
     """Return the observation times of an irregular entry since its origin, in its unit."""
     if not is_irregular(entry):

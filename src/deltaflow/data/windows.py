@@ -487,6 +487,37 @@ class LastWindows(Dataset[Window]):
         return self.spec.cut(self.data[int(self.items[index])], self.origins[index])
 
 
+class SpreadWindows(Dataset[Window]):
+    """A few windows of every series that has any, at origins spread evenly over it.
+
+    The last one is that of `LastWindows`.
+
+    Parameters
+    ----------
+    data, spec
+        The series, and how windows are cut.
+    most
+        The largest number of windows of a series.
+    """
+
+    def __init__(self, data: Sequence[Series], spec: WindowSpec, *, most: int = 8) -> None:
+        last = LastWindows(data, spec)
+        _, ranges = _usable(data, spec, "validation item")
+        self.data, self.spec = data, spec
+        self.items: list[int] = []
+        self.origins: list[int] = []
+        for item, first, end in zip(last.items, ranges[:, 0], last.origins, strict=True):
+            origins = np.unique(np.linspace(first, end, most).round().astype(int))
+            self.items += [int(item)] * len(origins)
+            self.origins += origins.tolist()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Window:
+        return self.spec.cut(self.data[self.items[index]], self.origins[index])
+
+
 def _usable(
     data: Sequence[Series],
     spec: WindowSpec,

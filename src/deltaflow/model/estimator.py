@@ -5,7 +5,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from functools import wraps
 from inspect import cleandoc, signature
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 from gluonts.core.component import validated
@@ -15,6 +15,7 @@ from gluonts.model.estimator import Estimator
 from deltaflow.data import IrregularDataModule
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.schema import read_seconds
+from deltaflow.data.windows import WindowSpec
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import (
     DeltaflowError,
@@ -24,11 +25,16 @@ from deltaflow.errors import (
 )
 from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
+from deltaflow.model.folds import check_folds, train_folds
 from deltaflow.model.lightning_module import ForecastLightningModule, difference
 from deltaflow.model.networks import NETWORKS
 from deltaflow.randomness import check_seed, seeded_run
 from deltaflow.training import engine
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def _pointing_to_options(init: Callable[..., None]) -> Callable[..., None]:
@@ -62,6 +68,16 @@ def _place_of(name: str, value: Any, known: list[str], encoder: str, network: st
             return f"; it is an option of {owner}: give {group}={{{name!r}: {value!r}}}"
     close = get_close_matches(name, known, n=1)
     return f": did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"
+
+
+SETTINGS: dict[str, Any] = {
+    "scaling": "running",
+    "dropout": 0.0,
+    "weight_decay": 1e-4,
+    "batch_size": 32,
+    "num_batches_per_epoch": 50,
+}
+"""What an estimator uses where neither the user nor the data say otherwise."""
 
 
 class TrainOutput(NamedTuple):
@@ -105,8 +121,10 @@ class IrregularEstimator(Estimator):
         channel.
     channel_weights
         How much each target channel counts in the loss besides, by default all the same.
+        If neither is given, see `folds`; without folds, it is ``"running"``.
     hidden_size, dropout
-        Width of the network, and share of the head's inner features dropped in training.
+        Width of the network, and share of the head's inner features dropped in training, none by
+        default.
     distr_output
         ``"student_t"``, ``"normal"``, ``"negative_binomial"``, ``"quantile"``,
         ``"mean_quantile"``, or an output of ``gluonts.torch.distributions``.
@@ -124,6 +142,17 @@ class IrregularEstimator(Estimator):
     seed
         Seed of weights and windows; the global random state is left alone then. If None, both
         follow the global random state of torch.
+    folds
+        How many networks are trained on all items but a part, where no validation data are given.
+        Each is stopped when its forecasts of the items that it leaves out get no better; their
+        forecasts are averaged. By default 5 (3 if items are long) up to 250 items, and beyond them
+        1, which leaves out a tenth of the items. With few items, `scaling`, `dropout`,
+        `weight_decay`, `batch_size` and `num_batches_per_epoch` follow the data too, as far as
+        they are not given; a line says what was chosen. 0 trains one network on all items, without
+        validation.
+    calibrate
+        Whether intervals are calibrated on the items left out, see `ConformalPredictor`. Not done
+        with fewer than five items, for paths, or for distributions of positive numbers.
     trainer_kwargs
         Arguments of Lightning's ``Trainer``; never changed by training. By default 50 epochs with
         gradients clipped to a norm of 10, a progress bar, and nothing written to disk. A logger,
@@ -141,6 +170,12 @@ class IrregularEstimator(Estimator):
     """
 
     default_encoder = "gru_flow"
+    scaling: str
+    dropout: float
+    weight_decay: float
+    batch_size: int
+    num_batches_per_epoch: int
+    free_settings: list[str]
 
     def __init_subclass__(cls) -> None:
         """Give each estimator the description of the parameters, which all of them share."""
@@ -165,21 +200,23 @@ class IrregularEstimator(Estimator):
         encoder_kwargs: dict[str, Any] | None = None,
         network: str = "joint",
         network_kwargs: dict[str, Any] | None = None,
-        scaling: str = "running",
+        scaling: str | None = None,
         balance: float = 0.0,
         channel_weights: list[float] | None = None,
         hidden_size: int = 32,
-        dropout: float = 0.0,
+        dropout: float | None = None,
         distr_output: Any = "student_t",
         sampling: str = "marginal",
         num_parallel_samples: int = 100,
         seasonality: list[str] | None = None,
         lr: float = 3e-3,
-        weight_decay: float = 1e-4,
-        batch_size: int = 32,
-        num_batches_per_epoch: int = 50,
+        weight_decay: float | None = None,
+        batch_size: int | None = None,
+        num_batches_per_epoch: int | None = None,
         num_workers: int = 0,
         seed: int | None = None,
+        folds: int | None = None,
+        calibrate: bool = True,
         trainer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -192,11 +229,12 @@ class IrregularEstimator(Estimator):
             num_batches_per_epoch=num_batches_per_epoch,
         )
         check_seed(seed)
+        check_folds(folds)
         encoder = encoder or self.default_encoder
         for kind, name, known in (
             ("encoder", encoder, ENCODERS),
             ("network", network, NETWORKS),
-            ("scaling", scaling, SCALINGS),
+            ("scaling", scaling or SETTINGS["scaling"], SCALINGS),
             ("sampling", sampling, SAMPLING),
         ):
             if name not in known:
@@ -210,21 +248,28 @@ class IrregularEstimator(Estimator):
         self.encoder_kwargs = encoder_kwargs or {}
         self.network = network
         self.network_kwargs = network_kwargs or {}
-        self.scaling = scaling
+        given = {
+            "scaling": scaling,
+            "dropout": dropout,
+            "weight_decay": weight_decay,
+            "batch_size": batch_size,
+            "num_batches_per_epoch": num_batches_per_epoch,
+        }
+        self.free_settings = [name for name, value in given.items() if value is None]
+        for name, value in given.items():
+            setattr(self, name, SETTINGS[name] if value is None else value)
         self.balance = balance
         self.channel_weights = channel_weights
         self.hidden_size = hidden_size
-        self.dropout = dropout
         self.distr_output = describe_output(distr_output)
         self.sampling = sampling
         self.num_parallel_samples = num_parallel_samples
         self.seasonality = seasonality
         self.lr = lr
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.num_batches_per_epoch = num_batches_per_epoch
         self.num_workers = num_workers
         self.seed = seed
+        self.folds = folds
+        self.calibrate = calibrate
         self.trainer_kwargs = trainer_kwargs or {}
 
     def train(
@@ -236,7 +281,7 @@ class IrregularEstimator(Estimator):
         shuffle_buffer_length: int | None = None,
         cache_data: bool = False,
         num_workers: int | None = None,
-    ) -> IrregularPredictor:
+    ) -> DeltaflowPredictor:
         """Train on a data set and return the predictor.
 
         Parameters
@@ -244,10 +289,11 @@ class IrregularEstimator(Estimator):
         training_data
             An `IrregularDataset`, or any GluonTS data set.
         validation_data
-            Items whose last window is validated after each epoch; the best epoch's weights are
-            returned then, otherwise the last epoch's. See `deltaflow.training.engine.train`.
+            Items whose last window is validated after each epoch: one network is trained, and the
+            best epoch's weights are kept, see `deltaflow.training.engine.train`. If None, items
+            of the training data are left out, see `folds`.
         ckpt_path
-            A Lightning checkpoint from which to resume.
+            A Lightning checkpoint of one network, from which to resume.
         shuffle_buffer_length, cache_data, num_workers
             Accepted because GluonTS's estimators have them, and ignored: windows are drawn at
             random from the whole data set, and workers are an option of the estimator.
@@ -257,7 +303,14 @@ class IrregularEstimator(Estimator):
         DataError
             If the data are not what the estimator can train on; before any training starts.
         """
-        return self.train_model(training_data, validation_data, ckpt_path=ckpt_path).predictor
+        if validation_data is not None or ckpt_path is not None or self.folds == 0:
+            return self.train_model(training_data, validation_data, ckpt_path=ckpt_path).predictor
+        with engine.own_random_state(self.seed) as seed:
+            return train_folds(self, training_data, seed)
+
+    def with_settings(self, **settings: Any) -> "Self":
+        """Return the same estimator with other arguments."""
+        return type(self)(**{**self.__init_args__, **settings})  # pyright: ignore[reportAttributeAccessIssue]
 
     def train_from(
         self,
@@ -317,10 +370,12 @@ class IrregularEstimator(Estimator):
         validation_data: Dataset | None = None,
         from_predictor: IrregularPredictor | None = None,
         seed: int = 0,
+        spec: WindowSpec | None = None,
+        validation_origins: Literal["last", "spread"] = "last",
     ) -> IrregularDataModule:
         """Check the data, and return the Lightning data module that the training reads."""
         output = make_output(self.distr_output)
-        known = None
+        known = spec
         if from_predictor is not None:
             known = replace(
                 from_predictor.spec,
@@ -345,6 +400,7 @@ class IrregularEstimator(Estimator):
             num_workers=self.num_workers,
             seed=seed,
             spec=known,
+            validation_origins=validation_origins,
         )
         if is_discrete(output):
             data.check_counts()

@@ -84,13 +84,21 @@ class ForecastScores(Metric):
 
         ``mse`` is that of the mean, ``mae`` that of the median, ``mean_weighted_quantile_loss`` the
         mean of the nine deciles' losses over the mean absolute value, and ``coverage_80`` the share
-        of values between the outer deciles. A channel without values has no scores.
+        of values between the outer deciles. ``balanced_quantile_loss`` is the mean over several
+        channels of their quantile losses, so that no unit rules it. A channel without values has no
+        scores.
         """
         sums = torch.stack([getattr(self, name) for name in _SUMS])  # (6, D)
         results = _scores(sums.sum(dim=1))
         if len(self.channels) > 1:
-            for channel, own in zip(self.channels, sums.unbind(1), strict=True):
-                results |= {f"{name}[{channel}]": score for name, score in _scores(own).items()}
+            by_channel = [_scores(own) for own in sums.unbind(1)]
+            for channel, own in zip(self.channels, by_channel, strict=True):
+                results |= {f"{name}[{channel}]": score for name, score in own.items()}
+            losses = [own["mean_weighted_quantile_loss"] for own in by_channel if own]
+            if losses:
+                results["balanced_quantile_loss"] = (
+                    torch.stack(losses).nan_to_num(0.0, posinf=0.0).mean()
+                )
         return results
 
 

@@ -132,6 +132,16 @@ class LabelledWindows(torch.utils.data.Dataset[Window]):
         return self.windows[index]
 
 
+def known_before(task: Task) -> list[DataEntry]:
+    """Return all that may be learned before the tests: the training items, and the validated ones.
+
+    An item that is in both, its last values validated, is returned once, with these values.
+    """
+    validated = {past.get("item_id"): joined(past, label) for past, label in task.validation}
+    training = [entry for entry in task.training if entry.get("item_id") not in validated]
+    return [*training, *validated.values()]
+
+
 def joined(past: DataEntry, label: DataEntry) -> DataEntry:
     """Put the label back behind the past, without its padding: the entry that was split."""
     length = past["target"].shape[-1]

@@ -26,14 +26,15 @@ def train(
     data: pl.LightningDataModule,
     trainer_kwargs: Mapping[str, Any] | None = None,
     ckpt_path: str | None = None,
+    monitor: str = "val_loss",
 ) -> pl.Trainer:
     """Train a module, and leave it with the weights of its best epoch.
 
-    The best epoch is the one with the lowest ``val_loss``. Its weights are those that were
-    validated: the averaged ones, if a callback such as Lightning's ``EMAWeightAveraging`` averages
-    them. Without validation, the weights of the last epoch are kept. ``StochasticWeightAveraging``
-    averages the last epochs and validates none of its averages; if training reaches its last epoch,
-    that average is kept.
+    The best epoch is the one with the lowest ``val_loss``, or whatever is monitored. Its weights
+    are those that were validated: the averaged ones, if a callback such as Lightning's
+    ``EMAWeightAveraging`` averages them. Without validation, the weights of the last epoch are
+    kept. ``StochasticWeightAveraging`` averages the last epochs and validates none of its averages;
+    if training reaches its last epoch, that average is kept.
 
     Parameters
     ----------
@@ -47,6 +48,9 @@ def train(
     ckpt_path
         A checkpoint of Lightning from which to resume; it knows the best epoch so far.
 
+    monitor
+        What is lowest at the best epoch.
+
     Returns
     -------
     lightning.pytorch.Trainer
@@ -54,7 +58,7 @@ def train(
     """
     settings = {**DEFAULTS, **(trainer_kwargs or {})}
     given = settings.pop("callbacks", None) or []
-    best = BestWeights()
+    best = BestWeights(monitor)
     callbacks = [best, *(given if isinstance(given, (list, tuple)) else [given])]
     settings.setdefault("enable_checkpointing", any(isinstance(c, Checkpoint) for c in callbacks))
     with quiet():
@@ -70,6 +74,11 @@ class BestWeights(Callback):
 
     It has to come before callbacks that exchange the weights for their average during validation.
 
+    Parameters
+    ----------
+    monitor
+        The name under which the loss is logged.
+
     Attributes
     ----------
     loss
@@ -78,7 +87,8 @@ class BestWeights(Callback):
         The module's state then; empty before the first validation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, monitor: str = "val_loss") -> None:
+        self.monitor = monitor
         self.loss = math.inf
         self.weights: dict[str, Tensor] = {}
         self._validated: dict[str, Tensor] = {}
@@ -91,7 +101,7 @@ class BestWeights(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the copy if the loss, which is known now, is the lowest."""
-        loss = float(trainer.callback_metrics["val_loss"])
+        loss = float(trainer.callback_metrics[self.monitor])
         if not trainer.sanity_checking and loss < self.loss:
             self.loss, self.weights = loss, self._validated
         self._validated = {}

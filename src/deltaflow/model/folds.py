@@ -1,0 +1,269 @@
+"""Training that does not overfit, whatever the size of the data: folds of items, early stopping,
+averages, calibrated intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from gluonts.dataset.common import DataEntry, Dataset
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
+
+from deltaflow.data import IrregularDataModule
+from deltaflow.data.arrow import ArrowDataset
+from deltaflow.data.data_module import by_number
+from deltaflow.data.series import Series
+from deltaflow.data.splitter import cut_entry
+from deltaflow.data.windows import SpreadWindows, WindowSpec
+from deltaflow.errors import DeltaflowError
+from deltaflow.forecast.conformal import FEWEST_ITEMS, ConformalPredictor
+from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.network_predictor import IrregularPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.heads import is_centred, make_output
+from deltaflow.randomness import derived_seed
+from deltaflow.training import engine
+
+if TYPE_CHECKING:
+    from deltaflow.model.estimator import IrregularEstimator
+
+FEW_ITEMS = 250
+"""Up to so many items, networks are trained on folds of them; with more, one network suffices."""
+
+FOLDS, FOLDS_OF_LONG_ITEMS = 5, 3
+"""The number of folds, and where the context of a typical item is longer than `LONG`."""
+
+LONG = 48
+
+SHARE_ASIDE = 0.1
+"""The share of many items that is put aside for validation and calibration."""
+
+MOST_ASIDE = 1000
+"""The largest number of these items."""
+
+SMALL: dict[str, Any] = {
+    "dropout": 0.1,
+    "weight_decay": 0.01,
+    "batch_size": 64,
+    "num_batches_per_epoch": 25,
+}
+"""Settings for few items, where the user gives no others; an epoch has as many windows as ever."""
+
+EPOCHS, PATIENCE, DECAY = 30, 8, 0.98
+"""For few items: the largest number of epochs; how many of them go by without a better validation
+before a training ends; and the decay per batch of the average of the weights."""
+
+PATIENCE_OF_MANY = 15
+"""The same patience for many items, whose trainings take as many epochs as ever."""
+
+MOST_UNLIKE = 8.0
+"""If the deviations of nine in ten items differ by no more than this factor, one unit fits all."""
+
+FEWEST_VALUES = 8
+"""The deviation of fewer values says little: chance alone would let it differ by such a factor."""
+
+
+class Plan(NamedTuple):
+    """How a data set is trained on.
+
+    Attributes
+    ----------
+    left_out
+        For each member, the numbers of the items that it does not learn from.
+    settings
+        Arguments of the estimator.
+    epochs, patience
+        See `EPOCHS` and `PATIENCE`.
+    decay
+        See `DECAY`; None, the weights are not averaged.
+    """
+
+    left_out: list[np.ndarray]
+    settings: dict[str, Any]
+    epochs: int
+    patience: int
+    decay: float | None
+
+
+def plan_for(
+    data: Sequence[Series],
+    usable: np.ndarray,
+    spec: WindowSpec,
+    folds: int | None,
+    seed: int,
+) -> Plan:
+    """Choose folds and settings by the data.
+
+    Parameters
+    ----------
+    data
+        The items.
+    usable
+        The numbers of those that have anything to forecast.
+    spec
+        How windows are cut from them.
+    folds
+        The number of folds; by the number of items if None.
+    seed
+        Seed of the folds.
+    """
+    count = len(usable)
+    order = np.random.default_rng(seed).permutation(usable)
+    few = count <= FEW_ITEMS
+    if folds is None and few:
+        sample = [data[int(item)].length for item in order[:100]]
+        length = min(float(np.median(sample)), spec.context_length)
+        folds = FOLDS if length <= LONG else FOLDS_OF_LONG_ITEMS
+    if folds is None or folds == 1:
+        aside = min(max(1, round(SHARE_ASIDE * count if not few else 0.2 * count)), MOST_ASIDE)
+        left_out = [order[:aside]]
+    else:
+        folds = min(folds, count)
+        left_out = [order[first::folds] for first in range(folds)]
+    settings = {**(SMALL if few else {}), "scaling": _scaling_for(data, usable[:1000], spec)}
+    if few:
+        return Plan(left_out, settings, EPOCHS, PATIENCE, DECAY)
+    return Plan(left_out, settings, int(engine.DEFAULTS["max_epochs"]), PATIENCE_OF_MANY, None)
+
+
+def _scaling_for(data: Sequence[Series], usable: np.ndarray, spec: WindowSpec) -> str:
+    """Forecast changes in one unit, unless the items are of units of their own."""
+    channels = len(spec.schema.target)
+    deviations = np.full((len(usable), channels), np.nan)
+    for row, item in zip(deviations, usable, strict=True):
+        values = data[int(item)].values[:, :channels]
+        for channel, own in enumerate(values.T):
+            known = own[np.isfinite(own)]
+            row[channel] = np.std(known) if len(known) >= FEWEST_VALUES else np.nan
+    for own in deviations.T:
+        own = own[own > 0]
+        if len(own) > 9:
+            low, high = np.quantile(own, [0.05, 0.95])
+            if high > MOST_UNLIKE * low:
+                return "running"
+    return "last"
+
+
+def train_folds(
+    estimator: IrregularEstimator, training_data: Dataset, seed: int
+) -> DeltaflowPredictor:
+    """Train a network on all folds but one, for each fold; average them, and calibrate.
+
+    Each is trained until its forecasts of the items that it leaves out get no better, and these
+    items calibrate its intervals. What is not given to the estimator follows the data.
+
+    Returns
+    -------
+    ConformalPredictor, EnsemblePredictor or IrregularPredictor
+        A `ConformalPredictor`, if the estimator calibrates and there are items enough; of an
+        `EnsemblePredictor`, if there are several members.
+    """
+    entries = by_number(training_data)
+    base = estimator.create_data_module(entries, seed=seed)
+    usable = np.asarray(base.training_windows.items)
+    if len(usable) < 2:
+        return estimator.train_model(entries, validation_data=None).predictor
+    plan = plan_for(base.training_windows.data, usable, base.spec, estimator.folds, seed)
+    settings = {
+        name: plan.settings[name] for name in estimator.free_settings if name in plan.settings
+    }
+    careful = estimator.with_settings(**settings)
+    spec = replace(base.spec, scaling=careful.scaling)
+
+    members: list[DeltaflowPredictor] = []
+    folds: list[list[tuple[DataEntry, DataEntry]]] = []
+    epochs: list[int] = []
+    for number, left_out in enumerate(plan.left_out):
+        inside = np.setdiff1d(usable, left_out)
+        data = careful.create_data_module(
+            select(entries, inside),
+            select(entries, left_out),
+            seed=derived_seed(seed, number) % 2**32,
+            spec=spec,
+            validation_origins="spread",
+        )
+        predictor, ran = _train_member(careful, data, plan)
+        members.append(predictor)
+        epochs.append(ran)
+        folds.append(pairs_of(data, select(entries, left_out)))
+
+    calibrated = estimator.calibrate and is_calibrated(careful, usable, plan)
+    rank_zero_info(_told(len(usable), plan, careful, epochs, calibrated))
+    if calibrated:
+        return ConformalPredictor.fit_folds(members, folds)
+    return members[0] if len(members) == 1 else EnsemblePredictor(members)
+
+
+def is_calibrated(estimator: IrregularEstimator, usable: np.ndarray, plan: Plan) -> bool:
+    """Tell whether intervals can be calibrated: by enough items, and one query at a time."""
+    items = sum(map(len, plan.left_out))
+    output = make_output(estimator.distr_output)
+    return items >= FEWEST_ITEMS and estimator.sampling == "marginal" and is_centred(output)
+
+
+def pairs_of(
+    data: IrregularDataModule, entries: Sequence[DataEntry]
+) -> list[tuple[DataEntry, DataEntry]]:
+    """Return what was known and what followed at the later origins of the validation windows.
+
+    Forecasts are usually asked for when most is known: at the earlier half of an item's origins
+    they are harder, and would widen the intervals.
+    """
+    windows = data.validation_windows
+    assert isinstance(windows, SpreadWindows)
+    items, origins = np.array(windows.items), np.array(windows.origins)
+    pairs = []
+    for number, (item, origin) in enumerate(zip(items, origins, strict=True)):
+        if origin >= np.median(origins[items == item]):
+            pairs.append(cut_entry(entries[item], origin, windows[number].queries.stop))
+    return pairs
+
+
+def select(entries: Sequence[DataEntry], chosen: np.ndarray) -> Any:
+    """Return the chosen entries, without reading those of a file."""
+    if isinstance(entries, ArrowDataset):
+        return entries.select(chosen)
+    return [entries[int(number)] for number in chosen]
+
+
+def _train_member(
+    estimator: IrregularEstimator, data: IrregularDataModule, plan: Plan
+) -> tuple[IrregularPredictor, int]:
+    """Train one network; return its predictor, and the number of epochs."""
+    module = estimator.create_lightning_module(data)
+    several = len(data.spec.schema.target) > 1
+    monitor = "val_balanced_quantile_loss" if several else "val_mean_weighted_quantile_loss"
+    settings = {"max_epochs": plan.epochs, **estimator.trainer_kwargs}
+    given = settings.pop("callbacks", None) or []
+    callbacks = list(given) if isinstance(given, (list, tuple)) else [given]
+    callbacks.append(EarlyStopping(monitor, patience=plan.patience, strict=False))
+    if plan.decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=plan.decay))
+    trainer = engine.train(module, data, {**settings, "callbacks": callbacks}, monitor=monitor)
+    return estimator.create_predictor(module), trainer.current_epoch
+
+
+def _told(
+    count: int, plan: Plan, estimator: IrregularEstimator, epochs: list[int], calibrated: bool
+) -> str:
+    """Say in one line what was done."""
+    members = len(plan.left_out)
+    what = "1 network" if members == 1 else f"{members} networks on folds of the items"
+    aside = f"{len(plan.left_out[0])} put aside" if members == 1 else "each left out once"
+    most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
+    return (
+        f"Trained {what} ({count} items, {aside}), stopped after {most} epochs; "
+        f"scaling={estimator.scaling!r}, dropout={estimator.dropout:g}, "
+        f"weight_decay={estimator.weight_decay:g}; "
+        f"intervals {'calibrated' if calibrated else 'not calibrated'}. "
+        "folds=0 trains one network on all items."
+    )
+
+
+def check_folds(folds: int | None) -> None:
+    """Raise unless a number of folds is None, or at least 0."""
+    if folds is not None and folds < 0:
+        raise DeltaflowError(f"folds must be at least 0, got {folds}")

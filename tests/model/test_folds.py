@@ -1,0 +1,198 @@
+"""Training on folds of the items: early stopping, averages and calibration by default."""
+
+import logging
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gluonts.dataset.split import split
+
+from deltaflow import (
+    ConformalPredictor,
+    DeltaflowError,
+    EnsemblePredictor,
+    GRUEstimator,
+    IrregularDataset,
+    IrregularPredictor,
+    load_predictor,
+)
+from deltaflow.data import IrregularDataModule
+from deltaflow.model import folds
+from deltaflow.model.folds import plan_for
+
+QUICK = {"max_epochs": 1, "enable_progress_bar": False, "logger": False}
+
+
+def noisy_items(number: int, rows: int = 8, scale: float = 1.0, seed: int = 0) -> IrregularDataset:
+    """Items of noise around a level of their own, at random times."""
+    random = np.random.default_rng(seed)
+    frames = [
+        pd.DataFrame(
+            {
+                "item_id": f"i{item}",
+                "timestamp": random.exponential(1.0, rows).cumsum(),
+                "target": scale**item * (3 * random.normal() + random.normal(size=rows)),
+            }
+        )
+        for item in range(number)
+    ]
+    return IrregularDataset.from_long_dataframe(pd.concat(frames))
+
+
+def quick(**options) -> GRUEstimator:
+    settings = {
+        "prediction_length": 2,
+        "hidden_size": 8,
+        "num_batches_per_epoch": 2,
+        "seed": 0,
+        "trainer_kwargs": dict(QUICK),
+    }
+    return GRUEstimator(**{**settings, **options})
+
+
+def forecasts_of(predictor, data) -> np.ndarray:
+    inputs = split(data, offset=-2)[1].generate_instances(2).input
+    return np.array([forecast.quantiles([0.1, 0.5, 0.9]) for forecast in predictor.predict(inputs)])
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[tuple[set, set]]:
+    """The items that each network is trained, and validated, on."""
+    pairs = []
+    train = folds.engine.train
+
+    def noting(module, data, *args, **kwargs):
+        parts = (data.training_windows, data.validation_windows)
+        pairs.append(tuple({part.data[i].item_id for i in part.items} for part in parts))
+        return train(module, data, *args, **kwargs)
+
+    monkeypatch.setattr(folds.engine, "train", noting)
+    return pairs
+
+
+def test_each_item_is_left_out_by_one_network_which_it_validates(seen):
+    data = noisy_items(11)
+    predictor = quick().train(data)
+    everyone = {entry["item_id"] for entry in data}
+    assert len(seen) == 5
+    assert all(trained | left_out == everyone for trained, left_out in seen)
+    assert not any(trained & left_out for trained, left_out in seen)
+    assert sorted(item for _, left_out in seen for item in left_out) == sorted(everyone)
+    assert isinstance(predictor, ConformalPredictor)
+    assert predictor.num_items == [11]
+    assert len(predictor.predictor.members) == 5
+
+
+def test_of_many_items_a_tenth_is_put_aside(seen, monkeypatch):
+    monkeypatch.setattr(folds, "FEW_ITEMS", 30)
+    predictor = quick().train(noisy_items(40))
+    assert [tuple(map(len, pair)) for pair in seen] == [(36, 4)]
+    assert isinstance(predictor, IrregularPredictor)  # four items are too few to calibrate on
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"folds": 0}, IrregularPredictor),
+        ({"folds": 3, "calibrate": False}, EnsemblePredictor),
+        ({"folds": 1, "calibrate": False}, IrregularPredictor),
+        ({"folds": 3, "sampling": "path"}, EnsemblePredictor),
+    ],
+)
+def test_each_part_is_switched_off_by_one_argument(options, kind):
+    assert type(quick(**options).train(noisy_items(6))) is kind
+
+
+def test_given_validation_data_are_used_instead():
+    assert type(quick().train(noisy_items(6), noisy_items(3, seed=1))) is IrregularPredictor
+
+
+@pytest.mark.parametrize(("number", "kind"), [(1, IrregularPredictor), (3, EnsemblePredictor)])
+def test_a_few_items_are_enough(number, kind):
+    data = noisy_items(number)
+    predictor = quick().train(data)
+    assert type(predictor) is kind
+    assert np.isfinite(forecasts_of(predictor, data)).all()
+
+
+def test_items_that_cannot_be_learned_from_are_told_of_once(seen):
+    frame = pd.DataFrame({"item_id": "short", "timestamp": [0.0], "target": [1.0]})
+    short = IrregularDataset.from_long_dataframe(frame)
+    data = IrregularDataset([*noisy_items(6), *short], short.schema)
+    with pytest.warns(match="1 of 7 items") as told:
+        quick(folds=2).train(data)
+    assert len([one for one in told if "items have no observed target" in str(one.message)]) == 1
+    assert all("short" not in trained | left_out for trained, left_out in seen)
+
+
+def test_what_is_not_given_follows_the_data_and_is_said(caplog):
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        predictor = quick(folds=2, weight_decay=0.5).train(noisy_items(6))
+    (line,) = [text for text in caplog.messages if text.startswith("Trained")]
+    for part in ("2 networks", "6 items", "scaling='last'", "dropout=0.1", "weight_decay=0.5"):
+        assert part in line
+    member = predictor.predictor.members[0]
+    assert member.spec.scaling == "last"
+    assert member.network_arguments["dropout"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("rows", "scale", "scaling"), [(8, 1.0, "last"), (8, 1.5, "running"), (3, 1.0, "last")]
+)
+def test_items_in_units_of_their_own_are_scaled_each(rows, scale, scaling):
+    data = noisy_items(20, rows, scale)
+    module = IrregularDataModule(data, prediction_length=2, context_length=8)
+    plan = plan_for(module.training_windows.data, np.arange(20), module.spec, None, seed=0)
+    assert plan.settings["scaling"] == scaling
+
+
+def test_long_items_are_split_into_fewer_folds():
+    data = noisy_items(9, rows=100)
+    module = IrregularDataModule(data, prediction_length=2, context_length=64)
+    plan = plan_for(module.training_windows.data, np.arange(9), module.spec, None, seed=0)
+    assert [len(own) for own in plan.left_out] == [3, 3, 3]
+
+
+def test_a_seed_gives_the_same_forecasts_and_leaves_the_global_random_state():
+    data = noisy_items(6)
+    before = torch.get_rng_state()
+    one, again, other = (forecasts_of(quick(seed=seed).train(data), data) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(one, again)
+    assert not np.allclose(one, other)
+
+
+def test_intervals_cover_new_items():
+    """40 items for the calibration; 200 new ones × 2 values: a spread of 0.06 for the coverage."""
+    predictor = quick(num_batches_per_epoch=10).train(noisy_items(40))
+    new = noisy_items(200, seed=1)
+    labels = np.array([entry["target"][-2:] for entry in new])
+    low, _, high = forecasts_of(predictor, new).transpose(1, 0, 2)
+    assert ((low <= labels) & (labels <= high)).mean() == pytest.approx(0.82, abs=0.14)
+
+
+def test_it_is_saved_and_loaded(tmp_path):
+    data = noisy_items(6)
+    predictor = quick(folds=2).train(data)
+    predictor.serialize(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load_predictor(tmp_path)
+    np.testing.assert_array_equal(forecasts_of(predictor, data), forecasts_of(loaded, data))
+
+
+def test_several_channels_and_heads(multivariate):
+    for head in ("quantile", "negative_binomial"):
+        data = multivariate
+        if head == "negative_binomial":
+            counts = [{**entry, "target": entry["target"].round()} for entry in multivariate]
+            data = IrregularDataset(counts, multivariate.schema)
+        predictor = quick(folds=2, distr_output=head).train(data)
+        assert isinstance(predictor, ConformalPredictor) == (head == "quantile")
+
+
+def test_a_negative_number_of_folds_is_refused():
+    with pytest.raises(DeltaflowError, match="folds must be at least 0, got -1"):
+        quick(folds=-1)
