@@ -1,4 +1,4 @@
-"""Observations → a state that can be asked at any time."""
+"""Encoders: they read observations into a state that can be queried at any time."""
 
 from collections.abc import Callable
 
@@ -50,7 +50,7 @@ def make_encoder(
     UnknownNameError
         If no encoder of this name is registered.
     DeltaflowError
-        If the encoder does not know one of the options, or refuses its value.
+        If the encoder has no such option, or rejects its value.
 
     Examples
     --------
@@ -78,4 +78,4 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "gru_ode": gru_ode,
     "neural_cde": NeuralCDEEncoder,
 }
-"""Every encoder by its name: a function of (num_channels, num_features, hidden_size, options)."""
+"""Every encoder by name: a function of (num_channels, num_features, hidden_size, **options)."""

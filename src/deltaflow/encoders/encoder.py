@@ -1,4 +1,4 @@
-"""The contract of an encoder: observations in, a state out that can be asked at any time."""
+"""The contract of an encoder: observations in, a state out that can be queried at any time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from deltaflow.encoders.evolution import VectorField
 
 
 class State(NamedTuple):
-    """What is known of B series at the time of their last observation.
+    """What is known about B series at the time of their last observation.
 
     Attributes
     ----------
     hidden
-        ``(B, H)`` what the encoder has learned of the past.
+        ``(B, H)`` hidden state: what the encoder remembers of the past.
     last
-        ``(B, C)`` the last observed value of each channel; 0 before the first.
+        ``(B, C)`` last observed value of each channel; 0 before its first observation.
     age
-        ``(B, C)`` time since it was observed, in typical gaps; before the first observation of a
+        ``(B, C)`` time since that observation, in typical gaps; before the first observation of a
         channel, time since the series began.
     seen
-        ``(B, C)`` bool, whether the channel was observed at all.
+        ``(B, C)`` bool, whether the channel has been observed.
     """
 
     hidden: Tensor
@@ -47,7 +47,7 @@ class Encoder(nn.Module, ABC):
     num_channels
         The number C of channels that are read.
     num_features
-        The number F of covariates and static features that stand beside each observation.
+        The number F of covariates and static features that are read with each observation.
     hidden_size
         The size H of the hidden state.
     """
@@ -60,11 +60,11 @@ class Encoder(nn.Module, ABC):
 
     @property
     def num_evaluations(self) -> int:
-        """How often vector fields were evaluated since the last reset; 0 where there are none."""
+        """The number of vector field evaluations since the last reset; 0 if there are no fields."""
         return sum(field.num_evaluations for field in self._vector_fields())
 
     def reset_num_evaluations(self) -> None:
-        """Start counting the evaluations of vector fields from 0 again."""
+        """Reset the count of vector field evaluations to 0."""
         for field in self._vector_fields():
             field.num_evaluations = 0
 
@@ -72,7 +72,7 @@ class Encoder(nn.Module, ABC):
         return [module for module in self.modules() if isinstance(module, VectorField)]
 
     def initial_state(self, batch_size: int) -> State:
-        """Return the state of ``batch_size`` series of which nothing was observed yet."""
+        """Return the state of ``batch_size`` series before their first observation."""
         parameter = next(self.parameters())
         channels = parameter.new_zeros(batch_size, self.num_channels)
         hidden = parameter.new_zeros(batch_size, self.hidden_size)
@@ -95,19 +95,19 @@ class Encoder(nn.Module, ABC):
         observed
             ``(B, T, C)`` bool observed mask.
         delta_t
-            ``(B, T)`` time since the observation before, in typical gaps; 0 at the first.
+            ``(B, T)`` time since the previous observation, in typical gaps; 0 at the first.
         lengths
-            ``(B,)`` number of observation times. What lies beyond is padding: whatever is there,
-            NaN too, affects neither the state nor any gradient.
+            ``(B,)`` number of observation times. Steps beyond it are padding: their values, even
+            NaN, affect neither the state nor any gradient.
         features
             ``(B, T, F)`` covariates and static features.
 
         Returns
         -------
         State
-            The state of each series at its last observation; the initial one where it has none.
+            The state of each series at its last observation; the initial state if it has none.
         """
-        # Half the width of an index, and the longest axis last: `newest` is four times as fast.
+        # int32 and the longest axis last make `newest` four times as fast.
         steps = torch.arange(1, values.shape[1] + 1, dtype=torch.int32, device=values.device)
         running = steps <= lengths.unsqueeze(-1)  # (B, T)
         padding = ~running
@@ -119,7 +119,7 @@ class Encoder(nn.Module, ABC):
         hidden = self.read(values, observed, delta_t, running, features)
 
         elapsed = delta_t.double().cumsum(-1)  # (B, T)
-        newest = (observed.mT * steps).amax(-1)  # (B, C), 0 where there is none
+        newest = (observed.mT * steps).amax(-1)  # (B, C), 0 if never observed
         seen = newest > 0
         index = (newest - 1).clamp(min=0).long()
         last = values.gather(1, index.unsqueeze(1)).squeeze(1)
@@ -135,7 +135,7 @@ class Encoder(nn.Module, ABC):
         Parameters
         ----------
         state
-            The state at the observation before.
+            The state at the previous observation.
         delta_t
             ``(B,)`` time since then, in typical gaps.
         values, observed
@@ -157,20 +157,20 @@ class Encoder(nn.Module, ABC):
         """Return the hidden state ``(B, H)`` after the whole batch, see :meth:`forward`.
 
         An encoder that has a faster way than :meth:`read_plainly`, such as a fused loop or a
-        parallel scan, overrides this. States and gradients are the same, up to rounding.
+        parallel scan, overrides this. States and gradients must be the same, up to rounding.
 
-        ``running`` ``(B, T)`` is False on the padding, where the state must not change, and
-        everything else is 0.
+        ``running`` ``(B, T)`` is False on the padding. There the state must not change, and all
+        other arguments are 0.
         """
         return self.read_plainly(values, observed, delta_t, running, features)
 
     def read_plainly(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
     ) -> Tensor:
-        """Return what :meth:`read` does, by a plain loop over :meth:`update`.
+        """Return the same as :meth:`read`, by a plain loop over :meth:`update`.
 
-        It is the reference for every faster way. Autograd differentiates it any number of times,
-        and `torch.func` transforms it.
+        It is the reference for every faster implementation. Autograd can differentiate it any
+        number of times, and `torch.func` can transform it.
         """
         state = self.initial_state(len(values))
         # One unbind before the loop: an index per step would make the backward pass quadratic.
@@ -184,13 +184,13 @@ class Encoder(nn.Module, ABC):
     def step(
         self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
     ) -> Tensor:
-        """Return the hidden state ``(B, H)`` after one more observation, see :meth:`update`."""
+        """Return the hidden state ``(B, H)`` after one more observation; see :meth:`update`."""
 
     @abstractmethod
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
         """Return the hidden state at queries ``(B, Q)`` after the last observation: ``(B, Q, H)``.
 
-        The answer at one query does not depend on the others.
+        The result at one query does not depend on the other queries.
         """
 
     def evolve_each(self, state: State, delta_t: Tensor, row: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class Encoder(nn.Module, ABC):
 
 
 def known_before(values: Tensor, observed: Tensor, delta_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `State` calls ``last`` and ``age``, just before each observation of a series.
+    """Return ``last`` and ``age`` of a `State` as they are just before each observation.
 
     Parameters
     ----------
@@ -213,7 +213,8 @@ def known_before(values: Tensor, observed: Tensor, delta_t: Tensor) -> tuple[Ten
     Returns
     -------
     last, age
-        ``(B, T, C)`` the last value of each channel before the observation, and the time since.
+        ``(B, T, C)`` the last value of each channel before the observation, and the time since
+        then, in the units of ``delta_t``.
     """
     steps = torch.arange(values.shape[1], device=values.device).unsqueeze(-1)
     newest = torch.where(observed, steps, -1).cummax(1).values
@@ -226,5 +227,5 @@ def known_before(values: Tensor, observed: Tensor, delta_t: Tensor) -> tuple[Ten
 
 
 def own_precision(tensor: Tensor) -> torch.autocast:
-    """Leave autocast: rounding errors of a state would add up over hundreds of steps."""
+    """Disable autocast, because a state's rounding errors would add up over hundreds of steps."""
     return torch.autocast(tensor.device.type, enabled=False)

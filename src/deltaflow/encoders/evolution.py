@@ -1,4 +1,4 @@
-"""How a hidden state crosses a gap Δt during which nothing was observed."""
+"""How a hidden state crosses a gap Δt between two observations."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Evolve: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 class Evolution(nn.Module, ABC):
-    """The contract: carry a hidden state across a gap, and leave it as it is where Δt = 0.
+    """The contract: carry a hidden state across a gap, and return it unchanged if Δt = 0.
 
     Attributes
     ----------
     bound
-        States in the cube ``|h| <= bound`` stay there; infinite where nothing is promised.
+        States in the cube ``|h| <= bound`` stay there; infinite if this is not guaranteed.
     """
 
     bound: float = math.inf
@@ -36,10 +36,10 @@ class Evolution(nn.Module, ABC):
         """
 
     def stages(self, gaps: Tensor, clock: Tensor) -> list[Stage] | None:
-        """Return the evolution across all gaps as stages of the fused recurrence, if it has any.
+        """Return the evolution across all gaps as stages of the fused recurrence, or None.
 
-        Without stages a batch is read in the plain loop, which is slower. An evolution that has
-        stages overrides this together with :meth:`prepare`: both are the same map.
+        If there are no stages, batches are read in the plain loop, which is slower. A subclass that
+        overrides this method also overrides :meth:`prepare`, and both must give the same map.
 
         Parameters
         ----------
@@ -53,8 +53,8 @@ class Evolution(nn.Module, ABC):
     def to_queries(self, hidden: Tensor, delta_t: Tensor) -> Tensor:
         """Carry one state to many times: ``(B, H)`` and ``(B, Q)`` to ``(B, Q, H)``.
 
-        A flow answers all queries in one call. An evolution that has to go step by step overrides
-        this.
+        A flow reaches all queries in one call. An evolution that has to go step by step overrides
+        this method.
         """
         return self.prepare()(hidden.unsqueeze(-2), delta_t)
 
@@ -91,30 +91,30 @@ class FlowEvolution(Evolution):
 
 
 class NoEvolution(Evolution):
-    """The state stays as it is: the network learns of Δt from its inputs alone."""
+    """The state does not change between observations: Δt is only an input of the network."""
 
     bound = 1.0
 
     def prepare(self) -> Evolve:
-        """Return the map that repeats the state."""
+        """Return the map that repeats the state at every time."""
         return lambda hidden, delta_t: hidden.expand(*delta_t.shape, hidden.shape[-1])
 
     def stages(self, gaps: Tensor, clock: Tensor) -> list[Stage]:
-        """Return no stages, which leave the state as it is."""
+        """Return an empty list: without a stage, the state does not change."""
         return []
 
 
 class VectorField(nn.Module, ABC):
     """The right-hand side ``f(h)`` of a differential equation, for an evolution that solves one.
 
-    Its evaluations are what a solver costs. Each of them adds one to ``num_evaluations``, a plain
-    number outside the module's state; see `Encoder.num_evaluations`.
+    The cost of a solver is the number of evaluations. Each of them adds one to ``num_evaluations``,
+    which is not part of the module's state dict; see `Encoder.num_evaluations`.
 
     Attributes
     ----------
     bound
-        Solutions that start in ``|h| <= bound`` stay there, so that a solver that leaves this cube
-        has diverged; infinite where nothing is promised.
+        Solutions that start in ``|h| <= bound`` stay there, so a solver that leaves this cube has
+        diverged; infinite if this is not guaranteed.
     """
 
     bound: float = math.inf

@@ -21,16 +21,16 @@ class GRUDEncoder(Encoder):
         h &\leftarrow \mathrm{GRU}([\hat x, m, u], \; \gamma_h \odot h)
 
     for the values :math:`x`, their mask :math:`m`, the last values :math:`x'` and the features
-    :math:`u`. :math:`W_x` is diagonal. The mean that missing values decay to is 0 in scaled units,
-    which is also where a channel stands that was never observed.
+    :math:`u`. :math:`W_x` is diagonal. Missing values decay to the mean, which is 0 in scaled
+    units. A channel that has never been observed is 0 too.
 
-    The paper has no queries between observations. Here the state goes on from the last observation
-    continuously, by what :math:`-\log \gamma_h` has grown since:
+    The paper has no queries between observations. Here the state continues from the last
+    observation and decays as :math:`-\log \gamma_h` grows:
 
     .. math:: h(\Delta t) = \exp\left(-\max\left(0, \;
               \log \gamma_h(\delta) - \log \gamma_h(\delta + \Delta t)\right)\right) \odot h.
 
-    Decay rates start spread over decades, as those of the time embeddings do.
+    Initial decay rates are spread over orders of magnitude, like those of the time embeddings.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class GRUDEncoder(Encoder):
         self.input_bias = nn.Parameter(torch.zeros(num_channels))
         self.hidden_rate = nn.Linear(num_channels, hidden_size)
         with torch.no_grad():
-            # Equal weights: at first, a state feature decays by the mean age of the channels.
+            # With equal weights, a state feature initially decays by the mean age of the channels.
             self.hidden_rate.weight.copy_(spread_rates(hidden_size).unsqueeze(-1) / num_channels)
             self.hidden_rate.bias.zero_()
         self.cell = nn.GRUCell(2 * num_channels + num_features, hidden_size)

@@ -1,4 +1,4 @@
-"""GRU-ODE: the hidden state relaxes towards a candidate, as a GRU in continuous time."""
+"""GRU-ODE: a GRU in continuous time, whose hidden state relaxes towards a candidate."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ class GRUField(VectorField):
 class ExponentialMidpoint:
     r"""The midpoint rule for a relaxation, with :math:`c` and :math:`z` frozen during a step.
 
-    Of what is left then, the solution is known,
+    The equation can then be solved exactly,
 
-    .. math:: h(t + \delta) = c + e^{-(1 - z) \delta} \odot (h(t) - c),
+    .. math:: h(t + \delta) = c + e^{-(1 - z) \delta} \odot (h(t) - c).
 
-    a convex combination: the state stays in :math:`[-1, 1]^H` however long the gap, where explicit
-    Runge-Kutta steps overshoot as soon as :math:`(1 - z) \, \delta` exceeds 2 to 3. The first half
-    step finds :math:`c` and :math:`z` for the full one. The error is of order 2.
+    This is a convex combination, so the state stays in :math:`[-1, 1]^H` however long the gap.
+    Explicit Runge-Kutta steps, in contrast, overshoot as soon as :math:`(1 - z) \, \delta` exceeds
+    2 to 3. A half step gives :math:`c` and :math:`z` of the full step. The method has order 2.
 
     Attributes
     ----------
     num_steps
-        The number of steps per gap; two evaluations each.
+        The number of steps per gap, with two evaluations each.
 
     Raises
     ------
@@ -114,12 +114,12 @@ def gru_ode(
 ) -> RecurrentEncoder:
     """GRU-ODE across the gaps, updated by a GRU cell at the observations.
 
-    The update is that of GRU-Bayes in its plain form: a GRU cell takes the evolved state and the
-    observation to the state after the jump. GRU-Bayes itself feeds the cell with the error of the
-    forecast made just before, and adds a loss between the densities before and after; here, as for
-    all encoders, the cell reads the values and their mask, and the loss is that of the forecasts.
+    The update is a simplified GRU-Bayes: a GRU cell maps the evolved state and the observation to
+    the new state. GRU-Bayes itself passes the error of the forecast just before the observation to
+    the cell, and adds a loss between the densities before and after. Here, as for all encoders, the
+    cell reads the values and their mask, and the loss is that of the forecasts.
 
-    The default solver keeps the state in [-1, 1] across any gap, see `ExponentialMidpoint`.
+    The default solver keeps the state in [-1, 1] across any gap; see `ExponentialMidpoint`.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def gru_ode(
     solver
         ``"exponential"``, or a method of `Solver`.
     num_steps, rtol, atol, adjoint
-        See `Solver`; the exponential solver knows ``num_steps`` alone.
+        See `Solver`; the exponential solver uses only ``num_steps``.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The linear-flow encoder: layers of oscillators that a whole series drives in one scan."""
+"""The linear-flow encoder: layers of driven oscillators, each of which reads a series in a scan."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from deltaflow.errors import DeltaflowError
 from deltaflow.flows.linear import SPAN, LinearFlow, exponential
 
 GATE_BIAS = -2.0
-"""A new gate lets in about an eighth of what is observed, and keeps the rest of the state."""
+"""The initial bias of the gates: an observation replaces about an eighth of the state."""
 
 DRIVE_GAIN = 3.0
-"""New weights of what drives the oscillators are so many times as large as a linear layer's: their
-states are means over some eight inputs at different phases, and smaller than these."""
+"""The initial weights that drive the oscillators, relative to torch's initialisation. States are
+averages of about eight inputs at different phases, so they would be too small otherwise."""
 
 Recur: TypeAlias = Callable[[int, Tensor, Tensor], Tensor]
 """A map ``(number of the layer, factors, added) -> states`` of a layer."""
 
 
 class LinearFlowEncoder(Encoder):
-    r"""Layers of oscillators: each moves by a `LinearFlow`, and is driven at the observations.
+    r"""Layers of oscillators, which move by a `LinearFlow` and are driven by the observations.
 
     At an observation, a layer whose input is :math:`u` goes from its state :math:`s` to
 
     .. math:: s \leftarrow (1 - f(u)) \odot e^{\Lambda \Delta t} s + f(u) \odot B u,
               \quad f(u) = \sigma(W u + w).
 
-    The first layer's input are the values (0 where missing), their mask, the features and
-    ``log(1 + Δt)``. Every other layer reads a hidden layer of neurons over these and the updated
-    state of the layer before.
+    The input of the first layer consists of the values (0 where missing), their mask, the features
+    and ``log(1 + Δt)``. Every other layer reads a hidden layer of neurons over these and the
+    updated state of the previous layer.
 
-    Layers learn of each other at observations only. Between them every layer moves by its own flow,
-    so that the state at a query is one product away, and two steps across a gap are exactly one. As
-    factors and inputs of the recurrence do not depend on the layer's own state, a layer reads a
-    series in one `scan`. For the same reason it is less expressive than a GRU of as many features:
-    what depends on the order of observations has to be found by several layers.
+    Layers exchange information only at observations. Between observations every layer moves by its
+    own flow, so the state at a query is a single product, and two steps across a gap are exactly
+    the same as one. The factors and inputs of the recurrence do not depend on the layer's own
+    state, so a layer can read a series in one `scan`. For the same reason a layer is less
+    expressive than a GRU of the same size: patterns in the order of observations take several
+    layers.
 
     Parameters
     ----------
@@ -51,8 +52,8 @@ class LinearFlowEncoder(Encoder):
     width
         The number of neurons between two layers; by default the hidden size.
     span, cycles
-        What the initial frequencies and rates of decay suit: the time that a series lasts, and
-        known periods, both in typical gaps. See `LinearFlow`.
+        The length of a series and its known periods, both in typical gaps, from which initial
+        frequencies and decay rates are chosen. See `LinearFlow`.
 
     References
     ----------
@@ -73,7 +74,7 @@ class LinearFlowEncoder(Encoder):
         cycles: Sequence[float] = (),
     ) -> None:
         super().__init__(num_channels, num_features, hidden_size)
-        # In each layer oscillators of every speed, and of every cycle.
+        # Every layer gets slow and fast oscillators, and one for every cycle.
         repeated = [cycle for cycle in cycles for _ in range(num_layers)]
         self.flow = LinearFlow(hidden_size, span=span, cycles=repeated)
         count = self.flow.num_modes
@@ -139,7 +140,7 @@ class LinearFlowEncoder(Encoder):
         """
         moved = torch.complex(*exponential(*self.flow.exponent(), gaps.unsqueeze(-1), seen.dtype))
         inner = seen
-        # Products of real and complex numbers are slow: the gate is there for both parts of each.
+        # Products of real and complex numbers are slow, so gates are repeated for both parts.
         for layer, moved_by in enumerate(_parts(moved).split([2 * n for n in self.sizes], -1)):
             weight, bias = (part.repeat_interleave(2, 0) for part in self.gates[layer].parameters())
             gate = torch.sigmoid(nn.functional.linear(inner, weight, bias))
@@ -166,7 +167,7 @@ def _numbers(parts: Tensor) -> Tensor:
 
 
 def _inputs(values: Tensor, observed: Tensor, features: Tensor, delta_t: Tensor) -> Tensor:
-    """Return what is read of observations, ``(…, R)``."""
+    """Return the input of the first layer, ``(…, R)``."""
     return torch.cat(
         [values, observed.to(values.dtype), features, delta_t.log1p().unsqueeze(-1)], -1
     )

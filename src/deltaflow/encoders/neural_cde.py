@@ -1,4 +1,4 @@
-"""Neural CDE: the hidden state is driven by a path through the observations."""
+"""Neural CDE: a path through the observations drives the hidden state."""
 
 from __future__ import annotations
 
@@ -46,32 +46,31 @@ class NeuralCDEEncoder(Encoder):
     .. math:: h(s) = \int_0^s f(h(\sigma)) \, \frac{dX}{d\sigma} \, d\sigma
 
     The control :math:`X` is a path in :math:`1 + 2C + F` dimensions: time, the values carried
-    forward, the running number of observations of each channel, and the running sum of the
-    features. It starts at 0, before the first observation, so that the first observation is a
-    segment like any other: a series of one observation is read, and a channel that starts late
-    stays at 0 until then. What the path adds over a segment depends on that observation and on the
-    `State` before it alone.
+    forward, the cumulative number of observations of each channel, and the cumulative sum of the
+    features. It starts at 0, before the first observation, so the first observation is a segment
+    like any other: a single observation can be read, and a channel that starts late is 0 until
+    then. The increment of a segment depends only on its observation and on the `State` before it.
 
-    The k-th observation is the knot :math:`s = k` in every series. A CDE does not change under
-    such a reparameterisation; real time is a channel of the path. Padding repeats the last knot:
-    there :math:`dX = 0` and the state rests, exactly.
+    The k-th observation is the knot :math:`s = k` in every series. The solution of a CDE does not
+    depend on such a reparameterisation; real time is a channel of the path. Padding repeats the
+    last knot, so :math:`dX = 0` and the state does not change at all.
 
     Interpolation between the knots:
 
     ``"rectilinear"``
         Time moves first, then the values jump. Causal: no point of the path depends on a later
-        observation. Two segments per observation.
+        observation. Each observation takes two segments.
     ``"linear"``
-        Straight to the next knot. Causal at the observations, though not between them.
+        A straight line to the next knot. Causal at the observations, but not between them.
     ``"hermite"``
-        Cubic Hermite with backward differences, a smooth path for adaptive solvers. Causal at the
-        observations as well, but a slope takes two of them, more than a `State` remembers: it
-        cannot be read one observation at a time, nor sample paths.
+        Cubic Hermite splines with backward differences, a smooth path for adaptive solvers. Causal
+        at the observations, too. But a slope needs two observations, and a `State` remembers only
+        one: such an encoder cannot read one observation at a time, nor sample paths.
 
-    Values are carried forward in all three. torchcde's own filling of missing values interpolates
-    to the next one, so that the state would depend on later observations.
+    All three carry values forward. torchcde itself fills missing values by interpolation to the
+    next one, which would make the state depend on later observations.
 
-    After the last observation there is no control: the state goes on by a Neural ODE, or a flow.
+    After the last observation there is no control: a Neural ODE or a flow moves the state on.
 
     Parameters
     ----------
@@ -80,20 +79,20 @@ class NeuralCDEEncoder(Encoder):
     interpolation
         ``"rectilinear"``, ``"linear"`` or ``"hermite"``.
     continuation
-        How the state goes on to the queries: ``"neural_ode"``, ``"coupling_flow"`` or
+        What moves the state on to the queries: ``"neural_ode"``, ``"coupling_flow"`` or
         ``"resnet_flow"``.
     width
-        The size of the vector fields' hidden layers; by default twice the state's.
+        The size of the vector fields' hidden layers; by default twice the hidden size.
     solver, num_steps, rtol, atol, adjoint
-        See `Solver`; ``num_steps`` are per segment. One midpoint step is the cheapest that feels
-        how f changes along a segment; ``"euler"`` takes half the time.
+        See `Solver`; ``num_steps`` is the number per segment. One midpoint step is the cheapest
+        that accounts for changes of f along a segment; ``"euler"`` takes half the time.
 
     Raises
     ------
     UnknownNameError
         If there is no such interpolation, continuation or solver.
     DeltaflowError
-        If the solution diverges, or a single observation is to be read by ``"hermite"``.
+        If the solution diverges, or if ``"hermite"`` has to read a single observation.
 
     References
     ----------
@@ -143,8 +142,9 @@ class NeuralCDEEncoder(Encoder):
         """Read one observation; see `Encoder.step`."""
         if self.interpolation == "hermite":
             raise DeltaflowError(
-                "interpolation='hermite' needs two observations for a slope and cannot read them "
-                "one at a time, which path sampling does as well: choose 'rectilinear' or 'linear'"
+                "interpolation='hermite' needs two observations for a slope, so it cannot read "
+                "observations one at a time, and cannot sample paths: choose 'rectilinear' or "
+                "'linear'"
             )
         increment = _increments(values, observed, state.last, delta_t, features)
         return self._solve(state.hidden, increment.unsqueeze(1))
@@ -161,9 +161,9 @@ class NeuralCDEEncoder(Encoder):
         """Drive the state ``(B, H)`` along increments ``(B, T, P)`` of the control."""
         control = INTERPOLATIONS[self.interpolation](increments)
         parameters: list[Tensor] = [*self.field.parameters()]
-        if increments.requires_grad:  # a feature may be learned, as an embedding is
+        if increments.requires_grad:  # features may be learned, for example as an embedding
             parameters.append(increments)
-        cdeint: Any = torchcde.cdeint  # its inferred type admits states that are tuples
+        cdeint: Any = torchcde.cdeint  # its inferred type allows states that are tuples
         try:
             solved: Tensor = cdeint(
                 control,
@@ -173,7 +173,7 @@ class NeuralCDEEncoder(Encoder):
                 adjoint=self.solver.adjoint,
                 **self.solver.arguments(int(control.interval[1]), hidden, parameters),
             )[:, -1]
-        except AssertionError as error:  # torchdiffeq's word for steps too small or too many
+        except AssertionError as error:  # torchdiffeq's error for too small or too many steps
             raise divergence(increments[..., 0], str(error)) from error
         if not bool(torch.isfinite(solved).all()):
             raise divergence(increments[..., 0], "the state is not finite")
@@ -191,7 +191,7 @@ def _increments(
 def _knots(increments: Tensor) -> Tensor:
     """Return the control at its start and at the T observations: ``(B, T + 1, P)``.
 
-    In float64, so that differences along a path as long as 1e6 typical gaps keep their digits.
+    They are in float64, so that differences stay accurate along a path of 1e6 typical gaps.
     """
     return nn.functional.pad(increments.double().cumsum(1), (0, 0, 1, 0))
 
@@ -208,7 +208,7 @@ def _linear(increments: Tensor) -> torchcde.LinearInterpolation:
 
 def _hermite(increments: Tensor) -> torchcde.CubicSpline:
     coefficients = torchcde.hermite_cubic_coefficients_with_backward_differences(_knots(increments))
-    # On the first segment of the padding the spline would swing out and back.
+    # On the first segment of the padding the spline would overshoot and come back.
     moving = (increments != 0).any(-1, keepdim=True)
     return torchcde.CubicSpline(coefficients * moving).to(increments.dtype)
 
@@ -239,12 +239,12 @@ CONTINUATIONS: dict[str, Callable[[int, int, Solver], Evolution]] = {
     "coupling_flow": _coupling_continuation,
     "resnet_flow": _resnet_continuation,
 }
-"""How the state goes on after the last observation: functions of (hidden_size, width, solver)."""
+"""Evolutions after the last observation: functions of (hidden_size, width, solver)."""
 
 
 def _tanh_of_half(p: Tensor) -> Tensor:
     r"""Return :math:`\tanh(p / 2)` as :math:`2 \sigma(p) - 1`, faster on large tensors.
 
-    It is exact to a rounding of 1, not of its own value.
+    The rounding error is relative to 1, not to the result.
     """
     return torch.add(p.new_tensor(-1.0), torch.sigmoid(p), alpha=2)

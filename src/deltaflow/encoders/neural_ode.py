@@ -1,4 +1,4 @@
-"""Neural ODE: the hidden state follows a learned vector field, step by step of a solver."""
+"""Neural ODE: a solver moves the hidden state along a learned vector field."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from deltaflow.encoders.recurrent import RecurrentEncoder
 from deltaflow.errors import DeltaflowError, UnknownNameError
 
 MAX_STEPS = 1000
-"""Adaptive steps per gap after which a solver gives up rather than run for hours."""
+"""The number of adaptive steps per gap after which a solver gives up, instead of taking hours."""
 
 UNIT_STEPS = 64
-"""How many typical gaps the way to the queries goes one by one; then it doubles, so that even a
-million gaps are few solver calls."""
+"""Queries are reached in steps of one typical gap, up to this number of gaps. Further steps double,
+so that even a million gaps take few solver calls."""
 
 INITIAL_SPEED = 0.1
 """The size of the last layer of a new vector field, relative to torch's initialisation."""
 
 OVERSHOOT = 1.01
-"""How far, as a factor, solver errors may carry a state beyond the bound of its field."""
+"""The factor by which solver errors may carry a state beyond the bound of its field."""
 
 Move: TypeAlias = Callable[[Tensor], Tensor]
-"""A map ``hidden -> δ f(hidden)``: how far the state goes in a step of length δ at this speed."""
+"""A map ``hidden -> δ f(hidden)``: how far the state moves in an Euler step of length δ."""
 
 Solve: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
 """A map ``(field, hidden, gap) -> hidden``: the solution of ``dh/dt = f(h)`` after the gap.
@@ -68,12 +68,13 @@ class Solver:
     r"""A solver for :math:`dh/ds = \Delta t \, f(h)` over :math:`s \in [0, 1]`.
 
     The substitution :math:`t = s \, \Delta t` lets every series of a batch cross its own gap in one
-    call. With fixed steps a series is solved as if it were alone; an adaptive solver chooses one
-    step for the whole batch, by the root mean square of its errors, so that batch mates change the
-    result within the tolerance.
+    call. With fixed steps, the other series of a batch do not affect the result. An adaptive solver
+    chooses one step size for the whole batch, by the root mean square of the errors, so the other
+    series do affect the result, within the tolerance.
 
-    All solvers are those of torchdiffeq. Fixed steps that need no adjoint are taken here, for the
-    same result: in its general solver, a step costs several times its evaluations.
+    All solvers are those of torchdiffeq. Fixed steps without the adjoint equation are taken here,
+    with the same result: in torchdiffeq, the overhead of a step is several times the cost of its
+    evaluations.
 
     Attributes
     ----------
@@ -85,8 +86,8 @@ class Solver:
         The relative and absolute tolerance of the adaptive solver.
     adjoint
         Whether gradients come from the adjoint equation, solved backwards in constant memory,
-        rather than from the graph of the steps. Both agree within the solver's error. The gap gets
-        no gradient then.
+        rather than from the graph of the steps. Both agree up to the solver's error. With the
+        adjoint equation, the gap gets no gradient.
 
     Raises
     ------
@@ -122,7 +123,7 @@ class Solver:
             for _ in range(self.num_steps):
                 hidden = FIXED_STEP[self.method](lambda h: duration * field(time, h), hidden)
             return hidden
-        # Their inferred type admits states that are tuples.
+        # Their inferred type allows states that are tuples.
         integrate: Any = odeint_adjoint if self.adjoint else odeint
         try:
             solved: Tensor = integrate(
@@ -131,26 +132,27 @@ class Solver:
                 hidden.new_tensor([0.0, 1.0]),
                 **self.arguments(1, hidden, field.parameters()),
             )[-1]
-        except AssertionError as error:  # torchdiffeq's word for steps too small or too many
+        except AssertionError as error:  # torchdiffeq's error for too small or too many steps
             raise divergence(gap, str(error)) from error
-        # A step of length 0 adds an exact 0, but dopri5's interpolation between steps rounds.
+        # A fixed step of length 0 adds exactly 0, but dopri5's interpolation has rounding errors.
         return solved if self.method in FIXED_STEP else torch.where(gap == 0, hidden, solved)
 
     def arguments(
         self, length: int, hidden: Tensor, parameters: Iterable[Tensor]
     ) -> dict[str, Any]:
-        """Return the arguments that solve over ``length`` segments, knotted at the integers.
+        """Return torchdiffeq's arguments for ``length`` segments with knots at the integers.
 
-        Fixed steps divide the segments evenly, and adaptive ones stop at the knots, where the
-        right-hand side may jump. ``parameters`` are what the adjoint equation differentiates by.
+        Fixed steps divide the segments evenly, and adaptive steps stop at the knots, where the
+        right-hand side may jump. ``parameters`` are those that the adjoint equation differentiates
+        with respect to.
         """
         if self.method in FIXED_STEP:
-            # Exact at the integers, which multiples of a step size would miss.
+            # This grid contains the integers exactly, which multiples of a step size would miss.
             steps = torch.arange(length * self.num_steps + 1, device=hidden.device)
             grid = steps.to(hidden.dtype) / self.num_steps
             options = {
                 "grid_constructor": lambda f, y0, t: grid if t[0] < t[-1] else grid.flip(0),
-                "perturb": True,  # take the right-hand side of a knot from within the segment
+                "perturb": True,  # evaluate the right-hand side at a knot from inside the segment
             }
         else:
             knots = torch.arange(1, length, device=hidden.device)
@@ -166,10 +168,10 @@ class Solver:
 
 
 def divergence(gap: Tensor, reason: str) -> DeltaflowError:
-    """Return the error of a solver that lost its way on one of the gaps."""
+    """Return the error that says that a solver diverged on one of the gaps."""
     return DeltaflowError(
         f"the ODE solver diverged on a gap of up to {float(gap.max()):g} typical gaps: {reason}. "
-        "Take more steps (num_steps), another solver, or a flow, which crosses any gap in one step"
+        "Use more steps (num_steps), another solver, or a flow, which crosses any gap in one step"
     )
 
 
@@ -186,8 +188,8 @@ class ODEEvolution(Evolution):
     Raises
     ------
     DeltaflowError
-        If a solution is not finite or leaves the bound of its field: explicit steps that are too
-        long for the gap.
+        If a solution is not finite or exceeds the bound of its field, because explicit steps are
+        too long for the gap.
     """
 
     def __init__(self, field: VectorField, solve: Solve) -> None:
@@ -208,16 +210,16 @@ class ODEEvolution(Evolution):
     def to_each(self, hidden: Tensor, delta_t: Tensor, row: Tensor) -> Tensor:
         """Solve along a grid of times, and from the grid to the queries.
 
-        The grid is fixed: a step per typical gap at first, then steps that double. It does not
-        depend on the queries, so the answer at one is the same whatever else is asked: exactly with
-        fixed steps, and within the tolerance with an adaptive solver, whose step is shared.
+        The grid is fixed: one step per typical gap at first, then steps that double. The state at a
+        query therefore does not depend on the other queries: exactly so with fixed steps, and
+        within the tolerance with an adaptive solver, whose step size is shared.
         """
         asked = delta_t.detach().contiguous()
         furthest = asked.new_zeros(len(hidden)).scatter_reduce(0, row, asked, "amax")
         grid = _query_grid(furthest)
         states = [hidden]
         for start, end in pairwise(grid.unbind()):
-            # A state stays where its own last query does not need the next step.
+            # A state stays where it is if its own last query does not need the next step.
             hidden = self._cross(hidden, (end - start) * (furthest >= end))
             states.append(hidden)
         index = torch.searchsorted(grid, asked, right=True) - 1  # (N,)
@@ -226,13 +228,13 @@ class ODEEvolution(Evolution):
     def _cross(self, hidden: Tensor, delta_t: Tensor) -> Tensor:
         solved = self.solve(self.field, hidden, delta_t.unsqueeze(-1))
         limit = OVERSHOOT * hidden.detach().abs().amax(-1).clamp(min=self.field.bound)
-        if not bool((solved.detach().abs().amax(-1) < limit).all()):  # false for NaN, too
+        if not bool((solved.detach().abs().amax(-1) < limit).all()):  # also true for NaN
             raise divergence(delta_t, "its steps are too long, the state left its bounds")
         return solved
 
 
 def _query_grid(furthest: Tensor) -> Tensor:
-    """Return the times 0, 1, …, `UNIT_STEPS`, and then doubled, up to the furthest query."""
+    """Return the times 0, 1, …, `UNIT_STEPS`, then its doublings, up to the furthest query."""
     steps = torch.arange(UNIT_STEPS + 1).to(furthest)
     doublings = steps[-1] * 2.0 ** torch.arange(1, 40).to(furthest)
     grid = torch.cat([steps, doublings])
@@ -240,9 +242,9 @@ def _query_grid(furthest: Tensor) -> Tensor:
 
 
 def start_slowly(layer: nn.Linear) -> None:
-    """Shrink the last layer of a vector field, which then hardly moves the state at first.
+    """Shrink the last layer of a vector field, so that it hardly moves the state at first.
 
-    A state that starts by running away over long gaps takes the gradient with it.
+    A state that runs away over long gaps early in training makes gradients useless.
     """
     with torch.no_grad():
         layer.weight.mul_(INITIAL_SPEED)
@@ -252,7 +254,8 @@ def start_slowly(layer: nn.Linear) -> None:
 class MLPField(VectorField):
     r"""The vector field :math:`f(h) = \tanh(W_2 \tanh(W_1 h + b_1) + b_2)`, or a deeper one.
 
-    The outer tanh bounds the speed: no solution, and no explicit step, goes further than Δt.
+    The outer tanh bounds the speed, so neither a solution nor an explicit step moves a feature
+    further than Δt.
 
     Parameters
     ----------

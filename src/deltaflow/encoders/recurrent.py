@@ -1,4 +1,4 @@
-"""Recurrent encoders: evolve the state across the gap, then update it by a GRU cell."""
+"""Recurrent encoders: evolve the state across the gap, then update it with a GRU cell."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from deltaflow.flows import CouplingFlow, Flow, GRUFlow, ResNetFlow
 from deltaflow.flows.initial import orthogonal_
 
 STATE_LIMIT = 5.0
-"""A cell's own states lie in [-1, 1]. A flow that stretches them is stopped here at the next
-observation: a factor per step, over hundreds of steps, would overflow."""
+"""The largest absolute value of a state at an observation. The cell's own states lie in [-1, 1],
+but a flow may stretch them, and a factor per step overflows over hundreds of steps."""
 
 
 class RecurrentEncoder(Encoder):
@@ -43,7 +43,7 @@ class RecurrentEncoder(Encoder):
     References
     ----------
     Rubanova et al., *Latent ODEs for Irregularly-Sampled Time Series*, 2019, arXiv:1907.03907,
-    algorithm 1, with the evolution in the place of the ODE solver.
+    algorithm 1, with the evolution in place of the ODE solver.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class RecurrentEncoder(Encoder):
     ) -> Tensor:
         """Read a whole batch; see `Encoder.read`.
 
-        It is read by the fused recurrence if the evolution has stages, and otherwise, as well as
-        inside `torch.func` and forward-mode differentiation, by `read_plainly`.
+        The fused recurrence reads it if the evolution has stages. Otherwise, and inside
+        `torch.func` and forward-mode differentiation, `read_plainly` does.
         """
         with own_precision(values):
             if not is_transformed():
@@ -78,7 +78,7 @@ class RecurrentEncoder(Encoder):
             return self.read_plainly(values, observed, delta_t, running, features)
 
     def _update(self, inputs: Tensor) -> Iterator[Stage]:
-        """Yield the stages of the update by observations ``(T, I + 1, N)``."""
+        """Yield the stages that update the state with observations ``(T, I + 1, N)``."""
         if self.evolution.bound > STATE_LIMIT:
             yield ClampStage(self.hidden_size, STATE_LIMIT)
         matrices = cell_matrices(self.input_projection, self.hidden_projection)
@@ -129,7 +129,7 @@ class RecurrentEncoder(Encoder):
         return torch.cat([values, observed.to(values.dtype), features, gap], dim=-1)
 
     def _cell(self, inputs: Tensor, hidden: Tensor) -> Tensor:
-        """Update by a GRU cell (Cho et al., 2014), in the form of ``torch.nn.GRU``."""
+        """Update the state with a GRU cell (Cho et al., 2014), in the form of ``torch.nn.GRU``."""
         hidden = hidden.clamp(-STATE_LIMIT, STATE_LIMIT)
         input_gates, input_new = inputs.split([2 * self.hidden_size, self.hidden_size], dim=-1)
         gates, new = self.hidden_projection(hidden).split(
@@ -192,8 +192,8 @@ def coupling_flow(
 ) -> RecurrentEncoder:
     """Affine coupling flow across the gaps. Options as in `CouplingFlow`.
 
-    One layer is a pair of affine steps, as deep as two layers of the other flows. By default its
-    networks have one hidden layer, as wide as the state.
+    One layer is a pair of affine steps, and so as deep as two layers of the other flows. By default
+    its networks have one hidden layer, as wide as the state.
     """
     flow = CouplingFlow(
         hidden_size,
@@ -206,14 +206,14 @@ def coupling_flow(
 
 
 def flow_encoder(flow: Callable[..., Flow]) -> Callable[..., RecurrentEncoder]:
-    """Return what `ENCODERS` takes: a function that builds an encoder which crosses gaps by a flow.
+    """Return a function for `ENCODERS`, which builds a recurrent encoder with the given flow.
 
     Its ``encoder_kwargs`` are the options of the flow.
 
     Parameters
     ----------
     flow
-        A class of flows, or a function that makes one from a dimension and options.
+        A flow class, or a function that makes a flow from a dimension and options.
 
     Examples
     --------
@@ -232,5 +232,5 @@ def flow_encoder(flow: Callable[..., Flow]) -> Callable[..., RecurrentEncoder]:
 
 
 def gru(num_channels: int, num_features: int, hidden_size: int) -> RecurrentEncoder:
-    """Plain GRU with Δt among its inputs, whose state does not change between observations."""
+    """Plain GRU with Δt as an input, whose state does not change between observations."""
     return RecurrentEncoder(num_channels, num_features, hidden_size, NoEvolution())

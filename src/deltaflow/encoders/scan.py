@@ -1,9 +1,9 @@
 r"""A linear recurrence as a scan: :math:`s_n = a_n s_{n-1} + b_n` in :math:`O(\sqrt T)` operations.
 
-The T steps are cut into about :math:`\sqrt T` chunks. A loop through all chunks side by side finds
-how each of them maps the state before it to the state at its end. A loop over the chunks composes
-these maps. A last loop, again through all chunks side by side, computes every state. The derivative
-of the recurrence is a recurrence of the same kind that runs backwards.
+The T steps are cut into about :math:`\sqrt T` chunks. A first loop, through all chunks in parallel,
+finds the map from the state before each chunk to the state at its end. A second loop, over the
+chunks, composes these maps. A third loop, again through all chunks in parallel, computes every
+state. The derivative of the recurrence is a recurrence of the same kind that runs backwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SHORT = 16
-"""Up to so many steps are taken one by one."""
+"""The largest number of steps that are taken one by one."""
 
 
 def scan(factors: Tensor, inputs: Tensor) -> Tensor:
@@ -62,12 +62,12 @@ class _Scan(torch.autograd.Function):
 
 
 def _shifted(steps: Tensor, by: int) -> Tensor:
-    """Return what stood one step before (1) or after (-1) each step, and 0 where nothing did."""
+    """Return the previous (1) or the next (-1) entry of each step, and 0 if there is none."""
     return F.pad(steps, [*[0, 0] * (steps.ndim - 1), by, -by]) if len(steps) else steps
 
 
 def _states(factors: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
-    """Compute all states, in chunks as far as whole ones go, and one by one beyond."""
+    """Compute all states: in whole chunks, and the remaining steps one by one."""
     states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
     length = math.isqrt(len(inputs)) if len(inputs) > SHORT else len(inputs) + 1
     whole = len(inputs) // length * length
@@ -88,7 +88,7 @@ def _states(factors: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
 def _one_by_one(
     state: Tensor, factors: Tensor, inputs: Tensor, states: Tensor, reverse: bool
 ) -> Tensor:
-    """Write states ``(T, …)`` from the one before them, and return the last one."""
+    """Write the states ``(T, …)`` that follow ``state``, and return the last one."""
     for factor, added, out in _steps(factors, inputs, states, reverse=reverse):
         state = torch.addcmul(added, factor, state, out=out)
     return state
@@ -97,7 +97,7 @@ def _one_by_one(
 def _in_chunks(
     state: Tensor, factors: Tensor, inputs: Tensor, states: Tensor, length: int, reverse: bool
 ) -> Tensor:
-    """Do as `_one_by_one`, in C chunks of some length side by side."""
+    """Do the same as `_one_by_one`, in C chunks of ``length`` steps in parallel."""
     factors, inputs, states = (
         part.unflatten(0, (-1, length)).transpose(0, 1) for part in (factors, inputs, states)
     )  # (length, C, …)
@@ -121,6 +121,6 @@ def _whole_chunks(factors: Tensor, inputs: Tensor, reverse: bool) -> tuple[Tenso
 
 
 def _steps(*parts: Tensor, reverse: bool) -> list[tuple[Tensor, ...]]:
-    """Take tensors ``(T, …)`` apart, in the order of the steps."""
+    """Split tensors ``(T, …)`` into steps, in the order in which they are taken."""
     steps = list(zip(*(part.unbind() for part in parts), strict=True))
     return steps[::-1] if reverse else steps

@@ -1,11 +1,11 @@
-"""The fused recurrence: a whole series read and differentiated as one step of autograd.
+"""The fused recurrence: one autograd function that reads a whole series.
 
-A recurrence of small steps spends most of its time around its arithmetic: on the autograd graph, on
-calls, on memory. Here every map of a step is a `Stage`, whose derivative is written by hand, and
-`recur` runs the stages forward and backward with nothing recorded per step.
+A recurrence of small steps spends most of its time not on arithmetic but on the autograd graph, on
+calls and on memory. Here every map of a step is a `Stage` with a hand-written derivative. `recur`
+runs the stages forward and backward, and autograd records nothing per step.
 
-A flow takes part through its line in `STAGES`. A flow without one is read in the plain loop, for
-the same result.
+A flow takes part if its layers are listed in `STAGES`. Otherwise the plain loop is used, with the
+same result.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ __all__ = [
 
 
 def stages_of(flow: Flow, t: Tensor, clock: Tensor) -> list[Stage] | None:
-    """Return the flow at all times of a recurrence as stages, or None if a layer has none.
+    """Return a flow as stages of a recurrence, or None if one of its layers has no stage.
 
     Parameters
     ----------
     flow
         A flow, or a `FlowStack` of any depth.
     t
-        The time that the flow moves for at each of T steps in each of N series, ``(T, 1, N)``.
+        The gap that the flow crosses at each of T steps of each of N series, ``(T, 1, N)``.
     clock
-        Its `clock_of`, ``(T, 2, N)``.
+        The `clock_of` of ``t``, ``(T, 2, N)``.
     """
     stages: list[Stage] = []
     for formula, layers in groupby(_layers(flow), key=_formula):
@@ -64,7 +64,7 @@ def stages_of(flow: Flow, t: Tensor, clock: Tensor) -> list[Stage] | None:
 
 
 def is_transformed() -> bool:
-    """Tell whether `torch.func` or forward-mode differentiation is active: both need autograd."""
+    """Tell whether `torch.func` or forward-mode differentiation is active; both need autograd."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -87,5 +87,5 @@ STAGES: dict[type, Callable[[list[Any], Tensor, Tensor], list[Stage] | None]] = 
     ResNetLayer: resnet_stages,
     CouplingLayer: coupling_stages,
 }
-"""Stages by the class that defines a flow's `prepare`: functions of consecutive layers of it, the
-times and the clock. They return None for layers that they do not cover."""
+"""Functions that return the stages of consecutive layers, by the class that defines `prepare`.
+Their arguments are the layers, the times and the clock. They return None for unsupported layers."""

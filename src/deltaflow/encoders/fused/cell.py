@@ -1,4 +1,4 @@
-"""The stages after a flow at each observation: a limit, and the update by a GRU cell."""
+"""The stages that follow the flow at each observation: a clamp, and the update by a GRU cell."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltaflow.encoders.fused.stage import Product, Rows, Stage, for_shares
+from deltaflow.encoders.fused.stage import NamedRows, Product, Stage, for_shares
 
 
 class ClampStage(Stage):
-    """Clamp the state to a limit; beyond it, there is no gradient.
+    """Clamp the state to a limit. The gradient beyond the limit is 0.
 
     Parameters
     ----------
     dim
         The size of the state.
     limit
-        The largest absolute value of a state h; a share is half as far from 1/2.
+        The largest absolute value of a state h. Its share lies within ``limit / 2`` of 1/2.
     """
 
     def __init__(self, dim: int, limit: float) -> None:
@@ -31,7 +31,7 @@ class ClampStage(Stage):
         self.inputs = {}
         self.lowest, self.highest = (1 - limit) / 2, (1 + limit) / 2
 
-    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
+    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """See `Stage.forward_views`."""
         return out, tape["x"]
 
@@ -39,11 +39,11 @@ class ClampStage(Stage):
         """See `Stage.forward`."""
         torch.clamp(x, self.lowest, self.highest, out=out)
 
-    def factors(self, tape: Rows, work: Rows) -> None:
+    def factors(self, tape: NamedRows, work: NamedRows) -> None:
         """Mark where the state is within the limit."""
         work["inside"].copy_((tape["x"] >= self.lowest) & (tape["x"] <= self.highest))
 
-    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
+    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """See `Stage.backward_views`."""
         return out, work["y"], work["inside"]
 
@@ -56,7 +56,7 @@ class GRUCellStage(Stage):
     r"""The update by an observation u, as in `torch.nn.GRU`.
 
     It is :math:`y = z \odot x + (1 - z) \odot n`, where :math:`n = \sigma(W u + r \odot h)` and
-    :math:`h = W_h x + b_h`; n is to x as the tanh of the candidate is to the state. The Jacobian is
+    :math:`h = W_h x + b_h`. Like x, n is a share: that of the candidate. The Jacobian is
 
     .. math:: D_z + D_{(x - n) z (1 - z)} W_z
               + D_{(1 - z) n (1 - n)} (D_r W_h + D_{h r (1 - r)} W_r).
@@ -66,7 +66,7 @@ class GRUCellStage(Stage):
     of_u, of_x
         The matrices from u to h, r, z and n, and from x to h, r and z; see `cell_matrices`.
     observations
-        What is observed at each step, and a last row of ones, :math:`(T, I + 1, N)`.
+        The observations at each step, followed by a row of ones, :math:`(T, I + 1, N)`.
     """
 
     def __init__(self, of_u: Tensor, of_x: Tensor, observations: Tensor) -> None:
@@ -79,15 +79,15 @@ class GRUCellStage(Stage):
             Product(of_u, of="u", gradient=slice("h", "n")),
             Product(of_x, of="x", gradient=slice("h", "z")),
         ]
-        # One product in the forward pass, though a quarter of it are zeros: fewer calls.
+        # A quarter of this matrix is zero, but a single product saves calls in the forward pass.
         self.weight = torch.cat([of_u.detach(), F.pad(of_x.detach(), (0, 0, 0, dim))], -1)
 
     @cached_property
     def weight_back(self) -> Tensor:
-        """The matrix by which the gradients of h, r and z give that of x."""
+        """The matrix that maps the gradients of h, r and z to the gradient of x."""
         return self.weight[: 3 * self.dim, -self.dim :].T.contiguous()
 
-    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
+    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """See `Stage.forward_views`."""
         rows = (tape[name] for name in ("x", "h", "r", "z", "n"))
         return out, tape["u":"x"], tape["h":"n"], tape["r":"z"], *rows
@@ -99,7 +99,7 @@ class GRUCellStage(Stage):
         n.addcmul_(r, h).sigmoid_()
         torch.lerp(n, x, z, out=out)
 
-    def factors(self, tape: Rows, work: Rows) -> None:
+    def factors(self, tape: NamedRows, work: NamedRows) -> None:
         """Fill in the diagonals of the Jacobian."""
         x, h, r, z, n = (tape[name] for name in ("x", "h", "r", "z", "n"))
         rest = 1 - z
@@ -110,7 +110,7 @@ class GRUCellStage(Stage):
         torch.mul((x - n) * z, rest, out=work["z"])
         work["kept"].copy_(z)
 
-    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
+    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """See `Stage.backward_views`."""
         return out, work["y"], work.stacked("h", "kept"), work["h":"z"], work["kept"]
 
@@ -132,9 +132,9 @@ def cell_matrices(inputs: nn.Linear, hidden: nn.Linear) -> tuple[Tensor, Tensor]
     size, given = hidden.in_features, inputs.in_features
     weight, bias = for_shares(hidden.weight, hidden.bias)
     of_u = torch.cat([inputs.weight, inputs.bias.unsqueeze(-1)], -1)
-    # Here the hidden part of n comes first, as h.
+    # In the stage, h, the hidden part of n, comes first.
     of_u = F.pad(of_u, (0, 0, size, 0)) + F.pad(bias.roll(size).unsqueeze(-1), (given, 0, 0, size))
-    # Whatever enters n is doubled, because tanh(p) = 2 σ(2p) - 1.
+    # The input of n is doubled, because tanh(p) = 2 σ(2p) - 1.
     doubled = bias.new_ones(4, 1, 1)
     doubled[::3] = 2
     of_u = (of_u.unflatten(0, (4, size)) * doubled).flatten(0, 1)

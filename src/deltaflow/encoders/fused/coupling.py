@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaflow.encoders.fused.inputs import matrices_with_clock, phi_columns
-from deltaflow.encoders.fused.stage import Product, Rows, Stage
+from deltaflow.encoders.fused.stage import NamedRows, Product, Stage
 from deltaflow.flows.coupling import CouplingLayer
 
 
@@ -18,7 +18,7 @@ def coupling_stages(
 ) -> list[Stage] | None:
     """Return two stages for each layer.
 
-    None unless each network has one hidden layer, and the state a part for it to read.
+    Return None unless each network has one hidden layer and the state has several dimensions.
     """
     stages: list[Stage] = []
     for layer in layers:
@@ -32,11 +32,12 @@ def coupling_stages(
 
 
 class CouplingStage(Stage):
-    r"""The step :math:`(h, h') \mapsto (h', h \odot e^s + b)`: the next one moves the other part.
+    r"""The step :math:`(h, h') \mapsto (h', h \odot e^s + b)`. The next step moves the other part.
 
     For :math:`x = (1 + h) / 2` it is
-    :math:`\tfrac{1}{2} + (x - \tfrac{1}{2}) \odot e^s + \tfrac{b}{2}`. By
-    :math:`\tanh(p) = 2 \sigma(2p) - 1`, there are constants in the weights, and only sigmoids:
+    :math:`\tfrac{1}{2} + (x - \tfrac{1}{2}) \odot e^s + \tfrac{b}{2}`. Since
+    :math:`\tanh(p) = 2 \sigma(2p) - 1`, sigmoids can replace all tanhs once the weights include
+    the constants:
 
     .. math:: s = s_{\max} (2 \sigma(u \odot \varphi_u) - 1), \qquad
               \tfrac{b}{2} = v \odot \varphi_v, \qquad (u, v) = W_2 \sigma(W_1 x').
@@ -74,7 +75,7 @@ class CouplingStage(Stage):
         self.work |= {"v": moved, "q": moved, "scale": moved, "a": hidden, "back": hidden}
         self.inputs = {"clock": clock, "phi": phi}
         self.input_gradients = {"phi": slice("phi_u", "phi_v")}
-        first, second = 2 * first, _of_sigmoids(second, moved)
+        first, second = 2 * first, _for_sigmoids(second, moved)
         self.products = [
             Product(first, of=slice("given", "clock"), gradient="a"),
             Product(second, of=slice("clock", "a"), gradient=slice("u", "v")),
@@ -85,15 +86,15 @@ class CouplingStage(Stage):
 
     @cached_property
     def first_back(self) -> Tensor:
-        """The matrix by which the gradient of a, before the sigmoid, gives that of x'."""
+        """The matrix that maps the gradient of a, before the sigmoid, to the gradient of x'."""
         return self.first[:, : self.tape["given"]].T.contiguous()
 
     @cached_property
     def second_back(self) -> Tensor:
-        """The matrix by which the gradients of u and v give that of a."""
+        """The matrix that maps the gradients of u and v to the gradient of a."""
         return self.second[:, 2:].T.contiguous()
 
-    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
+    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
         given = self.tape["given"]
         rows = (tape[name] for name in ("x", "given", "a", "s", "scale", "phi"))
@@ -113,7 +114,7 @@ class CouplingStage(Stage):
         torch.lerp(self.half, x, scale, out=out).add_(shift)
         out_given.copy_(given)
 
-    def factors(self, tape: Rows, work: Rows) -> None:
+    def factors(self, tape: NamedRows, work: NamedRows) -> None:
         """Fill in the diagonals of the Jacobian."""
         x, s, a, scale = (tape[name] for name in ("x", "s", "a", "scale"))
         phi_u, phi_v = tape["phi"].chunk(2, 1)
@@ -126,7 +127,7 @@ class CouplingStage(Stage):
         torch.addcmul(a, a, a, value=-1, out=work["a"])
         work["scale"].copy_(scale)
 
-    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
+    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.backward_views`."""
         moved = self.work["y"]
         rows = (work[name] for name in ("y", "y_given", "a", "back", "scale"))
@@ -140,8 +141,8 @@ class CouplingStage(Stage):
         torch.addmm(y_given, self.first_back, a, out=out_given)
 
 
-def _of_sigmoids(weight: Tensor, moved: int) -> Tensor:
-    """Turn ``[0, b, W]`` of tanh into that of sigmoids. Double u, which enters one; halve v."""
+def _for_sigmoids(weight: Tensor, moved: int) -> Tensor:
+    """Adapt ``[0, b, W]`` to a hidden layer of sigmoids instead of tanhs; double u and halve v."""
     bias, matrix = weight[:, 1:2], weight[:, 2:]
     weight = torch.cat([weight[:, :1], bias - matrix.sum(1, keepdim=True), 2 * matrix], 1)
     return torch.cat([2 * weight[:moved], weight[moved:] / 2])

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from deltaflow.encoders.fused.inputs import phi_columns
-from deltaflow.encoders.fused.stage import Product, Rows, Stage, for_shares
+from deltaflow.encoders.fused.stage import NamedRows, Product, Stage, for_shares
 from deltaflow.flows.contractive import spectral_normalise
 from deltaflow.flows.gru import ALPHA, BETA, GRULayer
 
 
 def gru_stages(layers: Sequence[GRULayer], t: Tensor, clock: Tensor) -> list[Stage]:
-    """Return the stages of layers, the gates of all of them normalised in one call."""
+    """Return the stages of the layers, whose weights are normalised together in one call."""
     weight = torch.stack([layer.weight for layer in layers])  # (L, 3, D, D)
     bias = torch.stack([layer.bias for layer in layers])
     time_weight = torch.stack([layer.time_weight for layer in layers])
@@ -44,7 +44,7 @@ class GRUStage(Stage):
     Parameters
     ----------
     gates, candidate
-        ``[w, b, W]`` of z and r, by which they read x, and ``[W, w, b]`` of s.
+        The weights ``[w, b, W]`` of z and r, and ``[W, w, b]`` of s.
     clock, phi
         The rows of the clock, and :math:`\alpha \varphi` in columns.
     """
@@ -65,16 +65,16 @@ class GRUStage(Stage):
 
     @cached_property
     def gates_back(self) -> Tensor:
-        """The matrix by which the gradients of z, r and q give that of x."""
+        """The matrix that maps the gradients of z, r and q to the gradient of x."""
         identity = torch.eye(self.dim, dtype=self.gates.dtype, device=self.gates.device)
         return torch.cat([self.gates[:, 2:].T, identity], 1)
 
     @cached_property
     def candidate_back(self) -> Tensor:
-        """The matrix by which the gradient of s gives that of q."""
+        """The matrix that maps the gradient of s to the gradient of q."""
         return self.candidate[:, : self.dim].T.contiguous()
 
-    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
+    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
         rows = (tape[name] for name in ("x", "phi", "q", "z", "r", "s"))
         return out, tape["clock":"x"], tape["q":"clock"], tape["z":"r"], *rows
@@ -86,7 +86,7 @@ class GRUStage(Stage):
         torch.mm(self.candidate, q_clock, out=s).sigmoid_()
         torch.lerp(x, s, phi.mul_(z), out=out)
 
-    def factors(self, tape: Rows, work: Rows) -> None:
+    def factors(self, tape: NamedRows, work: NamedRows) -> None:
         """Fill in the diagonals of the Jacobian."""
         x, z, r, s, q, phi = (tape[name] for name in ("x", "z", "r", "s", "q", "phi"))
         by_phi = torch.sub(s, x, out=work["phi"]).mul_(z)
@@ -98,7 +98,7 @@ class GRUStage(Stage):
         torch.addcmul(q, q, r, value=-1, out=work["r"])
         torch.mul(r, -2, out=work["q"])
 
-    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
+    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.backward_views`."""
         outer, inner = work.stacked("phi", "z"), work.stacked("r", "q")
         return out, work["y"], outer, inner, work["s"], work["kept"], work["z":"q"]

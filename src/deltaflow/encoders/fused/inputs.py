@@ -1,4 +1,4 @@
-"""How times and weights enter a stage: in columns, with the clock beside the state."""
+"""The inputs of a stage: times in columns, and weights that include those of time and bias."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def matrices_with_clock(
 ) -> tuple[Tensor, Tensor] | None:
     """Return ``[W_1, w, b_1]`` and ``[0, b_2, W_2]`` of a network with one hidden layer.
 
-    The first is for shares, see :class:`Stage`; the columns in the middle are for the rows of
-    :func:`clock_of`. None for a network of another depth, activation or formula.
+    The first is multiplied by shares, see :class:`Stage`. Columns of w and b are multiplied by the
+    rows of :func:`clock_of`. Return None for a network of another depth, activation or formula.
     """
     if (
         len(network.widths) != 3
@@ -55,8 +55,8 @@ def phi_columns(phi: TimeEmbedding, t: Tensor, scale: float = 1.0) -> Tensor:
 class _ScaledTanh(torch.autograd.Function):
     r"""The map :math:`a, t \mapsto c \tanh(a t) = c (2 \sigma(2 a t) - 1)` in columns.
 
-    Autograd's own would fill several times the memory, which is large. The result is exact to a
-    rounding of the scale c, not of its own value.
+    Autograd's own derivative would need several times the memory, which is large. The rounding
+    error of the result is relative to the scale c, not to the result.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""How the series of a batch lie side by side in the fused recurrence."""
+"""The memory layout of a batch in the fused recurrence."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from torch import Tensor
 
 
 class Layout:
-    """Series as columns, the longest first, and only those steps that some series takes.
+    """Series as columns, the longest first, without steps in which no series takes part.
 
     Parameters
     ----------
     running
-        ``(B, T)`` whether a series takes part in a step; it does up to its length.
+        ``(B, T)`` whether a series takes part in a step: True up to its length, False after.
 
     Attributes
     ----------
     counts
-        The number of series that take part in each step: the first ones.
+        The number of series that take part in each step. These are the first columns.
 
     Examples
     --------
@@ -46,7 +46,7 @@ class Layout:
         return rows.flatten(1).T.contiguous().view(shape)
 
     def rows(self, columns: Tensor) -> Tensor:
-        """Turn ``(R, N)`` into ``(B, R)``, 0 for series that took part in no step."""
+        """Turn ``(R, N)`` into ``(B, R)``, with 0 for series that took part in no step."""
         if isinstance(self.order, slice) and self.num_series == self.num_rows:
             return columns.T
         rows = columns.new_zeros(self.num_rows, len(columns))

@@ -1,8 +1,8 @@
-"""Stages repeated over the steps of a series, forward and backward, as one step of autograd.
+"""The recurrence itself: one autograd function that repeats stages over the steps of a series.
 
-Steps are computed in blocks, in scratch memory that stays in the cache; what the backward pass
-needs is copied out once per block. Series lie side by side, the longest first. Those that have
-ended are dropped together, between blocks; until then they are computed along, and ignored.
+Steps are computed in blocks, in scratch memory that stays in the cache. What the backward pass
+needs is copied out once per block. Series are columns, the longest first. Those that have ended are
+dropped between blocks; until then their further steps are computed and ignored.
 """
 
 from __future__ import annotations
@@ -17,41 +17,43 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from deltaflow.encoders.fused.stage import Rows, Stage, names_of, rows_of
+from deltaflow.encoders.fused.stage import NamedRows, Stage, names_of, rows_of
 from deltaflow.errors import DeltaflowError
 
 BLOCK, SHORT_BLOCK = 10, 5
 """The largest and the smallest number of steps in a block."""
 
 CACHE = 2**21
-"""The scratch memory, in bytes, beyond which blocks get shorter."""
+"""The size of scratch memory, in bytes, above which blocks are shortened."""
 
 NARROWER = 0.9
-"""The share of series still running at which the others are dropped, which takes new memory."""
+"""The share of series still running below which the ended ones are dropped. Dropping them is not
+free, because it takes new memory."""
 
 LARGE = 2**25
-"""The size, in bytes, from which memory is requested in huge pages."""
+"""The size, in bytes, above which memory is requested in huge pages."""
 
 Program: TypeAlias = "list[tuple[tuple[Callable[..., None], tuple[Tensor, ...]], ...]]"
 """For each step of a block, the calls to make and their arguments."""
 
 
 def recur(stages: Sequence[Stage], counts: Sequence[int]) -> Tensor:
-    """Repeat stages, step after step, from a state of zeros.
+    """Repeat stages, step after step, starting from a zero state.
 
     The result can be differentiated once, by `backward` or `torch.autograd.grad`.
 
     Parameters
     ----------
     stages
-        The stages of each step, the first one to be applied first.
+        The stages of each step, in the order in which they are applied.
     counts
-        The number of series that take part in each step: the first ones. It never increases.
+        The number of series that take part in each step. They are the first ones, and the number
+        never increases.
 
     Raises
     ------
     DeltaflowError
-        In the backward pass, if a derivative of it is requested as well.
+        In the backward pass, if second derivatives are requested (``create_graph=True``).
 
     Returns
     -------
@@ -81,13 +83,13 @@ class _Differentiable(torch.autograd.Function):
                 "for second derivatives use torch.func, or encoder.read_plainly in place of "
                 "encoder.read"
             )
-        _ = ctx.saved_tensors  # autograd refuses here if they were changed, or freed
+        _ = ctx.saved_tensors  # here autograd raises if they were changed or freed
         with torch.autocast(gradient.device.type, enabled=False):
             return None, *ctx.recurrence.backward(ctx.kept, gradient)
 
 
 class _Block(NamedTuple):
-    """Some consecutive steps, and the number of series in memory: those that take part, or more."""
+    """Consecutive steps, and the number of series in memory, some of which may have ended."""
 
     start: int
     stop: int
@@ -99,12 +101,12 @@ class _Block(NamedTuple):
 
     @property
     def region(self) -> tuple[slice, slice, slice]:
-        """Where the block lies in a tensor (T, R, N)."""
+        """The block's part of a tensor (T, R, N)."""
         return slice(self.start, self.stop), slice(None), slice(self.width)
 
 
 class _Recurrence:
-    """Stages that are repeated, and the derivative of that; see `recur`."""
+    """The repeated stages and their derivative; see `recur`."""
 
     def __init__(self, stages: Sequence[Stage], counts: Sequence[int]) -> None:
         self.stages = stages
@@ -126,7 +128,7 @@ class _Recurrence:
         }
 
     def forward(self, kept: dict[_Block, list[Tensor]] | None = None) -> Tensor:
-        """Return the last states; what the backward pass will need is added to ``kept``."""
+        """Return the last states, and add what the backward pass will need to ``kept``."""
         final = self.tensors[-1].new_full((self.stages[0].dim, self.num_series), 0.5)
         self._forward(final, kept)
         return 2 * final - 1
@@ -137,7 +139,7 @@ class _Recurrence:
         self._backward(kept, 2 * gradient, totals)
         return totals
 
-    # Scratch memory never meets autograd. Told so, torch saves a tenth of the time.
+    # Autograd never sees scratch memory. Inference mode says so, and saves a tenth of the time.
     @torch.inference_mode()
     def _forward(self, final: Tensor, kept: dict[_Block, list[Tensor]] | None) -> None:
         storage = self._storage(final) if kept is not None else iter(())
@@ -145,7 +147,7 @@ class _Recurrence:
         for width, blocks in groupby(self.blocks, key=lambda block: block.width):
             lanes = [_Lane(stage, final, self.block_steps, width) for stage in self.stages]
             states, *later = [lane.tape[lane.stage.state] for lane in lanes]
-            # The last stage of a step writes where the first one of the next step reads.
+            # The last stage of a step writes to where the first stage of the next step reads.
             outs = [*(entering[:-1] for entering in later), states[1:]]
             program = _program(
                 (
@@ -179,7 +181,7 @@ class _Recurrence:
             lanes = [_Lane(stage, gradient, self.block_steps, width) for stage in self.stages]
             works = [lane.work.steps(1, self.block_steps + 1) for lane in lanes]
             *earlier, gradients = [lane.work[lane.stage.gradient] for lane in lanes]
-            # The first stage of a step writes where the last one of the step before reads.
+            # The first stage of a step writes to where the last stage of the previous step reads.
             outs = [gradients[:-1], *(entering[1:] for entering in earlier)]
             program = _program(
                 (stage.backward, stage.backward_views(work, out))
@@ -205,7 +207,7 @@ class _Recurrence:
             total.close()
 
     def _storage(self, like: Tensor) -> Iterator[Tensor]:
-        """Yield memory for what is kept, cut from one piece."""
+        """Yield memory for what each stage keeps of each block, cut from one allocation."""
         layouts = [_Lane(stage, like, self.block_steps, 0) for stage in self.stages]
         shapes = [
             (block.steps, layout.kept(block).shape[1], block.width)
@@ -218,14 +220,15 @@ class _Recurrence:
 
 
 class _Lane:
-    """A stage, and the memory lent to it for the steps of a block of some width, and one more.
+    """A stage with its memory for the steps of a block, and one more.
 
-    The state after the last step, or the gradient of the one before the first, is in that one.
+    The extra step holds the state after the last step, or the gradient of the state before the
+    first.
     """
 
     def __init__(self, stage: Stage, like: Tensor, steps: int, width: int) -> None:
-        def rows(sizes: dict[str, int]) -> Rows:
-            return Rows(like.new_empty(steps + 1, sum(sizes.values()), width), sizes)
+        def rows(sizes: dict[str, int]) -> NamedRows:
+            return NamedRows(like.new_empty(steps + 1, sum(sizes.values()), width), sizes)
 
         self.stage, self.tape, self.work = stage, rows(stage.tape), rows(stage.work)
         self.kept_sizes = {name: stage.tape[name] for name in names_of(stage.kept, stage.tape)}
@@ -239,25 +242,25 @@ class _Lane:
         """Return the rows that a block keeps for its backward pass."""
         return self.tape[self.stage.kept][: block.steps]
 
-    def restored(self, block: _Block, kept: Tensor) -> Rows:
-        """Return the tape of a block as far as it was kept, and the inputs."""
-        tape = Rows(kept, self.kept_sizes)
+    def restored(self, block: _Block, kept: Tensor) -> NamedRows:
+        """Return the tape of a block: the rows that were kept, and the inputs."""
+        tape = NamedRows(kept, self.kept_sizes)
         for name, values in self.stage.inputs.items():
             tape.parts.setdefault(name, values[block.region])
         return tape
 
 
 class _Sums:
-    """The gradients of the tensors of a stage, added up over blocks."""
+    """The gradients of a stage's tensors, summed over blocks."""
 
     def __init__(self, stage: Stage, steps: int, totals: Iterator[Tensor | None]) -> None:
         self.products = [(product, next(totals)) for product in stage.products]
         self.inputs = {name: next(totals) for name in stage.inputs}
-        # One sum for each place in a block, added up in the end: products of batches are faster.
+        # One sum per position in a block, added up at the end: batched products are faster.
         self.places = [p.weight.new_zeros(steps, *p.weight.T.shape) for p in stage.products]
         self.own, self.sizes = stage.input_gradients, stage.tape
 
-    def add(self, tape: Rows, work: Rows, block: _Block) -> None:
+    def add(self, tape: NamedRows, work: NamedRows, block: _Block) -> None:
         """Add the gradients of a block."""
         for (product, _), sums in zip(self.products, self.places, strict=True):
             sums[: block.steps].baddbmm_(tape[product.of], work[product.gradient].mT)
@@ -281,22 +284,22 @@ class _Sums:
 
 
 def _memory(size: int, like: Tensor) -> Tensor:
-    """Return a flat tensor of memory; if it is large, in huge pages where the system has them.
+    """Return a flat tensor; if it is large, in huge pages where the system supports them.
 
-    Large memory is asked of the system anew for every batch. Page by page, of 4 KiB each, that can
-    take as long as all that is computed in it.
+    The system provides large memory anew for every batch. In pages of 4 KiB, this can take as long
+    as the computation itself.
     """
     num_bytes = size * like.element_size()
     if num_bytes < LARGE or like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return like.new_empty(size)
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # of a system built without them
+    with suppress(OSError):  # raised by a system without huge pages
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=like.dtype)
 
 
 def _program(calls: Iterable[tuple[Callable[..., None], tuple[Tensor, ...]]]) -> Program:
-    """Take the views of all calls apart by steps."""
+    """Split the views of all calls into steps."""
     by_call = []
     for call, views in calls:
         steps = zip(*(view.unbind(0) for view in views), strict=True)

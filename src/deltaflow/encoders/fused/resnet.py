@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deltaflow.encoders.fused.inputs import matrices_with_clock, phi_columns
-from deltaflow.encoders.fused.stage import Product, Rows, Stage
+from deltaflow.encoders.fused.stage import NamedRows, Product, Stage
 from deltaflow.flows.resnet import ResNetLayer
 
 
 def resnet_stages(layers: Sequence[ResNetLayer], t: Tensor, clock: Tensor) -> list[Stage] | None:
-    """Return the stages of layers; None unless their networks have one hidden layer."""
+    """Return the stages of the layers, or None unless each network has one hidden layer."""
     stages: list[Stage] = []
     for layer in layers:
         matrices = matrices_with_clock(layer.g, F.elu)
@@ -35,8 +35,8 @@ class ResNetStage(Stage):
     Parameters
     ----------
     first, second
-        ``[W, w, b]``, see :func:`matrices_with_clock`, and half of ``[0, b, W]``: x moves
-        half as far as the state that it stands for.
+        ``[W, w, b]``, see :func:`matrices_with_clock`, and half of ``[0, b, W]``: the share x moves
+        half as far as the state.
     clock, phi
         The rows of the clock, and :math:`\varphi` in columns.
     """
@@ -57,15 +57,15 @@ class ResNetStage(Stage):
 
     @cached_property
     def first_back(self) -> Tensor:
-        """The matrix by which the gradient of a, before the ELU, gives that of x."""
+        """The matrix that maps the gradient of a, before the ELU, to the gradient of x."""
         return self.first[:, : self.dim].T.contiguous()
 
     @cached_property
     def second_back(self) -> Tensor:
-        """The matrix by which the gradient of g gives that of a."""
+        """The matrix that maps the gradient of g to the gradient of a."""
         return self.second[:, 2:].T.contiguous()
 
-    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
+    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_views`."""
         rows = (tape[name] for name in ("x", "phi", "a", "g"))
         return out, tape["x":"clock"], tape["clock":"a"], *rows
@@ -76,13 +76,13 @@ class ResNetStage(Stage):
         torch.mm(self.second, clock_a, out=g)
         torch.addcmul(x, phi, g, out=out)
 
-    def factors(self, tape: Rows, work: Rows) -> None:
+    def factors(self, tape: NamedRows, work: NamedRows) -> None:
         """Fill in the diagonals of the Jacobian."""
         work["phi"].copy_(tape["g"])
         work["g"].copy_(tape["phi"])
         torch.clamp(tape["a"], max=0, out=work["a"]).add_(1)
 
-    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
+    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.backward_views`."""
         rows = (work[name] for name in ("y", "g", "a", "back"))
         return out, work.stacked("phi", "g"), *rows

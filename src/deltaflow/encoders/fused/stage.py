@@ -1,4 +1,4 @@
-"""The contract of a stage: one map of the fused recurrence, with its derivative by hand."""
+"""The contract of a stage: one map of the fused recurrence, with a hand-written derivative."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor
 
 Span: TypeAlias = "str | slice"
-"""The name of some rows, or a slice ``first:last`` of names, both included."""
+"""The name of some rows, or a slice ``first:last`` of names, which includes both ends."""
 
 
-class Rows:
+class NamedRows:
     """A tensor (K, R, N), for K steps and N series, whose rows have names.
 
     Parameters
@@ -26,7 +26,7 @@ class Rows:
     Examples
     --------
     >>> import torch
-    >>> rows = Rows(torch.arange(6.0).reshape(1, 3, 2), {"x": 2, "one": 1})
+    >>> rows = NamedRows(torch.arange(6.0).reshape(1, 3, 2), {"x": 2, "one": 1})
     >>> rows["one"]
     tensor([[[4., 5.]]])
     >>> rows["x":"one"].shape
@@ -38,10 +38,10 @@ class Rows:
         self.sizes = sizes
         self.parts = dict(zip(sizes, data.split(list(sizes.values()), 1), strict=True))
 
-    def steps(self, start: int, stop: int) -> Rows:
+    def steps(self, start: int, stop: int) -> NamedRows:
         """Return the rows of some of the steps."""
         whole = stop - start == len(self.data)
-        return self if whole else Rows(self.data[start:stop], self.sizes)
+        return self if whole else NamedRows(self.data[start:stop], self.sizes)
 
     def __getitem__(self, span: Span) -> Tensor:
         if isinstance(span, str):
@@ -50,7 +50,7 @@ class Rows:
         return self.data[:, start:stop]
 
     def stacked(self, first: str, last: str) -> Tensor:
-        """Return rows of one size side by side, :math:`(K, names, size, N)`."""
+        """Return rows of equal size, with an axis for their names: :math:`(K, names, size, N)`."""
         return self[first:last].unflatten(1, (-1, self.sizes[first]))
 
 
@@ -86,7 +86,7 @@ class Product(NamedTuple):
     of
         The R rows of the tape that it multiplies.
     gradient
-        The M rows of the work that hold the gradient of the product.
+        The M rows of the work memory that hold the gradient of the product.
     """
 
     weight: Tensor
@@ -97,33 +97,36 @@ class Product(NamedTuple):
 class Stage(ABC):
     r"""One map of the state :math:`x \mapsto y` at all steps of a recurrence.
 
-    Inside the recurrence a state h is stored as the share :math:`x = (1 + h) / 2`. Because
-    :math:`\tanh(p) = 2 \sigma(2p) - 1`, a state that is a tanh is then a plain sigmoid, the faster
-    function of the two. :func:`for_shares` adapts the weights that are multiplied by h.
+    Inside the recurrence a state h is stored as its share :math:`x = (1 + h) / 2`. Because
+    :math:`\tanh(p) = 2 \sigma(2p) - 1`, a state that is a tanh becomes a sigmoid, which is faster
+    to compute. :func:`for_shares` adapts the weights that are multiplied by h.
 
-    States are columns, :math:`(D, N)`, so that the gates of one product are blocks of memory. The
-    recurrence lends every stage memory for a few steps, its rows named by the stage. Per step it
-    calls nothing but :meth:`forward` and :meth:`backward`, which work in place on views made
-    beforehand; everything that can be done for several steps at once belongs to the other methods.
+    States are columns, :math:`(D, N)`, so that the gates of one product are contiguous in memory.
+    The recurrence gives every stage memory for a few steps, in rows that the stage names: the tape
+    for the forward pass, the work memory for the backward pass. Per step it only calls
+    :meth:`forward` and :meth:`backward`, which work in place on views made beforehand. Whatever can
+    be done for several steps at once belongs in the other methods.
 
     Attributes
     ----------
     dim
         The size D of the state.
     tape
-        The rows of the forward pass, as sizes by name.
+        The number of rows per name in the forward pass.
     kept
-        Those of them that are kept for the backward pass, which is given the inputs as well.
+        The rows of the tape that are kept for the backward pass, in addition to the inputs.
     work
-        The rows of the backward pass, as sizes by name.
+        The number of rows per name in the backward pass.
     state, gradient
-        The rows of the tape that hold x, and the rows of the work that hold the gradient of y.
+        The rows of the tape that hold x, and the rows of the work memory that hold the gradient
+        of y.
     products
         All matrix products.
     inputs
-        What the stage reads beside the state: rows of the tape at all steps, :math:`(T, R, N)`.
+        The rows of the tape, besides the state, that the stage reads, at all steps:
+        :math:`(T, R, N)`.
     input_gradients
-        The rows of the work that hold gradients of inputs, other than those through products.
+        The rows of the work memory that hold gradients of inputs, except those through products.
     """
 
     dim: int
@@ -137,24 +140,24 @@ class Stage(ABC):
     input_gradients: Mapping[str, Span] = {}
 
     def tensors(self) -> list[Tensor]:
-        """Return what the stage is differentiated by."""
+        """Return the tensors that may get a gradient: weights and inputs."""
         return [*(product.weight for product in self.products), *self.inputs.values()]
 
     @abstractmethod
-    def forward_views(self, tape: Rows, out: Tensor) -> tuple[Tensor, ...]:
-        """Return what :meth:`forward` works on, with the steps as first axis; y goes to ``out``."""
+    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
+        """Return the views for :meth:`forward`, with steps as the first axis; y goes to ``out``."""
 
     @abstractmethod
     def forward(self, *views: Tensor) -> None:
         """Compute y at one step."""
 
     @abstractmethod
-    def factors(self, tape: Rows, work: Rows) -> None:
-        """Fill the work with what :meth:`backward` multiplies by gradients."""
+    def factors(self, tape: NamedRows, work: NamedRows) -> None:
+        """Fill the work memory with the factors by which :meth:`backward` multiplies gradients."""
 
     @abstractmethod
-    def backward_views(self, work: Rows, out: Tensor) -> tuple[Tensor, ...]:
-        """Return what :meth:`backward` works on; the gradient of x goes to ``out``."""
+    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
+        """Return the views for :meth:`backward`; the gradient of x goes to ``out``."""
 
     @abstractmethod
     def backward(self, *views: Tensor) -> None:
