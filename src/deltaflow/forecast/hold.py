@@ -14,7 +14,7 @@ from gluonts.model.estimator import Estimator
 
 from deltaflow.data.schema import LONGEST, Schema
 from deltaflow.data.series import Reader, Series, entries_of, schema_of
-from deltaflow.data.statistics import Statistics
+from deltaflow.data.statistics import Statistics, last_row
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.baseline import finite_queries
 from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast
@@ -162,14 +162,12 @@ class HoldPredictor(DeltaflowPredictor):
         queries = finite_queries(series)
         mean = np.tile(self.center, (len(queries), 1))
         quantiles = np.repeat(self.values.T[:, None], len(queries), axis=1)
-        for channel in range(len(self.center)):
-            known = np.flatnonzero(np.isfinite(series.values[:, channel]))
-            if len(known):
-                last = series.values[known[-1], channel]
-                mean[:, channel] = last
-                quantiles[:, :, channel] = last + self._change(
-                    queries - series.times[known[-1]], channel
-                )
+        row = last_row(np.isfinite(series.values[:, : len(self.center)]))
+        for channel in np.flatnonzero(row >= 0):
+            last = series.values[row[channel], channel]
+            mean[:, channel] = last
+            lead = queries - series.times[row[channel]]
+            quantiles[:, :, channel] = last + self._change(lead, channel)
         return mean, quantiles
 
     def _change(self, lead: np.ndarray, channel: int) -> np.ndarray:
