@@ -131,7 +131,7 @@ def test_gradients_reach_every_weight(data, batch):
 def test_unknown_options_are_refused(data):
     with pytest.raises(DeltaflowError, match=r"network_kwargs of 'channelwise'.*depth"):
         channelwise(data, depth=3)
-    with pytest.raises(DeltaflowError, match="hidden_size 8 is no multiple of num_heads 3"):
+    with pytest.raises(DeltaflowError, match="hidden_size 8 is not a multiple of num_heads 3"):
         channelwise(data, num_heads=3)
 
 

@@ -76,9 +76,9 @@ def test_parquet_is_read(make_frame, tmp_path):
         ("sawtoth", {}, UnknownNameError, "did you mean 'sawtooth'"),
         ("nowhere/x.csv", {}, DataError, "no file or folder"),
         ("{csv}", {}, DataError, "needs a forecast origin"),
-        ("{csv}", {"after": "24h", "test_share": 0}, DataError, "need a horizon"),
+        ("{csv}", {"after": "24h", "test_share": 0}, DataError, "needs a horizon"),
         ("{csv}", {"after": "8h", "horizon": "8h", "test_share": 0}, DataError, "nothing is left"),
-        ("{folder}/x.txt", {}, DataError, "no file of .csv"),
+        ("{folder}/x.txt", {}, DataError, "is not a .csv"),
         ("lorenz", {}, DeltaflowError, "unexpected keyword argument 'paths'"),
     ],
 )
@@ -94,9 +94,10 @@ def test_what_is_no_data_set_is_refused(dataset, split, error, message, csv, tmp
     [
         ("x.csv", b"", "'dataset': x.csv cannot be read"),
         ("x.csv", b"\xe5\x00\xff", "'dataset': x.csv cannot be read"),
-        ("x.csv", b"item_id,timestamp,HR\na,yesterday?,1\n", "'timestamp': holds what is no time"),
+        ("x.csv", b"item_id,timestamp,HR\na,yesterday?,1\n",
+         "'timestamp': holds a value that is not a timestamp"),
         ("x.csv", b"item_id,timestamp,HR\na,2024-01-01,1\na,2024-01-01T12:00Z,1\n",
-         "'timestamp': holds what is no timestamp|time zones are mixed"),
+         "'timestamp': holds a value that is not a timestamp|time zones are mixed"),
         ("x.parquet", b"no Parquet at all", "'dataset': x.parquet cannot be read"),
     ],
 )  # fmt: skip

@@ -75,10 +75,10 @@ def test_cache_gives_the_same_without_reading_again(folder, tmp_path, monkeypatc
 
 
 def test_missing_set_is_refused(folder):
-    with pytest.raises(DataError, match=r"holds no set 'c'; download set-c\.tar\.gz"):
+    with pytest.raises(DataError, match=r"does not contain set 'c'; download set-c\.tar\.gz"):
         read_physionet2012(folder, sets=["c"])
     (folder / "set-c").mkdir()
-    with pytest.raises(DataError, match="the set holds no record"):
+    with pytest.raises(DataError, match="the set has no records"):
         read_physionet2012(folder, sets=["c"])
 
 

@@ -1,4 +1,4 @@
-"""The network with one state per channel, for channels that are observed at times of their own."""
+"""The network with one state per channel, for channels that are observed at different times."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from deltaflow.heads.shared import SharedHead
 from deltaflow.model.module import ForecastNetwork
 
 TIMESCALES = (2.0, 8.0, 32.0)
-"""Where the learned timescales of the recent means begin, in typical gaps."""
+"""The initial values of the learned timescales of the recent means, in typical gaps."""
 
 
 TAME = 3.0
-"""Scaled values up to about this size are read nearly as they are."""
+"""The size up to which scaled values are hardly compressed before they are read."""
 
 PADDED = 4
-"""Rows are read together with those up to so many times as long as they are."""
+"""The largest ratio between the lengths of rows that are read together."""
 
 
 class History(NamedTuple):
-    """Sums over the observations of each channel, from which its summary is made.
+    """Sums over the observations of each channel, from which its summary is computed.
 
     Attributes
     ----------
     count, total, squares
         ``(B, C)`` number of values, their sum and the sum of their squares.
     lowest, highest, first
-        ``(B, C)`` values; infinite, or 0, before the first.
+        ``(B, C)`` lowest, highest and first value. Before the first observation they are infinity,
+        minus infinity and 0.
     recent_count, recent_total
         ``(B, C, K)`` number and sum, each value weighted by ``exp(-age / timescale)``.
     """
@@ -68,11 +69,12 @@ class ChannelsEncoded(NamedTuple):
     Attributes
     ----------
     state
-        A state per channel: its hidden ``(B, C, H)`` stands at the channel's own last observation.
+        A state per channel. Its hidden state ``(B, C, H)`` is that at the channel's own last
+        observation.
     history
-        What summarises the observations of each channel.
+        Sums over the observations of each channel.
     level
-        ``(B, C, L)`` where each channel stands, see `Scaling`.
+        ``(B, C, L)`` level features of each channel, see `Scaling`.
     static
         ``(B, S)`` static features.
     """
@@ -84,16 +86,16 @@ class ChannelsEncoded(NamedTuple):
 
 
 class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
-    """Every channel moves a hidden state of its own, at its own observations.
+    """Every channel has a hidden state of its own, which only its own observations update.
 
-    One encoder reads all channels, told apart by an embedding. At the forecast origin the states
-    have been carried to the same time; there they attend to each other (a transformer without
-    positions, for which the embedding stands), and are then carried on to the queries. It costs
-    as much as the values that were observed, not as series × channels.
+    One encoder reads all channels and tells them apart by an embedding. The states are carried to
+    the forecast origin, where they attend to each other in a transformer (with the embedding in
+    place of positions), and are then carried on to the queries. The cost grows with the number of
+    observed values, not with series × channels.
 
-    What the shared head reads of a channel at a query: its evolved hidden state, Δt, its last value
-    and age, a summary of its history, its level, its embedding, the covariates at the query and
-    the static features.
+    For each channel and query, the shared head reads the evolved hidden state, Δt, the last value
+    and its age, a summary of the history, the level features, the embedding, the covariates at the
+    query and the static features.
 
     Parameters
     ----------
@@ -106,17 +108,17 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
     hidden_size
         The size of a channel's hidden state; a multiple of `num_heads`.
     dropout
-        The share of inner features of the head and of the exchange that is dropped in training.
+        The share of inner features of the head and the transformer that is dropped in training.
     embedding_size
         The size of a channel's embedding.
     num_exchange_layers, num_heads
-        Layers and attention heads by which the channels learn of each other; without layers,
-        each is forecast on its own.
+        The number of transformer layers, and of their attention heads, through which channels
+        exchange information. With 0 layers, each channel is forecast on its own.
     summary
-        Whether summaries of the history stand beside the states.
+        Whether the head reads a summary of the history in addition to the state.
     shrinkage
-        See `SharedHead`: how many observations of a channel it takes to trust the network's
-        forecast of it half. For many patients and rare measurements, some thousands.
+        The number of observations in the training set at which a channel's forecast relies half on
+        the network, see `SharedHead`. A few thousand suit many patients with rare measurements.
     """
 
     def __init__(
@@ -139,7 +141,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         super().__init__(spec, balance, channel_weights)
         if hidden_size % num_heads:
             raise DeltaflowError(
-                f"hidden_size {hidden_size} is no multiple of num_heads {num_heads}: change one"
+                f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}: change one"
             )
         self.embedding = nn.Parameter(torch.randn(self.num_channels, embedding_size) / 2)
         self.encoder = make_encoder(
@@ -175,16 +177,16 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         )
 
     def encode(self, batch: Batch) -> ChannelsEncoded:
-        """Read the observations of a batch, those of each channel as a series of its own."""
+        """Read the observations of a batch, with each channel as a series of its own."""
         size, _, channels = batch.values.shape
         batch = batch._replace(values=_tamed(batch.values))
-        # In float64: the gaps of a channel are differences of long sums.
+        # In float64, because the gaps of a channel are differences of long sums.
         elapsed = batch.delta_t.double().cumsum(-1)  # (B, T)
         age = (elapsed[:, -1:] - elapsed).to(batch.delta_t.dtype)
         end = elapsed[:, -1:].to(age.dtype)
         state = self.encoder.initial_state(size * channels)
         state = state._replace(age=end.repeat(1, channels).view(-1, 1))
-        # The rows (series, channel), the longest first, as the recurrence wants them.
+        # The rows (series, channel), the longest first, as the recurrence needs them.
         lengths, rows = batch.observed.sum(1).flatten().sort(descending=True, stable=True)
         for group in _groups(lengths):
             own = self._read(batch, elapsed, rows[group], lengths[group])
@@ -224,14 +226,14 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         """Return the distribution's arguments at queries; see `ForecastNetwork.decode`."""
         shape = (*delta_t.shape, self.num_targets)
         all_of_them = torch.ones(shape, dtype=torch.bool, device=delta_t.device)
-        args = self._ask(encoded, all_of_them, delta_t, covariates)
+        args = self._arguments_at(encoded, all_of_them, delta_t, covariates)
         return tuple(arg.unflatten(0, shape) for arg in args)
 
     def at_targets(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return the arguments at the observed targets; nothing else is forecast."""
+        """Return the arguments at the observed targets, without computing any others."""
         encoded = self.encode(batch)
         mask, covariates = batch.target_observed, batch.query_covariates
-        return self._ask(encoded, mask, batch.query_delta_t, covariates)
+        return self._arguments_at(encoded, mask, batch.query_delta_t, covariates)
 
     def update(
         self,
@@ -240,7 +242,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         rows: Rows,
         covariates: Tensor,
     ) -> ChannelsEncoded:
-        """Read one more observation of each series; only observed channels move."""
+        """Read one more observation of each series. Only observed channels get a new state."""
         state, values, observed = encoded.state, _tamed(rows.values), rows.observed
         age = state.age + delta_t.view(-1, 1, 1)
         channel = torch.arange(self.num_channels, device=age.device).repeat(len(age))
@@ -275,10 +277,10 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
             repeated(encoded.static),
         )
 
-    def _ask(
+    def _arguments_at(
         self, encoded: ChannelsEncoded, mask: Tensor, delta_t: Tensor, covariates: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return the arguments ``(N,)`` of the N channels and queries where a mask is True.
+        """Return the arguments ``(N,)`` at the N channels and queries where ``mask`` is True.
 
         ``mask`` is ``(B, Q, D)``, ``delta_t`` ``(B, Q)`` and ``covariates`` ``(B, Q, K)``.
         """
@@ -293,12 +295,12 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         return self.head(torch.cat([evolved, spans, *beside], dim=-1), channel)
 
     def _present(self, encoded: ChannelsEncoded) -> tuple[Tensor, Tensor]:
-        """Carry all channels to the forecast origin, and let them learn of each other.
+        """Carry all channels to the forecast origin, and let them exchange information.
 
         Returns
         -------
         hidden, known
-            ``(B, C, H)`` states in [-1, 1], and ``(B, C, …)`` what is known beside them.
+            ``(B, C, H)`` states in [-1, 1], and ``(B, C, …)`` other features of the channels.
         """
         state = encoded.state
         size, channels = state.hidden.shape[:2]
@@ -316,7 +318,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         tokens = self.token(torch.cat([hidden, known], dim=-1))
         for layer in self.exchange:
             tokens = layer(tokens)
-        # Autocast has made it coarser, which flows and solvers are not to be.
+        # Back from autocast's lower precision, which is not enough for flows and solvers.
         return torch.tanh(self.norm(tokens)).to(hidden.dtype), known
 
     def _by_channel(self, levels: Tensor) -> Tensor:
@@ -324,7 +326,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         return levels.unflatten(1, (-1, self.num_channels)).transpose(1, 2)
 
     def _features(self, channel: Tensor, covariates: Tensor) -> Tensor:
-        """Put the embeddings of channels ``(N,)`` beside covariates ``(N, T, K)``."""
+        """Concatenate the embeddings of channels ``(N,)`` with covariates ``(N, T, K)``."""
         embedding = self.embedding[channel].unsqueeze(1).expand(-1, covariates.shape[1], -1)
         return torch.cat([embedding, covariates], dim=-1)
 
@@ -335,7 +337,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         return torch.exp(-age.unsqueeze(-1) / self.log_timescales.exp())
 
     def _history(self, values: Tensor, observed: Tensor, age: Tensor) -> History:
-        """Sum up values ``(B, T, C)`` of an age ``(B, T)``."""
+        """Return the sums over values ``(B, T, C)`` of ages ``(B, T)``."""
         mask = observed.to(values.dtype)
         values = torch.where(observed, values, 0.0)
         decay = self._decay(age)
@@ -354,7 +356,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
     def _extended(
         self, history: History, delta_t: Tensor, values: Tensor, observed: Tensor
     ) -> History:
-        """Add one more observation ``(B, C)``, after a time ``(B,)``."""
+        """Return the history with one more observation ``(B, C)``, after a gap ``(B,)``."""
         new = self._history(
             values.unsqueeze(1), observed.unsqueeze(1), torch.zeros_like(delta_t[:, None])
         )
@@ -372,17 +374,17 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
 
 
 def _tamed(values: Tensor) -> Tensor:
-    """Draw in what lies beyond `TAME`: linear about 0, logarithmic further out.
+    """Compress values beyond `TAME`: linear near 0, logarithmic further out.
 
-    Of heavy-tailed measurements, the far ones would rule the summaries and what is learned of them.
+    The outliers of heavy-tailed measurements would dominate the summaries and the gradients.
     """
     return TAME * torch.asinh(values / TAME)
 
 
 def _groups(lengths: Tensor) -> Iterator[slice]:
-    """Yield groups of rows, the longest first, whose padding is at most `PADDED` times as long.
+    """Yield groups of rows whose lengths differ by a factor of at most `PADDED`, longest first.
 
-    Rows of length 0 are in none.
+    Rows of length 0 are in no group.
     """
     start = 0
     while start < len(lengths) and lengths[start] > 0:
@@ -392,5 +394,5 @@ def _groups(lengths: Tensor) -> Iterator[slice]:
 
 
 def _at_own_time(state: State) -> State:
-    """Return the state of a channel as its encoder left it, at its last observation."""
+    """Return the state of a channel with age 0, as it was just after its last observation."""
     return state._replace(age=torch.zeros_like(state.age))

@@ -24,7 +24,7 @@ class Encoded(NamedTuple):
     state
         The state of each series.
     levels
-        ``(B, L)`` where each series stands, see `Scaling`.
+        ``(B, L)`` level features of each series, see `Scaling`.
     static
         ``(B, S)`` static features.
     """
@@ -35,10 +35,10 @@ class Encoded(NamedTuple):
 
 
 class JointNetwork(ForecastNetwork[Encoded]):
-    """All channels of a series move one hidden state, at each observation of any of them.
+    """All channels of a series share one hidden state, which each observation updates.
 
-    What the head reads at a query: the evolved hidden state, Δt, each channel's last value and
-    its age, the covariates at the query and the static features.
+    At each query the head reads the evolved hidden state, Δt, each channel's last value and its
+    age, the level features, the covariates at the query and the static features.
 
     Parameters
     ----------
@@ -116,6 +116,6 @@ class JointNetwork(ForecastNetwork[Encoded]):
 
 
 def _beside(sequence: Tensor, static: Tensor) -> Tensor:
-    """Put static features ``(B, S)`` beside each step of ``(B, T, K)``: ``(B, T, K + S)``."""
+    """Append static features ``(B, S)`` to each step of ``(B, T, K)``: ``(B, T, K + S)``."""
     repeated = static.unsqueeze(1).expand(-1, sequence.shape[1], -1)
     return torch.cat([sequence, repeated], dim=-1)

@@ -18,9 +18,8 @@ _SUMS = ("count", "size", "squared", "absolute", "quantile", "covered")
 class ForecastScores(Metric):
     """Squared and absolute error, quantile loss and coverage of all channels at once.
 
-    Sums per channel are kept in float64 and added up over batches and processes, so that the
-    result does not depend on how the data were divided. A value that was not observed counts
-    nowhere.
+    Sums per channel are kept in float64 and added up over batches and processes, so the result does
+    not depend on how the data are divided into batches. Only observed values count.
 
     Parameters
     ----------
@@ -59,7 +58,7 @@ class ForecastScores(Metric):
         Parameters
         ----------
         values, channels, mean
-            ``(N,)`` observed values, the number of the channel of each, and the forecast means.
+            ``(N,)`` observed values, the index of each value's channel, and the forecast means.
         quantiles
             ``(9, N)`` forecast deciles.
         """
@@ -80,13 +79,13 @@ class ForecastScores(Metric):
             setattr(self, name, getattr(self, name) + sums.to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the scores over all values, and as ``mse[HR]`` those of each of several channels.
+        """Return the scores over all values and, if there are several channels, ``mse[HR]`` etc.
 
-        ``mse`` is that of the mean, ``mae`` that of the median, ``mean_weighted_quantile_loss`` the
-        mean of the nine deciles' losses over the mean absolute value, and ``coverage_80`` the share
-        of values between the outer deciles. ``balanced_quantile_loss`` is the mean over several
-        channels of their quantile losses, so that no unit rules it. A channel without values has no
-        scores.
+        ``mse`` is the squared error of the mean, ``mae`` the absolute error of the median,
+        ``mean_weighted_quantile_loss`` the mean loss of the nine deciles divided by the mean
+        absolute value, and ``coverage_80`` the share of values between the outer deciles.
+        ``balanced_quantile_loss`` is the average of several channels' quantile losses, in which no
+        channel dominates because of its unit. A channel without values has no scores.
         """
         sums = torch.stack([getattr(self, name) for name in _SUMS])  # (6, D)
         results = _scores(sums.sum(dim=1))
@@ -115,9 +114,9 @@ def _scores(sums: Tensor) -> dict[str, Tensor]:
 
 
 def score_table(results: Mapping[str, Tensor]) -> str:
-    """Return logged scores as text: a column per score, and a row per channel.
+    """Return logged scores as text, with a column per score and a row per channel.
 
-    Lightning prints them by Rich, which takes ``[bili]`` for markup and leaves it out.
+    Lightning would print them with Rich, which takes ``[bili]`` for markup and drops it.
 
     >>> print(score_table({"mae": torch.tensor(2.5), "mae[bili]": torch.tensor(1.5)}))
           mae
@@ -127,7 +126,7 @@ def score_table(results: Mapping[str, Tensor]) -> str:
     split = {name: re.fullmatch(r"(.*?)(?:\[(.*)\])?", name, re.DOTALL) for name in results}
     columns: dict[str, dict[str, str]] = {}
     for name, match in split.items():
-        assert match is not None  # the pattern takes any text
+        assert match is not None  # the pattern matches any text
         measure, channel = match[1], match[2] or ""
         columns.setdefault(measure, {})[channel] = f"{float(results[name]):.5g}"
     return pd.DataFrame(columns).fillna("").to_string()

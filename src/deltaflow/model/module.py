@@ -17,7 +17,7 @@ from deltaflow.errors import DeltaflowError
 from deltaflow.heads import Head
 
 E = TypeVar("E")
-"""What a network knows of a batch after reading its observations."""
+"""What a network keeps of a batch after reading its observations."""
 
 
 class ForecastNetwork(nn.Module, ABC, Generic[E]):
@@ -28,18 +28,18 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
     spec
         What the windows hold.
     balance
-        Exponent b by which rare channels count more in the loss: a target of channel d weighs
-        :math:`n_d^{-b}`, with :math:`n_d` its observations in the training set. With 0 every
-        value counts the same, with 1 every channel.
+        The exponent b that gives rare channels more weight in the loss: a target of channel d has
+        the weight :math:`n_d^{-b}`, where :math:`n_d` is the number of its observations in the
+        training set. With 0 every value counts the same, with 1 every channel.
     channel_weights
-        Further factors, one per target channel. A channel of weight 0 is read, but its own
-        forecasts are not learned.
+        Further factors, one per target channel. A channel of weight 0 is read, but its forecasts
+        are not trained.
 
     Raises
     ------
     DeltaflowError
-        If the weights are not as many finite, non-negative numbers as there are target channels,
-        or leave no training target to learn from.
+        If there is not one finite, non-negative weight for each target channel, or no training
+        target has a positive weight.
     """
 
     encoder: Encoder
@@ -70,7 +70,7 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         self.register_buffer("channel_weights", weights, persistent=False)
 
     def static_features(self, batch: Batch) -> Tensor:
-        """Return the static features ``(B, S)``, categories embedded."""
+        """Return the static features ``(B, S)``, with embedded categories."""
         embedded = [embed(batch.static_cat[:, i]) for i, embed in enumerate(self.embeddings)]
         return torch.cat([batch.static_real, *embedded], dim=-1)
 
@@ -101,14 +101,14 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
     def update(self, encoded: E, delta_t: Tensor, rows: Rows, covariates: Tensor) -> E:
         """Read one more observation of each series.
 
-        Reading a series whole and one observation after the other gives the same.
+        Reading a whole series at once or one observation at a time gives the same result.
 
         Parameters
         ----------
         encoded
-            What is known after the observation before.
+            The result of reading the previous observations.
         delta_t
-            ``(B,)`` time since then, in typical gaps; 0 at the first.
+            ``(B,)`` time since the previous observation, in typical gaps; 0 at the first.
         rows
             The observation ``(B, …)``, as `Scaling.read_next` returns it.
         covariates
@@ -128,9 +128,9 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         return tuple(arg[batch.target_observed] for arg in self(batch))
 
     def loss(self, batch: Batch, args: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the weighted sum of the observed targets' losses, and their number.
+        """Return the weighted sum of the observed targets' losses, and the number of targets.
 
-        ``args`` is what :meth:`at_targets` returned, where it was computed already.
+        ``args`` is the result of :meth:`at_targets`, if it has been computed already.
         """
         mask = batch.target_observed
         losses = self.head.loss(
@@ -143,7 +143,7 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         return (losses * self.channel_weights[channel]).sum(), mask.sum()
 
     def sample_paths(self, batch: Batch, num_samples: int) -> Tensor:
-        """Draw coherent trajectories: sample a query, feed it back, go on to the next in time.
+        """Draw coherent trajectories: sample one query, read the sample, and go on to the next.
 
         Returns
         -------
@@ -180,9 +180,9 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
 def _loss_weights(
     counts: Mapping[str, float], balance: float, channel_weights: Sequence[float] | None
 ) -> Tensor:
-    """Return the weight of each target channel in the loss; a training target has 1 on average.
+    """Return the weight of each target channel in the loss, 1 on average over training targets.
 
-    ``counts`` has the observations of each channel in the training set.
+    ``counts`` is the number of observations of each channel in the training set.
     """
     if not math.isfinite(balance):
         raise DeltaflowError(f"balance must be a finite number, got {balance}")
@@ -206,8 +206,8 @@ def _loss_weights(
             "there is nothing to learn: the training set has no observation of a target channel "
             f"with a weight above 0; channel_weights {list(channel_weights)}, observations {counts}"
         )
-    # In logarithms, so that nothing over- or underflows. A channel that the training set lacks may
-    # still be validated, and then counts as the rarest one does.
+    # In logarithms, so that nothing overflows or underflows. A channel without training data may
+    # still be validated; it then gets the weight of the rarest channel.
     log_weight = factor.log() - balance * count.clamp(min=float(count[learned].min())).log()
     weight = (log_weight - log_weight[learned].max()).clamp(max=0.0).exp()
     return (weight * count.sum() / (weight * count).sum()).float()

@@ -33,14 +33,14 @@ def make_network(
     network, network_kwargs
         Name of a registered network, and its own options.
     options
-        What all networks are told: see `JointNetwork`.
+        The options of all networks, see `JointNetwork`.
 
     Raises
     ------
     UnknownNameError
         If no network of this name is registered.
     DeltaflowError
-        If the network does not know one of the options.
+        If the network has no such option.
     """
     if network not in NETWORKS:
         raise UnknownNameError("network", network, NETWORKS)
@@ -53,9 +53,9 @@ def make_network(
 
 @contextmanager
 def _float32_by_default() -> Iterator[None]:
-    """Make float32 torch's default dtype, for weights that depend on the seed alone."""
+    """Make float32 torch's default dtype, so that initial weights depend only on the seed."""
     default = torch.get_default_dtype()
-    if default == torch.float32:  # nothing to do to a setting that all threads share
+    if default == torch.float32:  # all threads share the setting, so leave it alone
         yield
         return
     torch.set_default_dtype(torch.float32)

@@ -1,4 +1,4 @@
-"""A trained network that keeps reading: one observation in, a forecast of any time out."""
+"""A trained network that reads observations as they arrive, and forecasts any later time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from deltaflow.model.module import ForecastNetwork
 
 
 class Running(NamedTuple):
-    """All that is kept of B series while their observations arrive. Its size is fixed.
+    """The state of B series whose observations arrive one by one. Its size is fixed.
 
     Attributes
     ----------
     encoded
-        What the network knows of them: its hidden states, last values and their ages.
+        What the network keeps of them: hidden states, last values and their ages.
     memory
-        ``(B, M, C)`` float64, what the scaling remembers of their values.
+        ``(B, M, C)`` float64, what the scaling keeps of their values.
     times
-        ``(B,)`` float64, when each was last observed; NaN before the first observation.
+        ``(B,)`` float64 elapsed time of the last observation; NaN before the first.
     """
 
     encoded: Any
@@ -36,14 +36,14 @@ class Running(NamedTuple):
 class RunningNetwork:
     """Reads series one observation at a time.
 
-    Any number of single readings gives the forecasts of one reading of the whole series, to within
-    rounding, since a scaling is causal and an encoder's update is a step of its recurrence. Times
-    are elapsed times, as in `Series`.
+    Up to rounding, the forecasts are the same as after reading the whole series at once, because a
+    scaling is causal and an encoder's update is a step of its recurrence. Times are elapsed times,
+    as in `Series`.
 
     Parameters
     ----------
     spec, network
-        Those of a predictor.
+        The window specification and the network of a predictor.
     """
 
     def __init__(self, spec: WindowSpec, network: ForecastNetwork) -> None:
@@ -52,7 +52,7 @@ class RunningNetwork:
 
     @torch.no_grad()
     def start(self, series: Sequence[Series]) -> Running:
-        """Return the state of series of which nothing was observed; only statics are read."""
+        """Return the state of series before any observation, from their static features alone."""
         nothing = slice(0, 0)
         batch = self.spec.collate([Window(one, nothing, nothing) for one in series])
         device = self.network.channel_weights.device
@@ -68,11 +68,11 @@ class RunningNetwork:
         Parameters
         ----------
         running
-            What is known of the series.
+            The state of the series.
         times
-            ``(B,)`` when they were observed, not before the last time.
+            ``(B,)`` elapsed times of the observations, not before the last ones.
         values
-            ``(B, C)`` the values; NaN where not observed.
+            ``(B, C)`` values in the units of the channels; NaN where not observed.
         covariates
             ``(B, K)`` covariates and calendar phases.
         """
@@ -90,20 +90,21 @@ class RunningNetwork:
     def forecast(
         self, running: Running, times: np.ndarray, covariates: np.ndarray
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """Return what describes the distributions of the targets at queries.
+        """Return the arguments, locations and scales of the target distributions at queries.
 
         Parameters
         ----------
         running
-            What is known of the series.
+            The state of the series.
         times, covariates
-            ``(B, Q)`` times not before the last observations, and ``(B, Q, K)``.
+            ``(B, Q)`` elapsed times of the queries, not before the last observations, and
+            ``(B, Q, K)`` covariates at the queries.
 
         Returns
         -------
         arguments, loc, scale
-            The arguments ``(B, Q, D)`` of the head's distributions of scaled values, and their
-            units ``(B, D)``; see `Head.distribution`.
+            The arguments ``(B, Q, D)`` of the head's distributions of scaled values, and the
+            location and scale ``(B, D)`` in the units of the channels; see `Head.distribution`.
         """
         gaps = self.spec.gaps_between(running.times[:, None], times)
         arguments = self.network.decode(

@@ -67,7 +67,7 @@ def clinical_sample() -> pd.DataFrame:
 
 
 def clinical_dataset() -> IrregularDataset:
-    """Read the clinical sample: every vital sign a channel, every stay an item."""
+    """Return the clinical sample as a data set: a channel per vital sign, an item per stay."""
     return IrregularDataset.from_long_dataframe(
         clinical_sample(),
         item_id="patient",
@@ -82,12 +82,12 @@ def clinical_dataset() -> IrregularDataset:
 def clinical_task(seed: int = 0) -> Task:
     """Return the task to forecast hours 24 to 48 of unseen patients from the hours before.
 
-    A fifth of the patients is tested and a fifth of the others validated.
+    A fifth of the patients are for the test, and a fifth of the others for validation.
 
     Parameters
     ----------
     seed
-        Seed of the choice of patients.
+        Seed of the random choice of patients.
     """
     splitter = TimeSplitter(after="24h", horizon="24h")
     return unseen_items("clinical_sample", clinical_dataset(), splitter, seed=seed)

@@ -17,7 +17,7 @@ from deltaflow.tasks.task import LabelledWindows
 
 
 class TaskDataModule(IrregularDataModule):
-    """Training windows, and the validation and test forecasts, of a task.
+    """The training windows, validation forecasts and test forecasts of a task.
 
     Parameters
     ----------
@@ -25,13 +25,13 @@ class TaskDataModule(IrregularDataModule):
         A task by name (`clinical_sample`, `physionet2012`, `sine`, …), the path of a CSV or Parquet
         file, or the path of a GluonTS data set.
     dataset_kwargs
-        Options of a task by name, such as `path` and `sets` of `physionet2012`.
+        Options of a named task, such as `path` and `sets` of `physionet2012`.
     columns
         The columns of a file.
     split
         How a file is split into training, validation and test.
     test
-        Which of the task's tests is tested and forecast, if there are several; the first if null.
+        Which of the task's tests is used by `test` and `predict`; the first one if null.
     context_length, spec, options
         See `IrregularDataModule`.
 
@@ -69,19 +69,19 @@ class TaskDataModule(IrregularDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return the loader of the forecasts that are validated."""
-        return self._judged(self.task.validation)
+        """Return the loader of the validation forecasts."""
+        return self._labelled(self.task.validation)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Return the loader of the forecasts that are tested."""
-        return self._judged(self.task.tests[self.test])
+        """Return the loader of the test forecasts."""
+        return self._labelled(self.task.tests[self.test])
 
     def predict_dataloader(self) -> DataLoader:
-        """Return the loader of what the test asks for: entries that end with their queries."""
+        """Return the loader of the test's entries, which end with their query times."""
         test = self.task.tests[self.test]
         entries = list(replace(test, prediction_length=self.spec.prediction_length).input)
         return DataLoader(entries, batch_size=self.batch_size, collate_fn=list)  # pyright: ignore[reportArgumentType]
 
-    def _judged(self, test: TestData) -> DataLoader[Batch]:
+    def _labelled(self, test: TestData) -> DataLoader[Batch]:
         windows = LabelledWindows(test, self.spec, self.reader)
         return self._in_order(windows, len(windows))

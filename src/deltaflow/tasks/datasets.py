@@ -1,4 +1,4 @@
-"""A data set by name or path, as a forecasting task."""
+"""Forecasting tasks of data sets that are given by name or path."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "physionet2012": physionet2012_task,
     **{f"small:{name}": partial(small_task, name) for name in SMALL_SETS},
 }
-"""Every task by its name: a function that returns it, with options of its own."""
+"""Every task by name: a function that takes the task's own options and returns the task."""
 
 READERS = {".csv": pd.read_csv, ".gz": pd.read_csv, ".parquet": pd.read_parquet}
-"""How files are read, by their suffix."""
+"""The function that reads a file, by the file's suffix."""
 
 
 @dataclass
@@ -41,13 +41,13 @@ class Columns:
     Attributes
     ----------
     item_id
-        Column that tells the items apart; null if all rows are one series.
+        Column of item identifiers; null if all rows are one series.
     timestamp
         Column of timestamps, or of elapsed numbers.
     target
-        Channels to forecast.
+        Columns of the channels to forecast.
     time_unit
-        Unit in which time is counted.
+        Unit of the elapsed time.
     feat_dynamic_real
         Covariates known in advance.
     past_feat_dynamic_real
@@ -75,18 +75,19 @@ class Split:
     Attributes
     ----------
     after
-        The forecast origin of the test, as a time since the start of each item, such as 24h.
+        The forecast origin of the test, as a duration since the start of each item, such as 24h.
     date
-        The forecast origin of the test, as a date. Give either of the two.
+        The forecast origin of the test, as a date. Give either ``after`` or ``date``.
     horizon
-        How far the forecasts reach; to the end of the items if null.
+        How far the forecasts reach, as a duration; to the end of each item if null.
     test_share
-        Share of the items that are tested, and not learned from. If 0, all items are tested, and
-        learned from until a horizon before the origin; the horizon in between is validated.
+        Share of the items that are for the test alone. If 0, all items are both trained on and
+        tested: the last horizon before the forecast origin is for validation, and training ends
+        where it begins.
     validation_share
-        Share of the items not tested that are validated.
+        Share of the other items that are for validation.
     seed
-        Seed of the choice of items.
+        Seed of the random choice of items.
     """
 
     after: str | None = None
@@ -111,16 +112,16 @@ def load_task(
         A task of `TASKS` by name, the path of a CSV or Parquet file, or the path of a GluonTS data
         set.
     dataset_kwargs
-        Options of a task by name, such as ``path`` and ``sets`` of ``physionet2012``.
+        Options of a named task, such as ``path`` and ``sets`` of ``physionet2012``.
     columns, split
         The columns of a file, and how it is split; the defaults if None.
 
     Raises
     ------
     DataError
-        If there is no such file or folder, or its content is not what was announced.
+        If there is no such file or folder, or its content does not match the arguments.
     DeltaflowError
-        If there is no such task, or it does not know one of its options.
+        If there is no such task, or it has no such option.
     """
     check_data_set(dataset)
     if dataset in TASKS:
@@ -135,7 +136,7 @@ def load_task(
 
 
 def check_data_set(dataset: str) -> None:
-    """Raise if nothing has this name or path, see `load_task`."""
+    """Raise unless there is a task of this name, or a file or folder of this path."""
     path = Path(dataset)
     if dataset in TASKS or path.is_dir() or path.is_file():
         return
@@ -146,23 +147,23 @@ def check_data_set(dataset: str) -> None:
 
 
 def _file_task(path: Path, columns: Columns, given: Split) -> Task:
-    """Return the task to forecast unseen items of a file, or the future of all of them."""
+    """Return the task to forecast unseen items of a file, or the last part of all items."""
     if path.suffix not in READERS:
-        raise DataError(f"{path.name} is no file of {', '.join(READERS)}", "convert it",
+        raise DataError(f"{path.name} is not a {', '.join(READERS)} file", "convert it",
                         field="dataset")  # fmt: skip
     target = columns.target[0] if len(columns.target) == 1 else columns.target
     try:
         frame = READERS[path.suffix](path)
     except ValueError as error:
-        raise DataError(f"{path.name} cannot be read ({error})", "write it anew",
+        raise DataError(f"{path.name} cannot be read ({error})", "create the file again",
                         field="dataset") from error  # fmt: skip
     if columns.timestamp in frame and not is_numeric_dtype(frame[columns.timestamp]):
         try:
             times = pd.to_datetime(frame[columns.timestamp])  # CSV has no dates
         except (ValueError, TypeError) as error:
             raise DataError(
-                f"holds what is no timestamp ({error})",
-                "write all times in one format, all with a time zone or all without",
+                f"holds a value that is not a timestamp ({error})",
+                "write all times in one format, either all with a time zone or all without",
                 field=columns.timestamp,
             ) from error
         frame[columns.timestamp] = times
@@ -182,12 +183,12 @@ def _file_task(path: Path, columns: Columns, given: Split) -> Task:
             seed=given.seed,
         )
     if given.horizon is None:
-        raise DataError("items that are learned from and tested need a horizon",
-                        "give split.horizon", field="split")  # fmt: skip
+        raise DataError("a split without test items needs a horizon",
+                        "give split.horizon, or a split.test_share", field="split")  # fmt: skip
     horizon = pd.Timedelta(given.horizon)
     if given.after is not None and pd.Timedelta(given.after) <= horizon:
         raise DataError(
-            f"nothing is left to learn from before the {given.horizon} that are validated",
+            f"nothing is left to train on before the {given.horizon} that are for validation",
             f"give a split.after of more than {given.horizon}, or a split.test_share",
             field="split",
         )
@@ -206,7 +207,7 @@ def _file_task(path: Path, columns: Columns, given: Split) -> Task:
 
 
 def _moved_back(splitter: TimeSplitter, horizon: pd.Timedelta) -> TimeSplitter:
-    """Return the splitter whose horizon ends where this one's begins, cut to the items' start."""
+    """Return the splitter whose horizon ends where this one's begins, cut at the items' start."""
     if splitter.after is None:
         return replace(splitter, date=pd.Timestamp(splitter.date) - horizon)  # pyright: ignore[reportOperatorIssue, reportArgumentType]
     after = pd.Timedelta(splitter.after)
@@ -220,7 +221,7 @@ def _gluonts_task(path: Path) -> Task:
     stored = load_datasets(metadata, path / "train", path / "test")
     length = stored.metadata.prediction_length
     if length is None or stored.test is None:
-        raise DataError(f"{path} names no prediction_length, or has no test part",
+        raise DataError(f"{path} has no prediction_length or no test part",
                         "store both, see gluonts.dataset.common.TrainDatasets.save",
                         field="dataset")  # fmt: skip
     training, template = split_at(stored.train, offset=-length)

@@ -1,4 +1,4 @@
-"""PhysioNet/CinC Challenge 2012: intensive-care stays, each value at the time of its measurement.
+"""PhysioNet/CinC Challenge 2012: intensive-care stays, with every value at its measurement time.
 
 The data are not shipped. Download `set-a.tar.gz`, `set-b.tar.gz` and `set-c.tar.gz` from
 https://physionet.org/content/challenge-2012/1.0.0/ (ODC-By 1.0) into one folder.
@@ -22,7 +22,8 @@ from deltaflow.saving import replacing_file
 from deltaflow.tasks.task import Task
 
 DESCRIPTORS = ("Age", "Gender", "Height", "ICUType", "Weight")
-"""Recorded at 00:00, -1 where unknown: years, 0 female or 1 male, cm, 1 to 4, kg."""
+"""Parameters recorded at 00:00, -1 if unknown. Their values are years, 0 for female or 1 for male,
+cm, a type from 1 to 4, and kg."""
 
 # fmt: off
 PARAMETERS = (
@@ -36,7 +37,7 @@ PARAMETERS = (
 """The 41 parameters, in the order of the challenge's description."""
 
 _MINUTES = 100 * 60
-"""More than any time in a record, which is written as HH:MM and ends at 48:00."""
+"""A number of minutes above any time in a record; these are written as HH:MM, up to 48:00."""
 
 
 def read_physionet2012(
@@ -44,8 +45,8 @@ def read_physionet2012(
 ) -> pd.DataFrame:
     """Read sets of records in the official text format.
 
-    Several values of one parameter at one time are averaged; all values and times are kept as
-    they are. A record that does not begin at 00:00 gets an empty first row there.
+    Several values of one parameter at the same time are averaged. Otherwise, values and times are
+    not changed. A record that does not begin at 00:00 gets an empty first row there.
 
     Parameters
     ----------
@@ -54,13 +55,14 @@ def read_physionet2012(
     sets
         Names of the sets to read.
     cache
-        Folder in which a read set is kept, so that it is read only once. None keeps nothing.
+        Folder for a copy of each set, so that its text files are read only once. None for no copy.
 
     Returns
     -------
     pandas.DataFrame
-        A row per record and time, by set, record and time: `record` (int64), `minutes` since
-        admission (int64), and the 41 `PARAMETERS` (float64), NaN where not measured.
+        A row per record and time, sorted by set, record and time. The columns are `record` (int64),
+        `minutes` since admission (int64), and the 41 `PARAMETERS` (float64, NaN where not
+        measured).
 
     Raises
     ------
@@ -78,9 +80,9 @@ def read_physionet2012(
 def physionet2012(
     path: str | Path, sets: Sequence[str] = ("a", "b"), cache: str | Path | None = None
 ) -> IrregularDataset:
-    """Return :func:`read_physionet2012` as a data set: a record an item, a parameter a channel.
+    """Return :func:`read_physionet2012` as a data set: an item per record, a channel per parameter.
 
-    A parameter that no record of the sets has is left out.
+    A parameter that was never measured in these sets is left out.
 
     Parameters
     ----------
@@ -103,8 +105,8 @@ def physionet2012_task(
     """Return the forecasting task of the literature: hours 24 to 48 from the hours before.
 
     Records are split into 60 % training, 20 % validation and 20 % test by :func:`split_records`.
-    The unit of a parameter is its range over the training and validation records, so that errors
-    averaged over the channels are those of the literature.
+    Errors of a parameter are divided by its range over the training and validation records, so that
+    their averages over channels can be compared with the literature.
 
     Parameters
     ----------
@@ -119,7 +121,7 @@ def physionet2012_task(
     data = physionet2012(path, sets, cache)
     training, validation, test = (data.select(part) for part in split_records(len(data)))
     splitter = TimeSplitter(after="24h")
-    # Training windows of a day, wherever they begin, have room for all their queries, too.
+    # A training window of one day must also have room for its queries, wherever it begins.
     length = max(splitter.prediction_length(data), *map(_most_in_a_day, data))
     seen = [*training, *validation]
     low = np.fmin.reduce([np.fmin.reduce(entry["target"], axis=1) for entry in seen])
@@ -145,8 +147,9 @@ def _most_in_a_day(entry: DataEntry) -> int:
 def split_records(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Split records 0 … count - 1 into training, validation and test, as the literature does.
 
-    The same as scikit-learn's `train_test_split(records, train_size=0.8, random_state=42)` into
-    seen and test, and of the seen, in that order, the first three quarters for training.
+    The split is that of scikit-learn's `train_test_split(records, train_size=0.8, random_state=42)`
+    into seen and test. The first three quarters of the seen records, in that order, are for
+    training.
 
     >>> [len(part) for part in split_records(8000)]
     [4800, 1600, 1600]
@@ -164,7 +167,7 @@ def _read_set(folder: Path, name: str, cache: str | Path | None) -> pd.DataFrame
     source = next((place for place in places if place.exists()), None)
     if source is None:
         raise DataError(
-            f"{folder} holds no set {name!r}",
+            f"{folder} does not contain set {name!r}",
             f"download set-{name}.tar.gz from physionet.org/content/challenge-2012 into it",
             field="sets",
         )
@@ -200,10 +203,10 @@ def _records(source: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _parsed(records: Iterator[tuple[int, bytes]]) -> pd.DataFrame:
-    """Parse the texts of a set as one, and average what was measured at one time."""
+    """Parse the texts of a set together, and average values of the same time."""
     texts = [(number, text.partition(b"\n")[2].strip() + b"\n") for number, text in sorted(records)]
     if not texts:
-        raise DataError("the set holds no record", "unpack it again: files are named 132539.txt",
+        raise DataError("the set has no records", "unpack it again: files are named 132539.txt",
                         field="sets")  # fmt: skip
     rows = pd.read_csv(
         io.BytesIO(b"".join(text for _, text in texts)),
@@ -214,7 +217,7 @@ def _parsed(records: Iterator[tuple[int, bytes]]) -> pd.DataFrame:
     clock = rows["time"].cat.categories.to_series().str.split(":", expand=True).astype(int)
     minutes = (60 * clock[0] + clock[1]).to_numpy()[rows["time"].cat.codes]
 
-    # Sorted keys of all rows; every record begins at 00:00, with an empty row if need be.
+    # Sorted keys of all rows. Every record begins at 00:00, if necessary with an empty row.
     place = np.repeat(np.arange(len(texts)), counts)
     keys, at = np.unique(
         np.concatenate([place * _MINUTES + minutes, np.arange(len(texts)) * _MINUTES]),
@@ -222,7 +225,7 @@ def _parsed(records: Iterator[tuple[int, bytes]]) -> pd.DataFrame:
     )
     channel = pd.Index(PARAMETERS).get_indexer(rows["parameter"].cat.categories)
     channel = channel[rows["parameter"].cat.codes]
-    known = (channel >= 0) & rows["value"].notna().to_numpy()  # RecordID is no parameter
+    known = (channel >= 0) & rows["value"].notna().to_numpy()  # RecordID is not a parameter
     cell = (at[: len(rows)] * len(PARAMETERS) + channel)[known]
     size = len(keys) * len(PARAMETERS)
     total = np.bincount(cell, weights=rows["value"].to_numpy()[known], minlength=size)
@@ -234,7 +237,7 @@ def _parsed(records: Iterator[tuple[int, bytes]]) -> pd.DataFrame:
 
 
 def _as_frame(index: np.ndarray, values: np.ndarray) -> pd.DataFrame:
-    """Put record and minutes ``(N, 2)`` beside the values ``(N, 41)``."""
+    """Make a frame of record and minutes ``(N, 2)`` and of the values ``(N, 41)``."""
     frame = pd.DataFrame(values, columns=list(PARAMETERS))
     frame.insert(0, "minutes", index[:, 1])
     frame.insert(0, "record", index[:, 0])

@@ -1,6 +1,6 @@
-"""Small real sets: six to eighty short series each, what most users bring.
+"""Small real data sets of six to eighty short series, the size that most users have.
 
-The data are not shipped. Their files, one per set, are tables with a row per item and time.
+The data are not shipped. Each set is a file with a row per item and time.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class SmallSet:
     held_out
         The number of last values of each item that are forecast.
     time_unit
-        Unit of the times. Years and cycles, which are no fixed unit, count as days.
+        Unit of the times. Years and cycles, whose length varies, count as days.
     feat_static_real, feat_static_cat
         Columns that are constant per item: numbers and categories.
     kept
-        Share of the rows that is kept, at random.
+        Share of the rows that are kept, chosen at random.
     """
 
     file: str
@@ -82,7 +82,7 @@ def small_set(name: str, path: str | Path) -> IrregularDataset:
     Raises
     ------
     DataError
-        If the folder does not hold the file, or the file not the columns.
+        If the folder does not contain the file, or the file lacks a column.
     """
     if name not in SMALL_SETS:
         raise UnknownNameError("small set", name, SMALL_SETS)
@@ -113,8 +113,8 @@ def small_set(name: str, path: str | Path) -> IrregularDataset:
 def small_task(name: str, path: str | Path) -> Task:
     """Return the task to forecast the last values of every item from all of its earlier ones.
 
-    The values before them are validated, and the rest is learned from. An item that is too short
-    for that is only learned from.
+    The values just before them are for validation, and the rest for training. An item that is too
+    short for this is only used for training.
 
     Parameters
     ----------
@@ -135,9 +135,9 @@ def small_task(name: str, path: str | Path) -> Task:
 
 
 def _held_out(data: IrregularDataset, length: int) -> tuple[IrregularDataset, TestData]:
-    """Return the items without their last values, and the forecasts of these.
+    """Return the items without their last ``length`` values, and the forecasts of these values.
 
-    Items of no more than ``length`` values stay whole, and are not forecast.
+    Items with at most ``length`` values are kept whole and not forecast.
     """
     is_long = [entry["target"].shape[-1] > length for entry in data]
     if not any(is_long):

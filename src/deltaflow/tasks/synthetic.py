@@ -1,7 +1,7 @@
-"""Made data whose law is known: waves, dynamical systems, correlated channels, a regular season.
+"""Synthetic data: waves, dynamical systems, correlated channels, and regular seasonal series.
 
 Time is measured in hours. Every generator draws from its own `numpy.random.default_rng(seed)`: the
-same arguments give the same data, and the global generator is left alone.
+same arguments give the same data, and NumPy's global generator is not used.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from deltaflow.errors import UnknownNameError, check_at_least_one
 from deltaflow.tasks.task import Task
 
 START = pd.Timestamp("2024-01-01")
-"""Where the clock of every generated series stands at hour 0."""
+"""The timestamp of hour 0 of every generated series."""
 
 DAY = 24.0
 """Common period of the periodic series, in hours."""
 
 RELAXATION = 12.0
-"""Hours in which :func:`sparse_multivariate` forgets its state to 1/e."""
+"""Hours in which the memory of :func:`sparse_multivariate` decays to 1/e."""
 
 
 def _sine(cycles: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ WAVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "square": _square,
     "triangle": _triangle,
 }
-"""Waves by name: elapsed cycles (any shape) to values in [-1, 1], repeating after each cycle."""
+"""Waves by name: functions from elapsed cycles (any shape) to values in [-1, 1]."""
 
 
 SINK_MATRIX = np.array([[-4.0, 10.0], [-3.0, 2.0]])
@@ -81,7 +81,7 @@ def sink(start: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def ellipse(start: np.ndarray, times: np.ndarray) -> np.ndarray:
-    r"""Solve the predator–prey equations whose closed orbits the paper calls ellipses.
+    r"""Solve the predator–prey equations, whose closed orbits Biloš et al. (2021) call ellipses.
 
     .. math:: \dot x = \tfrac{2}{3} x (1 - y), \quad \dot y = y (x - 1).
 
@@ -130,16 +130,16 @@ def _integrate(
 
 
 class System(NamedTuple):
-    """A dynamical system as a source of series.
+    """A dynamical system from which series are generated.
 
     Attributes
     ----------
     solve
-        `(N, D)` states at time 0 and `(N, T)` times to `(N, T, D)` states.
+        A function from `(N, D)` states at time 0 and `(N, T)` times to `(N, T, D)` states.
     draw
-        Draws the states at time 0, `(N, D)`, from a generator and N.
+        A function from a random generator and N to random states at time 0, `(N, D)`.
     pace
-        Units of the system's own time that pass in a :data:`DAY`.
+        The units of the system's own time in a :data:`DAY`.
     """
 
     solve: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -148,7 +148,7 @@ class System(NamedTuple):
 
 
 def _near_the_attractor(rng: np.random.Generator, num_series: int) -> np.ndarray:
-    """Draw states of the Lorenz system after ten units of time, when the start is forgotten."""
+    """Draw states of the Lorenz system after ten units of time, close to its attractor."""
     start = rng.normal(loc=[0.0, 0.0, 25.0], size=(num_series, 3))
     return lorenz(start, np.full((num_series, 1), 10.0))[:, 0]
 
@@ -159,11 +159,12 @@ SYSTEMS: dict[str, System] = {
     "lorenz": System(lorenz, _near_the_attractor, pace=1.0),
 }
 """Dynamical systems by name. Sink and ellipse start in the unit square and have the constants of
-Biloš et al. (2021); at the paces chosen here a sink turns 1.5 times and falls to
-13 % in four days, an orbit takes 1.5 days or more, and two near Lorenz states part by e in 1.1."""
+Biloš et al. (2021). At the paces chosen here, a sink turns 1.5 times and decays to 13 % within four
+days, an orbit takes at least 1.5 days, and the distance of two close Lorenz states grows by a
+factor of e in 1.1 days."""
 
 SPAN = 4 * DAY
-"""How long a training series of :func:`synthetic_task` lasts, in hours."""
+"""The length of a training series of :func:`synthetic_task`, in hours."""
 
 
 def synthetic_task(
@@ -174,13 +175,14 @@ def synthetic_task(
     noise: float = 0.05,
     seed: int = 0,
 ) -> Task:
-    """Return a synthetic task of the paper, with two tests: within and beyond the trained lengths.
+    """Return a task of Biloš et al. (2021), with tests within and beyond the trained horizons.
 
-    The series are independent and observed at times uniform over twice the :data:`SPAN`. Three
-    fifths of them, cut off at the span, are learned from; one fifth validates and one fifth is
-    tested. Every forecast reads the first half of the span. The test that bears the task's name
-    asks for the second half, at horizons as in training. The other, `name_beyond`, asks for the
-    last quarter of the double span: horizons that are longer than any training series.
+    The series are independent and observed at times that are uniform over twice the :data:`SPAN`.
+    Three fifths of them, cut off at the span, are for training, one fifth for validation and one
+    fifth for the test. Every forecast reads the first half of the span. The test with the task's
+    own name forecasts the second half, at horizons that occur in training. The other test,
+    `name_beyond`, forecasts the last quarter of the double span, at horizons that are longer than
+    any training series.
 
     Parameters
     ----------
@@ -191,7 +193,7 @@ def synthetic_task(
     length
         Observations per series, before it is cut.
     noise
-        Standard deviation of the measurement noise, as a share of a channel's own.
+        Standard deviation of the measurement noise, as a share of the channel's standard deviation.
     seed
         Seed of the random generator.
 
@@ -247,7 +249,7 @@ def synthetic_task(
 
 
 def _curves(name: str, rng: np.random.Generator, hours: np.ndarray) -> np.ndarray:
-    """Draw the noiseless series of a wave or a system at `(N, T)` times: `(N, T, D)`."""
+    """Draw noiseless series of a wave or a system at `(N, T)` times: `(N, T, D)`."""
     num_series = len(hours)
     if name in WAVES:
         phase = rng.uniform(size=(num_series, 1))
@@ -267,10 +269,10 @@ def irregular_wave(
     noise: float = 0.1,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return noisy waves of one common period, :data:`DAY`, seen at random times.
+    """Return noisy waves with a period of one :data:`DAY`, observed at random times.
 
-    The times of a series are a Poisson process, its gaps independent and exponential; its phase is
-    uniform over the period.
+    The times of a series are a Poisson process, so its gaps are independent and exponential. Its
+    phase is uniform over the period.
 
     Parameters
     ----------
@@ -316,7 +318,7 @@ def irregular_sine(
     noise: float = 0.1,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return :func:`irregular_wave` of the sine, the usual first test of a model.
+    """Return :func:`irregular_wave` for the sine, the usual first test of a model.
 
     Parameters
     ----------
@@ -339,7 +341,7 @@ def sparse_multivariate(
     noise: float = 0.1,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Return correlated channels, each of them missing at random at each time.
+    r"""Return correlated channels, whose values are missing at random.
 
     The channels follow a stationary Ornstein–Uhlenbeck process with mean 0, variance 1 and the
     same correlation between any two of them. Over a gap :math:`\Delta`, with
@@ -347,8 +349,8 @@ def sparse_multivariate(
 
     .. math:: x(t + \Delta) = \rho \, x(t) + \sqrt{1 - \rho^2} \; \xi, \quad \xi \sim N(0, \Sigma),
 
-    so the best possible forecast is known, and a channel that was not measured is best guessed
-    from those that were.
+    so the best possible forecast is known, and the other channels help to estimate one that was not
+    measured.
 
     Parameters
     ----------
@@ -361,8 +363,8 @@ def sparse_multivariate(
     mean_gap
         Mean time between two observation times, in hours.
     observed
-        Probability that a channel is measured at an observation time. At each time one
-        channel, drawn at random, is measured in any case.
+        Probability that a channel is measured at an observation time. One channel, drawn at random,
+        is always measured.
     correlation
         Correlation between any two channels, from 0 to 1.
     noise
@@ -399,8 +401,9 @@ def regular_seasonal(
 ) -> list[dict[str, Any]]:
     """Return an ordinary hourly GluonTS data set, for comparisons on regular time.
 
-    Each series is its own level (from 5 to 15), a slow linear trend (up to 2 a week, up or down), a
-    daily sine (amplitude from 1 to 3, any phase) and Gaussian noise of standard deviation 0.3.
+    Each series is the sum of a level (from 5 to 15), a slow linear trend (up to 2 a week, up or
+    down), a daily sine (amplitude from 1 to 3, any phase) and Gaussian noise with standard
+    deviation 0.3.
 
     Parameters
     ----------
@@ -448,7 +451,7 @@ def _exponential_times(
 
 
 def _long_frame(hours: np.ndarray, columns: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Put `(N, T)` times and columns of values into a long table, times to the microsecond."""
+    """Make a long table of `(N, T)` times, rounded to microseconds, and columns of values."""
     num_series, length = hours.shape
     microseconds = np.rint(3.6e9 * hours.ravel()).astype(np.int64)
     return pd.DataFrame(

@@ -1,4 +1,4 @@
-"""What a forecasting task is: data to learn from, and the forecasts that are judged."""
+"""What a forecasting task consists of: training data, and the forecasts that are evaluated."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Task:
     Attributes
     ----------
     name
-        Its name.
+        The name of the task.
     training
         The items from which training windows are drawn.
     training_forecasts
-        The forecasts of the training items from the origin of the tests: what is fitted to
-        forecasts, instead of to windows, is fitted to these.
+        The forecasts of the training items from the forecast origin of the tests, for models that
+        are fitted to forecasts instead of windows.
     validation
-        The forecasts whose loss decides when a training stops.
+        The forecasts whose loss decides when a training run stops.
     tests
-        The forecasts that are judged, by the name under which their results stand.
+        The forecasts that are evaluated, by the name under which their results are reported.
     prediction_length
         The largest number of queries of a forecast.
     scale
-        ``(D,)`` the unit of each channel in averages over the channels; if None, its standard
-        deviation in the training set.
+        ``(D,)`` what errors of each channel are divided by before they are averaged over channels,
+        in the units of the channel; if None, its standard deviation in the training set.
     """
 
     name: str
@@ -58,22 +58,22 @@ def unseen_items(
     validation_share: float = 0.2,
     seed: int = 0,
 ) -> Task:
-    """Return the task to forecast items of which nothing was seen in training.
+    """Return the task to forecast items that do not occur in training.
 
     Parameters
     ----------
     name
-        Its name.
+        The name of the task.
     data
         All items.
     splitter
         Where the forecasts of validation and test begin and end.
     test_share
-        Share of the items that are tested.
+        Share of the items that are for the test.
     validation_share
-        Share of the remaining items that are validated.
+        Share of the remaining items that are for validation.
     seed
-        Seed of both choices.
+        Seed of both random choices.
     """
     rest, test = split_items(data, test_share, seed=seed)
     training, validation = split_items(rest, validation_share, seed=seed)
@@ -89,9 +89,9 @@ def unseen_items(
 
 
 class LabelledWindows(torch.utils.data.Dataset[Window]):
-    """The window of each forecast that is judged, with its whole label as the target.
+    """The window of each forecast that is evaluated, with its whole label as the target.
 
-    The horizon of the training windows does not shorten the label: what is judged is the task's.
+    The label is that of the task; the horizon of training windows does not shorten it.
 
     Parameters
     ----------
@@ -100,12 +100,13 @@ class LabelledWindows(torch.utils.data.Dataset[Window]):
     spec
         How the context is read.
     reader
-        What reads the series, if other data are read by it too: it warns once.
+        The reader of the series, if it is shared with other data, so that it warns only once.
 
     Raises
     ------
     DataError
-        If an entry does not fit the training data, or asks for more than ``prediction_length``.
+        If an entry does not match the training data, or has more queries than
+        ``prediction_length``.
     """
 
     def __init__(self, test: TestData, spec: WindowSpec, reader: Reader | None = None) -> None:
@@ -117,7 +118,7 @@ class LabelledWindows(torch.utils.data.Dataset[Window]):
             queries = series.length - origin
             if queries > spec.prediction_length:
                 raise DataError(
-                    f"{queries} times are to be forecast, but prediction_length is "
+                    f"{queries} times have to be forecast, but prediction_length is "
                     f"{spec.prediction_length}",
                     "shorten the horizon, or train with a longer one",
                     item=series.item_id,
@@ -143,7 +144,7 @@ def known_before(task: Task) -> list[DataEntry]:
 
 
 def joined(past: DataEntry, label: DataEntry) -> DataEntry:
-    """Put the label back behind the past, without its padding: the entry that was split."""
+    """Append the label, without its padding, to the past: the entry before it was split."""
     length = past["target"].shape[-1]
     total = length + label["target"].shape[-1]
     if "feat_dynamic_real" in past:
