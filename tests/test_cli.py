@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 import deltaflow
-from deltaflow import cli
-from deltaflow.cli import main
+from deltaflow import parsers
+from deltaflow.cli import COMMANDS, main
 
 pytest.importorskip("jsonargparse")
 
@@ -108,10 +108,10 @@ def test_configuration_of_the_package_is_found(monkeypatch, tmp_path):
     shipped = tmp_path / "package" / "configs" / "fit"
     shipped.mkdir(parents=True)
     (shipped / "base.yaml").touch()
-    monkeypatch.setattr(cli.resources, "files", lambda package: tmp_path / "package")
+    monkeypatch.setattr(parsers.resources, "files", lambda package: tmp_path / "package")
     monkeypatch.chdir(tmp_path)
     options = ["--config", "configs/fit/base.yaml", "configs/other.yaml"]
-    assert cli._with_shipped_configs(options) == [
+    assert parsers.with_shipped_configs(options) == [
         "--config",
         str(shipped / "base.yaml"),
         "configs/other.yaml",
@@ -124,3 +124,28 @@ def test_command_without_name_or_with_a_wrong_one_explains_itself(capsys):
             main(arguments)
         assert exit_.value.code == 2
         assert "usage: deltaflow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--epoks", "3"], ["--epochs", "many"], ["--seeds", "0"]])
+def test_options_of_a_comparison_are_refused_in_one_line(options, config, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["compare", "--config", config, *options])
+    assert exit_.value.code == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("deltaflow compare: ")
+    assert options[0].removeprefix("--") in error
+
+
+@pytest.mark.parametrize("device", ["abacus", "meta", ""])
+def test_benchmark_on_a_device_that_is_not_there_says_so(device, tmp_path, capsys):
+    assert main(["benchmark", "--quick", f"--device={device}", "--output", str(tmp_path)]) == 2
+    assert f"there is no device {device!r} on this machine" in capsys.readouterr().err
+
+
+def test_errors_of_the_code_keep_their_traceback(monkeypatch):
+    def fail(options):
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setitem(COMMANDS, "compare", ("", fail))
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        main(["compare"])

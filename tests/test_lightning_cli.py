@@ -180,10 +180,19 @@ def test_other_channels_than_trained_on_are_refused(trained, capsys):
         (["fit", "--model.distr_output", "negative_binomial"], "is not a count"),
         (["fit", "--forecasts.path", "forecasts.txt"], "no file of .csv"),
         (["fit", "--best.monitor", "val_los"], "could not find the monitored key"),
+        (["fit", "--early_stopping.monitor", "val_los"], "`val_los` which is not available"),
+        (["fit", "--seed_everything", "-1"], "seed must lie between 0 and 4294967295, got -1"),
+        (["fit", "--trainer.accelerator", "abacus"], "invalid accelerator name"),
+        (["fit", "--trainer.strategy", "ddpp"], "invalid strategy name"),
+        (["fit", "--trainer.check_val_every_n_epoch", "0"], "must be at least 1, got 0"),
+        (["fit", "--trainer.val_check_interval", "99"], "`val_check_interval` (99) must be less"),
+        (["fit", "--model.encoder_kwargs.num_layers", "0"], "at least one flow"),
+        (["fit", "--config", "latin.yaml"], "'utf-8' codec can't decode"),
         (["fit", "--seed_everything", "-1"], "seed must lie between 0 and"),
     ],
 )
 def test_errors_are_one_line(options, message, tiny, capsys):
+    Path("latin.yaml").write_bytes("model: {encoder: é}".encode("latin-1"))
     assert main([options[0], "--config", tiny, *options[1:]]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"deltaflow {options[0]}: ")
@@ -198,6 +207,8 @@ def test_unknown_option_and_wrong_type_are_named(options, tiny, capsys):
     error = capsys.readouterr().err
     assert options[0].removeprefix("--") in error
     assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("deltaflow fit: ")
+    assert "usage:" not in error  # of all options
 
 
 def test_file_is_learned_from_by_its_column_names(make_frame, tiny, tmp_path):

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from deltaflow.encoders import ENCODERS, Encoder, make_encoder
+from deltaflow.forecast.predictor import find_device
 from deltaflow.model.estimator import GRUFlowEstimator
 from deltaflow.process import threads
 from deltaflow.randomness import seeded
@@ -150,7 +151,7 @@ def benchmark(
     pandas.DataFrame
         The first table, with the columns ``encoder``, ``pass``, ``ms`` and ``ratio``.
     """
-    place, workload, console = torch.device(device), workload or Workload(), console or Console()
+    place, workload, console = find_device(device), workload or Workload(), console or Console()
     growth = {} if quick else growth or GROWTH
     output.mkdir(parents=True, exist_ok=True)
     texts: list[str] = []

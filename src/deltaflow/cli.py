@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from importlib import resources
-from pathlib import Path
 
 from deltaflow._version import __version__
 from deltaflow.errors import DeltaflowError
+from deltaflow.parsers import OneLineErrors, with_shipped_configs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,15 +27,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         return COMMANDS[given.command][1](given.options)
-    except (DeltaflowError, OSError) as error:  # of the system: a full disk, a missing file
-        print(f"deltaflow {given.command}: {error}", file=sys.stderr)
+    except Exception as error:
+        if not _is_about_input(error):
+            raise
+        print(f"deltaflow {given.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _is_about_input(error: Exception) -> bool:
+    """Tell whether options, files or the machine are to blame for an error, and not the code."""
+    # Of the system: a full disk, a missing file; a configuration in another encoding.
+    if isinstance(error, (DeltaflowError, OSError, UnicodeDecodeError)):
+        return True
+    # Lightning refuses options by errors of all kinds; what it calls does not speak in its name.
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_in, kind = frame.f_globals.get("__name__", ""), type(error)
+    refuses = kind in (ValueError, TypeError, RuntimeError) or kind.__module__.startswith(
+        "lightning"
+    )
+    return refuses and raised_in.startswith("lightning.")
 
 
 def compare(options: Sequence[str]) -> int:
     """Compare encoders; the status is 1 if any run failed."""
     try:
-        from jsonargparse import ArgumentParser
+        import jsonargparse
         from matplotlib import figure  # noqa: F401
     except ImportError as error:
         raise DeltaflowError(
@@ -46,13 +62,16 @@ def compare(options: Sequence[str]) -> int:
     from deltaflow.compare import CompareConfig
     from deltaflow.compare import compare as run
 
-    parser = ArgumentParser(
+    class Parser(OneLineErrors, jsonargparse.ArgumentParser):
+        pass
+
+    parser = Parser(
         prog="deltaflow compare",
         description="Train encoders on the same data with the same budget, and compare them.",
     )
     parser.add_argument("--config", action="config", help="YAML file of the options below")
     parser.add_class_arguments(CompareConfig)
-    parsed = parser.parse_args(_with_shipped_configs(options))
+    parsed = parser.parse_args(with_shipped_configs(options))
     parsed.pop("config")
     runs = run(CompareConfig(**vars(parser.instantiate(parsed))), Console())
     return int(any(run["status"] == "failed" for run in runs))
@@ -69,19 +88,6 @@ def benchmark(options: Sequence[str]) -> int:
     return run(options)
 
 
-def _with_shipped_configs(options: Sequence[str]) -> list[str]:
-    """Let ``configs/NAME.yaml`` name a file of the package where there is no such file here."""
-    shipped = resources.files("deltaflow")
-    return [
-        str(shipped / option)
-        if Path(option).parts[:1] == ("configs",)
-        and not Path(option).exists()
-        and (shipped / option).is_file()
-        else option
-        for option in options
-    ]
-
-
 def _lightning(command: str) -> Callable[[Sequence[str]], int]:
     """Return a command of Lightning's command line."""
 
@@ -92,14 +98,9 @@ def _lightning(command: str) -> Callable[[Sequence[str]], int]:
             raise DeltaflowError(
                 f"{error.name} is needed here: pip install 'deltaflow[cli]'"
             ) from error
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-
         from deltaflow.lightning_cli import run
 
-        try:
-            return run(command, _with_shipped_configs(options))
-        except MisconfigurationException as error:  # no such device, or metric to monitor
-            raise DeltaflowError(str(error)) from error
+        return run(command, with_shipped_configs(options))
 
     return run_command
 

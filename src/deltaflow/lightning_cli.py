@@ -15,11 +15,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from deltaflow.errors import DeltaflowError
+from deltaflow.errors import DeltaflowError, check_at_least_one
 from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.writer import ForecastWriter
 from deltaflow.heads import is_centred, is_discrete, make_output
 from deltaflow.model.lightning_module import ForecastLightningModule
+from deltaflow.parsers import OneLineErrors
 from deltaflow.process import fewer_warnings
 from deltaflow.randomness import check_seed
 from deltaflow.saving import replacing_file
@@ -41,6 +42,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
         torch.save(checkpoint, content)
         with replacing_file(path) as file:
             file.write_bytes(content.getbuffer())
+
+
+class Parser(OneLineErrors, LightningArgumentParser):
+    """Lightning's parser, which says what is wrong in one line."""
 
 
 class ForecastCLI(LightningCLI):
@@ -69,7 +74,9 @@ class ForecastCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the given arguments, also where the process was started with others."""
         self.config = parser.parse_args(args)
-        check_seed(self.config[self.config.subcommand].seed_everything)
+        given = self.config[self.config.subcommand]
+        check_seed(given.seed_everything)
+        check_at_least_one(check_val_every_n_epoch=given.trainer.check_val_every_n_epoch)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the checkpoint to `before_instantiate_classes`: its `spec` is no option."""
@@ -151,6 +158,7 @@ def run(command: str, options: Sequence[str]) -> int:
             args=[command, *options],
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
             parser_kwargs={"prog": "deltaflow"},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # the module keeps plain hyperparameters itself
