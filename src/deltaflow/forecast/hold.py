@@ -163,7 +163,7 @@ class HoldPredictor(DeltaflowPredictor):
         mean = np.tile(self.center, (len(queries), 1))
         quantiles = np.repeat(self.values.T[:, None], len(queries), axis=1)
         row = last_row(np.isfinite(series.values[:, : len(self.center)]))
-        for channel in np.flatnonzero(row >= 0):
+        for channel in np.flatnonzero(row >= 0).tolist():
             last = series.values[row[channel], channel]
             mean[:, channel] = last
             lead = queries - series.times[row[channel]]
