@@ -17,15 +17,13 @@ import torch
 from gluonts.dataset.common import DataEntry
 from gluonts.dataset.split import TestData
 from gluonts.ev.metrics import MAE, MSE, Coverage, MeanSumQuantileLoss
-from gluonts.model import Forecast, evaluate_forecasts
-from gluonts.torch.distributions import AffineTransformed
-from torch.distributions import Distribution, Laplace, Normal, StudentT
+from gluonts.model import evaluate_forecasts
 
 from deltaflow.compare.models import Trained
 from deltaflow.data.series import Reader, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError
-from deltaflow.forecast.forecasts import DistributionForecast, EnsembleForecast
+from deltaflow.forecast.forecasts import DistributionForecast, RealTimeForecast
 from deltaflow.tasks import Task
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
@@ -45,7 +43,7 @@ as ``mse[HR]``, for each channel; and as ``balanced_mse``, the mean over the cha
 divided by its unit (see `Task.scale`), so that no channel rules the mean."""
 
 
-def check_channels(forecasts: Sequence[Forecast], channels: Sequence[str]) -> None:
+def check_channels(forecasts: Sequence[RealTimeForecast], channels: Sequence[str]) -> None:
     """Raise unless all forecasts have the channels of the training data, in the same order.
 
     The scores of a channel, and its unit, are found by its place.
@@ -62,7 +60,10 @@ def check_channels(forecasts: Sequence[Forecast], channels: Sequence[str]) -> No
 
 
 def accuracy(
-    forecasts: Sequence[Forecast], test: TestData, channels: Sequence[str], scale: np.ndarray
+    forecasts: Sequence[RealTimeForecast],
+    test: TestData,
+    channels: Sequence[str],
+    scale: np.ndarray,
 ) -> dict[str, float]:
     """Score forecasts by GluonTS's evaluation, and their distributions by their likelihood.
 
@@ -108,7 +109,7 @@ def accuracy(
 
 
 def squared_errors(
-    forecasts: Sequence[Forecast], test: TestData, scale: np.ndarray
+    forecasts: Sequence[RealTimeForecast], test: TestData, scale: np.ndarray
 ) -> dict[str, Any]:
     """Return the squared errors of the mean, summed over the queries of each item.
 
@@ -137,7 +138,9 @@ def squared_errors(
     return {"count": counts, "sum": sums}
 
 
-def timed_forecasts(trained: Trained, test: TestData) -> tuple[list[Forecast], dict[str, float]]:
+def timed_forecasts(
+    trained: Trained, test: TestData
+) -> tuple[list[RealTimeForecast], dict[str, float]]:
     """Forecast a test, and return the forecasts and what the row costs.
 
     Returns
@@ -154,7 +157,7 @@ def timed_forecasts(trained: Trained, test: TestData) -> tuple[list[Forecast], d
     if trained.curve:
         costs["seconds_per_epoch"] = statistics.median(e["seconds"] for e in trained.curve)
     entries = list(test.input)
-    forecasts: list[Forecast] = []
+    forecasts: list[Any] = []
     passes: list[float] = []
     while len(passes) < 3 and sum(passes) < PATIENCE:
         if trained.encoder is not None:
@@ -180,7 +183,7 @@ def channel_units(task: Task) -> tuple[tuple[str, ...], np.ndarray]:
     return schema.target, np.array(spread[: len(schema.target)])
 
 
-def _evaluate(forecasts: Sequence[Forecast], test: TestData) -> pd.DataFrame:
+def _evaluate(forecasts: Sequence[RealTimeForecast], test: TestData) -> pd.DataFrame:
     """Return the measures that GluonTS knows, a row per channel."""
     items, last_axis = 0, np.ndim(next(iter(test.label))["target"])
     # GluonTS draws a progress bar, and divides by the number of values, which may be 0.
@@ -209,7 +212,7 @@ def _evaluate(forecasts: Sequence[Forecast], test: TestData) -> pd.DataFrame:
     )
 
 
-def _tabulated(forecast: Forecast, label: DataEntry) -> gluonts_forecast.QuantileForecast:
+def _tabulated(forecast: RealTimeForecast, label: DataEntry) -> gluonts_forecast.QuantileForecast:
     """Compute mean and quantiles of a forecast once, for all metrics.
 
     A quantile of a Student-t distribution takes a microsecond, and few of the cells of query and
@@ -218,39 +221,14 @@ def _tabulated(forecast: Forecast, label: DataEntry) -> gluonts_forecast.Quantil
     observed = np.isfinite(label["target"].T)  # (Q,) or (Q, D)
     arrays = np.zeros((1 + len(ALL_LEVELS), *observed.shape))
     arrays[0] = forecast.mean
-    arrays[1:, observed] = _quantiles(forecast, observed)
+    arrays[1:, observed] = forecast.quantiles(ALL_LEVELS, observed)
     keys = ["mean", *map(str, ALL_LEVELS)]
     return gluonts_forecast.QuantileForecast(arrays, forecast.start_date, keys, forecast.item_id)
 
 
-def _quantiles(forecast: Forecast, observed: np.ndarray) -> np.ndarray:
-    """Return the quantiles of `ALL_LEVELS` at the n observed cells ``(K, n)``."""
-    if isinstance(forecast, EnsembleForecast):
-        return np.mean([_quantiles(member, observed) for member in forecast.members], axis=0)
-    if isinstance(forecast, DistributionForecast) and observed.any():
-        cells = _cells(forecast.distribution, torch.from_numpy(observed))
-        if cells is not None:
-            return np.stack([cells.icdf(torch.tensor([level]).double()) for level in ALL_LEVELS])
-    return np.stack([forecast.quantile(level)[observed] for level in ALL_LEVELS])
-
-
-def _cells(distribution: Distribution, chosen: torch.Tensor) -> Distribution | None:
-    """Return the distribution of the chosen cells of a batch; None of a kind that is not known."""
-    shape = distribution.batch_shape
-
-    def of(name: str) -> torch.Tensor:
-        return torch.as_tensor(getattr(distribution, name)).broadcast_to(shape)[chosen]
-
-    if isinstance(distribution, AffineTransformed):
-        base = _cells(distribution.base_dist, chosen)
-        return None if base is None else AffineTransformed(base, of("loc"), of("scale"))
-    if isinstance(distribution, (StudentT, Normal, Laplace)):
-        family: Any = type(distribution)
-        return family(**{name: of(name) for name in distribution.arg_constraints})
-    return None
-
-
-def _negative_log_likelihood(forecasts: Sequence[Forecast], labels: np.ndarray) -> np.ndarray:
+def _negative_log_likelihood(
+    forecasts: Sequence[RealTimeForecast], labels: np.ndarray
+) -> np.ndarray:
     """Return the mean ``-log p`` of each channel's labels ``(N, D, Q)``: ``(D,)``.
 
     In the units of the data. NaN if a forecast has no distribution, or a channel no label.
