@@ -305,7 +305,7 @@ class IrregularEstimator(Estimator):
         """
         if validation_data is not None or ckpt_path is not None or self.folds == 0:
             return self.train_model(training_data, validation_data, ckpt_path=ckpt_path).predictor
-        with engine.own_random_state(self.seed) as seed:
+        with seeded_run(self.seed) as seed:
             return train_folds(self, training_data, seed)
 
     def with_settings(self, **settings: Any) -> "Self":
