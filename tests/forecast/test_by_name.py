@@ -13,7 +13,9 @@ from gluonts.model.evaluation import evaluate_model
 from torch.utils.data import DataLoader
 
 from deltaflow import (
+    ConformalPredictor,
     DataError,
+    DeltaflowError,
     DeltaflowWarning,
     EnsemblePredictor,
     ForecastLightningModule,
@@ -190,3 +192,47 @@ def test_training_goes_on_by_name(trained, multivariate, backwards, make_estimat
     assert one.spec == other.spec
     for name, value in one.network.state_dict().items():
         np.testing.assert_array_equal(value, other.network.state_dict()[name])
+
+
+@pytest.mark.parametrize("target", [["HR", "MAP"], ["MAP", "HR"]])
+def test_calibration_is_by_name(target, trained, multivariate, backwards, more, make_estimator):
+    """Folds, members and the data that are asked about may have their channels in any order."""
+    one = trained("GRUFlowEstimator", "multivariate")
+    other = make_estimator(GRUFlowEstimator, seed=1).train(backwards)
+    data = multivariate if target[0] == "HR" else backwards
+    swapped = backwards if target[0] == "HR" else multivariate
+    fold, rest = (split(part, offset=-4)[1].generate_instances(4) for part in (data, swapped))
+    conformal = ConformalPredictor.fit_folds([one, other], [fold, rest])
+    expected = ConformalPredictor.fit_folds(
+        [one, other], [split(multivariate, offset=-4)[1].generate_instances(4)] * 2
+    )
+    assert conformal.schema.target == ("HR", "MAP")
+    for own, known in ((conformal.leads, expected.leads), (conformal.scores, expected.scores)):
+        for one_channel, other_channel in zip(own, known, strict=True):
+            np.testing.assert_allclose(one_channel, other_channel)
+    asked = split(more, offset=-4)[1].generate_instances(4).input
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        forecasts = list(conformal.predict(asked))
+    assert len(told(record)) == 1
+    known = conformal.predict(split(multivariate, offset=-4)[1].generate_instances(4).input)
+    for forecast, same in zip(forecasts, known, strict=True):
+        pd.testing.assert_frame_equal(by_name(forecast), by_name(same))
+
+
+def test_a_training_resumes_only_with_categories_in_the_same_order(
+    make_frame, make_estimator, tmp_path
+):
+    frame = make_frame(("HR", "MAP")).assign(site=lambda frame: frame["ward"])
+    trainer = {"max_epochs": 1, "enable_progress_bar": False, "default_root_dir": tmp_path}
+    callback = pl.callbacks.ModelCheckpoint(tmp_path, filename="one")
+    settings = {**trainer, "enable_checkpointing": True, "callbacks": [callback]}
+    data = [
+        IrregularDataset.from_long_dataframe(frame, target="HR", feat_static_cat=order)
+        for order in (["ward", "site"], ["site", "ward"])
+    ]
+    make_estimator(GRUFlowEstimator, trainer_kwargs=settings).train(data[0])
+    resumed = make_estimator(GRUFlowEstimator, trainer_kwargs={**trainer, "max_epochs": 2})
+    resumed.train(data[0], ckpt_path=str(tmp_path / "one.ckpt"))
+    with pytest.raises(DeltaflowError, match="was trained on other data"):
+        resumed.train(data[1], ckpt_path=str(tmp_path / "one.ckpt"))

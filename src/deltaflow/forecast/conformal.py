@@ -10,8 +10,8 @@ from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.model.forecast import Quantile
 
-from deltaflow.data.series import Reader
-from deltaflow.errors import DataError, check_at_least_one
+from deltaflow.data.series import Reader, entries_of
+from deltaflow.errors import DataError, check_at_least_one, unsaid
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -128,7 +128,7 @@ class ConformalPredictor(DeltaflowPredictor):
         DataError
             If nothing was observed after the origins.
         """
-        return cls._fitted(predictor, [_scores_of(predictor, calibration)])
+        return cls._fitted(predictor, [_scores_of(predictor, calibration, predictor.schema.target)])
 
     @classmethod
     def fit_folds(
@@ -148,8 +148,9 @@ class ConformalPredictor(DeltaflowPredictor):
         folds
             For each of them, what was known and what followed of the items that it left out.
         """
-        parts = [_scores_of(*pair) for pair in zip(members, folds, strict=True)]
         predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
+        target = predictor.schema.target
+        parts = [_scores_of(*pair, target) for pair in zip(members, folds, strict=True)]
         return cls._fitted(predictor, parts)
 
     @classmethod
@@ -186,7 +187,7 @@ class ConformalPredictor(DeltaflowPredictor):
         """
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
-        entries = list(dataset)
+        entries = list(entries_of(dataset))
         reader = Reader(self.schema)
         forecasts = self.predictor.predict(entries, seed=seed)
         for number, (entry, forecast) in enumerate(zip(entries, forecasts, strict=True)):
@@ -293,21 +294,26 @@ class _Scored(NamedTuple):
     above: np.ndarray
 
 
-def _scores_of(predictor: DeltaflowPredictor, calibration: Pairs) -> _Scored:
-    """Forecast what was known, and return all observed labels with their forecast."""
+def _scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequence[str]) -> _Scored:
+    """Forecast what was known, and return all observed labels with their forecast.
+
+    ``target`` numbers the channels.
+    """
     pairs = list(calibration)
-    reader, schema = Reader(predictor.schema), predictor.schema
+    reader = Reader(predictor.schema)
     parts: list[list[np.ndarray]] = [[np.empty(0)] * len(_Scored._fields)]
     forecasts = predictor.predict([past for past, _ in pairs], seed=0)
     for number, ((past, label), forecast) in enumerate(zip(pairs, forecasts, strict=True)):
-        rows = [reader.match(past).own.target.index(name) for name in forecast.target]
+        with unsaid():
+            own = reader.match(past).own
+        rows = [own.target.index(name) for name in forecast.target]
         values = np.atleast_2d(label["target"])[rows].T  # (Q, D)
         lead = _leads(reader, past, predictor.prediction_length)[: len(values)]
         inner = forecast.quantiles(INNER)
         low, median, high = inner.reshape(3, inner.shape[1], -1)[:, : len(values)]
         query, channel = np.nonzero(np.isfinite(values) & np.isfinite(lead)[:, None])
         name = past.get("item_id")
-        numbers = np.array([schema.target.index(name) for name in forecast.target])
+        numbers = np.array([target.index(name) for name in forecast.target])
         parts.append(
             [
                 np.full(len(query), f"#{number}" if name is None else str(name), dtype=object),
@@ -324,7 +330,8 @@ def _scores_of(predictor: DeltaflowPredictor, calibration: Pairs) -> _Scored:
 
 def _leads(reader: Reader, entry: DataEntry, prediction_length: int) -> np.ndarray:
     """Return the times ``(Q,)`` from the last observation time to the queries, NaN for padding."""
-    series = reader.read(entry, prediction_length)
+    with unsaid():  # by the predictor, who has read it before
+        series = reader.read(entry, prediction_length)
     queries = series.times[series.length :]
     if not series.length:
         return queries - queries[:1]

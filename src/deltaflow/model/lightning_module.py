@@ -201,7 +201,8 @@ class ForecastLightningModule(pl.LightningModule):
         """Refuse the weights of another network, or of data that were scaled differently."""
         stored = checkpoint["hyper_parameters"]
         problem = difference(stored, self.hparams)
-        if problem is None and stored["spec"] != self.hparams["spec"]:
+        # Compared as specs: plain values overlook the order of the categories.
+        if problem is None and WindowSpec.from_dict(stored["spec"]) != self.spec:
             problem = "was trained on other data, or with other windows"
         if problem is not None:
             raise DeltaflowError(
