@@ -19,6 +19,8 @@ BASELINES = (
     "item_mean",
     "least_squares",
     "boosted_trees",
+    "gaussian_process",
+    "defaults",
     RESAMPLED,
 )
 """Rows of the table that are no encoders: see `compare.models`."""
@@ -63,7 +65,9 @@ class CompareConfig:
         Rows of the table: registered encoders, variants, or baselines. hold, the last value, is
         always the first; the others are training_mean, item_mean (the mean of what was observed),
         least_squares (of the last value and the item's mean), boosted_trees (LightGBM on summaries
-        of what was observed) and resampled_deepar, DeepAR on a regular grid.
+        of what was observed), gaussian_process (one per item, with shared hyperparameters),
+        defaults (`GRUFlowEstimator` as it is, without the settings below) and resampled_deepar,
+        DeepAR on a regular grid.
     variants
         Further rows by name: encoders with options of their own.
     seeds

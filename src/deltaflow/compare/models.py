@@ -23,6 +23,7 @@ from deltaflow.compare.baselines import (
     fit_training_mean,
 )
 from deltaflow.compare.config import HOLD, RESAMPLED, CompareConfig
+from deltaflow.compare.gaussian_process import fit_gaussian_process
 from deltaflow.compare.progress import Tell
 from deltaflow.data.schema import unit_seconds
 from deltaflow.data.series import schema_of
@@ -32,9 +33,10 @@ from deltaflow.errors import DataError
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
-from deltaflow.model.estimator import IrregularEstimator
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.model.estimator import GRUFlowEstimator, IrregularEstimator
 from deltaflow.model.resampled import ResampledEstimator, deepar
-from deltaflow.tasks.task import LabelledWindows, Task, joined
+from deltaflow.tasks.task import LabelledWindows, Task, joined, known_before
 
 
 class Trained(NamedTuple):
@@ -131,7 +133,7 @@ def _channel_weights(spec: WindowSpec, task: Task, emphasis: float) -> list[floa
 
 def _train_hold(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
     """Fit the spread of the last value, which is all that it learns."""
-    predictor = HoldPredictor.fit(task.training, task.prediction_length)
+    predictor = HoldPredictor.fit(known_before(task), task.prediction_length)
     return Trained(predictor, num_parameters=0, curve=[])
 
 
@@ -154,6 +156,27 @@ def _train_trees(row: str, task: Task, config: CompareConfig, seed: int, tell: T
     """Fit boosted trees, each of whose leaves counts as a weight."""
     predictor, num_leaves = fit_boosted_trees(task, seed, config.threads, tell)
     return Trained(predictor, num_leaves, curve=[])
+
+
+def _train_process(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
+    """Fit Gaussian processes; there is nothing random in it."""
+    predictor = fit_gaussian_process(task)
+    return Trained(predictor, predictor.theta.size, curve=[])
+
+
+def _train_defaults(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
+    """Train the estimator with nothing set, on all that is known before the tests."""
+    trainer_kwargs = {"enable_progress_bar": False, "enable_model_summary": False}
+    estimator = GRUFlowEstimator(task.prediction_length, trainer_kwargs=trainer_kwargs)
+    predictor = estimator.train(known_before(task))
+    return Trained(predictor, sum(map(_count, _networks_of(predictor))), curve=[])
+
+
+def _networks_of(predictor: DeltaflowPredictor) -> list[torch.nn.Module]:
+    """Return the networks of a predictor and of its members."""
+    if isinstance(predictor, IrregularPredictor):
+        return [predictor.network]
+    return [network for member in predictor.members for network in _networks_of(member)]
 
 
 def _train_resampled(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
@@ -189,6 +212,8 @@ BASELINES: dict[str, Callable[[str, Task, CompareConfig, int, Tell], Trained]] =
     "item_mean": _train_line,
     "least_squares": _train_line,
     "boosted_trees": _train_trees,
+    "gaussian_process": _train_process,
+    "defaults": _train_defaults,
     RESAMPLED: _train_resampled,
 }
 """Rows that are no encoders, by name; every other row is an encoder of the registry."""
