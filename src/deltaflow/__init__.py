@@ -1,40 +1,49 @@
-"""deltaflow: forecasting of irregularly sampled time series with neural flows, in GluonTS."""
+"""deltaflow: forecasting of irregularly sampled time series with neural flows, in GluonTS.
 
+Names are imported when they are first used (PEP 562): `import deltaflow` costs nothing, and
+`import deltaflow.flows` imports torch alone.
+"""
+
+from typing import TYPE_CHECKING
+
+from deltaflow._lazy import lazy
 from deltaflow._version import __version__
-from deltaflow.data import (
-    ArrowDataset,
-    IrregularDataModule,
-    IrregularDataset,
-    TimeSplitter,
-    parquet_to_arrow,
-    split_items,
-    split_items_by,
-    write_arrow,
-)
-from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning, UnknownNameError
-from deltaflow.forecast.conformal import ConformalPredictor
-from deltaflow.forecast.ensemble import EnsemblePredictor
-from deltaflow.forecast.frame import predict_df
-from deltaflow.forecast.hold import HoldEstimator, HoldPredictor
-from deltaflow.forecast.loading import load_predictor
-from deltaflow.forecast.network_predictor import IrregularPredictor
-from deltaflow.forecast.plot import plot_forecasts
-from deltaflow.forecast.predictor import DeltaflowPredictor
-from deltaflow.forecast.writer import ForecastWriter
-from deltaflow.model.estimator import (
-    CouplingFlowEstimator,
-    GRUDEstimator,
-    GRUEstimator,
-    GRUFlowEstimator,
-    GRUODEEstimator,
-    IrregularEstimator,
-    LinearFlowEstimator,
-    NeuralCDEEstimator,
-    ODERNNEstimator,
-    ResNetFlowEstimator,
-)
-from deltaflow.model.lightning_module import ForecastLightningModule
-from deltaflow.model.resampled import ResampledEstimator
+
+if TYPE_CHECKING:
+    from deltaflow.data import (
+        ArrowDataset,
+        IrregularDataModule,
+        IrregularDataset,
+        TimeSplitter,
+        parquet_to_arrow,
+        split_items,
+        split_items_by,
+        write_arrow,
+    )
+    from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning, UnknownNameError
+    from deltaflow.forecast.conformal import ConformalPredictor
+    from deltaflow.forecast.ensemble import EnsemblePredictor
+    from deltaflow.forecast.frame import predict_df
+    from deltaflow.forecast.hold import HoldEstimator, HoldPredictor
+    from deltaflow.forecast.loading import load_predictor
+    from deltaflow.forecast.network_predictor import IrregularPredictor
+    from deltaflow.forecast.plot import plot_forecasts
+    from deltaflow.forecast.predictor import DeltaflowPredictor
+    from deltaflow.forecast.writer import ForecastWriter
+    from deltaflow.model.estimator import (
+        CouplingFlowEstimator,
+        GRUDEstimator,
+        GRUEstimator,
+        GRUFlowEstimator,
+        GRUODEEstimator,
+        IrregularEstimator,
+        LinearFlowEstimator,
+        NeuralCDEEstimator,
+        ODERNNEstimator,
+        ResNetFlowEstimator,
+    )
+    from deltaflow.model.lightning_module import ForecastLightningModule
+    from deltaflow.model.resampled import ResampledEstimator
 
 __all__ = [
     "ArrowDataset",
@@ -73,3 +82,44 @@ __all__ = [
     "split_items_by",
     "write_arrow",
 ]
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "data": (
+            "ArrowDataset",
+            "IrregularDataModule",
+            "IrregularDataset",
+            "TimeSplitter",
+            "parquet_to_arrow",
+            "split_items",
+            "split_items_by",
+            "write_arrow",
+        ),
+        "errors": ("DataError", "DeltaflowError", "DeltaflowWarning", "UnknownNameError"),
+        "forecast.conformal": ("ConformalPredictor",),
+        "forecast.ensemble": ("EnsemblePredictor",),
+        "forecast.frame": ("predict_df",),
+        "forecast.hold": ("HoldEstimator", "HoldPredictor"),
+        "forecast.loading": ("load_predictor",),
+        "forecast.network_predictor": ("IrregularPredictor",),
+        "forecast.plot": ("plot_forecasts",),
+        "forecast.predictor": ("DeltaflowPredictor",),
+        "forecast.writer": ("ForecastWriter",),
+        "model.estimator": (
+            "CouplingFlowEstimator",
+            "GRUDEstimator",
+            "GRUEstimator",
+            "GRUFlowEstimator",
+            "GRUODEEstimator",
+            "IrregularEstimator",
+            "LinearFlowEstimator",
+            "NeuralCDEEstimator",
+            "ODERNNEstimator",
+            "ResNetFlowEstimator",
+        ),
+        "model.lightning_module": ("ForecastLightningModule",),
+        "model.resampled": ("ResampledEstimator",),
+    },
+    submodules=("compare", "data", "encoders", "flows", "forecast", "heads", "model", "tasks"),
+)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torchcde
 from torch import Tensor, nn
 
 from deltaflow.encoders.encoder import Encoder, State, known_before
@@ -14,6 +13,9 @@ from deltaflow.encoders.evolution import Evolution, FlowEvolution, VectorField
 from deltaflow.encoders.neural_ode import MLPField, ODEEvolution, Solver, divergence, start_slowly
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.flows import CouplingFlow, ResNetFlow
+
+if TYPE_CHECKING:  # it imports SciPy, and is imported where it is used
+    import torchcde
 
 
 class ControlledField(VectorField):
@@ -163,6 +165,8 @@ class NeuralCDEEncoder(Encoder):
         parameters: list[Tensor] = [*self.field.parameters()]
         if increments.requires_grad:  # features may be learned, for example as an embedding
             parameters.append(increments)
+        import torchcde
+
         cdeint: Any = torchcde.cdeint  # its inferred type allows states that are tuples
         try:
             solved: Tensor = cdeint(
@@ -197,16 +201,22 @@ def _knots(increments: Tensor) -> Tensor:
 
 
 def _rectilinear(increments: Tensor) -> torchcde.LinearInterpolation:
+    import torchcde
+
     coefficients = torchcde.linear_interpolation_coeffs(_knots(increments), rectilinear=0)
     return torchcde.LinearInterpolation(coefficients).to(increments.dtype)
 
 
 def _linear(increments: Tensor) -> torchcde.LinearInterpolation:
+    import torchcde
+
     coefficients = torchcde.linear_interpolation_coeffs(_knots(increments))
     return torchcde.LinearInterpolation(coefficients).to(increments.dtype)
 
 
 def _hermite(increments: Tensor) -> torchcde.CubicSpline:
+    import torchcde
+
     coefficients = torchcde.hermite_cubic_coefficients_with_backward_differences(_knots(increments))
     # On the first segment of the padding the spline would overshoot and come back.
     moving = (increments != 0).any(-1, keepdim=True)

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint, odeint_adjoint
 
 from deltaflow.encoders.evolution import Evolution, Evolve, VectorField
 from deltaflow.encoders.recurrent import RecurrentEncoder
@@ -123,8 +122,10 @@ class Solver:
             for _ in range(self.num_steps):
                 hidden = FIXED_STEP[self.method](lambda h: duration * field(time, h), hidden)
             return hidden
+        import torchdiffeq  # which imports SciPy
+
         # Their inferred type allows states that are tuples.
-        integrate: Any = odeint_adjoint if self.adjoint else odeint
+        integrate: Any = torchdiffeq.odeint_adjoint if self.adjoint else torchdiffeq.odeint
         try:
             solved: Tensor = integrate(
                 lambda time, state: gap * field(time, state),
