@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from gluonts.torch.distributions.studentT import StudentT
 from torch.distributions import Laplace
 
@@ -178,6 +179,25 @@ def test_several_quantiles_are_those_of_each_level(kind, forecasts):
     np.testing.assert_array_equal(
         channel.quantiles(levels, cells[:, 1]), expected[:, cells[:, 1], 1]
     )
+
+
+@any_forecast
+def test_a_density_is_that_of_the_distribution_if_there_is_one(kind, forecasts):
+    forecast = forecasts(kind)[2]
+    values = forecast.mean + np.array([[1.0, np.nan], [np.nan, np.nan], [0.0, -3.0], [np.nan, 9.0]])
+    density = forecast.log_prob(values)
+    if kind != "distribution":
+        assert density is None
+        return
+    filled = torch.from_numpy(np.where(np.isfinite(values), values, 0.0))
+    expected = forecast.distribution.log_prob(filled).numpy()
+    np.testing.assert_allclose(density, np.where(np.isfinite(values), expected, np.nan))
+    np.testing.assert_allclose(pickle.loads(pickle.dumps(forecast)).log_prob(values), density)
+    np.testing.assert_array_equal(
+        forecast.log_prob(np.full((4, 2), np.nan)), np.full((4, 2), np.nan)
+    )
+    own = forecast.copy_dim(1).log_prob(values[:, 1])
+    np.testing.assert_allclose(own, density[:, 1])
 
 
 @any_forecast

@@ -13,7 +13,6 @@ from typing import Any
 import gluonts.model.forecast as gluonts_forecast
 import numpy as np
 import pandas as pd
-import torch
 from gluonts.dataset.common import DataEntry
 from gluonts.dataset.split import TestData
 from gluonts.ev.metrics import MAE, MSE, Coverage, MeanSumQuantileLoss
@@ -23,7 +22,7 @@ from deltaflow.compare.models import Trained
 from deltaflow.data.series import Reader, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError
-from deltaflow.forecast.forecasts import DistributionForecast, RealTimeForecast
+from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.tasks import Task
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
@@ -233,17 +232,12 @@ def _negative_log_likelihood(
 
     In the units of the data. NaN if a forecast has no distribution, or a channel no label.
     """
-    losses = np.full(labels.shape, np.nan)
-    for loss, forecast, label in zip(losses, forecasts, labels, strict=True):
-        if not isinstance(forecast, DistributionForecast):
-            break
-        observed = np.isfinite(label)
-        values = torch.from_numpy(label.T).reshape(forecast.distribution.batch_shape)
-        values = torch.where(values.isfinite(), values, forecast.distribution.mean)
-        log_prob = forecast.distribution.log_prob(values).reshape(label.T.shape).numpy().T
-        loss[observed] = -log_prob[observed]
-    else:
-        count = np.isfinite(labels).sum(axis=(0, 2))
-        with np.errstate(invalid="ignore"):
-            return np.nansum(losses, axis=(0, 2)) / count
-    return np.full(labels.shape[1], np.nan)
+    losses = []
+    for forecast, label in zip(forecasts, labels, strict=True):
+        log_prob = forecast.log_prob(label.T if np.ndim(forecast.mean) == 2 else label[0])
+        if log_prob is None:
+            return np.full(labels.shape[1], np.nan)
+        losses.append(-np.atleast_2d(log_prob.T))
+    count = np.isfinite(labels).sum(axis=(0, 2))
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(labels), losses, 0.0).sum(axis=(0, 2)) / count

@@ -123,6 +123,13 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         quantiles = np.stack([self.quantile(level) for level in levels])
         return quantiles if cells is None else quantiles[:, cells]
 
+    def log_prob(self, values: np.ndarray) -> np.ndarray | None:
+        """Return the log-density of values ``(Q,)`` or ``(Q, D)``, None if there is no density.
+
+        NaN where a value is.
+        """
+        return None
+
     def to_dataframe(self, quantile_levels: Sequence[float] = (0.1, 0.5, 0.9)) -> pd.DataFrame:
         """Return the forecast as a table, a row per query and channel.
 
@@ -330,25 +337,43 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
         if self._shared is None:
             quantiles = quantiles_of(self.distribution, levels)
-        elif cells is None:
+            return quantiles if cells is None else quantiles[:, cells]
+        if cells is None:
             return self._shared.quantiles(self._number, tuple(levels))[..., self._channels]
-        elif cells.any():
-            # Few cells of many are computed alone.
-            row, *channel = np.nonzero(cells)
-            channels = np.asarray(self._channels)[tuple(channel)]
-            joint = self._shared.make((self._shared.rows(self._number)[row], channels))
-            return quantiles_of(joint, levels)
-        else:
-            return np.empty((len(levels), 0))
-        return quantiles if cells is None else quantiles[:, cells]
+        # Few cells of many are computed alone.
+        joint = self._at(cells)
+        return np.empty((len(levels), 0)) if joint is None else quantiles_of(joint, levels)
+
+    def log_prob(self, values: np.ndarray) -> np.ndarray:
+        """Return the log-density of values; see `RealTimeForecast.log_prob`."""
+        known = np.isfinite(values)
+        result = np.full(known.shape, np.nan)
+        if self._shared is None:
+            filled = torch.from_numpy(np.where(known, values, self.mean))
+            result[known] = self.distribution.log_prob(filled).numpy()[known]
+        elif (joint := self._at(known)) is not None:
+            result[known] = joint.log_prob(torch.from_numpy(values[known])).numpy()
+        return result
+
+    def _at(self, cells: np.ndarray) -> Distribution | None:
+        """Return the distribution ``(n,)`` of the cells of a mask, None if there are none."""
+        assert self._shared is not None
+        if not cells.any():
+            return None
+        row, *channel = np.nonzero(cells)
+        channels = np.asarray(self._channels)[tuple(channel)]
+        return self._shared.make((self._shared.rows(self._number)[row], channels))
 
     def copy_dim(self, dim: int) -> DistributionForecast:
         """Return the forecast of one channel."""
         if len(self.shape) == 1:
             return self
-        forecast = DistributionForecast(
-            _Channel(self.distribution, dim), self.start_date, self.item_id, self.info
-        )
+        about = self.start_date, self.item_id, self.info
+        if self._shared is None:
+            forecast = DistributionForecast(_Channel(self.distribution, dim), *about)
+        else:
+            channel = self._channels[dim]
+            forecast = DistributionForecast.of_shared(self._shared, self._number, channel, *about)
         return forecast.labelled(self.query_times, self.target[dim : dim + 1])
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
@@ -377,6 +402,9 @@ class _Channel(Distribution):
 
     def icdf(self, value: torch.Tensor) -> torch.Tensor:
         return self.joint.icdf(value.unsqueeze(-1))[..., self.channel]
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return self.joint.log_prob(value.unsqueeze(-1))[..., self.channel]
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
         return self.joint.sample(sample_shape)[..., self.channel]
