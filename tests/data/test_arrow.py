@@ -279,7 +279,7 @@ def test_a_long_parquet_file_becomes_series(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda frame: pd.concat([frame[10:], frame[:1]]), "item 'p0'.*do not stand together"),
+        (lambda frame: pd.concat([frame[10:], frame[:1]]), "item 'p0'.*are not contiguous"),
         (lambda frame: frame.iloc[::-1], "item 'p7'.*not sorted"),
         (lambda frame: frame.drop(columns="HR"), "field 'HR': the Parquet file has no such column"),
         (

@@ -85,7 +85,7 @@ def test_a_missing_name_is_an_error_that_names_it(role):
 
 def test_a_name_in_another_role_is_an_error_that_names_both():
     other = read(target=["HR"], past_feat_dynamic_real=["T", "lab", "crp"])
-    with pytest.raises(DataError, match=r"'T': stands in past_feat_dynamic_real; .* in target"):
+    with pytest.raises(DataError, match=r"'T': is in past_feat_dynamic_real; .* in target"):
         Reader(read().schema).read(other[0])
 
 

@@ -338,5 +338,5 @@ def test_items_are_split_by_a_mapping(univariate, kind):
 def test_a_split_of_items_by_what_is_not_there_is_refused(multivariate):
     with pytest.raises(DataError, match=r"'site': is not a static .*\['ward'\]"):
         split_items_by(multivariate, "site")
-    with pytest.raises(DataError, match="item 'p1': the item is in no part"):
+    with pytest.raises(DataError, match="item 'p1': the item has no level"):
         split_items_by(multivariate, {"p0": "train"})

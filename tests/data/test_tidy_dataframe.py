@@ -153,11 +153,11 @@ def test_bad_tidy_rows_are_refused(tidy, change, message, field):
 
 
 def test_a_named_variable_without_rows_is_refused(tidy):
-    with pytest.raises(DataError, match=r"no row holds this variable.*\['HR', 'MAP'\]") as caught:
+    with pytest.raises(DataError, match=r"no row has this variable.*\['HR', 'MAP'\]") as caught:
         read(tidy, target=["HR", "Temp"])
     assert caught.value.field == "Temp"
 
 
 def test_an_unknown_way_to_treat_duplicates_is_refused(tidy):
-    with pytest.raises(DataError, match="'first' is not a choice"):
+    with pytest.raises(DataError, match="'first' is not an option"):
         read(tidy, duplicates="first")

@@ -31,25 +31,26 @@ if TYPE_CHECKING:
 
 _METADATA = b"deltaflow"
 _BATCH_NUMBERS = 2**20
-"""A record batch is written as soon as it holds so many numbers, 8 MiB."""
+"""The number of numbers, 8 MiB, at which a record batch is written."""
 
 _ENTRY_NUMBERS = 2**7
-"""What the Python objects of an entry take in memory, beside its arrays, in numbers."""
+"""The memory of an entry's Python objects, besides its arrays, in numbers of 8 bytes."""
 
 _NUMBERS = ("target", "feat_dynamic_real", "past_feat_dynamic_real", "feat_static_real")
 _CODES = "feat_static_cat"
 
 
 class ArrowDataset(Sequence[DataEntry]):
-    """The irregular series of an Arrow file, each read when it is asked for.
+    """The irregular series of an Arrow file, each of which is read on access.
 
-    It stands wherever an `IrregularDataset` does. The file is mapped into memory: arrays of an
-    entry are read-only views of it, and it may be larger than memory. Every process opens it anew.
+    It can be used wherever an `IrregularDataset` can. The file is mapped into memory: the arrays of
+    an entry are read-only views of it, and it may be larger than memory. Every process opens the
+    file anew.
 
     Parameters
     ----------
     path
-        A file of `write_arrow` or `parquet_to_arrow`.
+        A file written by `write_arrow` or `parquet_to_arrow`.
 
     Raises
     ------
@@ -106,7 +107,7 @@ class ArrowDataset(Sequence[DataEntry]):
         return self._with(_items=chosen if self._items is None else self._items[chosen])
 
     def map(self, function: Callable[[DataEntry], DataEntry]) -> ArrowDataset:
-        """Return the data set of ``function(entry)``, called when an entry is asked for."""
+        """Return the data set of ``function(entry)``, which is called when an entry is read."""
         return self._with(_functions=(*self._functions, function))
 
     def _with(self, **changes: Any) -> ArrowDataset:
@@ -130,14 +131,14 @@ def write_arrow(path: str | Path, entries: Iterable[DataEntry]) -> None:
     Parameters
     ----------
     path
-        The file. It appears when it is complete, in place of an earlier one.
+        The file. It appears once it is complete, and replaces an existing one.
     entries
         An `IrregularDataset`, or any stream of such entries.
 
     Raises
     ------
     DataError
-        If an entry is not irregular, is bad in itself, or has another schema than the first one.
+        If an entry is not irregular, is invalid, or has another schema than the first one.
     """
     pa = _pyarrow()
     path = Path(path)
@@ -177,10 +178,10 @@ def parquet_to_arrow(
     feat_static_real: Sequence[str] = (),
     feat_static_cat: Sequence[str] = (),
 ) -> None:
-    """Write a long Parquet file as an Arrow file of series, without reading it whole.
+    """Convert a long Parquet file to an Arrow file of series, without reading it as a whole.
 
-    The rows of an item stand together and are sorted by time. What is held in memory is a batch
-    of rows, one whole item, and the names of the items.
+    The rows of each item must be contiguous and sorted by time. Only a batch of rows, one whole
+    item and the names of the items are held in memory.
 
     Parameters
     ----------
@@ -189,14 +190,14 @@ def parquet_to_arrow(
     item_id, timestamp, target, time_unit
         See `IrregularDataset.from_long_dataframe`, as for the following ones.
     feat_dynamic_real, past_feat_dynamic_real, feat_static_real, feat_static_cat
-        Names of further columns.
+        Columns of features, as above.
 
     Raises
     ------
     DataError
-        As `IrregularDataset.from_long_dataframe`, although a target may be missing everywhere;
-        and if it is not a Parquet file, the rows of an item do not stand together, or the times
-        are float32.
+        As for `IrregularDataset.from_long_dataframe`, except that a target may be missing
+        everywhere. Also if it is not a Parquet file, the rows of an item are not contiguous, or the
+        times are float32.
     """
     roles = read_roles(
         item_id,
@@ -237,7 +238,7 @@ def parquet_to_arrow(
 
 
 class _File(NamedTuple):
-    """An opened file: its record batches as numpy views, and their numbers of items added up."""
+    """An open file: its record batches as NumPy views, and their cumulative numbers of items."""
 
     schema: Schema
     plain_schema: dict[str, Any]
@@ -271,7 +272,7 @@ class _File(NamedTuple):
                 if len(own) % channels.get(name, 1):
                     raise DataError(
                         f"{len(own)} numbers cannot be divided among {channels[name]} channels",
-                        "write the file anew",
+                        "write the file again",
                         item=entry["item_id"],
                         field=name,
                     )
@@ -289,7 +290,7 @@ def _open(path: Path) -> _File:
         layout = _layout(pa, schema)
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         for batch in batches:
-            batch.validate(full=True)  # else a damaged file would be read beyond its end
+            batch.validate(full=True)  # a damaged file could otherwise be read beyond its end
     except (pa.ArrowException, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise DataError(
             f"{str(path)!r} is not an Arrow file of series ({type(error).__name__})",
@@ -360,7 +361,7 @@ def _views(batch: pa.RecordBatch, layout: pa.Schema) -> dict[str, Any]:
         lists = field.name in (*_NUMBERS, _CODES)
         numbers = column.values if lists else column  # noqa: PD011
         if (lists or field.name == "start") and column.null_count + numbers.null_count:
-            raise DataError("holds nulls", "write the file anew, with NaN", field=field.name)
+            raise DataError("holds nulls", "write the file again, with NaN", field=field.name)
         if lists:
             views[field.name] = column.offsets.to_numpy(), numbers.to_numpy()
         else:
@@ -369,12 +370,13 @@ def _views(batch: pa.RecordBatch, layout: pa.Schema) -> dict[str, Any]:
 
 
 def _gathered(entries: Iterable[DataEntry], schema: Schema) -> Iterator[list[DataEntry]]:
-    """Check entries, and gather as many as make a record batch."""
+    """Check entries, and gather them into record batches."""
     reader = Reader(schema)
     batch, numbers = [], 0
     for entry in entries:
         if is_irregular(entry) and schema_in(entry) != schema:
-            raise DataError("the schema is not that of the first entry", "write it to another file",
+            raise DataError("the schema differs from that of the first entry",
+                            "write the entry to another file",
                             item=entry.get("item_id"), field="info")  # fmt: skip
         reader.read(entry)
         batch.append(entry)
@@ -387,7 +389,7 @@ def _gathered(entries: Iterable[DataEntry], schema: Schema) -> Iterator[list[Dat
 
 
 def _parquet_file(source: str | Path) -> Any:
-    """Open a Parquet file; it is an error if it is a file of another kind."""
+    """Open a Parquet file, or raise a `DataError` if it is another kind of file."""
     pa = _pyarrow()
     from pyarrow import parquet
 
@@ -396,12 +398,12 @@ def _parquet_file(source: str | Path) -> Any:
     except pa.ArrowInvalid as error:
         raise DataError(
             f"{str(source)!r} is not a Parquet file",
-            "convert it, as by pandas.read_csv(...).to_parquet(...) for a CSV file",
+            "convert it, for example a CSV file with pandas.read_csv(...).to_parquet(...)",
         ) from error
 
 
 def _whole_items(file: Any, columns: list[str], item_id: str) -> Iterator[pd.DataFrame]:
-    """Yield the rows of a Parquet file in frames that hold every item whole."""
+    """Yield the rows of a Parquet file in frames of whole items."""
     done: set[Any] = set()
     rest = pd.DataFrame()
     row = 0
@@ -412,22 +414,22 @@ def _whole_items(file: Any, columns: list[str], item_id: str) -> Iterator[pd.Dat
         frame = pd.concat([rest, frame]) if len(rest) else frame
         if frame.empty:
             continue
-        # The last item may go on in the next batch.
+        # The last item may continue in the next batch.
         others = (frame[item_id] != frame[item_id].iloc[-1]).to_numpy()
         cut = int(np.flatnonzero(others)[-1]) + 1 if others.any() else 0
         rest = frame.iloc[cut:]
         if cut:
-            yield _not_again(frame.iloc[:cut], item_id, done)
+            yield _check_contiguous(frame.iloc[:cut], item_id, done)
     if len(rest):
-        yield _not_again(rest, item_id, done)
+        yield _check_contiguous(rest, item_id, done)
 
 
-def _not_again(frame: pd.DataFrame, item_id: str, done: set[Any]) -> pd.DataFrame:
+def _check_contiguous(frame: pd.DataFrame, item_id: str, done: set[Any]) -> pd.DataFrame:
     items = frame[item_id].unique()
     again = [item for item in items if item in done]
     if again:
         raise DataError(
-            "the rows of the item do not stand together",
+            "the rows of the item are not contiguous",
             "sort the Parquet file by item and time",
             item=again[0],
             field=item_id,
@@ -447,5 +449,5 @@ def _pyarrow() -> Any:
     try:
         import pyarrow as pa
     except ImportError as error:
-        raise DeltaflowError("pyarrow is needed here: pip install 'deltaflow[arrow]'") from error
+        raise DeltaflowError("this needs pyarrow: pip install 'deltaflow[arrow]'") from error
     return pa

@@ -1,4 +1,4 @@
-"""DataFrame → irregular data set: a sequence of GluonTS entries that keep real time."""
+"""Irregular data sets: sequences of GluonTS entries with real time, made from DataFrames."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from deltaflow.errors import DataError
 class IrregularDataset(Sequence[DataEntry]):
     """A GluonTS data set of irregularly sampled series.
 
-    Every entry is an ordinary GluonTS ``DataEntry``. Row 0 of its ``feat_dynamic_real`` is the
-    time elapsed since ``info["time_origin"]``, in ``info["time_unit"]`` and float64, so that
-    GluonTS's own tools cut time together with the values. ``start`` is nominal.
+    Every entry is an ordinary GluonTS ``DataEntry``. Row 0 of its ``feat_dynamic_real`` is the time
+    elapsed since the time origin, ``info["time_origin"]``, in ``info["time_unit"]`` and float64.
+    GluonTS's own tools thus cut times together with values. ``start`` is nominal.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class IrregularDataset(Sequence[DataEntry]):
         return dict(self._entries[index])
 
     def __iter__(self) -> Iterator[DataEntry]:
-        # Copies, since GluonTS's ListDataset replaces fields of what it is given.
+        # Copies, because GluonTS's ListDataset replaces fields of the entries it is given.
         return map(dict, self._entries)
 
     def __repr__(self) -> str:
@@ -100,16 +100,16 @@ class IrregularDataset(Sequence[DataEntry]):
         dataframe
             The rows of every item, sorted by time within the item. It is not changed.
         item_id
-            Column that tells the items apart; None if all rows are one series.
+            Column of item identifiers; None if all rows are one series.
         timestamp
             Column of timestamps (with or without a time zone) or of elapsed numbers, such as
-            hours since admission, counted in ``time_unit``.
+            hours since admission, in ``time_unit``.
         target
-            The channel to forecast, or a list of channels; NaN where one was not measured.
+            Column of the channel to forecast, or a list of such columns; NaN where not measured.
         time_unit
             Unit of the elapsed time in the entries: one of W, D, h, min, s, ms, us, ns.
         feat_dynamic_real
-            Columns of covariates known in advance; they must have no gaps.
+            Columns of covariates known in advance, which must have no missing values.
         past_feat_dynamic_real
             Columns of covariates known for the past only; NaN where not measured.
         feat_static_real, feat_static_cat
@@ -194,17 +194,18 @@ class IrregularDataset(Sequence[DataEntry]):
         target
             The variables to forecast; all of them, in alphabetical order, if None.
         past_feat_dynamic_real
-            The variables that are only read, not forecast.
+            The variables that are read but not forecast.
         time_unit
             See :meth:`from_long_dataframe`.
         duplicates
-            What to do with several values of one variable at one time: raise, or average them.
+            What to do with several values of a variable at the same time: raise an error
+            (``"error"``) or average them (``"mean"``).
 
         Raises
         ------
         DataError
-            As :meth:`from_long_dataframe`; and for a named variable that has no row, or for two
-            values of one variable at one time where ``duplicates="error"``.
+            As for :meth:`from_long_dataframe`. Also if a named variable has no row, or if a
+            variable has two values at the same time and ``duplicates="error"``.
 
         Examples
         --------
@@ -217,13 +218,13 @@ class IrregularDataset(Sequence[DataEntry]):
         """
         check_columns(dataframe, [item_id, timestamp, variable, value])
         if duplicates not in ("error", "mean"):
-            raise DataError(f"{duplicates!r} is not a choice", "use 'error' or 'mean'",
+            raise DataError(f"{duplicates!r} is not an option", "use 'error' or 'mean'",
                             field="duplicates")  # fmt: skip
         if dataframe.empty:
             raise DataError("the DataFrame has no rows", "give at least one measurement")
         rows = gather_rows(dataframe, item_id)
         variables = dataframe[variable].iloc[rows.order]
-        measured = pd.DataFrame(  # gathered, in dtypes of our own
+        measured = pd.DataFrame(  # gathered by item, with fixed dtypes
             {
                 "item": np.repeat(np.arange(len(rows.items)), np.diff(rows.bounds)),
                 "time": read_times(dataframe[timestamp], rows).ticks,
@@ -239,7 +240,7 @@ class IrregularDataset(Sequence[DataEntry]):
             targets = column_names("target", target)
         for name in [*targets, *past]:
             if name not in names:
-                raise DataError("no row holds this variable", f"there are {names}", field=name)
+                raise DataError("no row has this variable", f"there are {names}", field=name)
 
         wanted = measured[measured["variable"].isin([*targets, *past])]
         keys = ["item", "time", "variable"]
@@ -251,7 +252,7 @@ class IrregularDataset(Sequence[DataEntry]):
                 item=rows.items[wanted["item"][number]],
                 field=str(wanted["variable"][number]),
             )
-        # Items and times that hold only unnamed variables keep their (empty) rows.
+        # Items and times that have only other variables keep their (empty) rows.
         index = measured[["item", "time"]].drop_duplicates().sort_values(["item", "time"])
         values = wanted.groupby(keys)["value"].mean().unstack("variable")
         values = values.reindex(pd.MultiIndex.from_frame(index))
@@ -274,7 +275,7 @@ def read_entries(
     timestamp: str,
     schema: Schema,
 ) -> list[DataEntry]:
-    """Cut checked rows into GluonTS entries.
+    """Turn the rows of a DataFrame, once they are checked, into GluonTS entries.
 
     Parameters
     ----------
@@ -335,7 +336,7 @@ def read_entries(
 
 
 def read_known(dataframe: pd.DataFrame, rows: Rows, names: Sequence[str]) -> np.ndarray:
-    """Read covariates known in advance ``(K, N)``, gathered by item; they must have no gaps."""
+    """Read covariates known in advance ``(K, N)``, gathered by item; no value may be missing."""
     known = _read_columns(dataframe, rows, names)
     for name, column in zip(names, known, strict=True):
         if (gap := np.isnan(column)).any():
@@ -354,7 +355,7 @@ def _read_columns(dataframe: pd.DataFrame, rows: Rows, names: Sequence[str]) -> 
 
 
 def _as_float(dataframe: pd.DataFrame, name: str, rows: Rows) -> pd.Series:
-    """Read a numeric column in the frame's own order."""
+    """Read a numeric column in the order of the frame."""
     values = np.empty(len(dataframe))
     values[rows.order] = read_numbers(dataframe[name], rows)
     return pd.Series(values, name=name)
@@ -366,11 +367,12 @@ class _Clock(NamedTuple):
     Attributes
     ----------
     elapsed
-        ``(N,)`` time since each item's origin, by gathered row.
+        ``(N,)`` time since each item's time origin, in ``time_unit``, by gathered row.
     origins
-        The origins as ISO timestamps: an item's first one. Elapsed numbers have none (None).
+        The time origin of each item, which is its first timestamp, in ISO 8601; None for elapsed
+        numbers.
     starts
-        The nominal periods of the origins.
+        The nominal periods of the time origins.
     """
 
     elapsed: np.ndarray

@@ -1,4 +1,4 @@
-"""Names in the data ↔ names in the training data: what stands where, and what is missing."""
+"""Matches data to the training data by name: where each name is found, and what is missing."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Match:
     own
         The schema of the entry.
     rows
-        By field: the row in the entry of each name in the schema; None if all rows stand there
-        as in the schema.
+        By field: the row in the entry of each name in the schema; None if the entry has the same
+        rows in the same order as the schema.
     codes
-        For each static categorical feature of the schema: the code that it gives to each level of
-        the entry's schema, -1 for an unknown one; and at the end a -1.
+        For each static categorical feature of the schema: the schema's code of each level in the
+        entry's schema, -1 if the level is unknown. The last element is -1, too.
     target
-        The channels of the schema, in the entry's order: that of its forecasts.
+        The entry's channels that the schema knows, in the entry's order, which is also the order of
+        its forecasts.
     channels
-        Their numbers in the schema; a single number, not a list, if the entry's target is
-        univariate. As an index of the last axis of what belongs to the schema's channels, it
-        gives what belongs to the entry's.
+        The positions of these channels in the schema: a list, or a single number if the entry's
+        target is univariate. It indexes an axis of the schema's channels.
     ignored
-        By field: what the entry holds, but the schema does not know.
+        By field: the names in the entry that the schema does not know.
     """
 
     own: Schema
@@ -58,12 +58,12 @@ class Match:
 
 @lru_cache(maxsize=256)
 def match(own: Schema, schema: Schema) -> Match:
-    """Find everything that a schema names in data that have a schema of their own.
+    """Find everything that ``schema`` names in data whose own schema is ``own``.
 
     Raises
     ------
     DataError
-        If something is missing, or time is of another kind.
+        If a name is missing, or the data have another kind of time.
     """
     if own.time != schema.time:
         raise DataError(
@@ -107,17 +107,17 @@ def match(own: Schema, schema: Schema) -> Match:
 
 
 def common_schema(schemas: Iterable[tuple[object, Schema]]) -> Schema:
-    """Return the first of several schemas, its categories with the further levels of the others.
+    """Return the first of several schemas, with the levels of all schemas in its categories.
 
     Parameters
     ----------
     schemas
-        At least one, each with the item that it belongs to, for errors.
+        At least one schema, each with the item that it belongs to, for errors.
 
     Raises
     ------
     DataError
-        If one lacks a name that another has, or time is of another kind.
+        If one of them lacks a name that another has, or has another kind of time.
     """
     schemas = iter(schemas)
     first, schema = next(schemas)
@@ -142,7 +142,7 @@ def at_item(item: object) -> Iterator[None]:
 
 
 def as_one(schema: Schema) -> Match:
-    """Return the match of entries whose schema is the given one, as far as they tell."""
+    """Return the match of entries that carry no schema, and are taken to have the given one."""
     return match(schema, schema)
 
 
@@ -152,7 +152,7 @@ def _check_names(own: Schema, schema: Schema) -> None:
         for name in getattr(schema, role):
             if name not in have:
                 elsewhere = [other for other in ROLES if name in getattr(own, other)]
-                where = f"stands in {elsewhere[0]}" if elsewhere else "is missing"
+                where = f"is in {elsewhere[0]}" if elsewhere else "is missing"
                 raise DataError(
                     f"{where}; the training data have it in {role}",
                     f"add it there, to {list(have)}" if have else "add it there",
@@ -166,18 +166,18 @@ def _codes(own: Sequence[str], levels: Sequence[str]) -> np.ndarray:
 
 
 _RECENT: deque[tuple[Any, list[str], Schema]] = deque(maxlen=8)
-"""Schemas as the entries hold them, the order of their categories, and what they mean."""
+"""Recent schemas: their plain values in the entries, the order of their categories, and schemas."""
 
 
 def schema_in(entry: DataEntry) -> Schema:
     """Return the schema that an irregular entry carries in its ``info``.
 
-    Entries of a data set share theirs, so the latest ones are remembered.
+    The entries of a data set share their schema, so the latest schemas are cached.
 
     Raises
     ------
     DataError
-        If there is none.
+        If the entry carries no schema.
     """
     try:
         plain = entry["info"]["schema"]
@@ -192,6 +192,6 @@ def schema_in(entry: DataEntry) -> Schema:
             item=entry.get("item_id"),
             field="info",
         ) from None
-    # A copy, since the caller's may be changed in place.
+    # A copy, because the caller may change the original in place.
     _RECENT.appendleft((copy.deepcopy(plain), list(schema.feat_static_cat), schema))
     return schema

@@ -1,8 +1,8 @@
-"""The units in which a network reads a series, and those in which it answers.
+"""Scalings: the units in which a network reads and forecasts a series.
 
-Scalings are causal: how a row looks to the network depends on the rows up to it and on the training
-set alone. What a scaling remembers of a series has a fixed size, so that reading row by row gives
-the same as reading the whole series at once.
+Scalings are causal: the scaled values of a row depend only on the rows up to it and on the training
+set. A scaling's memory of a series has a fixed size, and reading row by row gives the same result
+as reading the whole series at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deltaflow.data.statistics import (
 )
 
 PRIOR_WEIGHT = 3.0
-"""How many observations the training set's scale counts for beside a series' own."""
+"""The weight of the training set's scale in the scale of a series, in observations."""
 
 _SMALLEST_UNIT = 1e-50
 """Squares of values up to 1e100, in units of at least this, are finite in float64."""

@@ -12,10 +12,10 @@ import pandas as pd
 from deltaflow.errors import DataError
 
 TIME_UNITS = ("W", "D", "h", "min", "s", "ms", "us", "ns")
-"""The units in which elapsed time can be counted, by their pandas names."""
+"""The units of elapsed time, by their pandas names."""
 
 TICKS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-"""The units in which pandas counts timestamps and durations."""
+"""Ticks per second of the units in which pandas counts timestamps and durations."""
 
 
 LARGEST = 1e100
@@ -28,7 +28,7 @@ _SECONDS = {unit: pd.Timedelta(1, unit=unit).value / 1e9 for unit in TIME_UNITS}
 
 
 def unit_seconds(time_unit: str) -> float:
-    """Length of one time unit in seconds.
+    """Return the length of a time unit in seconds.
 
     >>> unit_seconds("h")
     3600.0
@@ -43,9 +43,9 @@ def unit_seconds(time_unit: str) -> float:
 
 
 def nanoseconds(time: pd.Timestamp | pd.Timedelta) -> int:
-    """Return a time without a zone, or a duration, as a number that is exact at any distance.
+    """Return a duration, or a timestamp without a time zone, in nanoseconds, as an exact integer.
 
-    In nanoseconds, pandas reaches no further than 292 years.
+    pandas itself cannot count more than 292 years in nanoseconds.
 
     >>> nanoseconds(pd.Timestamp("1000-01-01")) < -(2**63)
     True
@@ -54,10 +54,10 @@ def nanoseconds(time: pd.Timestamp | pd.Timedelta) -> int:
 
 
 def elapsed_time(ticks: Any, resolution: str, unit: float) -> Any:
-    """Return a number of ticks, or an array of them, in units of so many seconds.
+    """Convert a number of ticks, or an array of them, to units of ``unit`` seconds.
 
-    Float64 rounds more than once on the way, so what is compared with the times of an entry has
-    to be converted by this function as they were.
+    Float64 rounds more than once on the way. Numbers that are compared with the times of an entry
+    must therefore be converted by this function, as the times of the entry were.
 
     >>> elapsed_time(90_000, "ms", 3600.0)
     0.025
@@ -66,11 +66,11 @@ def elapsed_time(ticks: Any, resolution: str, unit: float) -> Any:
 
 
 Duration = str | pd.Timedelta
-"""A length of time as pandas writes it, such as ``"24h"``."""
+"""A duration as pandas writes it, such as ``"24h"``."""
 
 
 def read_duration(value: Duration, field: str) -> pd.Timedelta:
-    """Read a length of time, which is not negative; ``field`` names it in an error.
+    """Read a duration, which must not be negative; ``field`` names it in an error.
 
     >>> read_duration("36h", "horizon")
     Timedelta('1 days 12:00:00')
@@ -86,7 +86,7 @@ def read_duration(value: Duration, field: str) -> pd.Timedelta:
 
 
 def read_date(value: str | pd.Timestamp, field: str) -> pd.Timestamp:
-    """Read a moment.
+    """Read a date, with or without a time of day.
 
     >>> read_date("2024-01-01 08:00", "date")
     Timestamp('2024-01-01 08:00:00')
@@ -106,7 +106,7 @@ def read_seconds(value: Duration, field: str) -> float: ...
 @overload
 def read_seconds(value: Duration | None, field: str) -> float | None: ...
 def read_seconds(value, field):
-    """Read a positive length of time in seconds, None if there is none.
+    """Return a positive duration in seconds; None stays None.
 
     >>> read_seconds("36h", "horizon")
     129600.0
@@ -120,7 +120,7 @@ def read_seconds(value, field):
 
 
 def read_range(value: Sequence[Duration], field: str) -> tuple[float, float]:
-    """Read an earliest and a latest time in seconds.
+    """Return a pair of durations, the earlier one first, in seconds.
 
     >>> read_range(("0h", "36h"), "origins_within")
     (0.0, 129600.0)
@@ -145,9 +145,9 @@ ROLES = (
 class Schema:
     """Names and kinds of everything in a data set.
 
-    It travels in the ``info`` of every entry of an irregular data set. A predictor keeps the one
-    that it was trained on, and reads other data by the names in theirs, see `Match`. Two schemas
-    are equal if all names, and the levels of a category, have the same order.
+    Every entry of an irregular data set carries it in its ``info``. A predictor keeps the schema of
+    its training data, and matches other data to it by name, see `Match`. Two schemas are equal if
+    all names, and the levels of every category, are the same and in the same order.
 
     Attributes
     ----------
@@ -190,7 +190,7 @@ class Schema:
         object.__setattr__(self, "feat_static_cat", levels)
 
     def __eq__(self, other: object) -> bool:
-        # A plain comparison of mappings would overlook the order of the categories.
+        # A comparison of mappings alone would ignore the order of the categories.
         return self is other or (
             isinstance(other, Schema)
             and all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self))
@@ -208,7 +208,7 @@ class Schema:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Schema:
-        """Rebuild a schema from plain values, such as :meth:`to_dict` returns, and check it.
+        """Rebuild a schema from the plain values of :meth:`to_dict`, and check it.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""GluonTS entry → contiguous arrays: checked once, so that windows are plain slices."""
+"""Series: GluonTS entries, checked once and stored as arrays, from which windows are slices."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Series(NamedTuple):
     Attributes
     ----------
     item_id
-        The item's name, None if it has none.
+        The item's identifier; None if it has none.
     times
-        ``(T + Q,)`` float64 elapsed time: seconds, or periods of a regular series. NaN pads
-        queries that are not asked.
+        ``(T + Q,)`` float64 time since the time origin: in seconds, or in periods of a regular
+        series. Queries are padded with NaN.
     values
         ``(T, C)`` float64 targets, then past-only covariates; NaN where not observed.
     covariates
@@ -61,7 +61,7 @@ class Series(NamedTuple):
 
 
 def is_irregular(entry: DataEntry) -> bool:
-    """Tell whether an entry keeps real time, as its ``info`` says by a ``time_origin``."""
+    """Tell whether an entry keeps real time: its ``info`` then has a ``time_origin``."""
     info = entry.get("info")
     return isinstance(info, Mapping) and "time_origin" in info
 
@@ -72,15 +72,15 @@ def entries_of(dataset: Dataset) -> Iterator[DataEntry]:
     Raises
     ------
     DataError
-        If it is not a data set, but something that is often taken for one, or holds anything but
-        entries.
+        If it is not a data set, such as a DataFrame or a single entry, or if it holds something
+        other than entries.
     """
     kind = type(dataset).__name__
     if hasattr(dataset, "columns"):
         raise DataError(
             f"a {kind} is not a data set",
-            "make one of it with IrregularDataset.from_long_dataframe, or forecast it as it is "
-            "with predict_df",
+            "make one with IrregularDataset.from_long_dataframe, or forecast it directly with "
+            "predict_df",
         )
     if isinstance(dataset, TestData):
         raise DataError("a TestData holds pairs of input and label", "give its .input")
@@ -104,14 +104,14 @@ def _checked(entry: Any) -> Any:
 def schema_of(entries: Iterable[DataEntry]) -> Schema:
     """Infer the schema of a data set from its entries.
 
-    Entries of an `IrregularDataset` carry theirs. Those of several data sets may be put together:
-    all need the same names, in any order, and the levels of a category are those of all of them.
-    An ordinary GluonTS data set names nothing, so its channels and features are numbered.
+    Entries of an `IrregularDataset` carry their schema. Entries of several data sets may be mixed:
+    they need the same names, in any order, and the levels of a category are those of all of them.
+    An ordinary GluonTS data set has no names, so its channels and features are numbered.
 
     Raises
     ------
     DataError
-        If there is no entry, or one lacks what another one names.
+        If there is no entry, or an entry lacks a name that another one has.
     """
     entries = entries_of(entries)  # pyright: ignore[reportArgumentType]
     first = next(entries, None)
@@ -151,20 +151,20 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
 
 
 def _schemas_in(entries: Iterable[DataEntry]) -> Iterator[tuple[object, Schema]]:
-    """Yield items and their schemas, wherever another schema than the one before begins."""
+    """Yield the item and the schema of each entry whose schema differs from the one before."""
     latest = None
     for entry in entries:
-        # A regular entry among them is refused when it is read.
+        # A regular entry among them raises an error when it is read.
         if is_irregular(entry) and (own := schema_in(entry)) is not latest:
             latest = own
             yield entry.get("item_id"), own
 
 
 class Reader:
-    """Reads entries, whatever the order of what they hold, as the arrays that a schema describes.
+    """Reads entries into the arrays that a schema describes, matched by name.
 
-    Channels, covariates and features are found by name, and the codes of a category by its
-    levels. What the schema does not know is ignored, of which one warning tells.
+    Channels, covariates and features are matched by name, and the codes of a category by its
+    levels. Names that the schema does not know are ignored, with one warning.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ class Reader:
         Raises
         ------
         DataError
-            If something is missing, or time is of another kind or frequency.
+            If a name is missing, or the entry has another kind of time or frequency.
         """
         schema = self.schema
         if is_irregular(entry) != (schema.time != "regular"):
@@ -213,8 +213,8 @@ class Reader:
         entry
             A GluonTS entry, irregular or regular.
         num_queries
-            How many periods of a regular entry are forecast; an irregular one has at least one
-            query time after its last observation, and any number. None for an entry to train on.
+            The number of periods of a regular entry to forecast. Irregular entries contain their
+            query times, and need at least one. None for training entries, which need none.
 
         Raises
         ------
@@ -285,13 +285,13 @@ class Reader:
         )
 
     def _tell(self, ignored: Mapping[str, tuple[str, ...]]) -> None:
-        """Warn of what is ignored, unless it has been said."""
+        """Warn about ignored names, once for each name."""
         new = {(role, name) for role, names in ignored.items() for name in names} - self._told
         if new:
             self._told |= new
             listed = ", ".join(f"{role} {name!r}" for role, name in sorted(new))
             warnings.warn(
-                f"the data hold what the model does not know, which is ignored: {listed}",
+                f"the model does not know some names in the data, and ignores them: {listed}",
                 DeltaflowWarning,
                 stacklevel=2,
             )
@@ -303,19 +303,19 @@ def read_series(
     seasonality: Iterable[str] = (),
     num_queries: int | None = None,
 ) -> Series:
-    """Read a single entry, see `Reader`; the entries of a data set share one."""
+    """Read a single entry, see `Reader`. The entries of a data set should share one reader."""
     return Reader(schema, seasonality).read(entry, num_queries)
 
 
 class SeriesOnDemand(Sequence[Series]):
-    """The series of a data set in a file, each read and checked when it is asked for.
+    """The series of a data set in a file, each of which is read and checked on access.
 
     Parameters
     ----------
     dataset
-        Entries by number.
+        The entries.
     reader
-        What reads them.
+        The reader of the entries.
     """
 
     def __init__(self, dataset: Sequence[DataEntry], reader: Reader) -> None:
@@ -337,7 +337,7 @@ class SeriesOnDemand(Sequence[Series]):
 
 
 def _check_start(entry: DataEntry, freq: str | None = None) -> None:
-    """Check that an entry tells the period of its first observation, one of the frequency."""
+    """Check that an entry has a start period and, if ``freq`` is given, the same frequency."""
     start, item = entry.get("start"), entry.get("item_id")
     if not isinstance(start, pd.Period):
         remedy = (
@@ -355,7 +355,7 @@ def _check_start(entry: DataEntry, freq: str | None = None) -> None:
         )
     if freq is not None and _step(start.freqstr) != _step(freq):
         raise DataError(
-            f"the frequency is {start.freqstr!r}, that of the training data {freq!r}",
+            f"the frequency is {start.freqstr!r}, but that of the training data is {freq!r}",
             "resample the series to one frequency, or train a model for each",
             item=item,
             field="start",
@@ -363,12 +363,12 @@ def _check_start(entry: DataEntry, freq: str | None = None) -> None:
 
 
 _OLD_UNITS = {"H": "h", "T": "min", "S": "s", "L": "ms", "U": "us", "N": "ns"}
-"""How pandas named units before its version 2.2."""
+"""The names of units before pandas 2.2."""
 
 
 @lru_cache(maxsize=64)
 def _step(freq: str) -> object:
-    """Return what is equal for frequencies whose periods are as long: 60min and h, W-SUN and W."""
+    """Return a value that is equal for equal frequencies, such as 60min and h, or W-SUN and W."""
     number, unit = re.match(r"(\d*)([A-Za-z]*)", freq).groups()  # pyright: ignore[reportOptionalMemberAccess]
     count, unit = int(number or 1), _OLD_UNITS.get(unit, unit)
     if unit in TIME_UNITS and unit != "W":
@@ -377,7 +377,7 @@ def _step(freq: str) -> object:
 
 
 def _rows_of(entry: DataEntry, field: str, found: Match) -> np.ndarray:
-    """Read the rows of a field that have been found."""
+    """Read the matched rows of a field."""
     return _matrix(entry, field, len(getattr(found.own, field)), found.rows[field])
 
 
@@ -417,7 +417,7 @@ def _matrix(
 def _vector(
     entry: DataEntry, field: str, size: int, rows: list[int] | None, dtype: Any
 ) -> np.ndarray:
-    """Read some or all numbers of a field of shape ``(size,)``; of none, nothing is read."""
+    """Read some or all numbers of a field of shape ``(size,)``, which may be absent for none."""
     item = entry.get("item_id")
     if rows is not None and not rows:
         size = 0
@@ -439,7 +439,7 @@ def _numbers(values: Any, dtype: Any, item: str | None, field: str) -> np.ndarra
 
 
 def _check_size(values: np.ndarray, item: str | None, field: str) -> None:
-    """Raise if a value cannot be computed with; its position is along the last axis."""
+    """Raise if a value exceeds `LARGEST`, and name its position along the last axis."""
     if (beyond := np.abs(values) > LARGEST).any():
         infinite = np.isinf(values[beyond][0])
         raise DataError(
@@ -455,14 +455,14 @@ def _check_length(rows: np.ndarray, length: int, item: str | None, field: str) -
     if len(rows) and rows.shape[1] != length:
         raise DataError(
             f"has {rows.shape[1]} columns, expected {length}",
-            "give one column per time, for covariates known in advance also per query",
+            "give one column per time; covariates known in advance also need one per query",
             item=item,
             field=field,
         )
 
 
 def _check_origin(info: Mapping[str, Any], item: str | None) -> None:
-    """Check that the timestamps of an entry can be told: its origin, and their resolution."""
+    """Check the time origin and the time resolution, from which timestamps are recovered."""
     origin, resolution = info["time_origin"], info.get("time_resolution")
     if origin is None:
         return
@@ -473,7 +473,7 @@ def _check_origin(info: Mapping[str, Any], item: str | None) -> None:
     if not known or resolution not in TICKS_PER_SECOND:
         raise DataError(
             f"the time_origin {origin!r} in {resolution!r} is not a timestamp",
-            f"give it by ISO 8601, and a time_resolution of {', '.join(TICKS_PER_SECOND)}",
+            f"give it in ISO 8601, with a time_resolution out of {', '.join(TICKS_PER_SECOND)}",
             item=item,
             field="info",
         )
@@ -507,7 +507,7 @@ def _check_times(elapsed: np.ndarray, length: int, num_queries: int | None, item
         )
     asked = ~np.isnan(queries)
     if (np.diff(asked.astype(int)) > 0).any():
-        raise DataError("a missing query time stands before a known one",
+        raise DataError("a missing query time precedes a known one",
                         "put the NaN padding last", item=item, field=field)  # fmt: skip
     if length and (queries[asked] < elapsed[length - 1]).any():
         position = int(np.argmax(queries < elapsed[length - 1]))
@@ -525,16 +525,16 @@ CALENDAR_CYCLES = {"hour": 3600.0, "day": 86400.0, "week": 604800.0, "year": 315
 
 
 def calendar_phases(entry: DataEntry, times: np.ndarray, seasonality: Iterable[str]) -> np.ndarray:
-    """Sine and cosine of the phase of each calendar cycle, and of its first overtone, in UTC.
+    """Return sine and cosine of the phase (in UTC) of each calendar cycle, and of its overtone.
 
     Parameters
     ----------
     entry
-        The entry, which says when ``times`` begin.
+        The entry, which has the time origin of ``times``.
     times
-        ``(T + Q,)`` its elapsed times, as in `Series`.
+        ``(T + Q,)`` elapsed times of the entry, as in `Series`.
     seasonality
-        Names out of ``"hour"``, ``"day"``, ``"week"``, ``"year"``.
+        Cycles out of ``"hour"``, ``"day"``, ``"week"``, ``"year"``.
 
     Returns
     -------
@@ -546,7 +546,7 @@ def calendar_phases(entry: DataEntry, times: np.ndarray, seasonality: Iterable[s
         return np.empty((0, len(times)))
     unknown = [cycle for cycle in cycles if cycle not in CALENDAR_CYCLES]
     if unknown:
-        raise DataError(f"unknown cycle {unknown[0]!r}", f"choose of {list(CALENDAR_CYCLES)}",
+        raise DataError(f"unknown cycle {unknown[0]!r}", f"choose from {list(CALENDAR_CYCLES)}",
                         field="seasonality")  # fmt: skip
     if not is_irregular(entry):
         index = pd.period_range(entry["start"], periods=len(times))

@@ -1,4 +1,4 @@
-"""Splits by real time, and by item."""
+"""Splits of data sets: by real time, and by item."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from deltaflow.randomness import check_seed
 class TimeSplitter(AbstractBaseSplitter):
     """Split irregular series at a moment in real time instead of at a count of observations.
 
-    It works as GluonTS's splitters do: ``train, template = splitter.split(dataset)``, then
+    It is used like GluonTS's splitters: ``train, template = splitter.split(dataset)``, then
     ``template.generate_instances(prediction_length)``. The number of queries varies from item to
-    item, so it is padded to ``prediction_length`` with NaN times and NaN labels, which
-    ``evaluate_model`` masks. Items without anything before or after the moment stay in.
+    item, so queries are padded to ``prediction_length`` with NaN times and NaN labels, which
+    ``evaluate_model`` masks. Items without observations before or after the split are kept.
 
     Parameters
     ----------
     after
-        Split this long after the origin of each item: after its first timestamp, or after zero
-        where time is given as elapsed numbers.
+        Split this long after the time origin of each item: its first timestamp, or zero if time is
+        given as elapsed numbers.
     date
         Split at this date in all items. Give either ``after`` or ``date``.
     horizon
-        Forecast this far beyond the split; all that follows if None. Observations at the split
-        itself belong to the horizon.
+        Forecast this far beyond the split; to the end of each item if None. An observation exactly
+        at the split belongs to the horizon.
 
     Examples
     --------
@@ -78,14 +78,14 @@ class TimeSplitter(AbstractBaseSplitter):
     def prediction_length(
         self, dataset: Dataset, windows: int = 1, distance: Duration | None = None
     ) -> int:
-        """Return the largest number of observations that any item has within the horizon.
+        """Return the largest number of observations of any item within the horizon.
 
         Parameters
         ----------
         dataset
             The items.
         windows, distance
-            As for ``generate_instances``: the number of splits, and the time between them.
+            The number of splits, and the time between them, as for ``generate_instances``.
         """
         apart = self._apart(windows, distance)
         lengths = [1]
@@ -104,7 +104,7 @@ class TimeSplitter(AbstractBaseSplitter):
     def test_pair(
         self, entry: DataEntry, prediction_length: int, offset: Duration = "0s"
     ) -> tuple[DataEntry, DataEntry]:
-        """Return an item before the split, with its query times, and the label behind it.
+        """Return the part of an item before the split with its query times, and the label.
 
         Parameters
         ----------
@@ -113,7 +113,7 @@ class TimeSplitter(AbstractBaseSplitter):
         prediction_length
             The number of queries to pad to.
         offset
-            Duration by which the split is moved on.
+            Duration by which the split is moved forward in time.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class TimeSplitter(AbstractBaseSplitter):
             raise DataError(
                 f"has {high - low} observations within the horizon, but prediction_length is "
                 f"{prediction_length}",
-                "ask the splitter for the length that all items need: "
+                "use the length that all items need: "
                 "TimeSplitter.prediction_length(dataset), with the same windows and distance",
                 item=entry.get("item_id"),
                 field="target",
@@ -149,7 +149,7 @@ class TimeSplitter(AbstractBaseSplitter):
         distance: Duration | None = None,
         max_history: int | None = None,
     ) -> Iterator[tuple[DataEntry, DataEntry]]:
-        """Yield the pairs of each item for one or more splits.
+        """Yield the pairs of input and label of each item, for one or more splits.
 
         Parameters
         ----------
@@ -158,7 +158,7 @@ class TimeSplitter(AbstractBaseSplitter):
         windows
             The number of splits, one after the other.
         distance
-            Time between two splits, the horizon if None.
+            Time between two splits; the horizon if None.
         max_history
             The largest number of observations before a split.
         """
@@ -187,7 +187,7 @@ class TimeSplitter(AbstractBaseSplitter):
         return nanoseconds(read_duration(step, "distance"))
 
     def _cut(self, entry: DataEntry) -> int:
-        """Return the moment of the split, in nanoseconds since the item's origin."""
+        """Return the moment of the split, in nanoseconds since the item's time origin."""
         origin = entry["info"]["time_origin"] if is_irregular(entry) else None
         if self.after is not None:
             return nanoseconds(pd.Timedelta(self.after))
@@ -203,7 +203,7 @@ class TimeSplitter(AbstractBaseSplitter):
             problem = "has no time zone" if date.tz is None else "has a time zone"
             raise DataError(
                 f"the date {problem}, unlike the data" if date.tz else f"the date {problem}",
-                "give the date as the data are: with or without a time zone",
+                "give the date with a time zone if the data have one, and without if not",
                 field="date",
             )
         since = date.tz_convert("UTC").tz_localize(None) if date.tz else date
@@ -228,15 +228,15 @@ def split_items(dataset: _Items, test_share: float = 0.2, seed: int = 0) -> tupl
     dataset
         The items.
     test_share
-        Share of the items in the second part; both parts get at least one.
+        Share of the items in the second part. Both parts get at least one item.
     seed
-        Seed of the choice.
+        Seed of the random choice.
     """
     check_seed(seed)
     if not 0 < test_share < 1 or len(dataset) < 2:
         raise DataError(
-            f"cannot put a share of {test_share} of {len(dataset)} items aside",
-            "give two items or more and a share between 0 and 1",
+            f"cannot set aside a share of {test_share} of {len(dataset)} items",
+            "give at least two items and a share between 0 and 1",
             field="test_share",
         )
     count = min(max(1, round(test_share * len(dataset))), len(dataset) - 1)
@@ -245,7 +245,7 @@ def split_items(dataset: _Items, test_share: float = 0.2, seed: int = 0) -> tupl
 
 
 def split_items_by(dataset: _Items, column: str | Mapping[str, str]) -> dict[str, _Items]:
-    """Split a data set by item into the levels of a column.
+    """Split the items of a data set by the levels of a column.
 
     Parameters
     ----------
@@ -269,7 +269,7 @@ def split_items_by(dataset: _Items, column: str | Mapping[str, str]) -> dict[str
     else:
         absent = [entry["item_id"] for entry in dataset if entry["item_id"] not in column]
         if absent:
-            raise DataError("the item is in no part", "give every item a level", item=absent[0])
+            raise DataError("the item has no level", "give every item a level", item=absent[0])
         parts = [str(column[entry["item_id"]]) for entry in dataset]
     return {
         part: dataset.select(i for i, own in enumerate(parts) if own == part)
@@ -278,7 +278,7 @@ def split_items_by(dataset: _Items, column: str | Mapping[str, str]) -> dict[str
 
 
 def _level(entry: DataEntry, column: str) -> str:
-    """Return the level of a static categorical feature, by the names that the entry carries."""
+    """Return an entry's level of a static categorical feature, according to its own schema."""
     categories = schema_in(entry).feat_static_cat
     if column not in categories:
         raise DataError("is not a static categorical feature of the item", f"there are "
@@ -310,7 +310,7 @@ def cut_entry(entry: DataEntry, origin: int, end: int) -> tuple[DataEntry, DataE
 
 
 def _times(entry: DataEntry) -> np.ndarray:
-    """Return the observation times of an irregular entry since its origin, in its unit."""
+    """Return the observation times of an irregular entry since its time origin, in its unit."""
     if not is_irregular(entry):
         raise DataError(
             "a TimeSplitter needs irregular series",
@@ -322,11 +322,11 @@ def _times(entry: DataEntry) -> np.ndarray:
 
 
 def _rows_before(entry: DataEntry, times: np.ndarray, moment: int) -> int:
-    """Return how many observations lie before a moment, in nanoseconds since the origin.
+    """Return how many observations lie before a moment, in nanoseconds since the time origin.
 
-    An observation at the moment itself is not before it: the moment is converted, and thereby
-    rounded, as the timestamps were, from a whole number of their ticks. Elapsed numbers are the
-    caller's own, to which the nearest number is closest.
+    An observation exactly at the moment does not lie before it. So that this holds after rounding,
+    the moment is converted in the same way as the timestamps were, from a whole number of ticks.
+    Elapsed numbers are not converted, so the float64 number nearest to the moment is used.
     """
     info = entry["info"]
     unit = unit_seconds(info["time_unit"])

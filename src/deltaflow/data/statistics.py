@@ -1,4 +1,4 @@
-"""Statistics of the training set."""
+"""Statistics of the training set, computed in one pass."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from deltaflow.data.series import Series
 from deltaflow.errors import DataError
 
 MINIMUM_SCALE = 1e-3
-"""The smallest scale of a series, as a share of the training set's."""
+"""The smallest scale of a series, as a share of the training set's scale."""
 
 LIMIT = 10.0
-"""Scaled inputs of the network are clipped to this many scales around their location."""
+"""The largest absolute value of scaled inputs of a network; beyond it they are clipped."""
 
 SMALLEST_SCALE = float(np.finfo(np.float64).tiny)
-"""The smallest scale: below it, float64 has fewer digits, and a share of it may be 0."""
+"""The smallest scale of a channel, in its units. Below it, float64 loses digits."""
 
 SAMPLE_SIZE = 2**20
-"""The largest number of gaps, or of deviations of items, whose median is taken exactly. The median
-of a sample of so many lies between the 49.9th and the 50.1th percentile, with 95 % probability."""
+"""The largest number of gaps, or of items' deviations, whose median is exact. The median of a
+sample of this size lies between the 49.9th and the 50.1th percentile with 95 % probability."""
 
 _CHUNK_ROWS = 2**16
 
@@ -40,7 +40,7 @@ _PER_CHANNEL = ("center", "spread", "within", "variation", "count", "magnitude")
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a model must remember of its training set.
+    """What a model keeps of its training set, in the units of the channels unless stated otherwise.
 
     Attributes
     ----------
@@ -52,8 +52,8 @@ class Statistics:
     within
         Typical (median) standard deviation of a channel within one item.
     variation
-        Standard deviation of a channel within one item, pooled over all items: the root of the
-        squared deviations from the items' own means, divided by their degrees of freedom.
+        Standard deviation of a channel within one item, pooled over all items: the square root of
+        the summed squared deviations from the items' means over the summed degrees of freedom.
     count
         The number of observations of each channel.
     magnitude
@@ -89,35 +89,35 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Statistics:
-        """Rebuild from :meth:`to_dict`, whoever wrote it.
+        """Rebuild statistics from the plain values of :meth:`to_dict`, and check them.
 
         Raises
         ------
         ValueError or TypeError
-            If these are no statistics.
+            If they are not the statistics of any data.
         """
         for name, value in plain.items():
             numbers = np.asarray(value)
             located = name in ("center", "covariate_center", "static_center", "count")
             least = -_BEYOND if located else np.nextafter(0, 1)
             if numbers.dtype.kind not in "if" and numbers.size:
-                raise ValueError(f"the statistics {name!r} are no numbers")
+                raise ValueError(f"the statistics {name!r} are not numbers")
             if numbers.ndim != (name != "typical_gap"):
                 raise ValueError(f"the statistics {name!r} have {numbers.ndim} dimensions")
             if not ((least <= numbers) & (numbers <= _BEYOND)).all():
-                raise ValueError(f"the statistics {name!r} are not those of any data")
+                raise ValueError(f"the statistics {name!r} have values that no data can have")
         statistics = cls(**plain)
         if len({len(getattr(statistics, name)) for name in _PER_CHANNEL}) > 1:
-            raise ValueError("the statistics are of different numbers of channels")
+            raise ValueError("the statistics have different numbers of channels")
         return statistics
 
     @classmethod
     def fit(cls, data: Iterable[Series], target: Sequence[str]) -> Statistics:
         """Compute the statistics of a training set in one pass.
 
-        Series are read in chunks and then forgotten. Means and deviations are exact: in whatever
-        chunks, they agree to 1e-12. Medians are exact up to `SAMPLE_SIZE` numbers, and those of an
-        even sample of so many beyond.
+        Series are read in chunks and not kept. Means and deviations are exact; how the data are cut
+        into chunks changes them by no more than 1e-12. Medians are exact up to `SAMPLE_SIZE`
+        numbers. Beyond that, they are those of a random sample of this size.
 
         Raises
         ------
@@ -145,9 +145,9 @@ class Statistics:
         if not num_rows:
             raise DataError(
                 "no item of the training set has an observation",
-                "split the data later, if they were split: nothing was observed before the split "
-                "(after= counts from each item's first timestamp, or from zero where time is given "
-                "as numbers)",
+                "if the data were split, split them later, because nothing was observed before the "
+                "split (after= counts from each item's first timestamp, or from zero if time is "
+                "given as numbers)",
             )
         for channel, name in enumerate(target):
             if values.count[channel] == 0:
@@ -191,7 +191,7 @@ def last_known(values: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
 
 
 class _Moments(NamedTuple):
-    """Number, mean, root mean square deviation from it, and mean absolute value of columns."""
+    """Count, mean, root mean square deviation from the mean, and mean absolute value of columns."""
 
     count: np.ndarray
     mean: np.ndarray
@@ -200,15 +200,15 @@ class _Moments(NamedTuple):
 
     @property
     def typical_deviation(self) -> np.ndarray:
-        """The standard deviation of what the columns are samples of, estimated without bias."""
+        """A median-unbiased estimate of the standard deviation; see `typical_deviation`."""
         return typical_deviation(self.deviation, self.count)
 
 
 def _moments(values: np.ndarray) -> _Moments:
     """Compute the moments ``(…, C)`` of the columns of ``(…, T, C)``, ignoring NaN.
 
-    A column without values has zeros. Columns are divided by their largest absolute value first,
-    so that no square overflows.
+    All moments of a column without values are 0. Columns are first divided by their largest
+    absolute value, so that no square overflows.
     """
     observed = np.isfinite(values)
     filled = np.where(observed, values, 0.0)
@@ -228,12 +228,12 @@ def _moments(values: np.ndarray) -> _Moments:
 
 
 def typical_deviation(deviation: Numbers, count: Numbers) -> Numbers:
-    r"""Return median-unbiased standard deviations; 0 where there are fewer than two values.
+    r"""Return median-unbiased standard deviations, which are 0 for fewer than two values.
 
-    With :math:`k = n - 1` degrees of freedom, the sum of the squared deviations from the mean of n
-    values of a normal distribution has the median
-    :math:`k (1 - 2 / 9k)^3 \sigma^2` (Wilson and Hilferty, 1931), which is what it is divided by
-    here. The median survives logarithms, and the median over items.
+    The sum of the squared deviations of n normally distributed values from their mean has
+    :math:`k = n - 1` degrees of freedom and the median :math:`k (1 - 2 / 9k)^3 \sigma^2` (Wilson
+    and Hilferty, 1931). Dividing by the factor of :math:`\sigma^2` makes the estimate
+    median-unbiased, and it stays so when logarithms are taken.
 
     Parameters
     ----------
@@ -247,14 +247,14 @@ def typical_deviation(deviation: Numbers, count: Numbers) -> Numbers:
 
 
 def _merged(one: _Moments | None, values: np.ndarray) -> _Moments:
-    """Return the moments of what ``one`` stands for and of further values (Chan et al., 1983)."""
+    """Return the moments of the values behind ``one`` and further ones (Chan et al., 1983)."""
     other = _moments(values)
     if one is None:
         return other
     count = one.count + other.count
     new = other.count / np.maximum(count, 1)
     old = 1 - new
-    # No squares of values here either: of deviations, hypot takes care.
+    # Values are never squared here, and hypot adds deviations without overflow.
     apart = np.sqrt(old * new) * other.mean - np.sqrt(old * new) * one.mean
     deviation = np.hypot(np.sqrt(old) * one.deviation, np.sqrt(new) * other.deviation)
     return _Moments(
@@ -266,7 +266,7 @@ def _merged(one: _Moments | None, values: np.ndarray) -> _Moments:
 
 
 class _Sample:
-    """The rows of a stream, or an even sample of them as soon as they are too many."""
+    """The rows of a stream, or a random sample of them if there are too many to keep."""
 
     def __init__(self) -> None:
         self.rows = np.empty(0)
@@ -274,7 +274,7 @@ class _Sample:
         self._random = np.random.default_rng(0)
 
     def add(self, rows: np.ndarray) -> None:
-        # The rows with the smallest of random keys are an even choice out of all rows so far.
+        # Every row gets a random key. Those with the smallest keys are a uniform random sample.
         self._keys = np.append(self._keys, self._random.random(len(rows)))
         self.rows = np.concatenate([self.rows.reshape(-1, *rows.shape[1:]), rows])
         limit = max(1, SAMPLE_SIZE // math.prod(rows.shape[1:]))
@@ -284,7 +284,7 @@ class _Sample:
 
 
 def _chunks(data: Iterable[Series]) -> Iterator[list[Series]]:
-    """Gather series until they have so many rows as are best added up at once."""
+    """Gather series into chunks of about `_CHUNK_ROWS` rows, which are processed at once."""
     chunk, rows = [], 0
     for series in data:
         chunk.append(series)
@@ -297,7 +297,7 @@ def _chunks(data: Iterable[Series]) -> Iterator[list[Series]]:
 
 
 def _median_of_positive(deviations: np.ndarray) -> np.ndarray:
-    """Median over the items of the positive deviations, 0 where none is positive."""
+    """Return the median over items of the positive deviations, or 0 if none is positive."""
     positive = np.where(deviations > 0, deviations, np.nan)
     medians = np.zeros(deviations.shape[1])
     known = np.isfinite(positive).any(axis=0)

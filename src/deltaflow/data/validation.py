@@ -1,4 +1,4 @@
-"""Every check of a caller's DataFrame, made before any tensor exists."""
+"""The checks of a caller's DataFrame, made before any tensor exists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltaflow.data.schema import LARGEST, LONGEST, TICKS_PER_SECOND
 from deltaflow.errors import DataError
 
 YEAR_1, YEAR_10000 = -62135596800, 253402300800
-"""Between these seconds since 1970, a date has four digits for its year, as ISO 8601 writes it."""
+"""Seconds since 1970. Between them, a year has four digits, as ISO 8601 requires."""
 
 
 class Rows(NamedTuple):
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     items
         The item identifiers, in their order of appearance.
     labels
-        ``(N,)`` index labels of the frame, in the frame's order, to name a row in an error.
+        ``(N,)`` index labels of the frame, in the frame's order, which name rows in errors.
     """
 
     order: np.ndarray
@@ -38,7 +38,7 @@ class Rows(NamedTuple):
     labels: pd.Index
 
     def where(self, position: int) -> dict[str, Any]:
-        """Item and row label of the ``position``-th gathered row, as keywords of `DataError`."""
+        """Return item and row label of a gathered row, as keyword arguments of `DataError`."""
         item = int(np.searchsorted(self.bounds, position, side="right")) - 1
         return {"item": self.items[item], "position": self.labels[self.order[position]]}
 
@@ -81,7 +81,7 @@ def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the 
 
 
 def column_names(role: str, given: Iterable[str]) -> tuple[str, ...]:
-    """Return the column names given for a role, which must be a list even for one name."""
+    """Return the column names of a role, which must be given as a list even if there is one."""
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         raise DataError(
             f"{given!r} is not a list of columns", "name them as ['a', 'b']", field=role
@@ -104,7 +104,7 @@ def read_roles(
 
 
 def check_roles(roles: Mapping[str, Sequence[str]]) -> None:
-    """Raise if no target is named, a name is not text, or one column has two roles."""
+    """Raise if no target is named, a name is not text, or a column has two roles."""
     if not roles["target"]:
         raise DataError("no target is named", "name at least one column", field="target")
     seen: dict[str, str] = {}
@@ -126,7 +126,7 @@ def check_roles(roles: Mapping[str, Sequence[str]]) -> None:
 
 
 def item_codes(frame: pd.DataFrame, item_id: str) -> tuple[np.ndarray, pd.Index]:
-    """Return the number ``(N,)`` of the item of each row, and the items in order of appearance."""
+    """Return each row's item as a number ``(N,)``, and the items in order of appearance."""
     try:
         codes, items = pd.factorize(frame[item_id])
     except (TypeError, NotImplementedError) as error:  # the latter from Arrow
@@ -144,7 +144,7 @@ def item_codes(frame: pd.DataFrame, item_id: str) -> tuple[np.ndarray, pd.Index]
 
 
 def gather_rows(frame: pd.DataFrame, item_id: str | None) -> Rows:
-    """Group the rows of ``frame`` by item without changing their order within an item."""
+    """Group the rows of ``frame`` by item, in their order within each item."""
     if item_id is None:
         count = len(frame)
         bounds = np.array([0, count] if count else [0])
@@ -165,7 +165,7 @@ def gather_rows(frame: pd.DataFrame, item_id: str | None) -> Rows:
 
 
 def read_times(column: pd.Series, rows: Rows) -> TimeColumn:
-    """Read a column of timestamps or elapsed numbers, gathered by item, exactly.
+    """Read a column of timestamps or elapsed numbers without rounding, gathered by item.
 
     Raises
     ------
@@ -201,7 +201,7 @@ def read_times(column: pd.Series, rows: Rows) -> TimeColumn:
 
 
 def read_numbers(column: pd.Series, rows: Rows) -> np.ndarray:
-    """Read a column as ``(N,)`` float64, gathered by item, with NaN where a value is missing.
+    """Read a column as ``(N,)`` float64 numbers, gathered by item; missing values become NaN.
 
     Raises
     ------
@@ -237,7 +237,7 @@ def read_numbers(column: pd.Series, rows: Rows) -> np.ndarray:
 
 
 def read_constants(column: pd.Series, rows: Rows) -> pd.Series:
-    """Read a column that holds one value per item: ``(I,)``, missing where the item has none."""
+    """Read a column that is constant per item: ``(I,)`` values, missing if an item has none."""
     column = column.iloc[rows.order].reset_index(drop=True)
     codes = np.repeat(np.arange(len(rows.items)), np.diff(rows.bounds))
     changes = column.groupby(codes).nunique(dropna=True)
@@ -252,7 +252,7 @@ def read_constants(column: pd.Series, rows: Rows) -> pd.Series:
 
 
 def read_levels(column: pd.Series) -> pd.Series:
-    """Read a column of categories as text, missing where it is; 1 and 1.0 are the same level."""
+    """Read a column of categories as text; 1 and 1.0 are the same level, missing stays missing."""
 
     def name(value: object) -> str:
         whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
@@ -262,7 +262,7 @@ def read_levels(column: pd.Series) -> pd.Series:
 
 
 def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: Rows, field: str) -> None:
-    """Raise unless the times of each item strictly increase, also once they are in float64."""
+    """Raise unless the times of each item strictly increase, even after rounding to float64."""
     first = np.zeros(len(rows.order), dtype=bool)
     first[rows.bounds[:-1][np.diff(rows.bounds) > 0]] = True
     gaps = np.diff(times.ticks, prepend=times.ticks[:1])
@@ -282,7 +282,8 @@ def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: Rows, field: 
     )
     _refuse(
         (np.diff(elapsed, prepend=elapsed[:1]) <= 0) & ~first,
-        "the timestamp is closer to the one before than float64 can hold over so long a series",
+        "the timestamp is so close to the one before that float64 cannot tell them apart in a "
+        "series of this length",
         "split the series, or round and merge such timestamps",
         field,
         rows,
@@ -290,7 +291,7 @@ def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: Rows, field: 
 
 
 def check_range(elapsed: np.ndarray, unit: float, rows: Rows, field: str) -> None:
-    """Raise unless elapsed times ``(N,)``, in units of so many seconds, can be computed with."""
+    """Raise if an elapsed time ``(N,)``, in units of ``unit`` seconds, is longer than `LONGEST`."""
     far = np.abs(elapsed) > LONGEST / unit
     problem = f"the elapsed time is longer than {LONGEST:g} seconds"
     _refuse(far, problem, "check its unit, or count from a later origin", field, rows)
@@ -303,7 +304,7 @@ def _refuse(wrong: np.ndarray, problem: str, remedy: str, field: str, rows: Rows
 
 
 def _to_float(value: object) -> float:
-    """Convert a Python number, or a missing one, to a float; what overflows becomes infinite."""
+    """Convert a Python number to a float; missing becomes NaN, and an overflow infinity."""
     if value is None or value is pd.NA:
         return np.nan
     try:
@@ -313,7 +314,7 @@ def _to_float(value: object) -> float:
 
 
 def _infer_times(column: pd.Series, field: str, rows: Rows) -> pd.Series:
-    """Give a time column of Python objects the dtype that its elements share."""
+    """Convert a time column of Python objects to the common dtype of its elements."""
     strings = np.array([isinstance(value, str) for value in column], dtype=bool)
     remedy = "convert the column with pd.to_datetime"
     _refuse(strings, "the time is a string, not a timestamp", remedy, field, rows)
@@ -324,12 +325,12 @@ def _infer_times(column: pd.Series, field: str, rows: Rows) -> pd.Series:
     inferred = column.infer_objects()
     naive = zones[:1] == ["None"] and all(isinstance(value, datetime) for value in column)
     if naive and inferred.dtype == object:
-        inferred = column.astype("datetime64[us]")  # further away than nanoseconds reach
+        inferred = column.astype("datetime64[us]")  # dates beyond the range of nanoseconds
     return inferred
 
 
 def _zone_name(zone: tzinfo, field: str) -> str:
-    """Return a name by which pandas finds a time zone again, such as Europe/Berlin or UTC+05:30."""
+    """Return a name that pandas can look a time zone up by: Europe/Berlin, UTC+05:30."""
     name = getattr(zone, "key", None) or getattr(zone, "zone", None)  # of zoneinfo, and of pytz
     if name is None:
         offset = zone.utcoffset(None)
@@ -340,7 +341,7 @@ def _zone_name(zone: tzinfo, field: str) -> str:
         found = False
     if not found:
         raise DataError(
-            f"the time zone {zone} has no name by which it is found again",
+            f"the time zone {zone} has no name that pandas can look it up by",
             "convert the column with Series.dt.tz_convert to one such as 'Europe/Berlin'",
             field=field,
         )
@@ -348,7 +349,7 @@ def _zone_name(zone: tzinfo, field: str) -> str:
 
 
 def _coarsest(ticks: np.ndarray, unit: str) -> tuple[np.ndarray, str]:
-    """Express ticks in the coarsest of ns, us, ms, s that still holds every one of them."""
+    """Convert ticks to the coarsest unit out of ns, us, ms and s that represents all exactly."""
     units = ["ns", "us", "ms", "s"]
     for coarser in units[units.index(unit) + 1 :]:
         if (ticks % 1000).any():
@@ -358,12 +359,12 @@ def _coarsest(ticks: np.ndarray, unit: str) -> tuple[np.ndarray, str]:
 
 
 def in_ticks_of(times: TimeColumn, other: TimeColumn, field: str) -> TimeColumn:
-    """Express timestamps in the finer of their own unit and that of another column.
+    """Convert timestamps to the finer of their own unit and that of another column.
 
     Raises
     ------
     DataError
-        If they lie too far away to be counted in that unit.
+        If they are outside the range of that unit.
     """
     if "elapsed" in (times.kind, other.kind):
         return times
@@ -372,8 +373,8 @@ def in_ticks_of(times: TimeColumn, other: TimeColumn, field: str) -> TimeColumn:
         return times
     if len(times.ticks) and np.abs(times.ticks).max() > np.iinfo(np.int64).max // factor:
         raise DataError(
-            f"past_df and future_df count time in different units, and {other.resolution} do not "
-            f"reach as far as {times.resolution}",
+            f"past_df and future_df count time in different units, and the range of "
+            f"{other.resolution} is too small for times in {times.resolution}",
             "give both the same dtype, such as datetime64[us]",
             field=field,
         )
