@@ -7,7 +7,7 @@ set -e
 base="--config configs/fit/base.yaml --config configs/fit/resnet_flow.yaml"
 run=runs/resnet_flow
 
-# After an interruption, the same command with --ckpt_path last goes on batch for batch.
+# After an interruption, the same command with --ckpt_path last continues with the next batch.
 deltaflow fit $base --trainer.default_root_dir $run "$@"
 deltaflow test $base --ckpt_path best --trainer.default_root_dir $run
 deltaflow predict $base --ckpt_path best --trainer.default_root_dir $run \

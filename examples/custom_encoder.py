@@ -2,8 +2,8 @@
 
 python examples/custom_encoder.py [--quick]
 
-This one has no flow and no solver: between two observations its state relaxes, at learned rates,
-towards a learned point of rest.
+This encoder has neither a flow nor a solver: between two observations its state relaxes, at learned
+rates, towards a learned point of rest.
 """
 
 import sys
@@ -20,7 +20,7 @@ from deltaflow.encoders.evolution import Evolution, Evolve
 
 
 class Relaxation(Evolution):
-    """``h ← rest + exp(-rate · Δt) · (h - rest)``, which leaves the state as it is at Δt = 0."""
+    """``h ← rest + exp(-rate · Δt) · (h - rest)``, which does not change the state at Δt = 0."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()

@@ -18,9 +18,9 @@ from deltaflow.tasks import irregular_sine
 
 
 class RotationFlow(Flow):
-    """Turn pairs of features at learned frequencies: a harmonic oscillator, solved exactly."""
+    """Rotate pairs of features at learned frequencies: a harmonic oscillator, solved exactly."""
 
-    semigroup = True  # two turns are one by the sum of their angles
+    semigroup = True  # two rotations are one by the sum of their angles
     closed_inverse = True
 
     def __init__(self, dim: int) -> None:
@@ -28,7 +28,7 @@ class RotationFlow(Flow):
         self.frequency = nn.Parameter(torch.logspace(-2, 0, dim // 2))  # radians per typical gap
 
     def prepare(self) -> FlowMap:
-        """Return the rotation by the angle ``frequency * t``, which is none at ``t = 0``."""
+        """Return the rotation by ``frequency * t``, which is the identity at ``t = 0``."""
 
         def rotate(t: Tensor, x: Tensor) -> Tensor:
             angle = self.frequency * t
@@ -41,7 +41,7 @@ class RotationFlow(Flow):
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
     ) -> Tensor:
-        """Turn back."""
+        """Rotate back."""
         self.check_inputs(t, y)
         return self.prepare()(-t, y)
 

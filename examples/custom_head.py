@@ -1,4 +1,4 @@
-"""A head of your own is one class of GluonTS's kind, and one line in the registry.
+"""A head of your own is one GluonTS output class, and one line in the registry.
 
 python examples/custom_head.py [--quick]
 """
@@ -28,7 +28,7 @@ class LaplaceOutput(DistributionOutput):
 
     @classmethod
     def domain_map(cls, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn the network's numbers into arguments: the scale is positive."""
+        """Turn the network's numbers into arguments, with a positive scale."""
         return loc.squeeze(-1), F.softplus(scale).squeeze(-1) + 1e-6
 
     @property

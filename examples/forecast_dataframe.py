@@ -1,4 +1,4 @@
-"""DataFrame in, DataFrame out: forecast an irregular series at any times you name.
+"""DataFrame in, DataFrame out: forecast an irregular series at any times.
 
 python examples/forecast_dataframe.py [--quick]
 """

@@ -1,7 +1,7 @@
 """Forecast many series with Dask, on a cluster or on the cores of one machine.
 
-A series must not be cut in two, so the rows are shuffled until each partition holds whole items;
-`predict_df` runs on one partition after the other. Needs `pip install "deltaflow[dask]"`.
+A series must not be split, so the rows are shuffled into partitions of whole items, and
+`predict_df` runs on each partition. Needs `pip install "deltaflow[dask]"`.
 
 python examples/forecast_with_dask.py [--quick]
 """
@@ -17,7 +17,7 @@ from deltaflow.tasks import irregular_sine
 
 
 def forecast_partition(rows: pd.DataFrame, predictor: IrregularPredictor) -> pd.DataFrame:
-    """Forecast a partition: past rows and asked rows of the same items."""
+    """Forecast a partition: past rows and query rows of the same items."""
     rows = rows.sort_values(["item_id", "timestamp"], kind="stable")
     past, future = rows[~rows["asked"]], rows[rows["asked"]]
     if future.empty:
@@ -26,7 +26,7 @@ def forecast_partition(rows: pd.DataFrame, predictor: IrregularPredictor) -> pd.
 
 
 def _columns(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a forecast without rows, which tells Dask the types of the columns."""
+    """Return an empty forecast, which tells Dask the types of the columns."""
     numbers = pd.DataFrame(columns=["predictions", "0.1", "0.9"], dtype="float64")
     return rows[["item_id", "timestamp"]].iloc[:0].assign(target_name="").join(numbers)
 
@@ -38,7 +38,7 @@ def forecast(
     rows = dd.concat([past.assign(asked=False), future.assign(asked=True)])
     return rows.shuffle("item_id").map_partitions(
         forecast_partition,
-        dask.delayed(predictor),  # travels to a worker once
+        dask.delayed(predictor),  # is sent to each worker once
         meta=_columns(rows._meta),
     )
 

@@ -1,7 +1,7 @@
 """Forecast many series on a Ray cluster, or on the cores of one machine.
 
-A series must not be cut in two, so the rows are grouped by item: `predict_df` runs on one group
-after the other, in actors that get the predictor once. Needs `pip install "deltaflow[ray]"`.
+A series must not be split, so the rows are grouped by item, and `predict_df` runs on each group, in
+actors that get the predictor once. Needs `pip install "deltaflow[ray]"`.
 
 python examples/forecast_with_ray.py [--quick]
 """
@@ -16,13 +16,13 @@ from deltaflow.tasks import irregular_sine
 
 
 class Forecaster:
-    """Forecasts a group: past rows and asked rows of the same items."""
+    """Forecasts a group: past rows and query rows of the same items."""
 
     def __init__(self, predictor: ray.ObjectRef) -> None:
         self.predictor: IrregularPredictor = ray.get(predictor)
 
     def __call__(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Return the forecasts of the asked rows."""
+        """Return the forecasts of the query rows."""
         rows = rows.sort_values("timestamp", kind="stable")
         past, future = rows[~rows["asked"]], rows[rows["asked"]]
         return predict_df(self.predictor, past, future, quantile_levels=[0.1, 0.9])
@@ -45,7 +45,7 @@ def forecast(
         )
     )
     table = forecasts.to_pandas().sort_values(["item_id", "timestamp"], ignore_index=True)
-    # Arrow types back to those of the caller.
+    # Convert Arrow types back to the caller's types.
     numbers = dict.fromkeys(["predictions", "0.1", "0.9"], "float64")
     return table.astype({**future.dtypes.to_dict(), "target_name": object, **numbers})
 
@@ -62,7 +62,7 @@ def main(quick: bool) -> None:
         [(last + pd.Timedelta(hours=hours)).reset_index() for hours in (1, 6, 24)]
     ).sort_values(["item_id", "timestamp"], ignore_index=True)
 
-    ray.init(num_cpus=4, include_dashboard=False)  # for two actors, and for the grouping
+    ray.init(num_cpus=4, include_dashboard=False)  # enough for two actors and the grouping
     forecasts = forecast(predictor, df, future, num_actors=2)
     ray.shutdown()
     print(forecasts.round(2).head(9))

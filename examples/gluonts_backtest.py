@@ -1,4 +1,4 @@
-"""A GluonTS backtest: split by real time, train every flow, and let GluonTS measure.
+"""A GluonTS backtest: split by real time, train every flow, and evaluate with GluonTS.
 
 python examples/gluonts_backtest.py [--quick]
 """

@@ -1,4 +1,4 @@
-"""Train with Lightning's own Trainer, then draw a forecast on the true time axis.
+"""Train with Lightning's own Trainer, then plot a forecast on the real time axis.
 
 python examples/lightning_trainer.py [--quick]
 """

@@ -1,7 +1,7 @@
 """Score deltaflow's estimators and GluonTS's DeepAR on one regular data set, in one run.
 
-Both get the same windows' lengths, number of optimiser steps, batch size and width, and each its
-own default learning rate. Run ``python scripts/compare_with_deepar.py --help``.
+All get the same window lengths, number of optimiser steps, batch size and width, and their own
+default learning rates. Run ``python scripts/compare_with_deepar.py --help``.
 """
 
 from __future__ import annotations

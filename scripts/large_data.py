@@ -1,11 +1,11 @@
 """Train on a data set in a file and forecast from it as a stream; print the peak memory.
 
-The series are written one chunk after the other, so that the data set is never in memory whole:
+The series are written in chunks, so the whole data set is never in memory:
 
     python scripts/large_data.py --items 100000 --length 10 --epochs 1
 
-Memory is the resident set of the process, in which those pages of the file count that the kernel
-keeps for it but may drop at any time; "before" is what Python and its libraries take.
+Memory is the resident set of the process. This includes cached pages of the file, which the kernel
+can drop at any time. "before" is the memory of Python and its libraries.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def peak_mib() -> float:
 
 
 def main() -> None:
-    """Write, train, forecast, and tell time and peak memory after each of them."""
+    """Write, train and forecast, and print time and peak memory after each of these."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--length", type=int, default=10, help="observations of each item")
@@ -78,7 +78,7 @@ def main() -> None:
         splitter = TimeSplitter(after=f"{1.5 * options.length}h", horizon="6h")
         train, template = splitter.split(data)
         length = splitter.prediction_length(data)
-        tell(f"looked for the longest horizon: {length}")
+        tell(f"found the longest horizon: {length}")
         estimator = GRUFlowEstimator(
             prediction_length=length,
             context_length=32,

@@ -4,10 +4,10 @@
 
 The archive is the official one: https://physionet.org/content/challenge-2012/1.0.0/
 
-**Channels.** The time-dependent parameters with more than 50,000 values in set A, that is, with a
-value every four hours or oftener in an average stay, save three: `Weight` (hardly ever moves),
-`NIMAP` (follows from the two other cuff pressures) and `RespRate` (recorded in a quarter of the
-stays only).
+**Channels.** The time-dependent parameters with more than 50,000 values in set A, that is, at least
+one value every four hours in an average stay, except three: `Weight` (hardly ever changes), `NIMAP`
+(follows from the two other cuff pressures) and `RespRate` (recorded in only a quarter of the
+stays).
 
 **Values.** Those outside `PLAUSIBLE` are dropped; after that, several values of one channel in one
 minute are averaged.
@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-# What a living patient can show, in the unit of the channel. Wide on purpose: it is meant to catch
-# detached probes, flushed lines and typing errors (0 °C, 0 mmHg), not to trim the severely ill.
+# Values that a living patient can have, in the units of the channels. The ranges are wide on
+# purpose: they should catch detached probes, flushed lines and typing errors (0 °C, 0 mmHg), but no
+# values of the severely ill.
 PLAUSIBLE = {
     "HR": (20, 250),  # beats/min
     "SysABP": (30, 280),  # mmHg

@@ -1,6 +1,6 @@
-"""Measure how far two steps of a trained flow are from one.
+"""Measure how much two steps of a trained flow differ from one.
 
-A gap may be crossed in one step, or in two where something is observed on the way. Printed is the
+A gap is crossed in one step, or in two if there is an observation in between. The script prints the
 median distance between both results, over hidden states of the clinical sample, as a share of the
 distance that the state moves. Run ``python scripts/semigroup_defect.py --help``.
 """
@@ -23,7 +23,7 @@ ESTIMATORS = {
 }
 
 GAPS = (0.1, 1.0, 10.0)
-"""The gaps, in typical ones; both steps are half as long."""
+"""The gaps, in typical gaps. Each of the two steps is half as long."""
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""Tell where one row of a comparison forecasts better than another, after `deltaflow compare`.
+"""Show where one row of a comparison forecasts better than another, after `deltaflow compare`.
 
     python scripts/where_it_helps.py comparison/physionet2012 gru_flow gru
 
-The squared errors of both are split by the time that a forecast reaches across, from the last value
-of its channel to the query; by the time from the forecast origin to the query; and by the number of
-values of the channel that were known. Each is a mean over the seeds and over channels in the unit
-of the task, of which a quarter of the targets falls into each row.
+The squared errors of both are split by the time from the last value of the channel to the query, by
+the time from the forecast origin to the query, and by the number of known values of the channel.
+Each split has four rows with a quarter of the targets. Errors are means over seeds and channels, in
+the units of the task.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def forecast_errors(predictor: IrregularPredictor, task: Task) -> pd.DataFrame:
-    """Return a row per target of the test: its channel, its squared error, and what is around."""
+    """Return a row per target of the test: its channel, squared error, times and known values."""
     spec, network = predictor.spec, predictor.network
     hours = spec.statistics.typical_gap / pd.Timedelta("1h").total_seconds()
     scale = torch.as_tensor(task.scale)

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from deltaflow.flows.flow import Flow, FlowInversionError, FlowMap
 
 SPAN = 50.0
-"""How many typical gaps a series lasts, where nothing else is said."""
+"""The default length of a series, in typical gaps."""
 
 FASTEST = 0.4
-"""The highest initial frequency, in turns per typical gap. Faster turns than one in two gaps are
-hardly told from slower ones."""
+"""The highest initial frequency, in turns per typical gap. Frequencies above one turn in two gaps
+can hardly be distinguished from lower ones."""
 
 
 class LinearFlow(Flow):
@@ -30,24 +30,23 @@ class LinearFlow(Flow):
 
     If :math:`D` is odd, the last one is real and only decays.
 
-    This is the solution of the ODE :math:`\dot x = \Lambda x`. Two steps across a gap are one:
-    :math:`F(s + t, x) = F(t, F(s, x))`. Solutions stay bounded, and go to 0 in the end.
-    Stacked linear flows, whose rates and frequencies add up, are again a linear flow.
+    This is the solution of the ODE :math:`\dot x = \Lambda x`, so two steps across a gap equal one:
+    :math:`F(s + t, x) = F(t, F(s, x))`. Solutions stay bounded and converge to 0. A stack of linear
+    flows is a linear flow, too, whose rates and frequencies are the sums of theirs.
 
-    Phases are formed in float64 and reduced to half a turn before they are cast to the dtype of the
-    state. A float32 state is thus right after a million turns if its times are float64; float32
-    times are taken as they are, with the relative error of up to 6e-8 that they already have.
+    Phases are computed in float64 and reduced to half a turn before they are cast to the dtype of
+    the state. With float64 times, a float32 state is therefore accurate even after a million turns.
+    Float32 times already have a relative error of up to 6e-8, which remains.
 
     Parameters
     ----------
     dim
         The number of features of the state.
     span
-        How many units of time a series lasts. Frequencies start on a logarithmic scale between one
-        turn in this time and `FASTEST`, rates between a twentieth of a decay by :math:`e` in this
-        time and a hundred times as fast.
+        The length of a series, in units of time. Initial frequencies lie on a logarithmic scale
+        between ``1 / span`` and `FASTEST`, initial rates between ``0.05 / span`` and ``5 / span``.
     cycles
-        Periods, in units of time, at which the first oscillators start instead.
+        Periods, in units of time, that the first oscillators start with instead.
 
     References
     ----------
@@ -83,7 +82,7 @@ class LinearFlow(Flow):
         known = torch.tensor(cycles[: len(turns)], dtype=turns.dtype)
         turns[: len(known)] = 1 / known
         self.frequency.copy_(_inverse_softplus(turns))
-        # In another order than the frequencies, so that slow and fast ones are found at all rates.
+        # In another order than the frequencies, so that both high and low ones get all rates.
         rates = _spread(0.05 / span, 5 / span, self.num_modes)
         golden = (torch.arange(self.num_modes) * 0.6180339887) % 1
         self.rate.copy_(_inverse_softplus(rates[golden.argsort().argsort()]))
@@ -105,13 +104,13 @@ class LinearFlow(Flow):
     def inverse(
         self, t: Tensor, y: Tensor, *, tol: float | None = None, max_iter: int = 1000
     ) -> Tensor:
-        """Return ``F(-t, y)``; each dimension is exact to within a few roundings of its own size.
+        """Return ``F(-t, y)``, with a relative error of a few roundings in each dimension.
 
         Raises
         ------
         FlowInversionError
-            If a dimension has decayed so far that numbers of this dtype cannot hold it, so that
-            ``y`` does not tell where it came from; or if its roundings exceed ``tol``.
+            If a dimension decays below the smallest number of this dtype, which cannot be inverted,
+            or if the rounding error exceeds ``tol``.
         """
         self.check_inputs(t, y)
         self._check_decay(t, y.dtype)
@@ -131,28 +130,28 @@ class LinearFlow(Flow):
         return x
 
     def check_inputs(self, t: Tensor, x: Tensor) -> None:
-        """Check shapes and times as every flow does, and that going back in time is possible.
+        """Check shapes and times as every flow does, and that negative times are not too long.
 
         Raises
         ------
         FlowInversionError
-            If a time is negative and the states there are larger than numbers of this dtype.
+            If a time is negative and the states at that time would overflow in this dtype.
         """
         super().check_inputs(t, x)
         self._check_decay(-t, x.dtype)
 
     def _check_decay(self, t: Tensor, dtype: torch.dtype) -> None:
-        """Raise a `FlowInversionError` if states decay, within a time t, to nothing."""
+        """Raise a `FlowInversionError` if states underflow within a time t."""
         if torch.compiler.is_compiling() or not t.numel():
             return
         try:
             time, rate = float(t.detach().max()), float(F.softplus(self.rate.detach()).max())
-        except RuntimeError:  # from vmap, inside which no value can be looked at
+        except RuntimeError:  # from vmap, which hides the values
             return
         if rate * time > -math.log(torch.finfo(dtype).tiny):
             raise FlowInversionError(
                 f"within a time of {time:g}, states decay below the smallest number of {dtype}, "
-                "so that where they came from cannot be told: go back over shorter times"
+                "so they cannot be traced back: go back over shorter times"
             )
 
     def vector_field(self, t: Tensor, x: Tensor) -> Tensor:
