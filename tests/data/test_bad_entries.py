@@ -59,7 +59,7 @@ BAD = {
     "a query in the past": (change("feat_dynamic_real", at(0, 17, 0.0)),
                             "before the last observation", "feat_dynamic_real[0]"),
     "padding before a query": (change("feat_dynamic_real", at(0, 16, np.nan)),
-                               "missing query time stands before", "feat_dynamic_real[0]"),
+                               "missing query time precedes", "feat_dynamic_real[0]"),
     "unsorted times": (change("feat_dynamic_real", at(0, 5, 0.0)),
                        "not sorted", "feat_dynamic_real[0]"),
     "missing time": (change("feat_dynamic_real", at(0, 5, np.nan)),
@@ -96,7 +96,7 @@ BAD = {
     "a timestamp as start": (change("start", lambda start: start.to_timestamp()),
                              "is a Timestamp, not a pandas Period", "start"),
     "another unit": (told("time_unit", "months"), "unknown time unit 'months'", "time_unit"),
-    "no resolution": (told("time_resolution", None), "a time_resolution of s, ms, us", "info"),
+    "no resolution": (told("time_resolution", None), "a time_resolution out of s, ms, us", "info"),
     "a word as origin": (told("time_origin", "today?"), "'today\\?' .* not a timestamp", "info"),
     "a regular entry": (change("info", lambda info: None), "expected an info", "info"),
 }  # fmt: skip

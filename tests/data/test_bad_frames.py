@@ -97,7 +97,8 @@ BAD = {
     "the year 10000": (seconds("2024-01-01", "2024-01-02", "10000-01-01"),
                        "outside of the years 1 to 9999", "elapsed numbers", "a", "timestamp", 12),
     "a time zone without a name": (
-        lambda f: f.assign(timestamp=f["timestamp"].dt.tz_localize(SOLAR)), "has no name by which",
+        lambda f: f.assign(timestamp=f["timestamp"].dt.tz_localize(SOLAR)),
+        "has no name that pandas can look it up by",
         "Series.dt.tz_convert", None, "timestamp", None),
     "boolean times": (column(timestamp=True), "booleans", "timestamps or numbers",
                       None, "timestamp", None),
@@ -163,7 +164,9 @@ def test_times_closer_than_float64_can_hold_are_refused():
     times = pd.Series(pd.to_datetime(["2021-01-01", "2024-01-01", "2024-01-01"]))
     times += np.array([0, 0, 1], dtype="timedelta64[ns]")
     frame = pd.DataFrame({"timestamp": times, "target": 1.0})
-    with pytest.raises(DataError, match=r"closer .* than float64 can hold") as caught:
+    with pytest.raises(
+        DataError, match=r"so close .* that float64 cannot tell them apart"
+    ) as caught:
         IrregularDataset.from_long_dataframe(frame, item_id=None)
     assert caught.value.position == 2
 

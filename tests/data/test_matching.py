@@ -186,7 +186,7 @@ def test_categories_in_another_order_are_not_written_into_one_file(tmp_path):
         }
         for entry in other
     ]
-    with pytest.raises(DataError, match="item 'D', field 'info': the schema is not that of"):
+    with pytest.raises(DataError, match="item 'D', field 'info': the schema differs from that of"):
         write_arrow(tmp_path / "both.arrow", [*read(), *same_levels])
 
 

@@ -67,7 +67,11 @@ WRONG_VALUES = {
     "text": "3",
     "complex": 1j,
 }
-LIMITS = ("than float64 can hold", "longer than 1e+18 seconds", "longer than 1e+30 typical gaps")
+LIMITS = (
+    "float64 cannot tell them apart",
+    "longer than 1e+18 seconds",
+    "longer than 1e+30 typical gaps",
+)
 """What numbers cannot do, although nothing else is wrong with a frame."""
 
 UNLEARNABLE = ("missing everywhere", "has an observed target after another observation")

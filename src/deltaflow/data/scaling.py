@@ -48,7 +48,10 @@ class Rows(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Location and scale ``(…, C)`` in float64: ``value = loc + scale · scaled value``."""
+    """Location and scale ``(…, C)`` in the units of the channels, in float64.
+
+    ``value = loc + scale · scaled value``.
+    """
 
     loc: Tensor
     scale: Tensor
@@ -57,21 +60,24 @@ class Units(NamedTuple):
 class Scaling(ABC):
     """The contract of a scaling: how values are read, and in which units they are forecast.
 
-    A channel that is not centred (its distribution lives on the positive numbers) has location 0.
+    A value is read as (value − location) / scale, both of which are in the units of the channel. A
+    channel that is not centred, because its distribution allows only positive numbers, has
+    location 0.
 
     Parameters
     ----------
     statistics
-        Those of the training set.
+        The statistics of the training set.
     centred
-        ``(C,)`` bool.
+        ``(C,)`` bool, whether the values of a channel are centred.
 
     Attributes
     ----------
     num_levels
-        The number L of features of each channel that say what the units of the values hide.
+        The number L of level features of each channel. They tell the network the location and scale
+        of a series, which its scaled values do not show.
     memory_size
-        The number M of float64 numbers that are remembered of each channel.
+        The number M of float64 numbers that are kept for each channel of a series: its memory.
     """
 
     num_levels: ClassVar[int]
@@ -93,7 +99,7 @@ class Scaling(ABC):
 
     @abstractmethod
     def start(self, size: int) -> Tensor:
-        """Return what is remembered ``(B, M, C)`` of series of which nothing was observed yet."""
+        """Return the memory ``(B, M, C)`` of series before their first observation."""
 
     @abstractmethod
     def read(self, values: Tensor) -> tuple[Rows, Tensor]:
@@ -107,16 +113,16 @@ class Scaling(ABC):
         Returns
         -------
         Rows, Tensor
-            All rows, and what is remembered ``(B, M, C)`` after the last one.
+            All rows, and the memory ``(B, M, C)`` after the last one.
         """
 
     @abstractmethod
     def read_next(self, memory: Tensor, values: Tensor) -> tuple[Rows, Tensor]:
-        """Read one more row ``(B, C)`` of each series, of which something is remembered."""
+        """Read one more row ``(B, C)`` of each series, given the memory of the rows before."""
 
     @abstractmethod
     def outputs(self, memory: Tensor) -> Units:
-        """Return the units ``(B, C)`` of forecasts."""
+        """Return location and scale ``(B, C)`` of forecasts."""
 
     def _move_to(self, device: torch.device) -> None:
         if self.center.device != device:
@@ -125,16 +131,16 @@ class Scaling(ABC):
 
 
 class RunningScaling(Scaling):
-    """Mean and standard deviation of what was observed so far, the row itself included.
+    """Mean and standard deviation of the values observed so far, including those of the row itself.
 
-    The scale leans, by a geometric mean, on the typical one of the training set while there are few
-    values; without any, location and scale are the training set's. A channel that is not centred is
-    scaled by its mean absolute value. The network learns after each row where location and scale
-    stand beside the training set's.
+    While there are few values, the scale is a weighted geometric mean with the training set's
+    typical scale; without any, location and scale are the training set's. A channel that is not
+    centred is scaled by its mean absolute value. After each row, level features tell the network
+    location and scale relative to those of the training set.
 
-    What is remembered: the number of values, the first of them, the sums of their differences from
-    it and of the squares of these, in units of the training set, and the sum of absolute values.
-    Differences from a member of the sample keep their digits wherever it lies.
+    The memory holds the number of values, the first value, the sums of the differences from it and
+    of their squares, in units of the training set's scale, and the sum of absolute values.
+    Differences from a value of the series lose no digits even if its mean is far from 0.
     """
 
     num_levels = 2
@@ -176,7 +182,7 @@ class RunningScaling(Scaling):
         return self._rows(values, observed, *parts), torch.stack(parts, dim=1)
 
     def outputs(self, memory: Tensor) -> Units:
-        """Return the units in which the next value is read, but for its own share in them."""
+        """Return the location and scale of the values so far."""
         self._move_to(memory.device)
         loc, log_scale = self._units(*memory.unbind(1))
         return Units(loc, log_scale.exp())
@@ -197,7 +203,7 @@ class RunningScaling(Scaling):
         own = self.unit * typical_deviation(variance.sqrt(), number)
         own = self.centred * own + (1 - self.centred) * (size / number)
         own = torch.maximum(own, MINIMUM_SCALE * self.within)
-        # One value says nothing of a deviation, but it does say something of a magnitude.
+        # A single value tells nothing about a deviation, but something about a magnitude.
         evidence = (count - self.centred).clamp(min=0)
         weight = evidence / (evidence + PRIOR_WEIGHT)
         log_scale = self.log_within + weight * (own.log() - self.log_within)
@@ -207,12 +213,13 @@ class RunningScaling(Scaling):
 
 
 class LastScaling(Scaling):
-    """Forecasts of the change from the last value, in units of the training set's `variation`.
+    """The last value as location, and the training set's `variation` as scale, of forecasts.
 
-    Values are read in units of the training set, the same for all series. Until there is a value,
-    forecasts are located at the training set's mean.
+    A network thus forecasts the change from the last value. Values are read with location and scale
+    of the training set, the same for all series. Before the first value, the location of forecasts
+    is the training set's mean.
 
-    What is remembered: the last value, NaN before the first.
+    The memory holds the last value, NaN before the first.
     """
 
     num_levels = 0
@@ -255,5 +262,5 @@ SCALINGS: dict[str, type[Scaling]] = {"running": RunningScaling, "last": LastSca
 
 
 def _float32(scaled: Tensor) -> Tensor:
-    """Put 0 in place of NaN, and clip, so that no outlier blinds the network."""
+    """Replace NaN by 0, and clip outliers to `LIMIT`."""
     return scaled.nan_to_num(0.0, LIMIT, -LIMIT).clamp(-LIMIT, LIMIT).float()

@@ -291,7 +291,7 @@ class Reader:
             self._told |= new
             listed = ", ".join(f"{role} {name!r}" for role, name in sorted(new))
             warnings.warn(
-                f"the model does not know some names in the data, and ignores them: {listed}",
+                f"the data have names that the model does not know, which are ignored: {listed}",
                 DeltaflowWarning,
                 stacklevel=2,
             )
