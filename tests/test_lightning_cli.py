@@ -179,6 +179,7 @@ def test_other_channels_than_trained_on_are_refused(trained, capsys):
         (["fit", "--data.test", "beyond"], "unknown test 'beyond'"),
         (["fit", "--model.distr_output", "negative_binomial"], "is not a count"),
         (["fit", "--forecasts.path", "forecasts.txt"], "no file of .csv"),
+        (["fit", "--forecasts.quantile_levels", "[2.0]"], "[2.0] are not between 0 and 1"),
         (["fit", "--best.monitor", "val_los"], "could not find the monitored key"),
         (["fit", "--early_stopping.monitor", "val_los"], "`val_los` which is not available"),
         (["fit", "--seed_everything", "-1"], "seed must lie between 0 and 4294967295, got -1"),

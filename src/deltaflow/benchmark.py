@@ -53,7 +53,7 @@ LONG_READERS = ("linear_flow", "coupling_flow", "gru")
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 30
 
-PATIENCE = 10
+OVERTIME = 10
 """After this many times its ``seconds``, a call has had its rounds, however few they were."""
 
 Tell: TypeAlias = Callable[[str], None]
@@ -333,7 +333,7 @@ def _timed(
         tell(f"{name}, to warm up")
         call()
     for number in range(MAX_ROUNDS):
-        budget = PATIENCE * seconds if 0 < number < MIN_ROUNDS else seconds
+        budget = OVERTIME * seconds if 0 < number < MIN_ROUNDS else seconds
         waiting = [n for n in calls if n != FLOOR and (not number or sum(times[n]) < budget)]
         for name in [FLOOR, *waiting] if waiting else []:
             tell(f"{name}, round {number + 1}")

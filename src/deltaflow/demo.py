@@ -28,14 +28,15 @@ from gluonts.model.predictor import Predictor
 from rich.console import Console
 
 from deltaflow import (
+    DeltaflowPredictor,
     GRUFlowEstimator,
     HoldPredictor,
     IrregularDataset,
-    IrregularPredictor,
     TimeSplitter,
     predict_df,
     split_items,
 )
+from deltaflow.heads import DECILES
 from deltaflow.saving import replacing_file, write
 from deltaflow.tables import as_markdown, as_rich
 from deltaflow.tasks import VITALS, clinical_dataset, clinical_sample
@@ -43,8 +44,6 @@ from deltaflow.tasks import VITALS, clinical_dataset, clinical_sample
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 BLUE = "#2166ac"
 
@@ -137,7 +136,7 @@ def score(model: Predictor, instances: TestData) -> pd.DataFrame:
     weighted quantile loss has no unit, so that its mean over the channels counts them alike; a
     mean of squared errors in different units would mean nothing, and is left out.
     """
-    metrics = [MeanWeightedSumQuantileLoss(LEVELS), MSE(), Coverage(0.1), Coverage(0.9)]
+    metrics = [MeanWeightedSumQuantileLoss(DECILES), MSE(), Coverage(0.1), Coverage(0.9)]
     patients, time_axis = 0, 2
     by_channel = evaluate_model(
         model, test_data=instances, metrics=metrics, axis=(patients, time_axis)
@@ -173,7 +172,7 @@ def readable(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(
-    predictor: IrregularPredictor, test: IrregularDataset, patients: int, channels: Sequence[str]
+    predictor: DeltaflowPredictor, test: IrregularDataset, patients: int, channels: Sequence[str]
 ) -> Figure:
     """Draw forecasts of the test patients whose rarest channel was measured most often.
 

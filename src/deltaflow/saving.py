@@ -13,6 +13,9 @@ from deltaflow.errors import DeltaflowError
 MARKER = "gluonts-config.json"
 """The file by which a directory is recognised as a saved predictor."""
 
+_UNFINISHED = ".unfinished-"
+"""How folders of files that are still written to begin."""
+
 
 @contextmanager
 def replacing_file(path: str | Path) -> Iterator[Path]:
@@ -29,13 +32,14 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".unfinished-", dir=path.parent) as folder:
+        with TemporaryDirectory(prefix=_UNFINISHED, dir=path.parent) as folder:
             new = Path(folder, path.name)
             yield new
             new.replace(path)
     except OSError as error:
-        if error.errno is not None:
-            error.filename = str(path)  # the error names the temporary file, or no file at all
+        named = error.filename
+        if error.errno is not None and (named is None or _UNFINISHED in str(named)):
+            error.filename = str(path)
         raise
 
 
@@ -61,7 +65,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".unfinished-", dir=path) as folder:
+    with TemporaryDirectory(prefix=_UNFINISHED, dir=path) as folder:
         new, old = Path(folder, "new"), Path(folder, "old")
         new.mkdir()
         yield new

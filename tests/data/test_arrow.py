@@ -352,3 +352,22 @@ def test_a_csv_file_is_no_parquet_file(univariate_frame, tmp_path):
     with pytest.raises(DataError, match=r"'.*long.csv' is not a Parquet file; .*read_csv"):
         parquet_to_arrow(tmp_path / "long.csv", tmp_path / "series.arrow", target="HR")
     assert not (tmp_path / "series.arrow").exists()
+
+
+def test_a_full_disk_leaves_the_previous_file_and_names_it(univariate, tmp_path, little_room):
+    path = tmp_path / "series.arrow"
+    path.write_text("old")
+    with little_room(100), pytest.raises(OSError, match=r"series\.arrow"):
+        write_arrow(path, univariate)
+    assert [file.name for file in tmp_path.iterdir()] == ["series.arrow"]
+    assert path.read_text() == "old"
+
+
+def test_an_error_of_the_source_names_the_source(univariate, tmp_path):
+    def entries():
+        yield univariate[0]
+        (tmp_path / "gone.parquet").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match=r"gone\.parquet"):
+        write_arrow(tmp_path / "series.arrow", entries())
+    assert not list(tmp_path.iterdir())

@@ -31,7 +31,7 @@ LAST, MEAN, DECAYING = (SUMMARY.index(name) for name in ("last", "mean", "decayi
 NUM_ROUNDS = 600
 """The largest number of trees of a channel."""
 
-PATIENCE = 40
+STOP_AFTER = 40
 """A channel gets no more trees after so many without a better validation error."""
 
 TREES = {
@@ -253,10 +253,10 @@ def fit_boosted_trees(
             continue
         sets = [
             (
-                _tree_features(summaries, rows.times, channel, rows.items),
-                rows.values - _held(summaries, basis.center)[rows.items, channel],
+                _tree_features(summaries, labels.times, channel, labels.items),
+                labels.values - _held(summaries, basis.center)[labels.items, channel],
             )
-            for summaries, rows in ((training, seen), (validation, judged))
+            for summaries, labels in ((training, seen), (validation, judged))
         ]
         data = lightgbm.Dataset(*sets[0])
         booster = lightgbm.train(
@@ -264,7 +264,7 @@ def fit_boosted_trees(
             data,
             num_boost_round=NUM_ROUNDS,
             valid_sets=[lightgbm.Dataset(*sets[1], reference=data)],
-            callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
+            callbacks=[lightgbm.early_stopping(STOP_AFTER, verbose=False)],
         )
         models[-1] = booster.model_to_string(num_iteration=booster.best_iteration)
         trees = booster.dump_model(num_iteration=booster.best_iteration)["tree_info"]
@@ -282,8 +282,8 @@ def fit_boosted_trees(
     return predictor, num_leaves
 
 
-class _Rows(NamedTuple):
-    """The n observed values of one channel that forecasts are judged by: item, time and value."""
+class _Labels(NamedTuple):
+    """The n observed labels of one channel: item, time and value."""
 
     items: np.ndarray
     times: np.ndarray
@@ -306,7 +306,7 @@ class _Forecasts(NamedTuple):
             forecasts.labels.append(values if rows is None else values[:, rows])
         return forecasts
 
-    def rows(self, channel: int) -> _Rows:
+    def of_channel(self, channel: int) -> _Labels:
         """Return the observed labels of a channel, one after the other."""
         known = [np.flatnonzero(np.isfinite(label[:, channel])) for label in self.labels]
         items = np.repeat(np.arange(len(known)), [len(own) for own in known])
@@ -315,7 +315,7 @@ class _Forecasts(NamedTuple):
             for series, label, own in zip(self.series, self.labels, known, strict=True)
         ]
         times, values = (np.concatenate(column) for column in zip(*columns, strict=True))
-        return _Rows(items, times, values)
+        return _Labels(items, times, values)
 
 
 class _Basis(NamedTuple):
@@ -341,10 +341,10 @@ class _Basis(NamedTuple):
             np.array(statistics.spread[: len(schema.target)]),
         )
 
-    def channels(self) -> Iterator[tuple[_Rows, _Rows]]:
-        """Yield the rows of training and validation of each channel."""
+    def channels(self) -> Iterator[tuple[_Labels, _Labels]]:
+        """Yield the labels of training and validation of each channel."""
         for channel in range(len(self.center)):
-            yield self.training.rows(channel), self.validation.rows(channel)
+            yield self.training.of_channel(channel), self.validation.of_channel(channel)
 
     def scale(self, errors: np.ndarray, channel: int) -> float:
         """Return the scale of a Laplace distribution of such errors; it has to be positive."""

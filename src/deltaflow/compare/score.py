@@ -23,18 +23,16 @@ from deltaflow.data.series import Reader, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError
 from deltaflow.forecast.forecasts import RealTimeForecast
+from deltaflow.heads import DECILES
 from deltaflow.tasks import Task
-
-LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-"""The levels of the quantile loss."""
 
 INTERVALS = {"coverage_50": (0.25, 0.75), "coverage_80": (0.1, 0.9), "coverage_95": (0.025, 0.975)}
 """The central intervals whose coverage is measured, by their lowest and highest level."""
 
-ALL_LEVELS = sorted({*LEVELS, *(level for pair in INTERVALS.values() for level in pair)})
+ALL_LEVELS = sorted({*DECILES, *(level for pair in INTERVALS.values() for level in pair)})
 
-PATIENCE = 5.0
-"""Seconds after which the forecasts of a test are not timed once more."""
+TIMING_SECONDS = 5.0
+"""Once they have taken so long, the forecasts of a test are not timed again."""
 
 ACCURACY = ("mean_weighted_quantile_loss", "mse", "mae", "nll", *INTERVALS)
 """The measures of accuracy. Each stands in the results three times: over all values in one pool;
@@ -149,8 +147,8 @@ def timed_forecasts(
     costs
         `parameters`; `epochs` until the training stopped; `seconds_per_epoch`, their median;
         `ms_per_forecast`, milliseconds to forecast a series, of the fastest of three passes over
-        the test (fewer if they take longer than `PATIENCE`); `evaluations_per_batch`, evaluations
-        of vector fields to forecast a batch of series, if the encoder has any.
+        the test (fewer if they take longer than `TIMING_SECONDS`); `evaluations_per_batch`,
+        evaluations of vector fields to forecast a batch of series, if the encoder has any.
     """
     costs = {"parameters": float(trained.num_parameters), "epochs": float(len(trained.curve))}
     if trained.curve:
@@ -158,7 +156,7 @@ def timed_forecasts(
     entries = list(test.input)
     forecasts: list[Any] = []
     passes: list[float] = []
-    while len(passes) < 3 and sum(passes) < PATIENCE:
+    while len(passes) < 3 and sum(passes) < TIMING_SECONDS:
         if trained.encoder is not None:
             trained.encoder.reset_num_evaluations()
         began = time.perf_counter()
@@ -191,7 +189,7 @@ def _evaluate(forecasts: Sequence[RealTimeForecast], test: TestData) -> pd.DataF
             map(_tabulated, forecasts, test.label),
             test_data=test,
             metrics=[
-                MeanSumQuantileLoss(LEVELS),
+                MeanSumQuantileLoss(DECILES),
                 MSE(),
                 MAE(),
                 *(Coverage(level) for pair in INTERVALS.values() for level in pair),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -25,6 +24,7 @@ from deltaflow.data.validation import (
     read_times,
 )
 from deltaflow.errors import DataError, DeltaflowError
+from deltaflow.saving import replacing_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -141,7 +141,6 @@ def write_arrow(path: str | Path, entries: Iterable[DataEntry]) -> None:
         If an entry is not irregular, is invalid, or has another schema than the first one.
     """
     pa = _pyarrow()
-    path = Path(path)
     entries = iter(entries)
     first = next(entries, None)
     if first is None:
@@ -155,14 +154,13 @@ def write_arrow(path: str | Path, entries: Iterable[DataEntry]) -> None:
             field="info",
         )
     layout = _layout(pa, schema)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, layout) as writer:
-            for batch in _gathered(chain([first], entries), schema):
-                writer.write_batch(_record_batch(pa, batch, layout))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        replacing_file(path) as file,
+        pa.OSFile(str(file), "wb") as sink,
+        pa.ipc.new_file(sink, layout) as writer,
+    ):
+        for batch in _gathered(chain([first], entries), schema):
+            writer.write_batch(_record_batch(pa, batch, layout))
 
 
 def parquet_to_arrow(

@@ -157,19 +157,20 @@ class IrregularPredictor(DeltaflowPredictor):
         """
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
-        unseen: list[str | None] = []
+        unobserved: list[str | None] = []
         try:
             for number, batch in enumerate(self._batches(dataset, reader or self.spec.reader())):
                 series = [item.series for item in batch]
-                unseen += [one.item_id for one in series if not np.isfinite(one.values).any()]
+                unobserved += [one.item_id for one in series if not np.isfinite(one.values).any()]
                 batch_seed = None if seed is None else derived_seed(seed, number)
                 yield from self._forecast_batch(batch, num_samples, batch_seed)
         finally:
             # The evaluation of GluonTS does not exhaust this generator, it closes it.
-            if unseen:
+            if unobserved:
                 warn_once(
-                    f"{len(unseen)} items have nothing observed before their forecast origin, such "
-                    f"as {unseen[0]!r}; their forecasts rest on the training set's statistics"
+                    f"{len(unobserved)} items have nothing observed before their forecast origin, "
+                    f"such as {unobserved[0]!r}; their forecasts rest on the training set's "
+                    "statistics"
                 )
 
     def _batches(self, dataset: Dataset, reader: Reader) -> Iterator[list[_Item]]:

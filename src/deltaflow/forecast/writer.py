@@ -12,7 +12,8 @@ import pandas as pd
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from deltaflow.errors import DeltaflowError
-from deltaflow.forecast.forecasts import tabulated
+from deltaflow.forecast.forecasts import read_levels, tabulated
+from deltaflow.heads import DECILES
 from deltaflow.saving import replacing_file
 
 WRITERS = {".csv": pd.DataFrame.to_csv, ".parquet": pd.DataFrame.to_parquet}
@@ -35,11 +36,11 @@ class ForecastWriter(BasePredictionWriter):
     def __init__(
         self,
         path: str = "forecasts.csv",
-        quantile_levels: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        quantile_levels: Sequence[float] = tuple(DECILES),
     ) -> None:
         super().__init__(write_interval="batch_and_epoch")
         self.path = Path(path)
-        self.quantile_levels = quantile_levels
+        self.quantile_levels = read_levels(quantile_levels)
         self._tables: list[pd.DataFrame] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
