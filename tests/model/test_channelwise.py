@@ -69,7 +69,7 @@ def test_reading_at_once_and_one_by_one_give_the_same_forecasts(encoder, data, b
         encoded = network.update(
             encoded,
             batch.delta_t[:, step] * inside.squeeze(-1),
-            Rows(batch.values[:, step], batch.observed[:, step] & inside, batch.levels[:, step]),
+            Rows(batch.values[:, step], batch.observed[:, step] & inside, batch.levels),
             batch.covariates[:, step],
         )
     answered = network.decode(encoded, batch.query_delta_t, batch.query_covariates)

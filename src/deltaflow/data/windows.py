@@ -40,8 +40,8 @@ class Batch(NamedTuple):
     observed
         ``(B, T, C)`` bool observed mask.
     levels
-        ``(B, T, L · C)`` what the scaling of the values hides, after each row; the last one holds
-        at the origin. See `Scaling`.
+        ``(B, L · C)`` where the series stand at the origin, which scaled values hide; see
+        `Scaling`.
     delta_t
         ``(B, T)`` time since the observation before, in typical gaps; 0 at the first.
     lengths

@@ -195,7 +195,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         return ChannelsEncoded(
             State(*(part.view(size, channels, -1) for part in state)),
             self._history(batch.values, batch.observed, age),
-            self._by_channel(batch.levels[:, -1]),
+            self._by_channel(batch.levels),
             self.static_features(batch),
         )
 

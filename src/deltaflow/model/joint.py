@@ -67,13 +67,12 @@ class JointNetwork(ForecastNetwork[Encoded]):
         channel_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(spec, balance, channel_weights)
-        num_levels = self.scaling.num_levels * self.num_channels
-        num_features = self.num_covariates + self.num_static + num_levels
+        num_features = self.num_covariates + self.num_static
         self.encoder = make_encoder(
             encoder, self.num_channels, num_features, hidden_size, **(encoder_kwargs or {})
         )
         self.head = Head(
-            hidden_size + 3 * self.num_channels + 1 + num_features,
+            hidden_size + (3 + self.scaling.num_levels) * self.num_channels + 1 + num_features,
             self.num_targets,
             output,
             width=2 * hidden_size,
@@ -88,9 +87,9 @@ class JointNetwork(ForecastNetwork[Encoded]):
             batch.observed,
             batch.delta_t,
             batch.lengths,
-            torch.cat([_beside(batch.covariates, static), batch.levels], dim=-1),
+            _beside(batch.covariates, static),
         )
-        return Encoded(state, batch.levels[:, -1], static)
+        return Encoded(state, batch.levels, static)
 
     def decode(self, encoded: Encoded, delta_t: Tensor, covariates: Tensor) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at queries; see `ForecastNetwork.decode`."""
@@ -104,7 +103,7 @@ class JointNetwork(ForecastNetwork[Encoded]):
 
     def update(self, encoded: Encoded, delta_t: Tensor, rows: Rows, covariates: Tensor) -> Encoded:
         """Read one more observation of each series; see `ForecastNetwork.update`."""
-        features = torch.cat([covariates, encoded.static, rows.levels], dim=-1)
+        features = torch.cat([covariates, encoded.static], dim=-1)
         state = self.encoder.update(encoded.state, delta_t, rows.values, rows.observed, features)
         return Encoded(state, rows.levels, encoded.static)
 
