@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
+from torch.utils.benchmark import timer
 
 from deltaflow.encoders import ENCODERS, Encoder, make_encoder
 from deltaflow.forecast.predictor import find_device
@@ -238,9 +238,7 @@ def time_reading(
     tables = []
     for label, run in (("train", train), ("forward", forward)):
         calls = {name: lambda r=reader, run=run: run(*r) for name, reader in readers.items()}
-        timed = _timed(
-            calls, seconds, device, lambda what, in_=PASSES[label]: tell(f"{in_} · {what}")
-        )
+        timed = _timed(calls, seconds, lambda what, in_=PASSES[label]: tell(f"{in_} · {what}"))
         tables.append(timed.assign(**{"pass": label}))
     return pd.concat(tables, ignore_index=True)[["encoder", "pass", "ms", "ratio"]]
 
@@ -257,7 +255,7 @@ def time_queries(
             encoder = _encoder(name, workload, device)
             state = encoder(**batch)
             calls[name] = lambda e=encoder, s=state: e.evolve(s, gaps)
-        table = _timed(calls, seconds, device, tell).assign(**{"pass": "forward"})
+        table = _timed(calls, seconds, tell).assign(**{"pass": "forward"})
     return table[["encoder", "pass", "ms", "ratio"]]
 
 
@@ -274,19 +272,19 @@ def time_epoch(device: torch.device, num_batches: int = 40) -> pd.DataFrame:
     spent: dict[str, float] = defaultdict(float)
     for _ in range(2):  # the first one to warm up
         spent.clear()
-        with _stopwatch(spent, "data", device):
+        with _stopwatch(spent, "data"):
             batches = iter(data.train_dataloader())
         for _ in range(num_batches):
-            with _stopwatch(spent, "data", device):
+            with _stopwatch(spent, "data"):
                 batch = next(batches)
                 batch = type(batch)(*(part.to(device) for part in batch))
-            with _stopwatch(spent, "forward", device):
+            with _stopwatch(spent, "forward"):
                 total, count = network.loss(batch)
                 loss = total / count.clamp(min=1)
-            with _stopwatch(spent, "backward", device):
+            with _stopwatch(spent, "backward"):
                 network.zero_grad()
                 loss.backward()
-            with _stopwatch(spent, "optimiser", device):
+            with _stopwatch(spent, "optimiser"):
                 optimiser.step()
     parts = pd.DataFrame(
         {"part": list(spent), "ms": [1e3 * s / num_batches for s in spent.values()]}
@@ -319,9 +317,7 @@ def _encoder(name: str, workload: Workload, device: torch.device) -> Encoder:
     return encoder.to(device)
 
 
-def _timed(
-    calls: Mapping[str, Callable[[], object]], seconds: float, device: torch.device, tell: Tell
-) -> pd.DataFrame:
+def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell) -> pd.DataFrame:
     """Time calls in turn: the medians of their times, and of the ratios to the floor's.
 
     Each call takes part in the rounds until it has used up its ``seconds``, but in `MIN_ROUNDS` of
@@ -337,11 +333,10 @@ def _timed(
         waiting = [n for n in calls if n != FLOOR and (not number or sum(times[n]) < budget)]
         for name in [FLOOR, *waiting] if waiting else []:
             tell(f"{name}, round {number + 1}")
-            spent: dict[str, float] = defaultdict(float)
-            with _stopwatch(spent, name, device):
-                calls[name]()
-            times[name].append(spent[name])
-            ratios[name].append(spent[name] / times[FLOOR][-1])
+            began = timer()
+            calls[name]()
+            times[name].append(timer() - began)
+            ratios[name].append(times[name][-1] / times[FLOOR][-1])
     rows = [
         (name, 1e3 * statistics.median(times[name]), statistics.median(ratios[name]))
         for name in calls
@@ -350,18 +345,11 @@ def _timed(
 
 
 @contextmanager
-def _stopwatch(spent: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+def _stopwatch(spent: dict[str, float], name: str) -> Iterator[None]:
     """Add the time that passes inside, until the device has done its work."""
-    _wait(device)
-    began = time.perf_counter()
+    began = timer()
     yield
-    _wait(device)
-    spent[name] += time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
+    spent[name] += timer() - began
 
 
 def _costs(table: pd.DataFrame, workload: Workload) -> dict[str, pd.DataFrame]:
