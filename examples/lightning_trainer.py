@@ -26,7 +26,9 @@ def main(quick: bool) -> None:
 
     pl.seed_everything(0)
     windows = IrregularDataModule(train, validation, prediction_length=length, context_length=32)
-    model = ForecastLightningModule(windows.spec, encoder="coupling_flow")
+    model = ForecastLightningModule(
+        windows.reader, windows.prediction_length, encoder="coupling_flow"
+    )
     trainer = pl.Trainer(max_epochs=10, fast_dev_run=quick, logger=False)
     trainer.fit(model, datamodule=windows)
     print("validation loss:", round(float(trainer.callback_metrics["val_loss"]), 3))

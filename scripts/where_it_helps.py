@@ -20,9 +20,10 @@ import yaml
 from torch.utils.data import DataLoader
 
 from deltaflow import IrregularPredictor
-from deltaflow.data.windows import Batch
+from deltaflow.data import Batch
+from deltaflow.data.windows import LabelledWindows
 from deltaflow.tasks import load_task
-from deltaflow.tasks.task import LabelledWindows, Task
+from deltaflow.tasks.task import Task
 
 
 def main() -> None:
@@ -49,12 +50,14 @@ def main() -> None:
 
 def forecast_errors(predictor: IrregularPredictor, task: Task) -> pd.DataFrame:
     """Return a row per target of the test: its channel, squared error, times and known values."""
-    spec, network = predictor.spec, predictor.network
-    hours = spec.statistics.typical_gap / pd.Timedelta("1h").total_seconds()
+    reader, network = predictor.reader, predictor.network
+    hours = reader.statistics.typical_gap / pd.Timedelta("1h").total_seconds()
     scale = torch.as_tensor(task.scale)
     parts = []
     (test,) = task.tests.values()
-    for batch in DataLoader(LabelledWindows(test, spec), batch_size=64, collate_fn=spec.collate):
+    for batch in DataLoader(
+        LabelledWindows(test, reader), batch_size=64, collate_fn=reader.collate
+    ):
         mask = batch.target_observed
         series, query, channel = mask.nonzero(as_tuple=True)
         with torch.no_grad():

@@ -125,7 +125,7 @@ def test_validate_test_and_predict_take_the_model_from_its_checkpoint(trained, t
     table = pd.read_parquet("forecasts.parquet")
     task = TASKS["sine"](**SINE, seed=5)
     predictor = load_predictor(checkpoint)
-    assert predictor.spec == ForecastLightningModule.load_from_checkpoint(checkpoint).spec
+    assert predictor.reader == ForecastLightningModule.load_from_checkpoint(checkpoint).reader
     test = replace(next(iter(task.tests.values())), prediction_length=predictor.prediction_length)
     expected = pd.concat(
         [forecast.to_dataframe([0.1, 0.9]) for forecast in predictor.predict(test.input)],
@@ -140,7 +140,7 @@ def test_run_names_its_checkpoints_and_its_configuration(trained, capsys):
     assert main(["test", "--config", config, "--ckpt_path", "best"]) == 0
     assert "test_mae" in capsys.readouterr().out
     stored = trained / "lightning_logs" / "version_1" / "config.yaml"
-    assert yaml.safe_load(stored.read_text())["data"]["spec"] is None
+    assert yaml.safe_load(stored.read_text())["data"]["reader"] is None
 
 
 def test_run_does_not_replace_another(trained, capsys):
@@ -221,7 +221,7 @@ def test_file_is_learned_from_by_its_column_names(make_frame, tiny, tmp_path):
     table = metrics(tmp_path)
     assert np.isfinite(table["val_mae[MAP]"].dropna()).all()
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    assert load_predictor(checkpoint).spec.schema.target == ("HR", "MAP")
+    assert load_predictor(checkpoint).reader.schema.target == ("HR", "MAP")
     assert main(["predict", *options, "--ckpt_path", str(checkpoint)]) == 0
     forecasts = pd.read_csv("forecasts.csv", parse_dates=["timestamp"])
     asked = make_frame(("HR", "MAP"), num_items=10).set_index(["item_id", "timestamp"]).index

@@ -26,7 +26,7 @@ for kind in (GRUEstimator, GRUFlowEstimator):
     kind(**tiny, trainer_kwargs={"max_epochs": 1, "enable_progress_bar": False}).train(data)
 
 windows = IrregularDataModule(data, prediction_length=2, context_length=8, num_batches_per_epoch=1)
-model = ForecastLightningModule(windows.spec, hidden_size=4)
+model = ForecastLightningModule(windows.reader, windows.prediction_length, hidden_size=4)
 pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False).fit(model, windows)
 """
 

@@ -69,7 +69,8 @@ class ForecastCLI(LightningCLI):
         parser.set_defaults({"best.monitor": "val_loss", "early_stopping.monitor": "val_loss"})
         parser.link_arguments("seed_everything", "data.seed", int)
         parser.link_arguments("model.distr_output", "data.centred", _centred)
-        parser.link_arguments("data.spec", "model.spec", apply_on="instantiate")
+        for name in ("reader", "prediction_length"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the given arguments, also where the process was started with others."""
@@ -79,7 +80,7 @@ class ForecastCLI(LightningCLI):
         check_at_least_one(check_val_every_n_epoch=given.trainer.check_val_every_n_epoch)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the checkpoint to `before_instantiate_classes`: its `spec` is no option."""
+        """Leave the checkpoint to `before_instantiate_classes`: its `reader` is no option."""
 
     def before_instantiate_classes(self) -> None:
         """Take hyperparameters and scaling from the checkpoint, if there is one.
@@ -104,13 +105,14 @@ class ForecastCLI(LightningCLI):
         if "weights_only" in config:  # since Lightning 2.6
             config.weights_only = True
         stored = dict(read_checkpoint(path)["hyper_parameters"])
-        config.data.spec = stored.pop("spec")
+        config.data.reader = stored.pop("reader")
+        del stored["prediction_length"]  # that of the data
         for name, value in stored.items():
             config.model[name] = value
 
     def after_instantiate_classes(self) -> None:
         """Keep the scaling out of the stored configuration: it belongs to the checkpoint."""
-        self.config[str(self.subcommand)].data.spec = None
+        self.config[str(self.subcommand)].data.reader = None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Return the trainer, with the default loggers unless the configuration names some."""

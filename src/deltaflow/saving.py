@@ -10,6 +10,10 @@ from tempfile import TemporaryDirectory
 from deltaflow._version import __version__
 from deltaflow.errors import DeltaflowError
 
+FORMAT = 1
+"""The format of stored predictors and checkpoints. It is counted on whenever files in an earlier
+format cannot be read any more."""
+
 MARKER = "gluonts-config.json"
 """The file by which a directory is recognised as a saved predictor."""
 
@@ -76,6 +80,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
             if place.is_dir():  # a folder cannot be renamed to the name of an existing one
                 place.rename(old / written.name)
             written.rename(place) if written.is_dir() else written.replace(place)
+
+
+def check_format(stored: object, path: str | Path) -> None:
+    """Raise if a file was stored in another format, or in one without a number.
+
+    Raises
+    ------
+    DeltaflowError
+        Which names the file.
+    """
+    if stored != FORMAT:
+        raise DeltaflowError(
+            f"{path} is stored in format {stored}, and deltaflow {__version__} reads format "
+            f"{FORMAT}: train the model again, or use the version of deltaflow that stored it"
+        )
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from deltaflow.compare import Variant, run, run_comparison
 from deltaflow.compare.models import matching_size
 from deltaflow.compare.run import execute
 from deltaflow.compare.score import accuracy, channel_units
+from deltaflow.data.windows import LabelledWindows, joined
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.saving import MARKER
 from deltaflow.tasks import TASKS, load_task, regular_seasonal
-from deltaflow.tasks.task import LabelledWindows, joined
 
 
 def untold(what: str, share: float) -> None:
@@ -305,6 +305,6 @@ def test_kept_weights_are_the_averaged_ones(tiny):
     task = load_task("sine", config.dataset_kwargs, config.columns, config.split)
     folder = config.output / "runs" / made["predictor"]
     predictor = load_predictor(folder)
-    batch = predictor.spec.collate(list(LabelledWindows(task.validation, predictor.spec)))
+    batch = predictor.reader.collate(list(LabelledWindows(task.validation, predictor.reader)))
     total, count = predictor.network.loss(batch)
     assert (total / count).item() == pytest.approx(best, rel=1e-5)

@@ -207,7 +207,7 @@ def test_a_model_learns_the_same_from_a_file(kind, stored, datasets, make_estima
     ]
     weights = [predictor.network.state_dict() for predictor in predictors]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    assert predictors[0].spec == predictors[1].spec
+    assert predictors[0].reader == predictors[1].reader
 
 
 def test_windows_are_cut_from_the_file_after_a_split_too(stored, univariate):
@@ -245,9 +245,9 @@ def test_forecasts_from_a_file_are_the_same(stored, univariate):
 def test_statistics_do_not_depend_on_the_chunks(stored, monkeypatch):
     dataset = stored("multivariate")
     lengths = {"prediction_length": 3, "context_length": 8}
-    whole = IrregularDataModule(dataset, **lengths).spec.statistics.to_dict()
+    whole = IrregularDataModule(dataset, **lengths).reader.statistics.to_dict()
     monkeypatch.setattr(statistics, "_CHUNK_ROWS", 30)
-    chunked = IrregularDataModule(dataset, **lengths).spec.statistics.to_dict()
+    chunked = IrregularDataModule(dataset, **lengths).reader.statistics.to_dict()
     assert whole != chunked
     for name, value in whole.items():
         np.testing.assert_allclose(chunked[name], value, rtol=1e-12, err_msg=name)

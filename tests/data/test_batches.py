@@ -18,26 +18,26 @@ from deltaflow import (
     UnknownNameError,
 )
 from deltaflow.data.batches import Batches, EpochSampler, InOrder
-from deltaflow.data.windows import WindowSpec
+from deltaflow.data.reader import Reader
 from deltaflow.encoders import ENCODERS
 
 
 class Numbered:
     """Windows that ask for their number and read nothing."""
 
-    def __init__(self, spec: WindowSpec) -> None:
-        self.spec = spec
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
 
     def __getitem__(self, index: int):
-        series = self.spec.blank().series._replace(
+        series = self.reader.blank().series._replace(
             times=np.zeros(1), values=np.array([[float(index)]]), covariates=np.empty((1, 0))
         )
-        return self.spec.cut(series, 0)
+        return self.reader.window(series, 0)
 
 
 @pytest.fixture(scope="module")
-def spec(univariate) -> WindowSpec:
-    return IrregularDataModule(univariate, prediction_length=3, context_length=5).spec
+def reader(univariate) -> Reader:
+    return IrregularDataModule(univariate, prediction_length=3, context_length=5).reader
 
 
 def numbers_of(batch) -> list[int]:
@@ -53,9 +53,9 @@ def numbers_of(batch) -> list[int]:
     epoch=st.integers(0, 3),
 )
 def test_processes_split_every_batch_of_every_epoch(
-    spec, num_windows, batch_size, world_size, epoch
+    reader, num_windows, batch_size, world_size, epoch
 ):
-    windows = Numbered(spec)
+    windows = Numbered(reader)
     whole = Batches(windows, num_windows, batch_size=batch_size)
     shares = [
         Batches(windows, num_windows, batch_size=batch_size, rank=rank, world_size=world_size)
@@ -77,16 +77,16 @@ def test_processes_split_every_batch_of_every_epoch(
     assert Counter(seen) == Counter(range(first, first + num_windows))
 
 
-def test_evaluation_reads_the_same_windows_in_every_epoch(spec):
-    batches = Batches(Numbered(spec), 7, batch_size=3)
+def test_evaluation_reads_the_same_windows_in_every_epoch(reader):
+    batches = Batches(Numbered(reader), 7, batch_size=3)
     sampler = InOrder(batches)
     for epoch in (0, 5):
         sampler.set_epoch(epoch)
         assert [numbers_of(batches[i]) for i in sampler] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-def test_an_epoch_can_begin_in_its_middle(spec):
-    sampler = EpochSampler(Batches(Numbered(spec), 7, batch_size=3), epoch=2, place=1)
+def test_an_epoch_can_begin_in_its_middle(reader):
+    sampler = EpochSampler(Batches(Numbered(reader), 7, batch_size=3), epoch=2, place=1)
     assert list(sampler) == [7, 8]
     sampler.set_epoch(3)
     assert list(sampler) == [9, 10, 11]
@@ -132,7 +132,9 @@ def test_batch_size_finder_counts_windows(origins, limit, largest, univariate, t
         max_epochs=1, logger=False, enable_progress_bar=False, enable_checkpointing=False,
         accelerator="cpu", default_root_dir=tmp_path,
     )  # fmt: skip
-    module = ForecastLightningModule(data.spec, encoder="gru", hidden_size=4)
+    module = ForecastLightningModule(
+        data.reader, data.prediction_length, encoder="gru", hidden_size=4
+    )
     found = Tuner(trainer).scale_batch_size(
         module, datamodule=data, steps_per_trial=1, max_trials=9, max_val=limit
     )

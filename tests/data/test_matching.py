@@ -20,7 +20,7 @@ from deltaflow import (
     write_arrow,
 )
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Reader, schema_of
+from deltaflow.data.series import SeriesReader, schema_of
 
 WINDOWS = {"prediction_length": 2, "context_length": 4}
 ROLES = {
@@ -57,13 +57,13 @@ def check_equal(one, other) -> None:
 
 
 def test_rows_and_codes_of_any_order_are_read_alike():
-    reader = Reader(read().schema)
+    reader = SeriesReader(read().schema)
     for entry, other in zip(read(), read(**backwards()), strict=True):
         check_equal(reader.read(entry), reader.read(other))
 
 
 def test_the_codes_of_a_category_follow_its_levels():
-    reader = Reader(read("BCD").schema)
+    reader = SeriesReader(read("BCD").schema)
     wards = [int(reader.read(entry).static_cat[0]) for entry in read("ABCDE")]
     assert wards == [-1, 0, 1, 2, -1]
 
@@ -72,7 +72,7 @@ def test_a_code_beyond_the_levels_is_unknown():
     (entry, *_) = read()
     for code in (-1, -2, 3, 4, 100):
         entry["feat_static_cat"] = np.array([code, 1])
-        assert Reader(read().schema).read(entry).static_cat.tolist() == [-1, 1]
+        assert SeriesReader(read().schema).read(entry).static_cat.tolist() == [-1, 1]
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -80,18 +80,18 @@ def test_a_missing_name_is_an_error_that_names_it(role):
     less = read(**{role: ROLES[role][1:]})
     missing = ROLES[role][0]
     with pytest.raises(DataError, match=f"item 'A', field '{missing}': is missing; .* in {role}"):
-        Reader(read().schema).read(less[0])
+        SeriesReader(read().schema).read(less[0])
 
 
 def test_a_name_in_another_role_is_an_error_that_names_both():
     other = read(target=["HR"], past_feat_dynamic_real=["T", "lab", "crp"])
     with pytest.raises(DataError, match=r"'T': is in past_feat_dynamic_real; .* in target"):
-        Reader(read().schema).read(other[0])
+        SeriesReader(read().schema).read(other[0])
 
 
 def test_what_the_model_does_not_know_is_ignored_with_one_warning():
     roles = {role: names[1:] for role, names in ROLES.items()}
-    reader, known = Reader(read(**roles).schema), read(**roles)
+    reader, known = SeriesReader(read(**roles).schema), read(**roles)
     with pytest.warns(DeltaflowWarning) as warned:
         found = [reader.read(entry) for entry in read(**backwards())]
     for one, entry in zip(found, known, strict=True):
@@ -106,19 +106,22 @@ def test_what_is_ignored_need_not_be_readable():
     entry["feat_static_real"] = ["unknown"]
     schema = replace(read().schema, feat_static_real=())
     with pytest.warns(DeltaflowWarning, match="feat_static_real 'age'"):
-        assert Reader(schema).read(entry).static_real.size == 0
+        assert SeriesReader(schema).read(entry).static_real.size == 0
 
 
 def test_one_channel_is_read_from_one_or_from_many():
     univariate = read(target="HR")
     with pytest.warns(DeltaflowWarning, match="target 'T'"):
         check_equal(
-            Reader(univariate.schema).read(read()[0]), Reader(univariate.schema).read(univariate[0])
+            SeriesReader(univariate.schema).read(read()[0]),
+            SeriesReader(univariate.schema).read(univariate[0]),
         )
     alone = read(target=["HR"])
-    check_equal(Reader(alone.schema).read(univariate[0]), Reader(alone.schema).read(alone[0]))
+    check_equal(
+        SeriesReader(alone.schema).read(univariate[0]), SeriesReader(alone.schema).read(alone[0])
+    )
     with pytest.raises(DataError, match="field 'T': is missing"):
-        Reader(read().schema).read(univariate[0])
+        SeriesReader(read().schema).read(univariate[0])
 
 
 def test_another_kind_of_time_is_refused():
@@ -142,13 +145,15 @@ def test_another_kind_of_time_is_refused():
         (berlin, naive, "the time zone Europe/Berlin, the training data are without one"),
     ):
         with pytest.raises(DataError, match=message):
-            Reader(model.schema).read(own[0])
-    check_equal(Reader(berlin.schema).read(berlin[0]), Reader(berlin.schema).read(tokyo[0]))
+            SeriesReader(model.schema).read(own[0])
+    check_equal(
+        SeriesReader(berlin.schema).read(berlin[0]), SeriesReader(berlin.schema).read(tokyo[0])
+    )
 
 
 def test_a_schema_changed_in_place_is_read_anew():
     dataset = read()
-    reader = Reader(dataset.schema)
+    reader = SeriesReader(dataset.schema)
     first = reader.read(dataset[0])
     dataset[0]["info"]["schema"]["target"].reverse()
     np.testing.assert_array_equal(reader.read(dataset[0]).values[:, 1], first.values[:, 0])
@@ -203,7 +208,7 @@ def test_training_and_validation_items_have_the_codes_of_one_training_set():
 def test_a_training_list_of_several_data_sets_knows_all_levels():
     together = [*read("AB"), *read("CD", **backwards()), *read("AE")]
     data = IrregularDataModule(together, **WINDOWS)
-    assert data.spec.schema == replace(
+    assert data.reader.schema == replace(
         read("ABCDE").schema, feat_static_cat={"ward": tuple("ABCDE"), "sex": ("f", "m")}
     )
     series = data.training_windows.data
@@ -302,7 +307,7 @@ def test_what_is_not_a_data_set_is_refused(wrong, message):
 def test_data_of_the_training_schema_are_read_without_a_word():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        reader = Reader(read().schema)
+        reader = SeriesReader(read().schema)
         assert [reader.read(entry).item_id for entry in read()] == ["A", "B", "C"]
 
 
@@ -313,7 +318,7 @@ def test_a_schema_of_lists_is_that_of_tuples():
 
 
 def test_of_several_data_sets_each_unknown_name_is_told_once():
-    reader = Reader(read(target=["HR"], feat_static_real=["age"]).schema)
+    reader = SeriesReader(read(target=["HR"], feat_static_real=["age"]).schema)
     parts = read(feat_static_real=["age"]), read(target=["HR"]), read()
     with pytest.warns(DeltaflowWarning) as warned:
         assert len([reader.read(entry) for part in (*parts, *parts) for entry in part]) == 18
@@ -326,4 +331,4 @@ def test_features_that_are_none_are_absent():
     fields = dict.fromkeys(list(ROLES)[1:])
     entry = {"start": pd.Period("2024-01-01", "h"), "target": np.arange(50.0), **fields}
     assert schema_of([entry]).feat_static_cat == {}
-    assert Reader(schema_of([entry])).read(entry).length == 50
+    assert SeriesReader(schema_of([entry])).read(entry).length == 50

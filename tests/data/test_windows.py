@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from deltaflow import DataError, DeltaflowWarning, IrregularDataModule, IrregularDataset
+from deltaflow.data.reader import Reader, Window
 from deltaflow.data.schema import LARGEST, Schema
 from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
+    Horizon,
     LastWindows,
     SlidingWindows,
     TrainingWindows,
-    Window,
-    WindowSpec,
 )
 
 SCHEMA = Schema(
@@ -37,11 +37,13 @@ def numbered_series(number: int, length: int) -> Series:
     )
 
 
-def make_spec(
-    data: list[Series], context_length: int = 6, prediction_length: int = 3, **durations: float
-) -> WindowSpec:
-    statistics = Statistics.fit(data, SCHEMA.target)
-    return WindowSpec(SCHEMA, statistics, context_length, prediction_length, **durations)
+HORIZON = Horizon(3)
+
+
+def make_reader(
+    data: list[Series], context_length: int = 6, context: float | None = None
+) -> Reader:
+    return Reader(SCHEMA, Statistics.fit(data, SCHEMA.target), context_length, context)
 
 
 def every_ten_minutes(length: int) -> Series:
@@ -67,7 +69,7 @@ def data() -> list[Series]:
 
 
 def test_context_ends_where_the_queries_begin(data):
-    windows = TrainingWindows(data, make_spec(data), seed=0, blind_share=0.0)
+    windows = TrainingWindows(data, make_reader(data), HORIZON, seed=0, blind_share=0.0)
     for index in range(300):
         context, future = rows_of(windows[index])
         first = int(future[0])
@@ -77,7 +79,7 @@ def test_context_ends_where_the_queries_begin(data):
 
 
 def test_every_possible_origin_is_drawn(data):
-    windows = TrainingWindows(data[:1], make_spec(data), seed=0, blind_share=0.0)
+    windows = TrainingWindows(data[:1], make_reader(data), HORIZON, seed=0, blind_share=0.0)
     assert {int(rows_of(windows[i])[1][0]) for i in range(200)} == {1, 2, 3, 4}
 
 
@@ -86,7 +88,7 @@ def test_origins_lie_within_the_times_given(univariate):
         univariate, prediction_length=1, context_length=500, scaling="last",
         origins_within=["5h", "9h"], batch_size=1, num_batches_per_epoch=300,
     )  # fmt: skip
-    gap = within.spec.statistics.typical_gap / 3600
+    gap = within.reader.statistics.typical_gap / 3600
     elapsed = [
         (batch.delta_t.sum() + batch.query_delta_t[0, 0]).item() * gap
         for batch in within.train_dataloader()
@@ -141,52 +143,56 @@ def test_sliding_windows_have_no_range_of_origins(univariate):
 
 
 def test_the_future_has_no_influence_on_the_inputs(data):
-    spec = make_spec(data)
+    reader = make_reader(data)
     changed = data[4]._replace(values=data[4].values.copy())
     changed.values[10:] = -1e6
-    before, after = (spec.collate([spec.cut(series, 10)]) for series in (data[4], changed))
+    before, after = (
+        reader.collate([HORIZON.window(reader, series, 10)]) for series in (data[4], changed)
+    )
     for field in before._fields:
         assert torch.equal(getattr(before, field), getattr(after, field)) == (field != "target")
 
 
 def test_a_window_depends_on_seed_and_index_alone(data):
-    spec = make_spec(data)
-    forwards = TrainingWindows(data, spec, seed=3)
-    backwards = TrainingWindows(data, spec, seed=3)
+    reader = make_reader(data)
+    forwards = TrainingWindows(data, reader, HORIZON, seed=3)
+    backwards = TrainingWindows(data, reader, HORIZON, seed=3)
     order = list(range(40))
     first = {i: forwards[i] for i in order}
     second = {i: backwards[i] for i in reversed(order)}
     for i in order:
         assert first[i].series is second[i].series
         assert first[i][1:] == second[i][1:]
-    other_seed = TrainingWindows(data, spec, seed=4)
+    other_seed = TrainingWindows(data, reader, HORIZON, seed=4)
     assert any(first[i][1:] != other_seed[i][1:] for i in order)
 
 
 def test_every_pass_covers_every_item_once(data):
-    spec = make_spec(data)
-    windows = TrainingWindows(data, spec, seed=0)
+    reader = make_reader(data)
+    windows = TrainingWindows(data, reader, HORIZON, seed=0)
     orders = [[number_of(windows[5 * turn + i]) for i in range(5)] for turn in range(30)]
     assert all(Counter(order) == Counter(range(5)) for order in orders)
     assert len({tuple(order) for order in orders}) > 10
 
 
 def test_some_windows_are_blind(data):
-    spec = make_spec(data)
-    windows = TrainingWindows(data, spec, seed=0, blind_share=0.1)
+    reader = make_reader(data)
+    windows = TrainingWindows(data, reader, HORIZON, seed=0, blind_share=0.1)
     blind = [window for window in (windows[i] for i in range(1000)) if not len(rows_of(window)[0])]
     # 1000 draws with probability 0.1: four standard deviations are 38.
     assert 62 <= len(blind) <= 138
-    batch = spec.collate(blind)
-    assert (batch.loc == spec.statistics.center[0]).all()
-    assert (batch.scale == spec.statistics.spread[0]).all()
+    batch = reader.collate(blind)
+    assert (batch.loc == reader.statistics.center[0]).all()
+    assert (batch.scale == reader.statistics.spread[0]).all()
 
 
 def test_a_window_begins_after_the_first_observation_and_ends_with_an_observed_target():
     series = numbered_series(0, 10)
     series.values[:4] = np.nan
     series.values[8:] = np.nan
-    windows = TrainingWindows([series], make_spec([series], 10, 1), seed=0, blind_share=0.0)
+    windows = TrainingWindows(
+        [series], make_reader([series], 10), Horizon(1), seed=0, blind_share=0.0
+    )
     origins = {windows[i].context.stop for i in range(100)}
     assert origins == {5, 6, 7}
 
@@ -196,26 +202,26 @@ def test_items_with_nothing_to_learn_from_are_passed_over_with_one_warning(data)
     unseen = data[0]._replace(values=np.full((5, 1), np.nan))
     everything = [*data, lonely, unseen]
     with pytest.warns(DeltaflowWarning, match="2 of 7 items") as caught:
-        windows = TrainingWindows(everything, make_spec(everything), seed=0)
+        windows = TrainingWindows(everything, make_reader(everything), HORIZON, seed=0)
     assert len(caught) == 1
     assert len(windows) == 5
 
 
 def test_validation_takes_the_last_window_of_every_item(data):
-    spec = make_spec(data)
-    windows = LastWindows(data, spec)
+    reader = make_reader(data)
+    windows = LastWindows(data, reader, HORIZON)
     assert len(windows) == 5
     for series, window in zip(data, (windows[i] for i in range(5)), strict=True):
         length = series.length
         np.testing.assert_array_equal(rows_of(window)[1], np.arange(length - 3, length))
     with pytest.raises(DataError, match="no validation item"):
-        LastWindows([numbered_series(0, 1)], spec)
+        LastWindows([numbered_series(0, 1)], reader, HORIZON)
 
 
 def test_sliding_windows_take_every_origin_once(data):
-    spec = make_spec(data)
+    reader = make_reader(data)
     for stride in (1, 3, 100):
-        windows = SlidingWindows(data, spec, stride=stride)
+        windows = SlidingWindows(data, reader, HORIZON, stride=stride)
         found = [
             (number_of(window), int(rows_of(window)[1][0]))
             for window in (windows[i] for i in range(len(windows)))
@@ -227,8 +233,8 @@ def test_sliding_windows_take_every_origin_once(data):
 
 
 def test_a_shuffled_pass_of_sliding_windows_is_a_permutation(data):
-    spec = make_spec(data)
-    windows = SlidingWindows(data, spec, seed=0)
+    reader = make_reader(data)
+    windows = SlidingWindows(data, reader, HORIZON, seed=0)
     size = len(windows)
     passes = [
         [
@@ -239,14 +245,14 @@ def test_a_shuffled_pass_of_sliding_windows_is_a_permutation(data):
     ]
     assert all(len(set(one)) == size and set(one) == set(passes[0]) for one in passes)
     assert passes[0] != passes[1] != passes[2]
-    again = SlidingWindows(data, spec, seed=0)
+    again = SlidingWindows(data, reader, HORIZON, seed=0)
     assert number_of(again[2 * size]) == passes[2][0][0]
 
 
 @pytest.mark.parametrize("windows", [TrainingWindows, SlidingWindows])
 def test_another_seed_is_another_order_at_once(windows, data):
-    spec = make_spec(data)
-    fresh, changed = windows(data, spec, seed=1), windows(data, spec, seed=0)
+    reader = make_reader(data)
+    fresh, changed = windows(data, reader, HORIZON, seed=1), windows(data, reader, HORIZON, seed=0)
     order = [number_of(changed[i]) for i in range(5)]
     changed.seed = 1
     assert (
@@ -258,14 +264,14 @@ def test_another_seed_is_another_order_at_once(windows, data):
 
 def test_a_stride_below_one_is_refused(data):
     with pytest.raises(DataError, match="stride"):
-        SlidingWindows(data, make_spec(data), stride=0)
+        SlidingWindows(data, make_reader(data), HORIZON, stride=0)
 
 
 def test_a_horizon_asks_for_what_was_observed_within_it(data):
-    spec = make_spec(data, prediction_length=30, horizon=25.0)
+    reader, horizon = make_reader(data), Horizon(30, duration=25.0)
     counts = set()
     for origin in range(1, 40):
-        queries = len(rows_of(spec.cut(data[4], origin))[1])
+        queries = len(rows_of(horizon.window(reader, data[4], origin))[1])
         times = data[4].times[origin:]
         assert queries == (times < times[0] + 25.0).sum()
         counts.add(queries)
@@ -273,34 +279,35 @@ def test_a_horizon_asks_for_what_was_observed_within_it(data):
 
 
 def test_a_context_reaches_back_from_the_last_observation(data):
-    spec = make_spec(data, context_length=30, context=25.0)
+    reader = make_reader(data, context_length=30, context=25.0)
     for origin in range(1, 40):
         times = data[4].times[:origin]
-        context, _ = rows_of(spec.cut(data[4], origin))
+        context, _ = rows_of(reader.window(data[4], origin))
         assert len(context) == (times >= times[-1] - 25.0).sum()
-    assert make_spec(data, 2, context=1e9).cut(data[4], 20).context == slice(18, 20)
+    assert make_reader(data, 2, context=1e9).context_of(data[4], 20) == slice(18, 20)
 
 
 @pytest.mark.parametrize("length", [13, 200])
 def test_durations_that_end_at_an_observation_are_exact(length):
     # One hour has six observations ahead, and reaches back to the sixth before the last.
     series = every_ten_minutes(length)
-    spec = make_spec([series], 100, 6, horizon=3600.0, context=3600.0)
+    reader, horizon = make_reader([series], 100, 3600.0), Horizon(6, 3600.0)
     for origin in range(1, length):
-        context, future = rows_of(spec.cut(series, origin))
+        context, future = rows_of(horizon.window(reader, series, origin))
         assert len(future) == min(6, length - origin)
         assert len(context) == min(7, origin)
 
 
 def test_the_queries_have_no_influence_on_a_context_given_as_a_duration(data):
-    spec = make_spec(data, context_length=30, context=25.0)
+    reader = make_reader(data, context_length=30, context=25.0)
     asked = [
         np.append(data[4].times, data[4].times[-1] + late) for late in ([1.0, 2, 3], [500.0] * 3)
     ]
     windows = [
-        spec.cut(data[4]._replace(times=times, covariates=np.empty((43, 0))), 40) for times in asked
+        reader.window(data[4]._replace(times=times, covariates=np.empty((43, 0))), 40)
+        for times in asked
     ]
-    batch = spec.collate(windows)
+    batch = reader.collate(windows)
     assert torch.equal(batch.values[0], batch.values[1])
     assert batch.query_delta_t.shape == (2, 3)
 
@@ -308,13 +315,13 @@ def test_the_queries_have_no_influence_on_a_context_given_as_a_duration(data):
 def test_a_horizon_with_more_observations_than_queries_is_refused(data):
     for windows in (TrainingWindows, SlidingWindows):
         with pytest.raises(DataError, match=r"item '\d', row \d+: \d observations .* is 3"):
-            windows(data, make_spec(data, horizon=60.0), seed=0)
+            windows(data, make_reader(data), Horizon(3, 60.0), seed=0)
     with pytest.raises(DataError, match="prediction_length"):
-        LastWindows(data, make_spec(data, horizon=60.0))
+        LastWindows(data, make_reader(data), Horizon(3, 60.0))
 
 
 def test_the_last_window_ends_with_the_series_when_its_horizon_is_a_duration(data):
-    windows = LastWindows(data[4:], make_spec(data, prediction_length=10, horizon=40.0))
+    windows = LastWindows(data[4:], make_reader(data), Horizon(10, 40.0))
     first = int(rows_of(windows[0])[1][0])
     times = data[4].times
     assert times[first] + 40 > times[-1] >= times[first - 1] + 40
@@ -322,8 +329,8 @@ def test_the_last_window_ends_with_the_series_when_its_horizon_is_a_duration(dat
 
 def test_a_data_module_cuts_by_durations(univariate):
     lengths = {"prediction_length": 30, "context_length": 30}
-    spec = IrregularDataModule(univariate, **lengths, horizon="6h", context="0.5D").spec
-    assert (spec.horizon, spec.context) == (21600, 43200)
+    data = IrregularDataModule(univariate, **lengths, horizon="6h", context="0.5D")
+    assert (data.horizon.duration, data.reader.context) == (21600, 43200)
     for field, value in (("horizon", "soon"), ("context", "-1h"), ("horizon", "0h")):
         with pytest.raises(DataError, match=field):
             IrregularDataModule(univariate, **lengths, **{field: value})
@@ -341,9 +348,9 @@ def test_seconds_are_kept_over_decades():
         dataset = IrregularDataset.from_long_dataframe(
             frame, item_id=None, target="HR", time_unit=time_unit
         )
-        spec = IrregularDataModule(dataset, prediction_length=4, context_length=10).spec
-        assert spec.statistics.typical_gap == pytest.approx(1.0, abs=1e-6)
-        batch = spec.collate([spec.cut(spec.read(dataset[0]), 15)])
+        reader = IrregularDataModule(dataset, prediction_length=4, context_length=10).reader
+        assert reader.statistics.typical_gap == pytest.approx(1.0, abs=1e-6)
+        batch = reader.collate([Horizon(4).window(reader, reader.read(dataset[0]), 15)])
         # 1e9 s in float64 has steps of 1.2e-7 s; a few roundings of them.
         torch.testing.assert_close(batch.delta_t[0, 1:], torch.ones(9), atol=1e-6, rtol=0)
         expected = torch.arange(1.0, 5.0)
@@ -354,8 +361,8 @@ def test_seconds_are_kept_over_decades():
 def test_windows_of_values_of_any_size_are_finite(size):
     values = size * np.array([1.0, -1, 0.5, np.nan, 1, 0.9, -0.3, 1])
     series = numbered_series(0, 8)._replace(values=values[:, None])
-    spec = make_spec([series])
-    batch = spec.collate([spec.cut(series, 5)])
+    reader = make_reader([series])
+    batch = reader.collate([HORIZON.window(reader, series, 5)])
     for field, part in batch._asdict().items():
         assert torch.isfinite(part.double()).all(), field
     assert batch.values.abs().max() <= 10
@@ -365,16 +372,20 @@ def test_an_outlier_does_not_blind_the_network():
     ordinary = numbered_series(0, 30)
     series = ordinary._replace(values=ordinary.values.copy())
     series.values[25] = LARGEST
-    spec = make_spec([ordinary], 29, 1)
-    batch = spec.collate([spec.cut(series, 29)])
+    reader = make_reader([ordinary], 29)
+    batch = reader.collate([HORIZON.window(reader, series, 29)])
     assert batch.values.abs().max() <= 10
     assert torch.isfinite(batch.static_real).all()
 
 
 def test_padding_of_a_batch_is_unobserved_and_at_the_end(data):
-    spec = make_spec(data)
-    windows = [spec.cut(data[0], 2), spec.cut(data[4], 30), spec.cut(data[1], 8, blind=True)]
-    batch = spec.collate(windows)
+    reader = make_reader(data)
+    windows = [
+        HORIZON.window(reader, data[0], 2),
+        HORIZON.window(reader, data[4], 30),
+        HORIZON.window(reader, data[1], 8, blind=True),
+    ]
+    batch = reader.collate(windows)
     assert batch.lengths.tolist() == [2, 6, 0]
     assert batch.values.shape == (3, 6, 1)
     steps = torch.arange(6)
@@ -386,20 +397,20 @@ def test_padding_of_a_batch_is_unobserved_and_at_the_end(data):
 
 
 def test_padded_queries_repeat_the_last_known_one(data):
-    spec = make_spec(data)
+    reader = make_reader(data)
     times = np.append(data[0].times, [data[0].times[-1] + 5, np.nan, np.nan])
     series = data[0]._replace(times=times, covariates=np.empty((8, 0)))
     nothing = series._replace(times=np.append(data[0].times, [np.nan] * 3))
-    batch = spec.collate([spec.cut(series, 5), spec.cut(nothing, 5)])
-    late = 5 / spec.statistics.typical_gap
+    batch = reader.collate([reader.window(series, 5), reader.window(nothing, 5)])
+    late = 5 / reader.statistics.typical_gap
     assert batch.query_delta_t.tolist() == [[pytest.approx(late)] * 3, [0.0] * 3]
 
 
-def test_a_spec_survives_json(multivariate):
+def test_a_reader_survives_json(multivariate):
     import json
 
-    spec = IrregularDataModule(multivariate, prediction_length=3, context_length=5).spec
-    assert WindowSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    reader = IrregularDataModule(multivariate, prediction_length=3, context_length=5).reader
+    assert Reader.from_dict(json.loads(json.dumps(reader.to_dict()))) == reader
 
 
 @pytest.mark.parametrize("year", ["2024", "0001", "9999"])

@@ -189,7 +189,7 @@ def test_training_goes_on_by_name(trained, multivariate, backwards, make_estimat
         make_estimator(GRUFlowEstimator).train_from(predictor, data, validation_data=data)
         for data in (multivariate, backwards)
     )
-    assert one.spec == other.spec
+    assert one.reader == other.reader
     for name, value in one.network.state_dict().items():
         np.testing.assert_array_equal(value, other.network.state_dict()[name])
 

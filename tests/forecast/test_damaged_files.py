@@ -27,7 +27,9 @@ def stored(univariate, tmp_path_factory) -> Path:
     data = IrregularDataModule(
         univariate, prediction_length=4, context_length=12, batch_size=4, num_batches_per_epoch=2
     )
-    model = ForecastLightningModule(data.spec, encoder="gru", hidden_size=8, seed=0)
+    model = ForecastLightningModule(
+        data.reader, data.prediction_length, encoder="gru", hidden_size=8, seed=0
+    )
     folder = tmp_path_factory.mktemp("checkpoint")
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(max_epochs=1, default_root_dir=folder, **options)
@@ -156,28 +158,28 @@ def within(*keys: str, value):
 
 BAD_JSON = {
     "an argument of another version": changed(temperature=1.0),
-    "a missing argument": lambda content: content["kwargs"].pop("spec"),
-    "a missing part": lambda content: content["kwargs"]["spec"].pop("scaling"),
-    "another type": changed(spec=[1, 2]),
+    "a missing argument": lambda content: content["kwargs"].pop("reader"),
+    "a missing part": lambda content: content["kwargs"]["reader"].pop("scaling"),
+    "another type": changed(reader=[1, 2]),
     "no arguments": lambda content: content.update(kwargs="x"),
     "another network": within("network", "network", value="os.system"),
     "another encoder": within("network", "encoder", value="subprocess.Popen"),
     "another size": within("network", "hidden_size", value=9),
-    "another scaling": within("spec", "scaling", value="builtins.eval"),
-    "statistics of fewer channels": within("spec", "statistics", "center", value=[]),
-    "statistics that are no numbers": within("spec", "statistics", "spread", value=["wide"]),
-    "an infinite scale": within("spec", "statistics", "within", value=[float("inf")]),
-    "a scale of zero": within("spec", "statistics", "variation", value=[0.0]),
-    "NaN": within("spec", "statistics", "typical_gap", value=float("nan")),
-    "statistics of more features": within("spec", "statistics", "static_center", value=[1.0]),
-    "more channels": within("spec", "schema", "target", value=["HR", "MAP"]),
-    "no list of channels": within("spec", "schema", "target", value="HR"),
-    "channels without a name": within("spec", "schema", "target", value=[None]),
-    "a number as a category": within("spec", "schema", "feat_static_cat", value={"ward": [1]}),
-    "another time": within("spec", "schema", "time", value="lunar"),
-    "half a query": within("spec", "prediction_length", value=0.5),
-    "a context of text": within("spec", "context", value="24h"),
-    "centred or not": within("spec", "centred", value=[]),
+    "another scaling": within("reader", "scaling", value="builtins.eval"),
+    "statistics of fewer channels": within("reader", "statistics", "center", value=[]),
+    "statistics that are no numbers": within("reader", "statistics", "spread", value=["wide"]),
+    "an infinite scale": within("reader", "statistics", "within", value=[float("inf")]),
+    "a scale of zero": within("reader", "statistics", "variation", value=[0.0]),
+    "NaN": within("reader", "statistics", "typical_gap", value=float("nan")),
+    "statistics of more features": within("reader", "statistics", "static_center", value=[1.0]),
+    "more channels": within("reader", "schema", "target", value=["HR", "MAP"]),
+    "no list of channels": within("reader", "schema", "target", value="HR"),
+    "channels without a name": within("reader", "schema", "target", value=[None]),
+    "a number as a category": within("reader", "schema", "feat_static_cat", value={"ward": [1]}),
+    "another time": within("reader", "schema", "time", value="lunar"),
+    "half a query": changed(prediction_length=0.5),
+    "a context of text": within("reader", "context", value="24h"),
+    "centred or not": within("reader", "centred", value=[]),
     "no forecasts at once": changed(batch_size=0),
     "a class among the options": within(
         "network", "encoder_kwargs", value={"__kind__": "type", "class": "os.system"}

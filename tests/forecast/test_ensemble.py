@@ -19,6 +19,7 @@ from deltaflow import (
 )
 from deltaflow.forecast.forecasts import EnsembleForecast, QuantileForecast
 from deltaflow.randomness import derived_seed
+from deltaflow.saving import FORMAT
 
 KINDS = {
     "distribution": {},
@@ -143,7 +144,7 @@ def test_a_foreign_part_is_refused(members, tmp_path):
 )
 def test_parts_that_are_not_described_are_refused(arguments, message, members, tmp_path):
     EnsemblePredictor(members("distribution")).serialize(tmp_path)
-    description = {"class": "deltaflow.EnsemblePredictor", "kwargs": arguments}
+    description = {"format": FORMAT, "class": "deltaflow.EnsemblePredictor", "kwargs": arguments}
     (tmp_path / "predictor.json").write_text(json.dumps(description))
     with pytest.raises(DeltaflowError, match=message):
         load_predictor(tmp_path)

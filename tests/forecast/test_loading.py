@@ -5,12 +5,20 @@ import pickle
 import re
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from gluonts.model.seasonal_naive import SeasonalNaivePredictor
+from torch.utils.data import DataLoader
 
-from deltaflow import DeltaflowError, HoldPredictor, IrregularPredictor, load_predictor
+from deltaflow import (
+    DeltaflowError,
+    ForecastLightningModule,
+    HoldPredictor,
+    IrregularPredictor,
+    load_predictor,
+)
 
 
 def rewrite(path: Path, change) -> None:
@@ -38,6 +46,29 @@ def test_the_directory_holds_plain_json_and_weights(directory):
             assert all(isinstance(value, torch.Tensor) for value in weights.values())
 
 
+@pytest.mark.parametrize("number", [None, 0, 99])
+def test_a_predictor_in_another_format_is_refused(number, directory):
+    rewrite(directory / "predictor.json", lambda content: content.update(format=number))
+    with pytest.raises(DeltaflowError, match=f"in format {number}, and .* reads format 1: train"):
+        load_predictor(directory)
+
+
+@pytest.mark.parametrize("number", [None, 0, 99])
+def test_a_checkpoint_in_another_format_is_refused(number, trained, tmp_path):
+    module = ForecastLightningModule.from_predictor(trained("GRUEstimator"))
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    entries = DataLoader([], collate_fn=list)
+    trainer.predict(module, entries)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    assert load_predictor(tmp_path / "model.ckpt").prediction_length == 4
+    stored = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    torch.save({**stored, "deltaflow_format": number}, tmp_path / "other.ckpt")
+    with pytest.raises(DeltaflowError, match=f"other.ckpt is stored in format {number}"):
+        load_predictor(tmp_path / "other.ckpt")
+    with pytest.raises(DeltaflowError, match=f"the checkpoint is stored in format {number}"):
+        trainer.predict(module, entries, ckpt_path=tmp_path / "other.ckpt")
+
+
 @pytest.mark.parametrize("name", ["os.system", "gluonts.model.seasonal_naive.Seasonal", "", None])
 def test_a_foreign_class_is_refused(directory, name):
     rewrite(directory / "gluonts-config.json", lambda content: content.update(type=name))
@@ -58,7 +89,7 @@ def test_a_class_that_does_not_match_its_arguments_is_refused(directory):
         load_predictor(directory)
 
 
-@pytest.mark.parametrize("place", ["distr_output", "network", "spec"])
+@pytest.mark.parametrize("place", ["distr_output", "network", "reader"])
 def test_json_that_asks_for_an_object_is_refused(directory, place, tmp_path):
     # This is how GluonTS's serde writes a call.
     touched = tmp_path / "touched"
@@ -66,7 +97,7 @@ def test_json_that_asks_for_an_object_is_refused(directory, place, tmp_path):
 
     def change(content):
         arguments = content["kwargs"]
-        arguments[place] = {"deep": [{"deeper": call}]} if place == "spec" else call
+        arguments[place] = {"deep": [{"deeper": call}]} if place == "reader" else call
 
     rewrite(directory / "predictor.json", change)
     with pytest.raises(DeltaflowError, match=r"asks for an object 'pathlib\.Path\.touch'"):

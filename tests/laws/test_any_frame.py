@@ -374,7 +374,9 @@ def predictor_for(make_frame, make_estimator, roles):
                 center=predictor.center.tolist(),
             )
         other = IrregularPredictor(
-            replace(predictor.spec, schema=schema).to_dict(), predictor.network_arguments
+            replace(predictor.reader, schema=schema).to_dict(),
+            predictor.prediction_length,
+            predictor.network_arguments,
         )
         other.network.load_state_dict(predictor.network.state_dict())
         return other

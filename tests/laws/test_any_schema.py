@@ -31,8 +31,8 @@ from deltaflow import (
     IrregularDataset,
     write_arrow,
 )
-from deltaflow.data.series import Reader, schema_of
-from deltaflow.tasks.task import LabelledWindows
+from deltaflow.data.series import SeriesReader, schema_of
+from deltaflow.data.windows import LabelledWindows
 
 QUERIES = 4
 NAMES = {
@@ -249,8 +249,8 @@ def test_any_order_and_surplus_is_learned_from_and_judged_by_name(
         data.draw(layouts(known_names(kind)).filter(lambda layout: layout.missing is None))
         for _ in range(2)
     )
-    spec = predictor_of(kind).spec
-    sizes = {"prediction_length": QUERIES, "context_length": 12, "spec": spec}
+    known = predictor_of(kind).reader
+    sizes = {"prediction_length": QUERIES, "context_length": 12, "reader": known}
     dataset, validation = (read(part.names, part.wards) for part in (layout, other))
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeltaflowWarning)
@@ -258,15 +258,15 @@ def test_any_order_and_surplus_is_learned_from_and_judged_by_name(
             write_arrow(Path(folder, "data.arrow"), dataset)
             dataset = ArrowDataset(Path(folder, "data.arrow"))
         module = IrregularDataModule(dataset, validation, **sizes)
-        judged = list(LabelledWindows(instances(validation), spec))
+        judged = list(LabelledWindows(instances(validation), known))
         for windows, part in (
             (module.training_windows, layout), (module.validation_windows, other),
         ):  # fmt: skip
-            expected = [spec.read(entry) for entry in reference(kind, part.wards)]
+            expected = [known.read(entry) for entry in reference(kind, part.wards)]
             for series, known in zip(windows.data, expected, strict=True):
                 read_alike(series, known)
-        expected = list(LabelledWindows(instances(reference(kind, other.wards)), spec))
-        read_alike(spec.collate(judged), spec.collate(expected))
+        expected = list(LabelledWindows(instances(reference(kind, other.wards)), known))
+        read_alike(known.collate(judged), known.collate(expected))
 
 
 @given(data=st.data())
@@ -282,7 +282,7 @@ def test_a_training_list_of_several_data_sets_is_one_data_set(data):
     schema = schema_of(entries)
     wards = [ward for part in (layout, *parts) for ward in part.wards]
     assert sorted(schema.feat_static_cat["ward"]) == sorted(set(wards))
-    reader = Reader(schema)
+    reader = SeriesReader(schema)
     place = list(schema.feat_static_cat).index("ward")
     for entry, ward in zip(entries, wards, strict=True):
         code = reader.read(entry).static_cat[place]

@@ -431,7 +431,7 @@ def test_items_without_observations_are_answered_from_the_training_set(
     assert len([w for w in caught if issubclass(w.category, DeltaflowWarning)]) == 1
     assert np.isfinite(answers).all()
     center, spread = (
-        np.array(getattr(predictor.spec.statistics, name))[: 1 if kind == "univariate" else 2]
+        np.array(getattr(predictor.reader.statistics, name))[: 1 if kind == "univariate" else 2]
         for name in ("center", "spread")
     )
     for number in (1, 6):

@@ -6,6 +6,7 @@ import torch
 
 from deltaflow import IrregularDataModule, IrregularDataset
 from deltaflow.data.scaling import SCALINGS
+from deltaflow.data.windows import Horizon
 from deltaflow.encoders import ENCODERS
 from deltaflow.heads import make_output
 from deltaflow.model.networks import NETWORKS, make_network
@@ -14,11 +15,11 @@ from deltaflow.model.running import RunningNetwork
 QUERIES = np.array([0.0, 0.3, 2.0, 30.0])
 
 
-def untrained(spec, encoder, network):
+def untrained(reader, encoder, network):
     """A network whose weights are all at work, as after a training."""
     torch.manual_seed(0)
     made = make_network(
-        spec, make_output("student_t"), encoder=encoder, network=network, hidden_size=8
+        reader, make_output("student_t"), encoder=encoder, network=network, hidden_size=8
     )
     for parameter in made.parameters():
         if not parameter.any():
@@ -37,16 +38,16 @@ def modules(multivariate):
 
 
 @torch.no_grad()
-def differences(spec, network, items):
+def differences(reader, network, items):
     """How far n updates are from one reading: of the arguments, of location and of scale."""
     values, times = (
         np.stack([getattr(one, name) for one in items]) for name in ("values", "times")
     )
     known = np.stack([one.covariates for one in items])
-    queries = times[:, -1:] + QUERIES * spec.statistics.typical_gap
+    queries = times[:, -1:] + QUERIES * reader.statistics.typical_gap
     asked = np.repeat(known[:, -1:], len(QUERIES), axis=1)
 
-    running = RunningNetwork(spec, network)
+    running = RunningNetwork(reader, network)
     state = running.start(items)
     for step in range(values.shape[1]):
         state = running.read(state, times[:, step], values[:, step], known[:, step])
@@ -56,7 +57,7 @@ def differences(spec, network, items):
         one._replace(times=np.append(*both), covariates=np.concatenate([one.covariates, future]))
         for one, *both, future in zip(items, times, queries, asked, strict=True)
     ]
-    batch = spec.collate([spec.cut(one, one.length) for one in whole])
+    batch = reader.collate([reader.window(one, one.length) for one in whole])
     pairs = zip(arguments, network(batch), strict=True)
     return (
         max(float((mine - once).abs().max()) for mine, once in pairs),
@@ -69,12 +70,12 @@ def differences(spec, network, items):
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_updates_equal_one_reading_of_the_series(encoder, network, scaling, modules):
-    spec, items = modules[scaling].spec, modules[scaling].training_windows.data[:4]
+    reader, items = modules[scaling].reader, modules[scaling].training_windows.data[:4]
     # Real data contain rows in which nothing was observed, and channels that never were.
     items = [one._replace(values=one.values.copy()) for one in items]
     items[0].values[[0, 7]] = np.nan
     items[1].values[:, 1] = np.nan
-    apart = differences(spec, untrained(spec, encoder, network), items)
+    apart = differences(reader, untrained(reader, encoder, network), items)
     # Twenty steps of float32, in units of the scale.
     assert apart == pytest.approx((0, 0, 0), abs=1e-5)
     assert apart[1:] == (0, 0)
@@ -88,8 +89,8 @@ def test_updates_equal_one_reading_of_a_long_series(network, make_frame, roles):
         IrregularDataset.from_long_dataframe(frame, **roles),
         prediction_length=len(QUERIES), context_length=800,
     )  # fmt: skip
-    network = untrained(data.spec, "gru_flow", network)
-    apart = differences(data.spec, network, data.training_windows.data)
+    network = untrained(data.reader, "gru_flow", network)
+    apart = differences(data.reader, network, data.training_windows.data)
     # Sums of gaps in float32 would be further apart.
     assert apart == pytest.approx((0, 0, 0), abs=3e-6)
 
@@ -97,12 +98,12 @@ def test_updates_equal_one_reading_of_a_long_series(network, make_frame, roles):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_sampled_path_goes_on_from_what_was_drawn(network, modules):
     """Independent changes from the last value add up: the path is a random walk."""
-    spec, items = modules["last"].spec, modules["last"].training_windows.data[:1]
-    network = untrained(spec, "gru", network)
+    reader, items = modules["last"].reader, modules["last"].training_windows.data[:1]
+    network = untrained(reader, "gru", network)
     with torch.no_grad():
         for name, parameter in network.head.named_parameters():
             parameter.mul_("bias" in name)  # the same distribution at each query
-    batch = spec.collate([spec.cut(items[0], 12)])
+    batch = reader.collate([Horizon(4).window(reader, items[0], 12)])
     queries = int((~batch.query_delta_t.isnan()).sum())
     torch.manual_seed(0)
     paths = network.sample_paths(batch, 4000)[0, :, :, 0]  # (N, Q)

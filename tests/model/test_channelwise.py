@@ -27,7 +27,7 @@ def batch(data):
 def channelwise(data, encoder="gru_flow", *, double=True, output="student_t", **options):
     torch.manual_seed(0)
     network = make_network(
-        data.spec, make_output(output), encoder=encoder, network="channelwise", hidden_size=8,
+        data.reader, make_output(output), encoder=encoder, network="channelwise", hidden_size=8,
         network_kwargs={"num_heads": 2, **options},
     )  # fmt: skip
     for parameter in network.parameters():
@@ -104,7 +104,7 @@ def test_channels_learn_of_each_other_in_the_exchange(data, batch):
     changed = batch._replace(values=batch.values.clone())
     series, _, channel = (int(i) for i in batch.observed.nonzero()[0])
     changed.values[series, :, channel] += 1.0
-    other = (channel + 1) % len(data.spec.statistics.center)
+    other = (channel + 1) % len(data.reader.statistics.center)
     for layers in (0, 1):
         network = channelwise(data, num_exchange_layers=layers)
         location = network(batch)[1][series, :, other]

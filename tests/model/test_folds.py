@@ -134,7 +134,7 @@ def test_what_is_not_given_follows_the_data_and_is_said(caplog):
     for part in ("2 networks", "6 items", "scaling='last'", "dropout=0.1", "weight_decay=0.5"):
         assert part in line
     member = predictor.predictor.members[0]
-    assert member.spec.scaling == "last"
+    assert member.reader.scaling == "last"
     assert member.network_arguments["dropout"] == 0.1
 
 
@@ -144,14 +144,14 @@ def test_what_is_not_given_follows_the_data_and_is_said(caplog):
 def test_items_in_units_of_their_own_are_scaled_each(rows, scale, scaling):
     data = noisy_items(20, rows, scale)
     module = IrregularDataModule(data, prediction_length=2, context_length=8)
-    plan = plan_for(module.training_windows.data, np.arange(20), module.spec, None, seed=0)
+    plan = plan_for(module.training_windows.data, np.arange(20), module.reader, None, seed=0)
     assert plan.settings["scaling"] == scaling
 
 
 def test_long_items_are_split_into_fewer_folds():
     data = noisy_items(9, rows=100)
     module = IrregularDataModule(data, prediction_length=2, context_length=64)
-    plan = plan_for(module.training_windows.data, np.arange(9), module.spec, None, seed=0)
+    plan = plan_for(module.training_windows.data, np.arange(9), module.reader, None, seed=0)
     assert [len(own) for own in plan.left_out] == [3, 3, 3]
 
 

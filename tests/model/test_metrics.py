@@ -32,12 +32,14 @@ def test_scores_of_the_test_are_those_of_the_comparison(head):
     data.task = replace(data.task, tests={"clinical_sample": test})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = ForecastLightningModule(data.spec, hidden_size=4, distr_output=head)
+        module = ForecastLightningModule(
+            data.reader, data.prediction_length, hidden_size=4, distr_output=head
+        )
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     (logged,) = trainer.test(module, data, verbose=False)
 
     forecasts = list(module.to_predictor().predict(list(test.input)))
-    channels = data.spec.schema.target
+    channels = data.reader.schema.target
     expected = accuracy(forecasts, test, channels, np.ones(len(channels)))
     for name in (*NAMES, *(f"{name}[{channel}]" for name in NAMES for channel in channels)):
         if isinstance(head, MonotoneQuantileOutput) and not name.startswith("mae"):
@@ -54,7 +56,9 @@ def test_counts_without_quantile_function_are_scored_by_samples(make_frame, tmp_
         centred=False,
     )
     data.check_counts()
-    module = ForecastLightningModule(data.spec, hidden_size=4, distr_output="negative_binomial")
+    module = ForecastLightningModule(
+        data.reader, data.prediction_length, hidden_size=4, distr_output="negative_binomial"
+    )
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     scores = trainer.validate(module, data, verbose=False)[0]
     assert trainer.validate(module, data, verbose=False)[0] == scores  # and repeatably so
@@ -71,12 +75,17 @@ def test_blank_batch_changes_no_score(head, network, univariate):
     )  # fmt: skip
     (batch,) = data.val_dataloader()
     module = ForecastLightningModule(
-        data.spec, network=network, hidden_size=4, distr_output=head, seed=0
+        data.reader,
+        data.prediction_length,
+        network=network,
+        hidden_size=4,
+        distr_output=head,
+        seed=0,
     )
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     expected, scores = (
         trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)[0]
-        for batches in ([batch], [batch, data.spec.collate([data.spec.blank()])])
+        for batches in ([batch], [batch, data.reader.collate([data.reader.blank()])])
     )
     assert scores == expected
     assert {"val_mse", "val_coverage_80"} <= {k for k, v in scores.items() if np.isfinite(v)}
@@ -104,7 +113,7 @@ def test_printed_scores_name_every_channel_as_it_is_named(make_frame, capsys):
     frame = make_frame(("HR", "MAP"), num_items=4, length=12).rename(columns=names)
     dataset = IrregularDataset.from_long_dataframe(frame, target=list(names.values()))
     data = IrregularDataModule(dataset, dataset, prediction_length=4, context_length=8)
-    module = ForecastLightningModule(data.spec, hidden_size=4)
+    module = ForecastLightningModule(data.reader, data.prediction_length, hidden_size=4)
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     (logged,) = trainer.validate(module, data)
     printed = capsys.readouterr().out

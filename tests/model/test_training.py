@@ -38,6 +38,7 @@ from deltaflow import (
     split_items,
 )
 from deltaflow.data.scaling import SCALINGS
+from deltaflow.data.windows import joined
 
 
 class Count(pl.Callback):
@@ -147,12 +148,35 @@ def test_stochastic_weight_averaging_returns_its_average(univariate, surprises, 
     assert_same_weights(late, train(surprises))
 
 
+def test_forecasts_of_a_test_set_are_validated_as_given(univariate, make_estimator):
+    splitter = TimeSplitter(after="30h", horizon="20h")
+    count = splitter.prediction_length(univariate)
+    assert count > 4
+    judged = splitter.split(univariate)[1].generate_instances(count)
+    record = Record()
+    settings = {"max_epochs": 3, "enable_progress_bar": False, "callbacks": [record]}
+    estimator = make_estimator(GRUEstimator, horizon="1h", trainer_kwargs=settings)
+    module, _, predictor = estimator.train_model(univariate, judged)
+    best = int(np.argmin(record.losses))
+    assert_same_weights(predictor.network.state_dict(), record.weights[best])
+    # The loss is that of all labels, further away than training windows reach.
+    windows = [
+        predictor.reader.window(predictor.reader.read(joined(*pair)), pair[0]["target"].shape[-1])
+        for pair in judged
+    ]
+    total, number = module.network.eval().loss(predictor.reader.collate(windows))
+    assert number == sum(np.isfinite(label["target"]).sum() for _, label in judged)
+    assert (total / number).item() == pytest.approx(record.losses[best], rel=1e-5)
+
+
 @pytest.mark.parametrize("weights_only", [False, True])
 def test_checkpoints_hold_the_averaged_weights(weights_only, univariate, tmp_path):
     data = IrregularDataModule(
         univariate, univariate, prediction_length=4, context_length=12, num_batches_per_epoch=2
     )
-    module = ForecastLightningModule(data.spec, encoder="gru", hidden_size=4)
+    module = ForecastLightningModule(
+        data.reader, data.prediction_length, encoder="gru", hidden_size=4
+    )
     keep, averages = ModelCheckpoint(tmp_path, save_weights_only=weights_only), RecordAverages()
     settings = {"logger": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
     pl.Trainer(max_epochs=1, callbacks=[averages, keep], **settings).fit(module, data)
@@ -224,7 +248,7 @@ def test_train_from_keeps_the_scaling_of_the_first_training(univariate, trained,
     larger = [{**entry, "target": 1000 * entry["target"]} for entry in univariate]
     first = trained("GRUEstimator")
     second = make_estimator(GRUEstimator).train_from(first, larger)
-    assert second.spec.statistics == first.spec.statistics
+    assert second.reader.statistics == first.reader.statistics
 
 
 def test_train_from_may_change_the_number_of_queries(univariate, trained, make_estimator):
@@ -274,7 +298,9 @@ def test_a_lightning_trainer_trains_the_module(multivariate, instances):
     data = IrregularDataModule(
         multivariate, multivariate, prediction_length=4, context_length=12, num_batches_per_epoch=2
     )
-    module = ForecastLightningModule(data.spec, encoder="coupling_flow", hidden_size=8)
+    module = ForecastLightningModule(
+        data.reader, data.prediction_length, encoder="coupling_flow", hidden_size=8
+    )
     before = copy.deepcopy(module.state_dict())
     trainer = pl.Trainer(
         max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
@@ -291,7 +317,7 @@ def test_the_loss_is_the_mean_over_all_observed_targets(multivariate):
     data = IrregularDataModule(
         multivariate, multivariate, prediction_length=4, context_length=12, batch_size=3
     )
-    module = ForecastLightningModule(data.spec, hidden_size=8).eval()
+    module = ForecastLightningModule(data.reader, data.prediction_length, hidden_size=8).eval()
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     (logged,) = trainer.validate(module, data, verbose=False)
     with torch.no_grad():
@@ -308,9 +334,13 @@ def test_a_checkpoint_loads_without_arguments_and_without_objects(
         multivariate, prediction_length=4, context_length=12, num_batches_per_epoch=2
     )
     module = ForecastLightningModule(
-        data.spec, encoder="resnet_flow", encoder_kwargs={"num_layers": 1}, hidden_size=8,
+        data.reader,
+        data.prediction_length,
+        encoder="resnet_flow",
+        encoder_kwargs={"num_layers": 1},
+        hidden_size=8,
         distr_output=head,
-    )  # fmt: skip
+    )
     trainer = pl.Trainer(
         max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
@@ -320,7 +350,7 @@ def test_a_checkpoint_loads_without_arguments_and_without_objects(
 
     loaded = ForecastLightningModule.load_from_checkpoint(path, weights_only=True)
     assert_same_weights(loaded.state_dict(), module.state_dict())
-    assert loaded.spec == module.spec
+    assert loaded.reader == module.reader
     entries = instances(multivariate)
     for one, other in zip(
         module.to_predictor().predict(entries), loaded.to_predictor().predict(entries), strict=True
@@ -358,7 +388,9 @@ def test_a_training_resumes_within_an_epoch_as_if_it_had_not_stopped(
                 univariate, prediction_length=4, context_length=12, batch_size=4,
                 num_batches_per_epoch=4, num_workers=num_workers,
             )  # fmt: skip
-            module = ForecastLightningModule(data.spec, hidden_size=4, dropout=0.5)
+            module = ForecastLightningModule(
+                data.reader, data.prediction_length, hidden_size=4, dropout=0.5
+            )
             losses = Losses()
             trainer = pl.Trainer(
                 max_epochs=2, logger=False, enable_progress_bar=False,
@@ -399,7 +431,9 @@ def test_a_batch_that_failed_before_its_step_is_trained_on_after_resuming(
                 univariate, univariate, prediction_length=4, context_length=12, batch_size=4,
                 num_batches_per_epoch=4,
             )  # fmt: skip
-            module = ForecastLightningModule(data.spec, hidden_size=4, dropout=0.5)
+            module = ForecastLightningModule(
+                data.reader, data.prediction_length, hidden_size=4, dropout=0.5
+            )
         trainer = pl.Trainer(
             max_epochs=2, logger=False, enable_progress_bar=False, callbacks=callbacks,
             enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
@@ -416,11 +450,21 @@ def test_a_batch_that_failed_before_its_step_is_trained_on_after_resuming(
     assert resumed.seen == whole.seen[failing:]
 
 
+@pytest.mark.parametrize("change", [{"prediction_length": 3}, {"horizon": "1h"}])
+def test_training_resumes_with_the_same_windows_only(change, univariate, make_estimator, tmp_path):
+    keep = ModelCheckpoint(tmp_path, "kept")
+    settings = {"max_epochs": 1, "enable_progress_bar": False, "callbacks": [keep]}
+    make_estimator(GRUEstimator, trainer_kwargs=settings).train(univariate)
+    other = make_estimator(GRUEstimator, **{"prediction_length": 4, **change})
+    with pytest.raises(DeltaflowError, match="with the same prediction_length and horizon"):
+        other.train(univariate, ckpt_path=str(tmp_path / "kept.ckpt"))
+
+
 def test_data_module_that_has_resumed_begins_the_next_training_anew(univariate, tmp_path):
     data = IrregularDataModule(
         univariate, univariate, prediction_length=4, context_length=12, num_batches_per_epoch=3
     )
-    module = ForecastLightningModule(data.spec, hidden_size=4)
+    module = ForecastLightningModule(data.reader, data.prediction_length, hidden_size=4)
     settings = {"logger": False, "enable_progress_bar": False, "max_epochs": 1}
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     validated = pl.Trainer(**settings)
@@ -454,7 +498,7 @@ def test_predictor_and_module_turn_into_each_other(trained, univariate, instance
     batches = trainer.predict(module, DataLoader(entries, batch_size=3, collate_fn=list))
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     loaded = load_predictor(tmp_path / "model.ckpt")
-    assert loaded.spec == predictor.spec
+    assert loaded.reader == predictor.reader
     for expected, *others in zip(
         predictor.predict(entries), loaded.predict(entries), chain(*batches), strict=True
     ):
@@ -479,7 +523,9 @@ def test_a_checkpoint_of_another_model_is_refused(
     def module(context_length: int, **options) -> ForecastLightningModule:
         data = IrregularDataModule(univariate, prediction_length=4, context_length=context_length)
         own = {"encoder": "gru", "network": "channelwise", "network_kwargs": {"num_heads": 2}}
-        return ForecastLightningModule(data.spec, hidden_size=4, **{**own, **options})
+        return ForecastLightningModule(
+            data.reader, data.prediction_length, hidden_size=4, **{**own, **options}
+        )
 
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     entries = DataLoader([], collate_fn=list)
@@ -499,7 +545,9 @@ def test_a_loss_that_is_no_number_ends_the_training_with_advice(head, univariate
 @pytest.mark.parametrize("encoder", ["gru_flow", "gru"])  # whose norms are decomposed, or not
 def test_weights_that_are_no_numbers_end_validation_and_training_with_advice(encoder, univariate):
     windows = IrregularDataModule(univariate, univariate, prediction_length=4, context_length=12)
-    model = ForecastLightningModule(windows.spec, encoder=encoder, hidden_size=8)
+    model = ForecastLightningModule(
+        windows.reader, windows.prediction_length, encoder=encoder, hidden_size=8
+    )
     for weights in model.parameters():
         torch.nn.init.constant_(weights, float("nan"))
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -634,11 +682,11 @@ def test_a_predictor_without_a_network_cannot_be_trained_on(univariate, make_est
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seeds_outside_of_their_range_are_refused(seed, univariate, make_estimator):
     lengths = {"prediction_length": 4, "context_length": 12}
-    spec = IrregularDataModule(univariate, **lengths).spec
+    reader = IrregularDataModule(univariate, **lengths).reader
     for make in (
         lambda: make_estimator(GRUEstimator, seed=seed),
         lambda: IrregularDataModule(univariate, **lengths, seed=seed),
-        lambda: ForecastLightningModule(spec, seed=seed),
+        lambda: ForecastLightningModule(reader, 4, seed=seed),
         lambda: split_items(univariate, seed=seed),
     ):
         with pytest.raises(DeltaflowError, match=f"seed must lie between 0 and .* got {seed}"):
@@ -654,10 +702,10 @@ def test_a_training_set_that_a_split_has_emptied_is_named(learn, univariate):
 
 def test_durations_reach_the_windows(univariate, make_estimator, trained):
     estimator = make_estimator(GRUEstimator, prediction_length=9, horizon="5h", context="12h")
-    spec = estimator.train(univariate).spec
-    assert (spec.horizon, spec.context) == (18000, 43200)
-    again = estimator.train_from(trained("GRUEstimator"), univariate).spec
-    assert (again.horizon, again.context) == (18000, 43200)
+    data = estimator.create_data_module(univariate)
+    assert (data.horizon.duration, data.reader.context) == (18000, 43200)
+    again = estimator.create_data_module(univariate, from_predictor=trained("GRUEstimator"))
+    assert (again.horizon.duration, again.reader.context) == (18000, 43200)
 
 
 def test_any_registered_encoder_can_be_named(univariate, make_estimator, instances):
@@ -725,17 +773,19 @@ def test_counts_below_one_are_refused(name, univariate, make_estimator):
 
 def test_calendar_cycles_are_read_by_the_model(univariate, make_estimator, instances):
     predictor = make_estimator(GRUEstimator, seasonality=["day", "week"]).train(univariate)
-    assert len(predictor.spec.statistics.covariate_center) == 8
+    assert len(predictor.reader.statistics.covariate_center) == 8
     assert all(np.isfinite(f.mean).all() for f in predictor.predict(instances(univariate)))
 
 
 def test_a_loss_weighs_channels_as_asked(multivariate):
     data = IrregularDataModule(multivariate, prediction_length=5, context_length=20)
-    channels = len(data.spec.schema.target)
-    counts = np.array(data.spec.statistics.count[:channels], dtype=float)
+    channels = len(data.reader.schema.target)
+    counts = np.array(data.reader.statistics.count[:channels], dtype=float)
 
     def weights(**options) -> np.ndarray:
-        module = ForecastLightningModule(data.spec, hidden_size=4, **options)
+        module = ForecastLightningModule(
+            data.reader, data.prediction_length, hidden_size=4, **options
+        )
         weights = module.network.channel_weights.double().numpy()
         assert (weights * counts).sum() == pytest.approx(counts.sum())
         return weights
@@ -746,7 +796,9 @@ def test_a_loss_weighs_channels_as_asked(multivariate):
     assert first[0] > 0
     assert not first[1:].any()
     batch = next(iter(data.train_dataloader()))
-    one = ForecastLightningModule(data.spec, hidden_size=4, seed=0).network
+    one = ForecastLightningModule(
+        data.reader, data.prediction_length, hidden_size=4, seed=0
+    ).network
     losses = []
     for own in [*(np.eye(channels) / counts.sum()).tolist(), [1.0 / counts.sum()] * channels]:
         one.channel_weights = torch.tensor(own)

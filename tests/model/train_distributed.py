@@ -74,7 +74,9 @@ def judged(trainer: pl.Trainer) -> list[dict[str, float]]:
     data = TaskDataModule("clinical_sample", context_length=16, batch_size=59)  # of 60, in the test
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = ForecastLightningModule(data.spec, network="channelwise", hidden_size=8)
+        module = ForecastLightningModule(
+            data.reader, data.prediction_length, network="channelwise", hidden_size=8
+        )
     scored = (trainer.validate, trainer.test)
     return [score(module, datamodule=data, verbose=False)[0] for score in scored]
 
@@ -109,15 +111,15 @@ def train(kind: str, devices: int) -> dict:
             trainer_kwargs=trainer_kwargs,
         )
         module, trainer, predictor = estimator.train_model(training, validation)
-        statistics = predictor.spec.statistics
+        statistics = predictor.reader.statistics
     else:
         data = IrregularDataModule(
             training, validation, **lengths, origins="sliding", batch_size=BATCH_SIZE
         )
-        module = ForecastLightningModule(data.spec, hidden_size=8)
+        module = ForecastLightningModule(data.reader, data.prediction_length, hidden_size=8)
         trainer = pl.Trainer(enable_checkpointing=False, **trainer_kwargs)
         trainer.fit(module, datamodule=data)
-        statistics = data.spec.statistics
+        statistics = data.reader.statistics
     trainer.callbacks.remove(record)  # what follows is no part of the training
     return {
         "rank": trainer.global_rank,

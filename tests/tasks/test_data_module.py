@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from deltaflow import DataError, IrregularDataset
+from deltaflow import DataError
 from deltaflow.tasks import Columns, Split, TaskDataModule, load_task
-from deltaflow.tasks.task import LabelledWindows
 
 SINE = {"num_series": 15, "length": 30}
 
@@ -11,7 +10,7 @@ SINE = {"num_series": 15, "length": 30}
 def test_windows_are_those_of_the_task():
     data = TaskDataModule("sine", SINE, context_length=8)
     task = load_task("sine", SINE)
-    assert data.spec.prediction_length == task.prediction_length
+    assert data.prediction_length == task.prediction_length
     validated = list(data.val_dataloader().dataset.windows)
     assert len(validated) == len(task.validation)
     for window, (_, label) in zip(validated, task.validation, strict=True):
@@ -42,16 +41,32 @@ def test_every_test_of_a_task_can_be_named():
 
 
 def test_known_scaling_is_kept():
-    known = TaskDataModule("sine", SINE).spec
-    other = TaskDataModule("sine", {**SINE, "seed": 3}, spec=known.to_dict())
-    assert other.spec == known != TaskDataModule("sine", {**SINE, "seed": 3}).spec
+    known = TaskDataModule("sine", SINE).reader
+    other = TaskDataModule("sine", {**SINE, "seed": 3}, reader=known.to_dict())
+    assert other.reader == known != TaskDataModule("sine", {**SINE, "seed": 3}).reader
 
 
-def test_longer_horizon_than_trained_for_is_refused(make_frame, tmp_path):
+def test_longer_horizon_than_trained_for_is_judged(make_frame, tmp_path):
     make_frame(num_items=10).to_csv(tmp_path / "stays.csv", index=False)
     columns, path = Columns(target=["HR"]), str(tmp_path / "stays.csv")
     short = TaskDataModule(path, columns=columns, split=Split(after="12h", horizon="6h"))
     longer = load_task(path, columns=columns, split=Split(after="12h", horizon="24h"))
-    with pytest.raises(DataError, match="train with a longer one"):
-        LabelledWindows(longer.validation, short.spec)
-    assert isinstance(longer.training, IrregularDataset)
+    assert longer.prediction_length > short.prediction_length
+    asked = short.reader.collate(list(short.labelled(longer.validation))).target_observed
+    labels = sum(np.isfinite(label["target"]).sum() for _, label in longer.validation)
+    assert asked.shape[1] > short.prediction_length
+    assert asked.sum() == labels
+
+
+def test_forecasts_without_labels_cannot_be_validated(make_frame, tmp_path):
+    frame = make_frame(num_items=10)
+    last = frame.groupby("item_id")["timestamp"].transform("max")
+    frame.assign(HR=frame["HR"].where(frame["timestamp"] < last)).to_csv(tmp_path / "stays.csv")
+    data = TaskDataModule(
+        str(tmp_path / "stays.csv"),
+        columns=Columns(target=["HR"]),
+        split=Split(after="99h", horizon="6h"),
+    )
+    with pytest.raises(DataError, match="none of the forecasts to be judged has an observed"):
+        data.setup("fit")
+    data.setup("predict")

@@ -14,7 +14,7 @@ from torch.distributions import Laplace
 
 from deltaflow.compare.progress import Tell
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Reader, Series, schema_of
+from deltaflow.data.series import Series, SeriesReader, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.baseline import BaselinePredictor
@@ -297,7 +297,7 @@ class _Forecasts(NamedTuple):
     labels: list[np.ndarray]
 
     @classmethod
-    def of(cls, test: TestData, reader: Reader) -> "_Forecasts":
+    def of(cls, test: TestData, reader: SeriesReader) -> "_Forecasts":
         forecasts = cls([], [])
         for past, label in test:
             values = np.atleast_2d(label["target"]).T
@@ -331,7 +331,7 @@ class _Basis(NamedTuple):
     def of(cls, task: Task) -> "_Basis":
         entries = list(task.training)
         schema = schema_of(entries)
-        reader = Reader(schema)
+        reader = SeriesReader(schema)
         statistics = Statistics.fit([reader.read(entry) for entry in entries], schema.target)
         return cls(
             schema,

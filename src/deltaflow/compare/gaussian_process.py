@@ -7,7 +7,7 @@ import numpy as np
 from gluonts.core.component import validated
 from torch.distributions import Normal
 
-from deltaflow.data.series import Reader, Series, schema_of
+from deltaflow.data.series import Series, SeriesReader, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.baseline import BaselinePredictor
@@ -87,7 +87,7 @@ def fit_gaussian_process(task: Task) -> GaussianProcessPredictor:
     """
     entries = known_before(task)
     schema = schema_of(entries)
-    reader = Reader(schema)
+    reader = SeriesReader(schema)
     data = [reader.read(entry) for entry in entries]
     statistics = Statistics.fit(data, schema.target)
     channels = range(len(schema.target))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -13,8 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from gluonts.model.predictor import Predictor
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from torch.utils.data import DataLoader
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 
 from deltaflow.compare.baselines import (
     fit_boosted_trees,
@@ -25,9 +23,10 @@ from deltaflow.compare.baselines import (
 from deltaflow.compare.config import HOLD, RESAMPLED, CompareConfig
 from deltaflow.compare.gaussian_process import fit_gaussian_process
 from deltaflow.compare.progress import Tell
+from deltaflow.data import Reader
 from deltaflow.data.schema import unit_seconds
 from deltaflow.data.series import schema_of
-from deltaflow.data.windows import WindowSpec
+from deltaflow.data.windows import joined
 from deltaflow.encoders import Encoder
 from deltaflow.errors import DataError
 from deltaflow.forecast.ensemble import EnsemblePredictor
@@ -36,7 +35,7 @@ from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.model.estimator import GRUFlowEstimator, IrregularEstimator
 from deltaflow.model.resampled import ResampledEstimator, deepar
-from deltaflow.tasks.task import LabelledWindows, Task, joined, known_before
+from deltaflow.tasks.task import Task, known_before
 
 
 class Trained(NamedTuple):
@@ -73,6 +72,7 @@ def _train_encoder(row: str, task: Task, config: CompareConfig, seed: int, tell:
     def estimator_of(
         hidden_size: int, channel_weights: list[float] | None = None
     ) -> IrregularEstimator:
+        averaging = config.weight_averaging
         return IrregularEstimator(
             prediction_length=task.prediction_length,
             context_length=config.context_length,
@@ -92,41 +92,33 @@ def _train_encoder(row: str, task: Task, config: CompareConfig, seed: int, tell:
             weight_decay=config.weight_decay,
             batch_size=config.batch_size,
             num_batches_per_epoch=config.num_batches_per_epoch,
+            seed=seed,
+            trainer_kwargs=_trainer_kwargs(
+                config, curve, *([] if averaging is None else [EMAWeightAveraging(decay=averaging)])
+            ),
         )
 
-    hidden_size = config.hidden_size
-    data = estimator_of(hidden_size).create_data_module(task.training, seed=seed)
-    weights = _channel_weights(data.spec, task, config.emphasis)
-    if config.num_parameters is not None:
-        hidden_size = matching_size(
-            lambda size: _count(estimator_of(size).create_lightning_module(data)),
-            config.num_parameters,
-        )
-        torch.manual_seed(seed)  # the trial networks have drawn from it
-    estimator = estimator_of(hidden_size, weights)
-    module = estimator.create_lightning_module(data)
     curve = LearningCurve(tell)
-    with _trainer_kwargs(config, curve) as settings:
-        if config.weight_averaging is not None:
-            settings["callbacks"].append(EMAWeightAveraging(decay=config.weight_averaging))
-        # A checkpoint of weights alone would hold those of the moment, not their average.
-        best = ModelCheckpoint(settings["default_root_dir"], monitor="val_loss")
-        settings["callbacks"].append(best)
-        trainer = pl.Trainer(**settings)
-        trainer.fit(module, data.train_dataloader(), _validation_loader(task, data.spec, config))
-        if best.best_model_path:
-            stored = torch.load(best.best_model_path, weights_only=True)
-            module.load_state_dict(stored["state_dict"])
-    predictor = estimator.create_predictor(module)
+    hidden_size, weights = config.hidden_size, None
+    if config.num_parameters is not None or config.emphasis:
+        data = estimator_of(hidden_size).create_data_module(task.training)
+        weights = _channel_weights(data.reader, task, config.emphasis)
+        if config.num_parameters is not None:
+            hidden_size = matching_size(
+                lambda size: _count(estimator_of(size).create_lightning_module(data)),
+                config.num_parameters,
+            )
+    estimator = estimator_of(hidden_size, weights)
+    module, _, predictor = estimator.train_model(task.training, task.validation)
     encoder, batch_size = predictor.network.encoder, predictor.batch_size
     return Trained(predictor, _count(module), curve.epochs, encoder, batch_size)
 
 
-def _channel_weights(spec: WindowSpec, task: Task, emphasis: float) -> list[float] | None:
+def _channel_weights(reader: Reader, task: Task, emphasis: float) -> list[float] | None:
     """Return how much each channel counts in the loss, see `CompareConfig`."""
     if not emphasis:
         return None
-    statistics, channels = spec.statistics, len(spec.schema.target)
+    statistics, channels = reader.statistics, len(reader.schema.target)
     scale = statistics.spread[:channels] if task.scale is None else task.scale
     return ((np.array(statistics.variation[:channels]) / scale) ** emphasis).tolist()
 
@@ -190,7 +182,7 @@ def _train_resampled(row: str, task: Task, config: CompareConfig, seed: int, tel
         raise DataError("the series are regular already", f"compare without {row}")
     channels = len(schema.target)
     curve = LearningCurve(tell)
-    with _trainer_kwargs(config, curve) as trainer_kwargs:
+    with TemporaryDirectory(prefix="deltaflow-") as scratch:  # GluonTS writes checkpoints there
         estimator = deepar(
             config.resampled_step,
             horizon=f"{_horizon_seconds(task)}s",
@@ -199,7 +191,7 @@ def _train_resampled(row: str, task: Task, config: CompareConfig, seed: int, tel
             lr=config.lr,
             batch_size=config.batch_size * channels,
             num_batches_per_epoch=config.num_batches_per_epoch,
-            trainer_kwargs=trainer_kwargs,
+            trainer_kwargs={**_trainer_kwargs(config, curve), "default_root_dir": scratch},
         )
         resampled = ResampledEstimator(task.prediction_length, config.resampled_step, estimator)
         predictor = resampled.train(task.training, [joined(*pair) for pair in task.validation])
@@ -285,29 +277,17 @@ class LearningCurve(Callback):
         self.tell(f"epoch {done} of {most}, {loss}", done / most)
 
 
-@contextmanager
-def _trainer_kwargs(config: CompareConfig, curve: LearningCurve) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of every trainer; what it writes to disk is gone afterwards."""
-    with TemporaryDirectory(prefix="deltaflow-") as scratch:
-        yield {
-            "max_epochs": config.epochs,
-            "gradient_clip_val": config.gradient_clip_val,
-            "callbacks": [
-                EarlyStopping("val_loss", patience=config.patience),
-                curve,
-            ],
-            "default_root_dir": scratch,
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-        }
-
-
-def _validation_loader(task: Task, spec: WindowSpec, config: CompareConfig) -> DataLoader:
-    """Return the windows that the validation asks for, with their labels."""
-    windows = LabelledWindows(task.validation, spec)
-    return DataLoader(windows, batch_size=config.batch_size, collate_fn=spec.collate)  # pyright: ignore[reportArgumentType]
+def _trainer_kwargs(config: CompareConfig, *callbacks: Callback) -> dict[str, Any]:
+    """Return the arguments of Lightning's trainer for every row that it trains."""
+    return {
+        "max_epochs": config.epochs,
+        "gradient_clip_val": config.gradient_clip_val,
+        "callbacks": [EarlyStopping("val_loss", patience=config.patience), *callbacks],
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
 
 
 def _horizon_seconds(task: Task) -> float:

@@ -19,7 +19,7 @@ from gluonts.ev.metrics import MAE, MSE, Coverage, MeanSumQuantileLoss
 from gluonts.model import evaluate_forecasts
 
 from deltaflow.compare.models import Trained
-from deltaflow.data.series import Reader, schema_of
+from deltaflow.data.series import SeriesReader, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError
 from deltaflow.forecast.forecasts import RealTimeForecast
@@ -175,7 +175,7 @@ def channel_units(task: Task) -> tuple[tuple[str, ...], np.ndarray]:
     schema = schema_of(entries)
     if task.scale is not None:
         return schema.target, task.scale
-    reader = Reader(schema)
+    reader = SeriesReader(schema)
     spread = Statistics.fit([reader.read(entry) for entry in entries], schema.target).spread
     return schema.target, np.array(spread[: len(schema.target)])
 

@@ -8,20 +8,20 @@ if TYPE_CHECKING:
     from deltaflow.data.arrow import ArrowDataset, parquet_to_arrow, write_arrow
     from deltaflow.data.data_module import IrregularDataModule
     from deltaflow.data.dataset import IrregularDataset
+    from deltaflow.data.reader import Batch, Reader
     from deltaflow.data.schema import Schema
     from deltaflow.data.splitter import TimeSplitter, split_items, split_items_by
     from deltaflow.data.statistics import Statistics
-    from deltaflow.data.windows import Batch, WindowSpec
 
 __all__ = [
     "ArrowDataset",
     "Batch",
     "IrregularDataModule",
     "IrregularDataset",
+    "Reader",
     "Schema",
     "Statistics",
     "TimeSplitter",
-    "WindowSpec",
     "parquet_to_arrow",
     "split_items",
     "split_items_by",
@@ -34,9 +34,9 @@ __getattr__, __dir__ = lazy(
         "arrow": ("ArrowDataset", "parquet_to_arrow", "write_arrow"),
         "data_module": ("IrregularDataModule",),
         "dataset": ("IrregularDataset",),
+        "reader": ("Batch", "Reader"),
         "schema": ("Schema",),
         "splitter": ("TimeSplitter", "split_items", "split_items_by"),
         "statistics": ("Statistics",),
-        "windows": ("Batch", "WindowSpec"),
     },
 )

@@ -15,7 +15,7 @@ from gluonts.dataset.common import DataEntry
 from deltaflow.data.dataset import read_entries
 from deltaflow.data.matching import schema_in
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Reader, is_irregular, schema_of
+from deltaflow.data.series import SeriesReader, is_irregular, schema_of
 from deltaflow.data.validation import (
     check_columns,
     gather_rows,
@@ -369,7 +369,7 @@ def _views(batch: pa.RecordBatch, layout: pa.Schema) -> dict[str, Any]:
 
 def _gathered(entries: Iterable[DataEntry], schema: Schema) -> Iterator[list[DataEntry]]:
     """Check entries, and gather them into record batches."""
-    reader = Reader(schema)
+    reader = SeriesReader(schema)
     batch, numbers = [], 0
     for entry in entries:
         if is_irregular(entry) and schema_in(entry) != schema:

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Protocol
 
 from torch.utils.data import Dataset, DistributedSampler
 
-from deltaflow.data.windows import Batch, Window, WindowSpec
-
-
-class Windows(Protocol):
-    """Windows by number; beyond the first pass over them where an order is drawn anew."""
-
-    spec: WindowSpec
-
-    def __getitem__(self, index: int) -> Window: ...
+from deltaflow.data.reader import Batch
+from deltaflow.data.windows import Windows
 
 
 class Batches(Dataset[Batch]):
@@ -81,8 +73,8 @@ class Batches(Dataset[Batch]):
         start = epoch * self.num_windows + place * self.batch_size
         numbers = range(start, min(start + self.batch_size, epoch_end))
         own = [self.windows[number] for number in numbers[self.rank :: self.world_size]]
-        spec = self.windows.spec
-        return spec.collate(own or [spec.blank()])
+        reader = self.windows.reader
+        return reader.collate(own or [reader.blank()])
 
 
 class InOrder(DistributedSampler[int]):

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 from gluonts.dataset.common import DataEntry, Dataset
-from gluonts.dataset.split import TrainingDataset
+from gluonts.dataset.split import TestData, TrainingDataset
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from deltaflow.data.arrow import ArrowDataset
-from deltaflow.data.batches import Batches, EpochSampler, InOrder, Windows
+from deltaflow.data.batches import Batches, EpochSampler, InOrder
+from deltaflow.data.reader import Batch, Reader
 from deltaflow.data.schema import Duration, Schema, read_range, read_seconds
-from deltaflow.data.series import Reader, Series, SeriesOnDemand, entries_of, schema_of
+from deltaflow.data.series import Series, SeriesOnDemand, SeriesReader, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
-    Batch,
+    Horizon,
+    LabelledWindows,
     LastWindows,
     SlidingWindows,
     SpreadWindows,
     TrainingWindows,
-    WindowSpec,
+    Windows,
 )
 from deltaflow.errors import (
     DataError,
@@ -44,7 +48,8 @@ class IrregularDataModule(pl.LightningDataModule):
         The items to train on: an `IrregularDataset`, or any GluonTS data set. The windows of an
         `ArrowDataset` are cut from its file; any other data set is read into memory.
     validation_data
-        The items to validate on, if any.
+        What is validated, if anything: items, of which ``validation_origins`` says what is
+        forecast, or a GluonTS ``TestData``, whose forecasts are judged as they are given.
     prediction_length
         The largest number of queries of a window.
     context_length
@@ -73,7 +78,7 @@ class IrregularDataModule(pl.LightningDataModule):
     centred
         Whether targets are centred, or only scaled as positive numbers need it.
     scaling
-        What values are measured against, see `WindowSpec`.
+        What values are measured against, see `Reader`.
     batch_size, num_batches_per_epoch
         Size of a batch, of all processes together, and number of batches of an epoch of random
         windows.
@@ -83,14 +88,17 @@ class IrregularDataModule(pl.LightningDataModule):
         Whether batches are put into page-locked memory, from which a GPU copies faster.
     seed
         Seed of the windows.
-    spec
-        How windows are cut, if it is known already (to go on with an earlier model). The
-        arguments that would determine it are ignored then.
+    reader
+        How series are read, if that is known already, from an earlier model. It stands in the
+        place of ``context_length``, ``context``, ``seasonality``, ``centred``, ``scaling`` and the
+        statistics of the training data.
 
     Attributes
     ----------
-    spec
-        How windows are cut, with the statistics of the training set.
+    reader
+        How series are read, with the statistics of the training set.
+    horizon
+        What training windows ask for.
     reader
         What reads the items.
     training_windows, validation_windows
@@ -106,7 +114,7 @@ class IrregularDataModule(pl.LightningDataModule):
     def __init__(
         self,
         training_data: Dataset,
-        validation_data: Dataset | None = None,
+        validation_data: Dataset | TestData | None = None,
         *,
         prediction_length: int,
         context_length: int,
@@ -124,7 +132,7 @@ class IrregularDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         pin_memory: bool = False,
         seed: int = 0,
-        spec: WindowSpec | None = None,
+        reader: Reader | None = None,
     ) -> None:
         super().__init__()
         check_at_least_one(
@@ -147,7 +155,7 @@ class IrregularDataModule(pl.LightningDataModule):
                 field="origins_within",
             )
         entries = by_number(training_data)
-        schema = _schema_of(entries) if spec is None else spec.schema
+        schema = _schema_of(entries) if reader is None else reader.schema
         durations = {"horizon": horizon, "context": context, "origins_within": origins_within}
         given = [name for name, value in durations.items() if value is not None]
         if schema.time == "regular" and given:
@@ -156,26 +164,25 @@ class IrregularDataModule(pl.LightningDataModule):
                 "give context_length and prediction_length alone",
                 field=given[0],
             )
-        if spec is None:
+        if reader is None:
             if seasonality is None:
                 seasonality = _seasonality_of(schema.time_unit) if schema.time == "regular" else ()
-            self.reader = Reader(schema, seasonality)
-            training = _series(entries, self.reader)
-            spec = WindowSpec(
+            self.series_reader = SeriesReader(schema, seasonality)
+            training = _series(entries, self.series_reader)
+            reader = Reader(
                 schema=schema,
                 statistics=Statistics.fit(training, schema.target),
                 context_length=context_length,
-                prediction_length=prediction_length,
                 context=read_seconds(context, "context"),
-                horizon=read_seconds(horizon, "horizon"),
                 seasonality=seasonality,
                 centred=centred,
                 scaling=scaling,
             )
         else:
-            self.reader = spec.reader()
-            training = _series(entries, self.reader)
-        self.spec = spec
+            self.series_reader = reader.series_reader()
+            training = _series(entries, self.series_reader)
+        self.reader = reader
+        self.horizon = Horizon(prediction_length, read_seconds(horizon, "horizon"))
         self.batch_size = batch_size
         self.num_batches_per_epoch = num_batches_per_epoch
         self.num_workers = num_workers
@@ -186,18 +193,35 @@ class IrregularDataModule(pl.LightningDataModule):
             within = None
             if origins_within is not None:
                 within = read_range(origins_within, "origins_within")
-            self.training_windows = TrainingWindows(training, spec, seed=seed, within=within)
+            self.training_windows = TrainingWindows(
+                training, reader, self.horizon, seed=seed, within=within
+            )
         else:
-            self.training_windows = SlidingWindows(training, spec, stride=stride, seed=seed)
-        self.validation_windows = None
-        if validation_data is not None:
-            validation = _series(by_number(validation_data), self.reader)
+            self.training_windows = SlidingWindows(
+                training, reader, self.horizon, stride=stride, seed=seed
+            )
+        self.validation_windows: Windows | None = None
+        if isinstance(validation_data, TestData):
+            self.validation_windows = self.labelled(validation_data)
+        elif validation_data is not None:
+            validation = _series(by_number(validation_data), self.series_reader)
             if validation_origins == "last":
-                self.validation_windows = LastWindows(validation, spec)
+                self.validation_windows = LastWindows(validation, reader, self.horizon)
             elif validation_origins == "spread":
-                self.validation_windows = SpreadWindows(validation, spec)
+                self.validation_windows = SpreadWindows(validation, reader, self.horizon)
             else:
-                self.validation_windows = SlidingWindows(validation, spec, stride=stride)
+                self.validation_windows = SlidingWindows(
+                    validation, reader, self.horizon, stride=stride
+                )
+
+    @property
+    def prediction_length(self) -> int:
+        """The largest number of queries of a training window."""
+        return self.horizon.prediction_length
+
+    def labelled(self, test: TestData) -> LabelledWindows:
+        """Return the windows of forecasts that are judged."""
+        return LabelledWindows(test, self.reader, self.series_reader)
 
     def check_counts(self) -> None:
         """Raise unless every target is a count, as a discrete distribution needs it.
@@ -207,7 +231,7 @@ class IrregularDataModule(pl.LightningDataModule):
         DataError
             If a target is negative or has a fraction.
         """
-        channels = len(self.spec.schema.target)
+        channels = len(self.reader.schema.target)
         for series in self.training_windows.data:
             targets = series.values[:, :channels]
             wrong = (targets < 0) | (targets != np.round(targets)) & np.isfinite(targets)
@@ -217,17 +241,25 @@ class IrregularDataModule(pl.LightningDataModule):
                     f"{targets[position, channel]} is not a count",
                     "choose a continuous distribution, such as 'student_t'",
                     item=series.item_id,
-                    field=self.spec.schema.target[channel],
+                    field=self.reader.schema.target[channel],
                     position=int(position),
                 )
 
     def setup(self, stage: str) -> None:
-        """Give all processes the seed of the first one, in case that theirs were drawn."""
+        """Give all processes the seed of the first one, in case that theirs were drawn.
+
+        Raises
+        ------
+        DataError
+            If the forecasts that are to be validated have no label.
+        """
+        if stage in ("fit", "validate") and isinstance(self.validation_windows, LabelledWindows):
+            self.validation_windows.check_labels()
         self._begin = 0, 0
         if self.trainer is not None:
             self._set_seed(self.trainer.strategy.broadcast(self.seed))
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return where the training is, for a checkpoint: its next batch, and the seed.
 
         A batch that an error interrupts before the optimiser's step is the next one again.
@@ -239,13 +271,25 @@ class IrregularDataModule(pl.LightningDataModule):
         batch = batches.current.processed if in_progress else 0  # pyright: ignore[reportAttributeAccessIssue]
         if in_progress and batches.is_last_batch and batch == batches.current.ready:
             epoch, batch = epoch + 1, 0
-        return {"epoch": epoch, "batch": batch, "seed": self.seed}
+        horizon = asdict(self.horizon)
+        return {"epoch": epoch, "batch": batch, "seed": self.seed, "horizon": horizon}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was.
 
         Lightning calls it before it makes a loader, whose workers read ahead at once.
+
+        Raises
+        ------
+        DeltaflowError
+            If training resumes with another ``prediction_length`` or ``horizon``.
         """
+        fits = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fits and (stored := Horizon(**state_dict["horizon"])) != self.horizon:
+            raise DeltaflowError(
+                f"the checkpoint is of training with a {stored}, not a {self.horizon}; resume with "
+                "the same prediction_length and horizon"
+            )
         self._begin = state_dict["epoch"], state_dict["batch"]
         self._set_seed(state_dict["seed"])
 
@@ -263,7 +307,7 @@ class IrregularDataModule(pl.LightningDataModule):
         """Return the loader of the validation windows, or none."""
         if self.validation_windows is None:
             return []
-        return self._in_order(self.validation_windows, len(self.validation_windows))
+        return self._in_order(self.validation_windows)
 
     def _set_seed(self, seed: int) -> None:
         self.seed = self.training_windows.seed = seed
@@ -277,9 +321,9 @@ class IrregularDataModule(pl.LightningDataModule):
             windows, num_windows, batch_size=self.batch_size, rank=rank, world_size=world_size
         )
 
-    def _in_order(self, windows: Windows, num_windows: int) -> DataLoader[Batch]:
+    def _in_order(self, windows: Windows) -> DataLoader[Batch]:
         """Return the loader of windows that are read once, in their order."""
-        batches = self._batches(windows, num_windows)
+        batches = self._batches(windows, len(windows))
         return self._loader(batches, InOrder(batches))
 
     def _loader(self, batches: Batches, order: InOrder) -> DataLoader[Batch]:
@@ -320,7 +364,7 @@ def _schema_of(entries: Sequence[DataEntry]) -> Schema:
     return schema_of(entries[:1] if isinstance(entries, ArrowDataset) else entries)
 
 
-def _series(entries: Sequence[DataEntry], reader: Reader) -> Sequence[Series]:
+def _series(entries: Sequence[DataEntry], reader: SeriesReader) -> Sequence[Series]:
     """Return the series of entries, read when they are asked for if the entries are in a file."""
     if isinstance(entries, ArrowDataset):
         return SeriesOnDemand(entries, reader)

@@ -160,7 +160,7 @@ def _schemas_in(entries: Iterable[DataEntry]) -> Iterator[tuple[object, Schema]]
             yield entry.get("item_id"), own
 
 
-class Reader:
+class SeriesReader:
     """Reads entries into the arrays that a schema describes, matched by name.
 
     Channels, covariates and features are matched by name, and the codes of a category by its
@@ -303,8 +303,8 @@ def read_series(
     seasonality: Iterable[str] = (),
     num_queries: int | None = None,
 ) -> Series:
-    """Read a single entry, see `Reader`. The entries of a data set should share one reader."""
-    return Reader(schema, seasonality).read(entry, num_queries)
+    """Read a single entry; the entries of a data set should share a `SeriesReader`."""
+    return SeriesReader(schema, seasonality).read(entry, num_queries)
 
 
 class SeriesOnDemand(Sequence[Series]):
@@ -318,7 +318,7 @@ class SeriesOnDemand(Sequence[Series]):
         The reader of the entries.
     """
 
-    def __init__(self, dataset: Sequence[DataEntry], reader: Reader) -> None:
+    def __init__(self, dataset: Sequence[DataEntry], reader: SeriesReader) -> None:
         self.dataset = dataset
         self.reader = reader
 

@@ -11,7 +11,7 @@ import torch
 from gluonts.dataset.common import DataEntry, Dataset
 
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Reader, Series, entries_of
+from deltaflow.data.series import Series, SeriesReader, entries_of
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast, SharedDistribution
 from deltaflow.forecast.network_predictor import query_times_of
@@ -61,7 +61,7 @@ class BaselinePredictor(DeltaflowPredictor):
         """Forecast each entry; exact distributions, or ``num_samples`` samples of a ``seed``."""
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
-        entries, reader = entries_of(dataset), Reader(self.schema)
+        entries, reader = entries_of(dataset), SeriesReader(self.schema)
         for start in itertools.count(step=BATCH_SIZE):
             batch = list(itertools.islice(entries, BATCH_SIZE))
             if not batch:
@@ -74,7 +74,7 @@ class BaselinePredictor(DeltaflowPredictor):
                     yield forecast
 
     def _forecast_batch(
-        self, entries: list[DataEntry], reader: Reader
+        self, entries: list[DataEntry], reader: SeriesReader
     ) -> Iterator[DistributionForecast]:
         series = [reader.read(entry, self.prediction_length) for entry in entries]
         queries = [finite_queries(one) for one in series]

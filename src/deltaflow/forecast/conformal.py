@@ -10,7 +10,7 @@ from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.model.forecast import Quantile
 
-from deltaflow.data.series import Reader, entries_of
+from deltaflow.data.series import SeriesReader, entries_of
 from deltaflow.errors import DataError, check_at_least_one, unsaid
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
@@ -188,7 +188,7 @@ class ConformalPredictor(DeltaflowPredictor):
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         entries = list(entries_of(dataset))
-        reader = Reader(self.schema)
+        reader = SeriesReader(self.schema)
         forecasts = self.predictor.predict(entries, seed=seed)
         for number, (entry, forecast) in enumerate(zip(entries, forecasts, strict=True)):
             lead = _leads(reader, entry, self.prediction_length)
@@ -300,7 +300,7 @@ def _scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequen
     ``target`` numbers the channels.
     """
     pairs = list(calibration)
-    reader = Reader(predictor.schema)
+    reader = SeriesReader(predictor.schema)
     parts: list[list[np.ndarray]] = [[np.empty(0)] * len(_Scored._fields)]
     forecasts = predictor.predict([past for past, _ in pairs], seed=0)
     for number, ((past, label), forecast) in enumerate(zip(pairs, forecasts, strict=True)):
@@ -328,7 +328,7 @@ def _scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequen
     return _Scored(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _leads(reader: Reader, entry: DataEntry, prediction_length: int) -> np.ndarray:
+def _leads(reader: SeriesReader, entry: DataEntry, prediction_length: int) -> np.ndarray:
     """Return the times ``(Q,)`` from the last observation time to the queries, NaN for padding."""
     with unsaid():  # by the predictor, who has read it before
         series = reader.read(entry, prediction_length)

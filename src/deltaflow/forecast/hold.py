@@ -13,7 +13,7 @@ from gluonts.dataset.common import Dataset
 from gluonts.model.estimator import Estimator
 
 from deltaflow.data.schema import LONGEST, Schema
-from deltaflow.data.series import Reader, Series, entries_of, schema_of
+from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
 from deltaflow.data.statistics import Statistics, last_row
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.baseline import finite_queries
@@ -110,7 +110,7 @@ class HoldPredictor(DeltaflowPredictor):
         """
         entries = list(entries_of(training_data))
         schema = schema_of(entries)
-        reader = Reader(schema)
+        reader = SeriesReader(schema)
         data = [reader.read(entry) for entry in entries]
         statistics = Statistics.fit(data, schema.target)
         leads, changes, values = [], [], []
@@ -143,7 +143,7 @@ class HoldPredictor(DeltaflowPredictor):
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         keys = ["mean", *map(str, self.levels)]
-        reader = Reader(self.schema)
+        reader = SeriesReader(self.schema)
         for number, entry in enumerate(entries_of(dataset)):
             series, found = reader.read(entry, self.prediction_length), reader.match(entry)
             mean, quantiles = (part[..., found.channels] for part in self._locate(series))

@@ -10,9 +10,12 @@ import torch
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
 from deltaflow.forecast.predictor import DeltaflowPredictor, find_device, load_directory
-from deltaflow.saving import reading
+from deltaflow.saving import check_format, reading
 
-OTHER_OPTIONS = {"spec", "distr_output", "lr", "weight_decay", "seed"}
+FORMAT_KEY = "deltaflow_format"
+"""Where a checkpoint holds the number of its format."""
+
+OTHER_OPTIONS = {"reader", "prediction_length", "distr_output", "lr", "weight_decay", "seed"}
 """The options of `ForecastLightningModule` that are not its network's."""
 
 
@@ -43,7 +46,11 @@ def load_predictor(path: str | Path, device: str = "auto") -> DeltaflowPredictor
         options, stored = checkpoint["hyper_parameters"], checkpoint["state_dict"]
         network = {name: options[name] for name in options.keys() - OTHER_OPTIONS}
         predictor = IrregularPredictor(
-            options["spec"], network, options["distr_output"], device=device
+            reader=options["reader"],
+            prediction_length=options["prediction_length"],
+            network=network,
+            distr_output=options["distr_output"],
+            device=device,
         )
         weights = {name.removeprefix("network."): value for name, value in stored.items()}
         load_weights(predictor.network, weights)
@@ -56,7 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     DeltaflowError
-        If there is no such file, or it is no such checkpoint.
+        If there is no such file, it is no such checkpoint, or one in another format.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -65,6 +72,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a damaged or foreign file may cause any
         raise DeltaflowError(f"{path} is no checkpoint of weights and plain values") from error
     options = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if not isinstance(options, dict) or "spec" not in options:
+    if not isinstance(options, dict) or not {"encoder", "network"} <= options.keys():
         raise DeltaflowError(f"{path} is no checkpoint of a ForecastLightningModule")
+    check_format(checkpoint.get(FORMAT_KEY), path)
     return checkpoint

@@ -16,10 +16,9 @@ from gluonts.torch.distributions import QuantileOutput
 from torch import Tensor
 from torch.distributions import Distribution
 
-from deltaflow.data import WindowSpec
+from deltaflow.data import Batch, Reader
 from deltaflow.data.matching import Match
-from deltaflow.data.series import Reader, Series, entries_of, is_irregular
-from deltaflow.data.windows import Batch, Window
+from deltaflow.data.series import Series, SeriesReader, entries_of, is_irregular
 from deltaflow.errors import (
     DeltaflowError,
     UnknownNameError,
@@ -60,8 +59,10 @@ class IrregularPredictor(DeltaflowPredictor):
 
     Parameters
     ----------
-    spec
-        How windows are cut, as `WindowSpec.to_dict` gives it.
+    reader
+        How series are read, as `Reader.to_dict` gives it.
+    prediction_length
+        The number of queries of a window of GluonTS.
     network
         Arguments of `make_network`.
     distr_output
@@ -80,7 +81,8 @@ class IrregularPredictor(DeltaflowPredictor):
     @validated()
     def __init__(
         self,
-        spec: dict,
+        reader: dict,
+        prediction_length: int,
         network: dict,
         distr_output: Any = "student_t",
         sampling: str = "marginal",
@@ -88,12 +90,16 @@ class IrregularPredictor(DeltaflowPredictor):
         batch_size: int = 64,
         device: str = "auto",
     ) -> None:
-        check_at_least_one(num_parallel_samples=num_parallel_samples, batch_size=batch_size)
+        check_at_least_one(
+            prediction_length=prediction_length,
+            num_parallel_samples=num_parallel_samples,
+            batch_size=batch_size,
+        )
         if sampling not in SAMPLING:
             raise UnknownNameError("sampling", sampling, SAMPLING)
         self.device = find_device(device)
-        self.spec = WindowSpec.from_dict(spec)
-        super().__init__(self.spec.prediction_length, self.spec.schema)
+        self.reader = Reader.from_dict(reader)
+        super().__init__(prediction_length, self.reader.schema)
         output = make_output(distr_output)
         if sampling == "path" and isinstance(output, QuantileOutput):
             raise DeltaflowError(
@@ -108,7 +114,7 @@ class IrregularPredictor(DeltaflowPredictor):
         self._quantiles_known: bool | None = None
         # The initial weights are never used, so they must not move the caller's random state.
         with seeded(0):
-            self.network = make_network(self.spec, output, **network).eval()
+            self.network = make_network(self.reader, output, **network).eval()
         self.to(self.device)
 
     def to(self, device: str | torch.device) -> "IrregularPredictor":
@@ -122,7 +128,7 @@ class IrregularPredictor(DeltaflowPredictor):
         dataset: Dataset,
         num_samples: int | None = None,
         seed: int | None = None,
-        reader: Reader | None = None,
+        series_reader: SeriesReader | None = None,
     ) -> Iterator[RealTimeForecast]:
         """Forecast each entry at its query times.
 
@@ -138,7 +144,7 @@ class IrregularPredictor(DeltaflowPredictor):
             samples also stand for a distribution that has no quantile function in GluonTS.
         seed
             Seed of the samples; the global random state is left alone then.
-        reader
+        series_reader
             What reads the entries, if several calls share one: it warns once of what it ignores.
 
         Yields
@@ -159,7 +165,8 @@ class IrregularPredictor(DeltaflowPredictor):
         check_seed(seed)
         unobserved: list[str | None] = []
         try:
-            for number, batch in enumerate(self._batches(dataset, reader or self.spec.reader())):
+            series_reader = series_reader or self.reader.series_reader()
+            for number, batch in enumerate(self._batches(dataset, series_reader)):
                 series = [item.series for item in batch]
                 unobserved += [one.item_id for one in series if not np.isfinite(one.values).any()]
                 batch_seed = None if seed is None else derived_seed(seed, number)
@@ -173,18 +180,18 @@ class IrregularPredictor(DeltaflowPredictor):
                     "statistics"
                 )
 
-    def _batches(self, dataset: Dataset, reader: Reader) -> Iterator[list[_Item]]:
+    def _batches(self, dataset: Dataset, series_reader: SeriesReader) -> Iterator[list[_Item]]:
         """Read the entries in batches, which are smaller where many times are asked for."""
         batch: list[_Item] = []
         most = 0
         for entry in entries_of(dataset):
-            series = reader.read(entry, self.prediction_length)
+            series = series_reader.read(entry, self.prediction_length)
             most = max(most, _count_queries(series))
             size = len(batch) + 1
             if batch and (size > self.batch_size or size * most > self._queries_at_once):
                 yield batch
                 batch, most = [], _count_queries(series)
-            batch.append(_Item(entry, series, reader.match(entry)))
+            batch.append(_Item(entry, series, series_reader.match(entry)))
         if batch:
             yield batch
 
@@ -207,11 +214,7 @@ class IrregularPredictor(DeltaflowPredictor):
             yield made.labelled(query_times_of(entry), found.target, found.unforecast)
 
     def _collate(self, series: list[Series]) -> Batch:
-        windows = [
-            Window(one, self.spec.context_of(one, one.length), slice(one.length, len(one.times)))
-            for one in series
-        ]
-        return self.spec.collate(windows)
+        return self.reader.collate([self.reader.window(one, one.length) for one in series])
 
     def _paths(
         self, items: list[_Item], num_samples: int
@@ -316,7 +319,7 @@ class IrregularPredictor(DeltaflowPredictor):
             "encoder": self.network_arguments["encoder"],
             "network": self.network_arguments["network"],
             "distr_output": describe_output(self.distr_output),
-            "scaling": self.spec.scaling,
+            "scaling": self.reader.scaling,
             "sampling": self.sampling,
             "num_parameters": sum(part.numel() for part in self.network.parameters()),
         }

@@ -19,7 +19,7 @@ from deltaflow._version import __version__
 from deltaflow.data.schema import Schema
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.forecasts import RealTimeForecast
-from deltaflow.saving import MARKER, reading, replacing
+from deltaflow.saving import FORMAT, MARKER, check_format, reading, replacing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -99,6 +99,7 @@ class DeltaflowPredictor(RepresentablePredictor):
         members: list[DeltaflowPredictor] = []
         cls = type(self)
         description = {
+            "format": FORMAT,
             "class": f"{cls.__module__}.{cls.__qualname__}",
             "kwargs": _described(self._arguments(), members),
         }
@@ -208,6 +209,7 @@ def _read_arguments(path: Path, name: str, device: str) -> dict[str, Any]:
         described = isinstance(stored, dict) and _last_name(stored.get("class")) == name
         if not described or stored.get("args"):
             raise DeltaflowError(f"{file} does not describe a {name}")
+        check_format(stored.get("format"), file)
         if not isinstance(stored.get("kwargs"), dict):
             raise DeltaflowError(f"{file} holds no arguments of a {name}")
         return {key: _built(value, path, device) for key, value in stored["kwargs"].items()}

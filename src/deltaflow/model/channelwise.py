@@ -10,7 +10,7 @@ import torch
 from gluonts.torch.distributions import Output
 from torch import Tensor, nn
 
-from deltaflow.data import Batch, WindowSpec
+from deltaflow.data import Batch, Reader
 from deltaflow.data.scaling import Rows
 from deltaflow.encoders import State, make_encoder
 from deltaflow.errors import DeltaflowError
@@ -99,7 +99,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
 
     Parameters
     ----------
-    spec, balance, channel_weights
+    reader, balance, channel_weights
         See `ForecastNetwork`.
     output
         The GluonTS output.
@@ -123,7 +123,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
 
     def __init__(
         self,
-        spec: WindowSpec,
+        reader: Reader,
         output: Output,
         *,
         encoder: str,
@@ -138,7 +138,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         summary: bool = True,
         shrinkage: float = 0.0,
     ) -> None:
-        super().__init__(spec, balance, channel_weights)
+        super().__init__(reader, balance, channel_weights)
         if hidden_size % num_heads:
             raise DeltaflowError(
                 f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}: change one"
@@ -169,7 +169,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         self.norm = nn.LayerNorm(hidden_size)
         self.head = SharedHead(
             hidden_size + 2 + num_known + self.num_covariates,
-            torch.tensor(spec.statistics.count[: self.num_targets], dtype=torch.float32),
+            torch.tensor(reader.statistics.count[: self.num_targets], dtype=torch.float32),
             output,
             width=2 * hidden_size,
             shrinkage=shrinkage,

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import lightning.pytorch as pl
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
+from gluonts.dataset.split import TestData
 from gluonts.model.estimator import Estimator
 
-from deltaflow.data import IrregularDataModule
+from deltaflow.data import IrregularDataModule, Reader
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.schema import read_seconds
-from deltaflow.data.windows import WindowSpec
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import (
     DeltaflowError,
@@ -275,7 +275,7 @@ class IrregularEstimator(Estimator):
     def train(
         self,
         training_data: Dataset,
-        validation_data: Dataset | None = None,
+        validation_data: Dataset | TestData | None = None,
         *,
         ckpt_path: str | None = None,
         shuffle_buffer_length: int | None = None,
@@ -289,9 +289,11 @@ class IrregularEstimator(Estimator):
         training_data
             An `IrregularDataset`, or any GluonTS data set.
         validation_data
-            Items whose last window is validated after each epoch: one network is trained, and the
-            best epoch's weights are kept, see `deltaflow.training.engine.train`. If None, items
-            of the training data are left out, see `folds`.
+            What is validated after each epoch: the last window of each item of a data set, or the
+            forecasts of a GluonTS ``TestData``, such as ``template.generate_instances(…)``. One
+            network is trained then, and the best epoch's weights are kept, see
+            `deltaflow.training.engine.train`. If None, items of the training data are left out, see
+            `folds`.
         ckpt_path
             A Lightning checkpoint of one network, from which to resume.
         shuffle_buffer_length, cache_data, num_workers
@@ -316,7 +318,7 @@ class IrregularEstimator(Estimator):
         self,
         predictor: IrregularPredictor,
         training_data: Dataset,
-        validation_data: Dataset | None = None,
+        validation_data: Dataset | TestData | None = None,
         *,
         ckpt_path: str | None = None,
         shuffle_buffer_length: int | None = None,
@@ -342,7 +344,7 @@ class IrregularEstimator(Estimator):
     def train_model(
         self,
         training_data: Dataset,
-        validation_data: Dataset | None = None,
+        validation_data: Dataset | TestData | None = None,
         from_predictor: IrregularPredictor | None = None,
         ckpt_path: str | None = None,
     ) -> TrainOutput:
@@ -367,21 +369,19 @@ class IrregularEstimator(Estimator):
     def create_data_module(
         self,
         training_data: Dataset,
-        validation_data: Dataset | None = None,
+        validation_data: Dataset | TestData | None = None,
         from_predictor: IrregularPredictor | None = None,
         seed: int = 0,
-        spec: WindowSpec | None = None,
+        reader: Reader | None = None,
         validation_origins: Literal["last", "spread"] = "last",
     ) -> IrregularDataModule:
         """Check the data, and return the Lightning data module that the training reads."""
         output = make_output(self.distr_output)
-        known = spec
+        known = reader
         if from_predictor is not None:
             known = replace(
-                from_predictor.spec,
+                from_predictor.reader,
                 context_length=self.context_length,
-                prediction_length=self.prediction_length,
-                horizon=read_seconds(self.horizon, "horizon"),
                 context=read_seconds(self.context, "context"),
             )
         data = IrregularDataModule(
@@ -399,7 +399,7 @@ class IrregularEstimator(Estimator):
             num_batches_per_epoch=self.num_batches_per_epoch,
             num_workers=self.num_workers,
             seed=seed,
-            spec=known,
+            reader=known,
             validation_origins=validation_origins,
         )
         if is_discrete(output):
@@ -409,7 +409,8 @@ class IrregularEstimator(Estimator):
     def create_lightning_module(self, data: IrregularDataModule) -> ForecastLightningModule:
         """Return a new Lightning module for the data."""
         return ForecastLightningModule(
-            data.spec,
+            data.reader,
+            data.prediction_length,
             encoder=self.encoder,
             encoder_kwargs=self.encoder_kwargs,
             network=self.network,

@@ -12,12 +12,12 @@ from gluonts.dataset.common import DataEntry, Dataset
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 
-from deltaflow.data import IrregularDataModule
+from deltaflow.data import IrregularDataModule, Reader
 from deltaflow.data.arrow import ArrowDataset
 from deltaflow.data.data_module import by_number
 from deltaflow.data.series import Series
 from deltaflow.data.splitter import cut_entry
-from deltaflow.data.windows import SpreadWindows, WindowSpec
+from deltaflow.data.windows import SpreadWindows
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.conformal import FEWEST_ITEMS, ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
@@ -91,7 +91,7 @@ class Plan(NamedTuple):
 def plan_for(
     data: Sequence[Series],
     usable: np.ndarray,
-    spec: WindowSpec,
+    reader: Reader,
     folds: int | None,
     seed: int,
 ) -> Plan:
@@ -103,8 +103,8 @@ def plan_for(
         The items.
     usable
         The numbers of those that have anything to forecast.
-    spec
-        How windows are cut from them.
+    reader
+        How they are read.
     folds
         The number of folds; by the number of items if None.
     seed
@@ -115,7 +115,7 @@ def plan_for(
     few = count <= FEW_ITEMS
     if folds is None and few:
         sample = [data[int(item)].length for item in order[:100]]
-        length = min(float(np.median(sample)), spec.context_length)
+        length = min(float(np.median(sample)), reader.context_length)
         folds = FOLDS if length <= LONG else FOLDS_OF_LONG_ITEMS
     if folds is None or folds == 1:
         aside = min(max(1, round(SHARE_ASIDE * count if not few else 0.2 * count)), MOST_ASIDE)
@@ -123,15 +123,15 @@ def plan_for(
     else:
         folds = min(folds, count)
         left_out = [order[first::folds] for first in range(folds)]
-    settings = {**(SMALL if few else {}), "scaling": _scaling_for(data, usable[:1000], spec)}
+    settings = {**(SMALL if few else {}), "scaling": _scaling_for(data, usable[:1000], reader)}
     if few:
         return Plan(left_out, settings, EPOCHS, PATIENCE, DECAY)
     return Plan(left_out, settings, int(engine.DEFAULTS["max_epochs"]), PATIENCE_OF_MANY, None)
 
 
-def _scaling_for(data: Sequence[Series], usable: np.ndarray, spec: WindowSpec) -> str:
+def _scaling_for(data: Sequence[Series], usable: np.ndarray, reader: Reader) -> str:
     """Forecast changes in one unit, unless the items are of units of their own."""
-    channels = len(spec.schema.target)
+    channels = len(reader.schema.target)
     deviations = np.full((len(usable), channels), np.nan)
     for row, item in zip(deviations, usable, strict=True):
         values = data[int(item)].values[:, :channels]
@@ -166,12 +166,12 @@ def train_folds(
     usable = np.asarray(base.training_windows.items)
     if len(usable) < 2:
         return estimator.train_model(entries, validation_data=None).predictor
-    plan = plan_for(base.training_windows.data, usable, base.spec, estimator.folds, seed)
+    plan = plan_for(base.training_windows.data, usable, base.reader, estimator.folds, seed)
     settings = {
         name: plan.settings[name] for name in estimator.free_settings if name in plan.settings
     }
     careful = estimator.with_settings(**settings)
-    spec = replace(base.spec, scaling=careful.scaling)
+    reader = replace(base.reader, scaling=careful.scaling)
 
     members: list[DeltaflowPredictor] = []
     folds: list[list[tuple[DataEntry, DataEntry]]] = []
@@ -182,7 +182,7 @@ def train_folds(
             select(entries, inside),
             select(entries, left_out),
             seed=derived_seed(seed, number) % 2**32,
-            spec=spec,
+            reader=reader,
             validation_origins="spread",
         )
         predictor, ran = _train_member(careful, data, plan)
@@ -234,7 +234,7 @@ def _train_member(
 ) -> tuple[IrregularPredictor, int]:
     """Train one network; return its predictor, and the number of epochs."""
     module = estimator.create_lightning_module(data)
-    several = len(data.spec.schema.target) > 1
+    several = len(data.reader.schema.target) > 1
     monitor = "val_balanced_quantile_loss" if several else "val_mean_weighted_quantile_loss"
     settings = {"max_epochs": plan.epochs, **estimator.trainer_kwargs}
     given = settings.pop("callbacks", None) or []

@@ -9,7 +9,7 @@ import torch
 from gluonts.torch.distributions import Output
 from torch import Tensor
 
-from deltaflow.data import Batch, WindowSpec
+from deltaflow.data import Batch, Reader
 from deltaflow.data.scaling import Rows
 from deltaflow.encoders import State, make_encoder
 from deltaflow.heads import Head
@@ -42,7 +42,7 @@ class JointNetwork(ForecastNetwork[Encoded]):
 
     Parameters
     ----------
-    spec, balance, channel_weights
+    reader, balance, channel_weights
         See `ForecastNetwork`.
     output
         The GluonTS output.
@@ -56,7 +56,7 @@ class JointNetwork(ForecastNetwork[Encoded]):
 
     def __init__(
         self,
-        spec: WindowSpec,
+        reader: Reader,
         output: Output,
         *,
         encoder: str,
@@ -66,7 +66,7 @@ class JointNetwork(ForecastNetwork[Encoded]):
         balance: float = 0.0,
         channel_weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(spec, balance, channel_weights)
+        super().__init__(reader, balance, channel_weights)
         num_features = self.num_covariates + self.num_static
         self.encoder = make_encoder(
             encoder, self.num_channels, num_features, hidden_size, **(encoder_kwargs or {})

@@ -16,15 +16,17 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from deltaflow.data import Batch, WindowSpec
+from deltaflow.data import Batch, Reader
 from deltaflow.errors import DeltaflowError, check_at_least_one
 from deltaflow.forecast.forecasts import RealTimeForecast
+from deltaflow.forecast.loading import FORMAT_KEY
 from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
 from deltaflow.model.metrics import ForecastScores, score_table
 from deltaflow.model.networks import make_network
 from deltaflow.process import ignore_notes
 from deltaflow.randomness import check_seed, derived_seed, seeded
+from deltaflow.saving import FORMAT, check_format
 
 _WARM_UP = 0.05
 _FINAL = 0.02
@@ -46,8 +48,10 @@ class ForecastLightningModule(pl.LightningModule):
 
     Parameters
     ----------
-    spec
-        How windows are cut: ``data_module.spec``.
+    reader
+        How series are read: ``data_module.reader``.
+    prediction_length
+        The number of queries of the predictor's windows: ``data_module.prediction_length``.
     encoder, encoder_kwargs
         Name of a registered encoder, and its options.
     network, network_kwargs
@@ -70,13 +74,15 @@ class ForecastLightningModule(pl.LightningModule):
     >>> from deltaflow import ForecastLightningModule, IrregularDataModule
     >>> from deltaflow.tasks import regular_seasonal
     >>> data = IrregularDataModule(regular_seasonal(), prediction_length=4, context_length=24)
-    >>> model = ForecastLightningModule(data.spec, encoder="resnet_flow", hidden_size=8)
+    >>> model = ForecastLightningModule(
+    ...     data.reader, data.prediction_length, encoder="resnet_flow", hidden_size=8)
     >>> pl.Trainer(max_epochs=10).fit(model, data)  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        spec: WindowSpec | Mapping[str, Any],
+        reader: Reader | Mapping[str, Any],
+        prediction_length: int,
         encoder: str = "gru_flow",
         encoder_kwargs: Mapping[str, Any] | None = None,
         network: str = "joint",
@@ -92,13 +98,14 @@ class ForecastLightningModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         ignore_notes()
-        check_at_least_one(hidden_size=hidden_size)
+        check_at_least_one(hidden_size=hidden_size, prediction_length=prediction_length)
         check_seed(seed)
         for name, value in (("dropout", dropout), ("lr", lr), ("weight_decay", weight_decay)):
             most = 1.0 if name == "dropout" else sys.float_info.max
             if not 0 <= value <= most:
                 raise DeltaflowError(f"{name} must lie between 0 and {most:g}, got {value}")
-        self.spec = spec if isinstance(spec, WindowSpec) else WindowSpec.from_dict(spec)
+        self.reader = reader if isinstance(reader, Reader) else Reader.from_dict(reader)
+        self.prediction_length = prediction_length
         self.lr = lr
         self.weight_decay = weight_decay
         self.network_arguments = {
@@ -111,12 +118,15 @@ class ForecastLightningModule(pl.LightningModule):
             "balance": balance,
             "channel_weights": channel_weights,
         }
-        self.network = make_network(self.spec, make_output(distr_output), **self.network_arguments)
+        self.network = make_network(
+            self.reader, make_output(distr_output), **self.network_arguments
+        )
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed
         # Hyperparameters are plain values, so that a checkpoint loads without executing code.
         self.save_hyperparameters(
             {
-                "spec": self.spec.to_dict(),
+                "reader": self.reader.to_dict(),
+                "prediction_length": prediction_length,
                 **self.network_arguments,
                 "distr_output": describe_output(distr_output),
                 "lr": lr,
@@ -124,7 +134,7 @@ class ForecastLightningModule(pl.LightningModule):
                 "seed": self.seed,
             }
         )
-        channels = self.spec.schema.target
+        channels = self.reader.schema.target
         self.val_scores, self.test_scores = ForecastScores(channels), ForecastScores(channels)
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -167,7 +177,7 @@ class ForecastLightningModule(pl.LightningModule):
     def on_predict_start(self) -> None:
         """Make the predictor that the forecasts come from, and the reader of all batches."""
         self._predictor = self.to_predictor().to(self.device)
-        self._reader = self.spec.reader()
+        self._series_reader = self.reader.series_reader()
 
     def predict_step(
         self, batch: Sequence[DataEntry], batch_idx: int = 0
@@ -177,7 +187,7 @@ class ForecastLightningModule(pl.LightningModule):
         For entries of one's own, ``Trainer.predict`` takes
         ``DataLoader(list(entries), batch_size=64, collate_fn=list)``.
         """
-        return list(self._predictor.predict(batch, reader=self._reader))  # pyright: ignore[reportArgumentType]
+        return list(self._predictor.predict(batch, series_reader=self._series_reader))  # pyright: ignore[reportArgumentType]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start counting the evaluations of vector fields."""
@@ -189,7 +199,8 @@ class ForecastLightningModule(pl.LightningModule):
             self.log("num_evaluations", float(count), on_epoch=True, on_step=False, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store averaged weights also in a checkpoint of weights alone, as in any other."""
+        """Store averaged weights also in a checkpoint of weights alone, and the format."""
+        checkpoint[FORMAT_KEY] = FORMAT
         averaging = "current_model_state" in checkpoint
         for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, WeightAveraging) and not averaging:
@@ -199,10 +210,11 @@ class ForecastLightningModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another network, or of data that were scaled differently."""
+        check_format(checkpoint.get(FORMAT_KEY), "the checkpoint")
         stored = checkpoint["hyper_parameters"]
         problem = difference(stored, self.hparams)
-        # Compared as specs: plain values overlook the order of the categories.
-        if problem is None and WindowSpec.from_dict(stored["spec"]) != self.spec:
+        # Compared as readers: plain values overlook the order of the categories.
+        if problem is None and Reader.from_dict(stored["reader"]) != self.reader:
             problem = "was trained on other data, or with other windows"
         if problem is not None:
             raise DeltaflowError(
@@ -217,7 +229,8 @@ class ForecastLightningModule(pl.LightningModule):
     ) -> ForecastLightningModule:
         """Return a module with a copy of a predictor's weights and its scaling, to train on."""
         module = cls(
-            predictor.spec,
+            predictor.reader,
+            predictor.prediction_length,
             **predictor.network_arguments,
             distr_output=predictor.distr_output,
             lr=lr,
@@ -237,7 +250,8 @@ class ForecastLightningModule(pl.LightningModule):
             If a weight is no number, as after a training at too high a learning rate.
         """
         predictor = IrregularPredictor(
-            spec=self.spec.to_dict(),
+            reader=self.reader.to_dict(),
+            prediction_length=self.prediction_length,
             network=self.network_arguments,
             distr_output=self.hparams["distr_output"],
             sampling=sampling,

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deltaflow.data import Batch, WindowSpec
+from deltaflow.data import Batch, Reader
 from deltaflow.data.scaling import Rows
 from deltaflow.encoders import Encoder
 from deltaflow.errors import DeltaflowError
@@ -25,7 +25,7 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
 
     Parameters
     ----------
-    spec
+    reader
         What the windows hold.
     balance
         The exponent b that gives rare channels more weight in the loss: a target of channel d has
@@ -48,15 +48,15 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
 
     def __init__(
         self,
-        spec: WindowSpec,
+        reader: Reader,
         balance: float = 0.0,
         channel_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        schema, statistics = spec.schema, spec.statistics
+        schema, statistics = reader.schema, reader.statistics
         self.num_channels = len(statistics.center)
         self.num_targets = len(schema.target)
-        self.scaling = spec.make_scaling()
+        self.scaling = reader.make_scaling()
         self.num_covariates = len(statistics.covariate_center)
         # Code 0, an unknown level, is embedded as zero.
         self.embeddings = nn.ModuleList(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from gluonts.torch.distributions import Output
 
-from deltaflow.data import WindowSpec
+from deltaflow.data import Reader
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.model.channelwise import ChannelwiseNetwork
 from deltaflow.model.joint import JointNetwork
@@ -17,7 +17,7 @@ from deltaflow.model.module import ForecastNetwork
 
 
 def make_network(
-    spec: WindowSpec,
+    reader: Reader,
     output: Output,
     *,
     network: str = "joint",
@@ -28,7 +28,7 @@ def make_network(
 
     Parameters
     ----------
-    spec, output
+    reader, output
         What the windows hold, and the GluonTS output.
     network, network_kwargs
         Name of a registered network, and its own options.
@@ -46,7 +46,7 @@ def make_network(
         raise UnknownNameError("network", network, NETWORKS)
     try:
         with _float32_by_default():
-            return NETWORKS[network](spec, output, **options, **(network_kwargs or {}))
+            return NETWORKS[network](reader, output, **options, **(network_kwargs or {}))
     except TypeError as error:
         raise DeltaflowError(f"network_kwargs of {network!r}: {error}") from error
 

@@ -17,7 +17,7 @@ from gluonts.torch.model.deepar import DeepAREstimator
 from pandas.tseries.frequencies import to_offset
 
 from deltaflow.data.schema import Schema, read_seconds
-from deltaflow.data.series import Reader, Series, entries_of, schema_of
+from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.forecasts import SampleForecast
@@ -94,7 +94,7 @@ class ResampledEstimator(Estimator):
             raise DataError(
                 "the data set is regular already", "train the GluonTS estimator on it itself"
             )
-        reader = Reader(schema)
+        reader = SeriesReader(schema)
         data = [reader.read(entry) for entry in entries]
         grid = _Grid(self.step, schema, Statistics.fit(data, schema.target))
         estimator = self.estimator or _default_estimator(self.step, data, len(schema.target))
@@ -131,12 +131,12 @@ class ResampledPredictor(Predictor):
     def predict(self, dataset: Dataset, num_samples: int | None = None) -> Iterator[SampleForecast]:
         """Forecast each entry at its query times, by samples that are independent by channel."""
         options = {} if num_samples is None else {"num_samples": num_samples}
-        entries, reader = entries_of(dataset), Reader(self.grid.schema)
+        entries, reader = entries_of(dataset), SeriesReader(self.grid.schema)
         while batch := list(islice(entries, _BATCH)):
             yield from self._forecast_batch(batch, reader, options)
 
     def _forecast_batch(
-        self, entries: list[DataEntry], reader: Reader, options: dict[str, Any]
+        self, entries: list[DataEntry], reader: SeriesReader, options: dict[str, Any]
     ) -> Iterator[SampleForecast]:
         data = [reader.read(entry, self.prediction_length) for entry in entries]
         steps = [self.grid.steps_ahead(series) for series in data]  # (Q,) each

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaflow.data import WindowSpec
+from deltaflow.data import Reader
+from deltaflow.data.reader import Window
 from deltaflow.data.series import Series
-from deltaflow.data.windows import Window
 from deltaflow.model.module import ForecastNetwork
 
 
@@ -42,19 +42,19 @@ class RunningNetwork:
 
     Parameters
     ----------
-    spec, network
-        The window specification and the network of a predictor.
+    reader, network
+        The reader and the network of a predictor.
     """
 
-    def __init__(self, spec: WindowSpec, network: ForecastNetwork) -> None:
-        self.spec = spec
+    def __init__(self, reader: Reader, network: ForecastNetwork) -> None:
+        self.reader = reader
         self.network = network
 
     @torch.no_grad()
     def start(self, series: Sequence[Series]) -> Running:
         """Return the state of series before any observation, from their static features alone."""
         nothing = slice(0, 0)
-        batch = self.spec.collate([Window(one, nothing, nothing) for one in series])
+        batch = self.reader.collate([Window(one, nothing, nothing) for one in series])
         device = self.network.channel_weights.device
         batch = type(batch)(*(part.to(device) for part in batch))
         return Running(self.network.encode(batch), batch.memory, np.full(len(series), np.nan))
@@ -80,9 +80,9 @@ class RunningNetwork:
         rows, memory = self.network.scaling.read_next(running.memory, known)
         encoded = self.network.update(
             running.encoded,
-            self._on_device(self.spec.gaps_between(running.times, times)),
+            self._on_device(self.reader.gaps_between(running.times, times)),
             rows,
-            self._on_device(self.spec.scaled_covariates(covariates)),
+            self._on_device(self.reader.scaled_covariates(covariates)),
         )
         return Running(encoded, memory, times)
 
@@ -106,11 +106,11 @@ class RunningNetwork:
             The arguments ``(B, Q, D)`` of the head's distributions of scaled values, and the
             location and scale ``(B, D)`` in the units of the channels; see `Head.distribution`.
         """
-        gaps = self.spec.gaps_between(running.times[:, None], times)
+        gaps = self.reader.gaps_between(running.times[:, None], times)
         arguments = self.network.decode(
             running.encoded,
             self._on_device(gaps),
-            self._on_device(self.spec.scaled_covariates(covariates)),
+            self._on_device(self.reader.scaled_covariates(covariates)),
         )
         loc, scale = self.network.scaling.outputs(running.memory)
         targets = slice(self.network.num_targets)

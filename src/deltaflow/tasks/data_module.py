@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from gluonts.dataset.split import TestData
 from torch.utils.data import DataLoader
 
-from deltaflow.data import IrregularDataModule, WindowSpec
-from deltaflow.data.windows import Batch
+from deltaflow.data import Batch, IrregularDataModule, Reader
 from deltaflow.errors import UnknownNameError
 from deltaflow.tasks.datasets import Columns, Split, load_task
-from deltaflow.tasks.task import LabelledWindows
 
 
 class TaskDataModule(IrregularDataModule):
@@ -32,13 +28,15 @@ class TaskDataModule(IrregularDataModule):
         How a file is split into training, validation and test.
     test
         Which of the task's tests is used by `test` and `predict`; the first one if null.
-    context_length, spec, options
+    reader
+        How series are read, if that is known already: `Reader.to_dict` of an earlier model.
+    context_length, options
         See `IrregularDataModule`.
 
     Examples
     --------
     >>> data = TaskDataModule("clinical_sample", batch_size=16)
-    >>> data.spec.schema.target[:2]
+    >>> data.reader.schema.target[:2]
     ('HR', 'SysABP')
     >>> len(list(data.test_dataloader()))  # batches of 16 of the 60 stays
     4
@@ -52,7 +50,7 @@ class TaskDataModule(IrregularDataModule):
         split: Split | None = None,
         test: str | None = None,
         context_length: int = 64,
-        spec: Mapping[str, Any] | None = None,
+        reader: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.task = load_task(dataset, dataset_kwargs, columns, split)
@@ -61,27 +59,18 @@ class TaskDataModule(IrregularDataModule):
             raise UnknownNameError("test", test, self.task.tests)
         super().__init__(
             self.task.training,
-            validation_data=None,
+            self.task.validation,
             prediction_length=self.task.prediction_length,
             context_length=context_length,
-            spec=None if spec is None else WindowSpec.from_dict(spec),
+            reader=None if reader is None else Reader.from_dict(reader),
             **options,
         )
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Return the loader of the validation forecasts."""
-        return self._labelled(self.task.validation)
-
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the loader of the test forecasts."""
-        return self._labelled(self.task.tests[self.test])
+        return self._in_order(self.labelled(self.task.tests[self.test]))
 
     def predict_dataloader(self) -> DataLoader:
         """Return the loader of the test's entries, which end with their query times."""
-        test = self.task.tests[self.test]
-        entries = list(replace(test, prediction_length=self.spec.prediction_length).input)
+        entries = list(self.task.tests[self.test].input)
         return DataLoader(entries, batch_size=self.batch_size, collate_fn=list)  # pyright: ignore[reportArgumentType]
-
-    def _labelled(self, test: TestData) -> DataLoader[Batch]:
-        windows = LabelledWindows(test, self.spec, self.reader)
-        return self._in_order(windows, len(windows))
