@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         write_arrow,
     )
     from deltaflow.errors import DataError, DeltaflowError, DeltaflowWarning, UnknownNameError
+    from deltaflow.forecast.backtest import Backtest, backtest_df, future_df
     from deltaflow.forecast.conformal import ConformalPredictor
     from deltaflow.forecast.ensemble import EnsemblePredictor
     from deltaflow.forecast.frame import predict_df
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArrowDataset",
+    "Backtest",
     "ConformalPredictor",
     "CouplingFlowEstimator",
     "DataError",
@@ -74,6 +76,8 @@ __all__ = [
     "TimeSplitter",
     "UnknownNameError",
     "__version__",
+    "backtest_df",
+    "future_df",
     "load_predictor",
     "parquet_to_arrow",
     "plot_forecasts",
@@ -97,6 +101,7 @@ __getattr__, __dir__ = lazy(
             "write_arrow",
         ),
         "errors": ("DataError", "DeltaflowError", "DeltaflowWarning", "UnknownNameError"),
+        "forecast.backtest": ("Backtest", "backtest_df", "future_df"),
         "forecast.conformal": ("ConformalPredictor",),
         "forecast.ensemble": ("EnsemblePredictor",),
         "forecast.frame": ("predict_df",),

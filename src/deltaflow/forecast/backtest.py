@@ -1,0 +1,270 @@
+"""DataFrames before and after a forecast: questions to ask, and how good the answers were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from deltaflow.data.dataset import IrregularDataset
+from deltaflow.data.schema import read_duration
+from deltaflow.data.validation import check_columns
+from deltaflow.errors import DataError
+from deltaflow.forecast.forecasts import read_levels
+from deltaflow.forecast.frame import predict_df
+from deltaflow.forecast.predictor import DeltaflowPredictor
+
+Span = str | float | pd.Timedelta
+"""A length of time: a duration such as ``"24h"``, or a number where time is elapsed numbers."""
+
+
+class Trainable(Protocol):
+    """An estimator of deltaflow."""
+
+    def train(self, training_data: Any) -> Any:
+        """Return a predictor."""
+
+
+class Backtest(NamedTuple):
+    """What a backtest found.
+
+    Attributes
+    ----------
+    forecasts
+        The rows of `predict_df`, with the columns ``cutoff`` and ``actual``, the value that came.
+    scores
+        A row per cutoff and channel, with ``values``, their number; ``mae`` of the median;
+        ``quantile_loss``, the mean of the levels' weighted quantile losses; and ``coverage``, the
+        share of values between the lowest and the highest level.
+    """
+
+    forecasts: pd.DataFrame
+    scores: pd.DataFrame
+
+
+def future_df(
+    df: pd.DataFrame,
+    *,
+    horizon: Span,
+    every: Span,
+    covariates: Sequence[str] = (),
+    item_id: str | None = "item_id",
+    timestamp: str = "timestamp",
+) -> pd.DataFrame:
+    """Return a grid of questions behind the last row of each item.
+
+    Parameters
+    ----------
+    df
+        The observations. It is not changed.
+    horizon, every
+        How far the questions reach, and the time between two of them: durations such as ``"24h"``,
+        or numbers where time is elapsed numbers.
+    covariates
+        Names of covariates known in advance: columns that the caller has to fill in.
+    item_id, timestamp
+        The names of these columns; ``item_id`` is None for a single series.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Item and timestamp of each question, and the covariates, NaN.
+
+    Examples
+    --------
+    >>> df = pd.DataFrame({"item_id": ["a", "a", "b"], "timestamp": [0.0, 1.5, 4.0]})
+    >>> future_df(df, horizon=2, every=1)
+      item_id  timestamp
+    0       a        2.5
+    1       a        3.5
+    2       b        5.0
+    3       b        6.0
+    """
+    keys = [timestamp] if item_id is None else [item_id, timestamp]
+    check_columns(df, keys, "df")
+    if df.empty:
+        raise DataError("df has no rows", "give at least one observation")
+    step, reach = (
+        _span(value, name, df[timestamp], timestamp)
+        for value, name in ((every, "every"), (horizon, "horizon"))
+    )
+    if not step > 0 * step or reach < step:
+        raise DataError(
+            f"a horizon of {horizon} has no room for a question every {every}",
+            "give a positive distance that is no longer than the horizon",
+            field="every",
+        )
+    count = int(np.floor(reach / step * (1 + 1e-12)))
+    if item_id is None:
+        last = df[[timestamp]].max().to_frame().T.astype(df[[timestamp]].dtypes)
+    else:
+        last = df.groupby(item_id, sort=False, observed=True)[timestamp].max().reset_index()
+    grid = last.loc[last.index.repeat(count)].reset_index(drop=True)
+    ahead = pd.Series(np.tile(np.arange(1, count + 1), len(last)))
+    grid[timestamp] = grid[timestamp] + ahead * step
+    return grid.assign(**dict.fromkeys(covariates, np.nan))
+
+
+def backtest_df(
+    model: Trainable | DeltaflowPredictor,
+    df: pd.DataFrame,
+    *,
+    horizon: Span,
+    cutoffs: int | Sequence[Any] = 3,
+    refit: bool = True,
+    columns: Mapping[str, Any] | None = None,
+    item_id: str | None = "item_id",
+    timestamp: str = "timestamp",
+    quantile_levels: Sequence[float] = (0.1, 0.5, 0.9),
+) -> Backtest:
+    """Forecast what is known already, as if it were unknown, from several cutoffs.
+
+    Parameters
+    ----------
+    model
+        An estimator, which is trained on what lies before the cutoff; or a predictor, which should
+        not have learned from what it is asked for.
+    df
+        The observations, as `IrregularDataset.from_long_dataframe` reads them.
+    horizon
+        How far the forecasts reach from the cutoff: a duration, or a number where time is elapsed
+        numbers. A value at the end of the horizon itself is no longer asked for.
+    cutoffs
+        A number: so many horizons, one before the other, back from the last row. Or a list of
+        moments: dates, or elapsed numbers. Or a list of durations such as ``"24h"``, counted from
+        the first row of each item.
+    refit
+        Whether an estimator is trained anew at each cutoff, instead of at the first one alone.
+    columns
+        For an estimator, the roles of the columns: arguments of
+        `IrregularDataset.from_long_dataframe` such as ``{"target": ["HR"], "time_unit": "min"}``.
+    item_id, timestamp
+        The names of these columns; ``item_id`` is None for a single series.
+    quantile_levels
+        The levels, between 0 and 1.
+
+    Raises
+    ------
+    DataError
+        If nothing lies before or behind a cutoff; and what `predict_df` raises.
+
+    Examples
+    --------
+    >>> from deltaflow import HoldEstimator
+    >>> from deltaflow.tasks import irregular_sine
+    >>> forecasts, scores = backtest_df(
+    ...     HoldEstimator(8), irregular_sine(num_series=5), horizon="12h", cutoffs=2)
+    >>> list(scores)
+    ['cutoff', 'target_name', 'values', 'mae', 'quantile_loss', 'coverage']
+    """
+    levels = read_levels(quantile_levels)
+    keys = [timestamp] if item_id is None else [item_id, timestamp]
+    check_columns(df, keys, "df")
+    roles = {**(columns or {}), "item_id": item_id, "timestamp": timestamp}
+    reach = _span(horizon, "horizon", df[timestamp], timestamp)
+    predictor = model if isinstance(model, DeltaflowPredictor) else None
+    parts = []
+    for cutoff in _cutoffs(df, cutoffs, reach, item_id, timestamp):
+        moment = cutoff
+        if isinstance(cutoff, pd.Timedelta):
+            firsts = df[timestamp] if item_id is None else df.groupby(item_id)[timestamp]
+            start = firsts.min() if item_id is None else firsts.transform("min")
+            moment = start + cutoff
+        past = df[df[timestamp] < moment]
+        future = df[(df[timestamp] >= moment) & (df[timestamp] < moment + reach)]
+        if item_id is not None:
+            future = future[future[item_id].isin(past[item_id].unique())]
+        if past.empty or future.empty:
+            where = "before" if past.empty else "behind"
+            raise DataError(f"nothing lies {where} the cutoff {cutoff}", "choose another cutoff",
+                            field="cutoffs")  # fmt: skip
+        if predictor is None or (refit and not isinstance(model, DeltaflowPredictor)):
+            predictor = model.train(IrregularDataset.from_long_dataframe(past, **roles))  # pyright: ignore[reportAttributeAccessIssue]
+        parts.append(
+            _compared(predictor, past, future, item_id, timestamp, levels).assign(cutoff=cutoff)
+        )
+    forecasts = pd.concat(parts, ignore_index=True)
+    return Backtest(forecasts, _scores(forecasts, levels))
+
+
+def _compared(
+    predictor: Any,
+    past: pd.DataFrame,
+    future: pd.DataFrame,
+    item_id: str | None,
+    timestamp: str,
+    levels: list[float],
+) -> pd.DataFrame:
+    """Return the forecasts of the future rows, with what came."""
+    schema = predictor.schema
+    keys = [timestamp] if item_id is None else [item_id, timestamp]
+    asked = future[[*keys, *schema.feat_dynamic_real]]
+    answer = predict_df(
+        predictor, past, asked, item_id=item_id, timestamp=timestamp, quantile_levels=levels
+    )
+    actual = future[list(schema.target)].to_numpy(dtype=float, na_value=np.nan)
+    return answer.assign(actual=actual.reshape(-1))
+
+
+def _scores(forecasts: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
+    """Return the scores of each cutoff and channel; see `Backtest`."""
+    rows = []
+    known = forecasts[forecasts["actual"].notna()]
+    for (cutoff, name), own in known.groupby(["cutoff", "target_name"], sort=False):
+        actual = own["actual"].to_numpy()
+        losses = []
+        for level in levels:
+            error = actual - own[str(level)].to_numpy()
+            losses.append(2 * np.maximum(level * error, (level - 1) * error).sum())
+        low, high = own[str(min(levels))], own[str(max(levels))]
+        rows.append(
+            {
+                "cutoff": cutoff,
+                "target_name": name,
+                "values": len(own),
+                "mae": np.abs(actual - own["predictions"]).mean(),
+                "quantile_loss": np.mean(losses) / max(np.abs(actual).sum(), 1e-300),
+                "coverage": ((low <= actual) & (actual <= high)).mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _cutoffs(
+    df: pd.DataFrame, cutoffs: int | Sequence[Any], reach: Any, item_id: str | None, timestamp: str
+) -> list[Any]:
+    """Return the cutoffs in the order of time: moments, or durations since the items' start."""
+    times = df[timestamp]
+    if isinstance(cutoffs, int):
+        if cutoffs < 1:
+            raise DataError(f"{cutoffs} is less than 1", "give at least one", field="cutoffs")
+        tick = 0 if is_numeric_dtype(times) else pd.Timedelta(1, unit="us")
+        end = times.max() + tick  # so that the last row lies within the last horizon
+        if is_numeric_dtype(times):
+            end = np.nextafter(float(end), np.inf)
+        return [end - number * reach for number in range(cutoffs, 0, -1)]
+    if is_numeric_dtype(times):
+        return sorted(float(cutoff) for cutoff in cutoffs)
+    try:
+        return sorted(pd.Timedelta(cutoff) for cutoff in cutoffs)
+    except (ValueError, TypeError):
+        zone = times.dt.tz
+        dates = [pd.Timestamp(cutoff) for cutoff in cutoffs]
+        return sorted(date.tz_localize(zone) if zone and date.tz is None else date
+                      for date in dates)  # fmt: skip
+
+
+def _span(value: Span, field: str, times: pd.Series, timestamp: str) -> Any:
+    """Return a length of time in the kind of a time column."""
+    if is_numeric_dtype(times):
+        if isinstance(value, (int, float)) and value >= 0:
+            return float(value)
+        raise DataError(
+            f"{value!r} is not a length of time in the numbers of {timestamp!r}",
+            "give a number, in their unit",
+            field=field,
+        )
+    return read_duration(value, field)  # pyright: ignore[reportArgumentType]

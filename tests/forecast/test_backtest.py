@@ -1,0 +1,134 @@
+"""DataFrames around a forecast: grids of questions, and backtests."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deltaflow import (
+    DataError,
+    HoldEstimator,
+    HoldPredictor,
+    IrregularDataset,
+    backtest_df,
+    future_df,
+    predict_df,
+)
+
+START = pd.Timestamp("2024-01-01", tz="Europe/Berlin")
+
+
+def walk(items: int = 4, rows: int = 48, elapsed: bool = False) -> pd.DataFrame:
+    """A value every hour, of items that begin a day after each other."""
+    random = np.random.default_rng(0)
+    frames = []
+    for item in range(items):
+        hours = 24.0 * item + np.arange(rows)
+        time = hours if elapsed else START + pd.to_timedelta(hours, unit="h")
+        values = random.normal(size=(rows, 2)).cumsum(axis=0)
+        frames.append(pd.DataFrame({"id": f"i{item}", "t": time, "A": values[:, 0],
+                                    "B": values[:, 1]}))  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+NAMES = {"item_id": "id", "timestamp": "t"}
+ROLES = {"target": ["A", "B"]}
+
+
+@pytest.mark.parametrize("elapsed", [False, True])
+def test_a_grid_goes_on_from_each_items_last_row(elapsed):
+    df = walk(2, elapsed=elapsed)
+    before = df.copy()
+    step, reach = (0.5, 3.0) if elapsed else ("30min", "3h")
+    future = future_df(df, horizon=reach, every=step, covariates=["dose"], **NAMES)
+    pd.testing.assert_frame_equal(df, before)
+    assert list(future) == ["id", "t", "dose"]
+    assert future["dose"].isna().all()
+    assert future["t"].dtype == df["t"].dtype
+    ahead = future["t"] - future["id"].map(df.groupby("id")["t"].max())
+    hours = ahead if elapsed else ahead / pd.Timedelta("1h")
+    np.testing.assert_allclose(hours, np.tile(np.arange(1, 7) / 2, 2))
+
+
+def test_a_grid_can_be_asked():
+    df = walk()
+    predictor = HoldPredictor.fit(IrregularDataset.from_long_dataframe(df, **NAMES, **ROLES), 6)
+    future = future_df(df, horizon="6h", every="2h", **NAMES)
+    assert len(predict_df(predictor, df, future, **NAMES)) == 4 * 3 * 2
+    single = df[df["id"] == "i0"].drop(columns="id")
+    assert list(future_df(single, horizon="2h", every="1h", item_id=None, timestamp="t")) == ["t"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"horizon": "1h", "every": "2h"}, "no room"),
+        ({"horizon": "1h", "every": "0h"}, "no room"),
+        ({"horizon": 3, "every": "1h"}, "not a duration"),
+    ],
+)
+def test_a_grid_without_points_is_refused(options, message):
+    with pytest.raises(DataError, match=message):
+        future_df(walk(), **options, **NAMES)
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "horizon", "cutoffs"),
+    [
+        (False, "12h", 2),
+        (True, 12, 2),
+        (False, "12h", ["2024-01-03", "2024-01-04"]),
+        (False, "12h", ["24h", "36h"]),
+        (True, 12.0, [30, 60.0]),
+    ],
+)
+def test_what_came_stands_beside_what_was_forecast(elapsed, horizon, cutoffs):
+    df = walk(elapsed=elapsed)
+    forecasts, scores = backtest_df(
+        HoldEstimator(12), df, horizon=horizon, cutoffs=cutoffs, columns=ROLES, **NAMES
+    )
+    assert forecasts["cutoff"].nunique() == 2
+    tall = df.melt(["id", "t"], var_name="target_name", value_name="value")
+    both = forecasts.merge(tall, on=["id", "t", "target_name"], how="left")
+    np.testing.assert_array_equal(both["actual"], both["value"])
+    assert scores["values"].sum() == len(forecasts)
+    assert scores["coverage"].between(0, 1).all()
+    if isinstance(cutoffs, int):
+        assert forecasts["t"].max() == df["t"].max()
+
+
+def test_nothing_is_learned_or_read_from_behind_the_cutoff():
+    df = walk()
+
+    class Noting(HoldEstimator):
+        def train(self, training_data, *args, **kwargs):
+            seen.append(max(entry["target"].shape[-1] for entry in training_data))
+            return super().train(training_data, *args, **kwargs)
+
+    seen: list[int] = []
+    options = {"horizon": "6h", "cutoffs": ["24h", "30h"], "columns": ROLES, **NAMES}
+    backtest_df(Noting(6), df, **options)
+    assert seen == [24, 30]
+    seen.clear()
+    once = backtest_df(Noting(6), df, refit=False, **options)
+    assert seen == [24]
+    early = df.groupby("id").head(24)
+    predictor = HoldPredictor.fit(IrregularDataset.from_long_dataframe(early, **NAMES, **ROLES), 6)
+    given = backtest_df(predictor, df, **options)
+    pd.testing.assert_frame_equal(once.forecasts, given.forecasts)
+
+
+def test_scores_are_those_of_their_definitions():
+    forecasts, scores = backtest_df(
+        HoldEstimator(6), walk(), horizon="6h", cutoffs=["30h"], columns={"target": "A"}, **NAMES
+    )
+    error = forecasts["actual"] - forecasts["predictions"]
+    assert scores["mae"].item() == pytest.approx(error.abs().mean())
+    inside = forecasts["actual"].between(forecasts["0.1"], forecasts["0.9"])
+    assert scores["coverage"].item() == pytest.approx(inside.mean())
+
+
+def test_a_cutoff_without_past_or_future_is_refused():
+    for cutoff, where in (("2020-01-01", "before"), ("2030-01-01", "behind")):
+        with pytest.raises(DataError, match=f"nothing lies {where} the cutoff"):
+            backtest_df(HoldEstimator(6), walk(), horizon="6h", cutoffs=[cutoff], columns=ROLES,
+                        **NAMES)  # fmt: skip
