@@ -124,6 +124,25 @@ def test_a_batch_is_read_as_in_the_plain_loop(name, monkeypatch):
         torch.testing.assert_close(gradient, slopes[label], **CLOSE, msg=label)
 
 
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "neural_cde"])
+def test_torch_func_differentiates(name):
+    """All but the neural CDE: torch.func does not know the autograd functions of torchdiffeq."""
+    encoder, batch = make(name), make_batch()
+    weights = {label: part.detach() for label, part in encoder.named_parameters()}
+
+    def read(weights, values):
+        inputs = {**batch, "values": values}
+        return torch.func.functional_call(encoder, weights, kwargs=inputs).hidden.square().sum()
+
+    found, of_values = torch.func.grad(read, argnums=(0, 1))(weights, batch["values"])
+    values = batch["values"].clone().requires_grad_()
+    encoder(**{**batch, "values": values}).hidden.square().sum().backward()
+    torch.testing.assert_close(of_values, values.grad, **CLOSE)
+    for label, parameter in encoder.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(found[label], expected, **CLOSE, msg=label)
+
+
 any_padding = pytest.mark.parametrize(
     "padding", [7.5, float("nan"), float("inf"), None], ids=["constant", "nan", "inf", "random"]
 )

@@ -220,6 +220,17 @@ def test_divergence_is_an_error_and_never_nan(method, rate, monkeypatch):
         evolve(states().float(), torch.full((5,), 1000.0))
 
 
+@pytest.mark.parametrize("name", ["ode_rnn", "gru_ode", "neural_cde"])
+def test_a_weight_that_is_not_finite_is_not_blamed_on_the_solver(name):
+    encoder = make_encoder(name, 1, 0, 4)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter[...] = torch.nan
+    batch = torch.ones(2, 3, 1)
+    with pytest.raises(DeltaflowError, match=r"weight is not finite.*learning rate"):
+        encoder(batch, batch.bool(), batch[..., 0], torch.tensor([3, 2]), batch[..., :0])
+
+
 @pytest.mark.parametrize("method", FIXED_STEP)
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_fixed_steps_cost_what_their_order_says(method, num_steps):

@@ -178,10 +178,13 @@ class NeuralCDEEncoder(Encoder):
                 **self.solver.arguments(int(control.interval[1]), hidden, parameters),
             )[:, -1]
         except AssertionError as error:  # torchdiffeq's error for too small or too many steps
-            raise divergence(increments[..., 0], str(error)) from error
+            raise self._divergence(str(error), hidden, increments) from error
         if not bool(torch.isfinite(solved).all()):
-            raise divergence(increments[..., 0], "the state is not finite")
+            raise self._divergence("the state is not finite", hidden, increments)
         return solved
+
+    def _divergence(self, reason: str, hidden: Tensor, increments: Tensor) -> DeltaflowError:
+        return divergence(increments[..., 0], reason, self.field, [hidden, increments])
 
 
 def _increments(

@@ -134,7 +134,7 @@ class Solver:
                 **self.arguments(1, hidden, field.parameters()),
             )[-1]
         except AssertionError as error:  # torchdiffeq's error for too small or too many steps
-            raise divergence(gap, str(error)) from error
+            raise divergence(gap, str(error), field, [hidden]) from error
         # A fixed step of length 0 adds exactly 0, but dopri5's interpolation has rounding errors.
         return solved if self.method in FIXED_STEP else torch.where(gap == 0, hidden, solved)
 
@@ -168,8 +168,20 @@ class Solver:
         }
 
 
-def divergence(gap: Tensor, reason: str) -> DeltaflowError:
-    """Return the error that says that a solver diverged on one of the gaps."""
+def divergence(
+    gap: Tensor, reason: str, field: VectorField, inputs: Iterable[Tensor]
+) -> DeltaflowError:
+    """Return the error of a solver that diverged on one of the gaps.
+
+    If a weight of the field or one of the inputs was not finite in the first place, the error says
+    so: no other solver would help.
+    """
+    for kind, tensors in (("a weight", field.parameters()), ("the state", inputs)):
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            return DeltaflowError(
+                f"{kind} is not finite before the ODE is solved, as after too large a step of the "
+                "optimiser: lower the learning rate, or train with a precision of more digits"
+            )
     return DeltaflowError(
         f"the ODE solver diverged on a gap of up to {float(gap.max()):g} typical gaps: {reason}. "
         "Use more steps (num_steps), another solver, or a flow, which crosses any gap in one step"
@@ -230,7 +242,8 @@ class ODEEvolution(Evolution):
         solved = self.solve(self.field, hidden, delta_t.unsqueeze(-1))
         limit = OVERSHOOT * hidden.detach().abs().amax(-1).clamp(min=self.field.bound)
         if not bool((solved.detach().abs().amax(-1) < limit).all()):  # also true for NaN
-            raise divergence(delta_t, "its steps are too long, the state left its bounds")
+            reason = "its steps are too long, the state left its bounds"
+            raise divergence(delta_t, reason, self.field, [hidden])
         return solved
 
 

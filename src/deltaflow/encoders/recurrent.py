@@ -67,13 +67,13 @@ class RecurrentEncoder(Encoder):
         with own_precision(values):
             if not is_transformed():
                 layout = Layout(running)
-                gaps = layout.columns(delta_t.unsqueeze(-1))
+                columns = layout.columns
+                gaps = columns(delta_t.unsqueeze(-1))
                 clock = clock_of(gaps)
                 stages = self.evolution.stages(gaps, clock)
                 if stages is not None:
-                    parts = [layout.columns(part) for part in (values, observed, features)]
-                    parts[1] = parts[1].to(values.dtype)
-                    inputs = torch.cat([*parts, clock], 1)
+                    mask = columns(observed).to(values.dtype)
+                    inputs = torch.cat([columns(values), mask, columns(features), clock], 1)
                     return layout.rows(recur([*stages, *self._update(inputs)], layout.counts))
             return self.read_plainly(values, observed, delta_t, running, features)
 
