@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from gluonts.dataset.common import ListDataset
+from gluonts.dataset.split import split
 
 from deltaflow import (
     ArrowDataset,
@@ -290,8 +291,9 @@ def test_regular_data_have_one_frequency(make_estimator):
         ("data.csv", "a str is not a data set"),
         (5, "a int is not a data set"),
         ([(1, 2)], "an entry of the data set is a tuple without a target"),
+        (split(read(), offset=-2)[1].generate_instances(2), "a TestData holds pairs"),
     ],
-    ids=["frame", "entry", "path", "number", "pairs"],
+    ids=["frame", "entry", "path", "number", "pairs", "test data"],
 )
 def test_what_is_not_a_data_set_is_refused(wrong, message):
     predictor = HoldPredictor.fit(read(), 2)
