@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from deltaflow.forecast.plot import plot_forecasts
     from deltaflow.forecast.predictor import DeltaflowPredictor
     from deltaflow.forecast.writer import ForecastWriter
-    from deltaflow.model.estimator import (
+    from deltaflow.training.estimator import (
         CouplingFlowEstimator,
         GRUDEstimator,
         GRUEstimator,
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
         ODERNNEstimator,
         ResNetFlowEstimator,
     )
-    from deltaflow.model.lightning_module import ForecastLightningModule
-    from deltaflow.model.resampled import ResampledEstimator
+    from deltaflow.training.lightning_module import ForecastLightningModule
+    from deltaflow.compare.resampled import ResampledEstimator
 
 __all__ = [
     "ArrowDataset",

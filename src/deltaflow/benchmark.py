@@ -27,7 +27,7 @@ from torch.utils.benchmark import timer
 
 from deltaflow.encoders import ENCODERS, Encoder, make_encoder
 from deltaflow.forecast.predictor import find_device
-from deltaflow.model.estimator import GRUFlowEstimator
+from deltaflow.training.estimator import GRUFlowEstimator
 from deltaflow.process import threads
 from deltaflow.randomness import seeded
 from deltaflow.saving import replacing_file, write

@@ -33,8 +33,8 @@ from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
-from deltaflow.model.estimator import GRUFlowEstimator, IrregularEstimator
-from deltaflow.model.resampled import ResampledEstimator, deepar
+from deltaflow.training.estimator import GRUFlowEstimator, IrregularEstimator
+from deltaflow.compare.resampled import ResampledEstimator, deepar
 from deltaflow.tasks.task import Task, known_before
 
 

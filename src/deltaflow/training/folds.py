@@ -28,7 +28,7 @@ from deltaflow.randomness import derived_seed
 from deltaflow.training import engine
 
 if TYPE_CHECKING:
-    from deltaflow.model.estimator import IrregularEstimator
+    from deltaflow.training.estimator import IrregularEstimator
 
 FEW_ITEMS = 250
 """Up to so many items, networks are trained on folds of them; with more, one network suffices."""

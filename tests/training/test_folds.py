@@ -20,7 +20,7 @@ from deltaflow import (
 )
 from deltaflow.data import IrregularDataModule
 from deltaflow.model import folds
-from deltaflow.model.folds import plan_for
+from deltaflow.training.folds import plan_for
 
 QUICK = {"max_epochs": 1, "enable_progress_bar": False, "logger": False}
 

@@ -12,7 +12,7 @@ from gluonts.model.predictor import Predictor
 
 from deltaflow import DataError, DeltaflowError, IrregularDataset, TimeSplitter
 from deltaflow.model import resampled
-from deltaflow.model.resampled import ResampledEstimator, deepar
+from deltaflow.compare.resampled import ResampledEstimator, deepar
 from deltaflow.tasks import regular_seasonal
 
 

@@ -27,8 +27,8 @@ from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
-from deltaflow.model.folds import check_folds, train_folds
-from deltaflow.model.lightning_module import ForecastLightningModule, difference
+from deltaflow.training.folds import check_folds, train_folds
+from deltaflow.training.lightning_module import ForecastLightningModule, difference
 from deltaflow.model.networks import NETWORKS
 from deltaflow.randomness import check_seed, seeded_run
 from deltaflow.training import engine
