@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage fuzz compatibility lint format wheel clean
+.PHONY: help setup demo test docs coverage fuzz compatibility lint format wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -22,6 +22,10 @@ demo: $(INSTALLED)  ## train a GRU flow on real data and compare it with a naive
 
 test: $(INSTALLED)  ## run all tests, the documentation's examples among them
 	$(BIN)/python -m pytest -n 2
+
+docs: $(VENV)/installed-docs  ## build the documentation and run its tutorials; a dead link fails
+	$(BIN)/python -m sphinx -n -W --keep-going -b html docs docs/_build/html
+	@echo "Documentation: docs/_build/html/index.html"
 
 coverage: $(INSTALLED)  ## run all tests and list the lines that none of them reaches
 	$(BIN)/python -m pytest -n 2 --cov
@@ -50,7 +54,7 @@ wheel: $(INSTALLED)  ## build the package, install it in an empty environment an
 	cd build && wheel/bin/python -m deltaflow.demo --quick --output wheel/demo
 
 clean:  ## remove the environment and everything that was built
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest dist build demo .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest dist build demo docs/_build docs/api/generated .pytest_cache .ruff_cache .hypothesis .coverage*
 
 # The lower bounds of pyproject.toml as pins, and whatever is newest within its bounds.
 $(VENV)-oldest/installed: pyproject.toml
@@ -69,4 +73,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e ".[dev,plot,cli]"
+	touch $@
+
+$(VENV)/installed-docs: $(INSTALLED) docs/constraints.txt
+	$(PIP) install -c constraints.txt -c docs/constraints.txt -e ".[docs]"
 	touch $@

@@ -10,6 +10,7 @@ from deltaflow._lazy import lazy
 from deltaflow._version import __version__
 
 if TYPE_CHECKING:
+    from deltaflow.compare.resampled import ResampledEstimator
     from deltaflow.data import (
         ArrowDataset,
         IrregularDataModule,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
         ResNetFlowEstimator,
     )
     from deltaflow.training.lightning_module import ForecastLightningModule
-    from deltaflow.compare.resampled import ResampledEstimator
 
 __all__ = [
     "ArrowDataset",
@@ -111,7 +111,7 @@ __getattr__, __dir__ = lazy(
         "forecast.plot": ("plot_forecasts",),
         "forecast.predictor": ("DeltaflowPredictor",),
         "forecast.writer": ("ForecastWriter",),
-        "model.estimator": (
+        "training.estimator": (
             "CouplingFlowEstimator",
             "GRUDEstimator",
             "GRUEstimator",
@@ -123,8 +123,18 @@ __getattr__, __dir__ = lazy(
             "ODERNNEstimator",
             "ResNetFlowEstimator",
         ),
-        "model.lightning_module": ("ForecastLightningModule",),
-        "model.resampled": ("ResampledEstimator",),
+        "training.lightning_module": ("ForecastLightningModule",),
+        "compare.resampled": ("ResampledEstimator",),
     },
-    submodules=("compare", "data", "encoders", "flows", "forecast", "heads", "model", "tasks"),
+    submodules=(
+        "compare",
+        "data",
+        "encoders",
+        "flows",
+        "forecast",
+        "heads",
+        "model",
+        "tasks",
+        "training",
+    ),
 )

@@ -27,12 +27,12 @@ from torch.utils.benchmark import timer
 
 from deltaflow.encoders import ENCODERS, Encoder, make_encoder
 from deltaflow.forecast.predictor import find_device
-from deltaflow.training.estimator import GRUFlowEstimator
 from deltaflow.process import threads
 from deltaflow.randomness import seeded
 from deltaflow.saving import replacing_file, write
 from deltaflow.tables import as_markdown, as_rich
 from deltaflow.tasks import clinical_task
+from deltaflow.training.estimator import GRUFlowEstimator
 
 FLOOR = "nn.GRU"
 

@@ -19,12 +19,12 @@ from deltaflow.errors import DeltaflowError, check_at_least_one
 from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.writer import ForecastWriter
 from deltaflow.heads import is_centred, is_discrete, make_output
-from deltaflow.training.lightning_module import ForecastLightningModule
 from deltaflow.parsers import OneLineErrors
 from deltaflow.process import fewer_warnings
 from deltaflow.randomness import check_seed
 from deltaflow.saving import replacing_file
 from deltaflow.tasks import TaskDataModule
+from deltaflow.training.lightning_module import ForecastLightningModule
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

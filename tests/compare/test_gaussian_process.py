@@ -9,10 +9,10 @@ import pytest
 from deltaflow import DeltaflowError, IrregularDataset, TimeSplitter
 from deltaflow.compare import run_comparison
 from deltaflow.compare.gaussian_process import fit_gaussian_process
-from deltaflow.model import folds
 from deltaflow.tasks import Task, unseen_items
 from deltaflow.tasks.small import small_task
 from deltaflow.tasks.task import known_before
+from deltaflow.training import folds
 
 
 def lines(number: int, missing: float = 0.0) -> Task:

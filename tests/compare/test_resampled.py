@@ -11,7 +11,7 @@ from gluonts.model.forecast import SampleForecast as RegularForecast
 from gluonts.model.predictor import Predictor
 
 from deltaflow import DataError, DeltaflowError, IrregularDataset, TimeSplitter
-from deltaflow.model import resampled
+from deltaflow.compare import resampled
 from deltaflow.compare.resampled import ResampledEstimator, deepar
 from deltaflow.tasks import regular_seasonal
 

@@ -19,7 +19,7 @@ from deltaflow import (
     load_predictor,
 )
 from deltaflow.data import IrregularDataModule
-from deltaflow.model import folds
+from deltaflow.training import folds
 from deltaflow.training.folds import plan_for
 
 QUICK = {"max_epochs": 1, "enable_progress_bar": False, "logger": False}

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from deltaflow import ForecastLightningModule, IrregularDataModule, IrregularDataset
 from deltaflow.compare.score import accuracy
 from deltaflow.heads import MonotoneQuantileOutput, is_centred, make_output
-from deltaflow.training.metrics import ForecastScores
 from deltaflow.tasks import Columns, Split, TaskDataModule
+from deltaflow.training.metrics import ForecastScores
 
 SPLINE = ISQFOutput(num_pieces=2, qk_x=[0.1, 0.5, 0.9])
 NAMES = ("mse", "mae", "mean_weighted_quantile_loss", "coverage_80")

@@ -23,6 +23,7 @@ from deltaflow.compare.baselines import (
 from deltaflow.compare.config import HOLD, RESAMPLED, CompareConfig
 from deltaflow.compare.gaussian_process import fit_gaussian_process
 from deltaflow.compare.progress import Tell
+from deltaflow.compare.resampled import ResampledEstimator, deepar
 from deltaflow.data import Reader
 from deltaflow.data.schema import unit_seconds
 from deltaflow.data.series import schema_of
@@ -33,9 +34,8 @@ from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
-from deltaflow.training.estimator import GRUFlowEstimator, IrregularEstimator
-from deltaflow.compare.resampled import ResampledEstimator, deepar
 from deltaflow.tasks.task import Task, known_before
+from deltaflow.training.estimator import GRUFlowEstimator, IrregularEstimator
 
 
 class Trained(NamedTuple):

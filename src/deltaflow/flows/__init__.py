@@ -53,3 +53,4 @@ FLOWS: dict[str, Callable[..., Flow]] = {
     "coupling": CouplingFlow,
     "linear": LinearFlow,
 }
+"""Every flow by its name: a function of the dimension, and options."""

@@ -239,6 +239,7 @@ TIME_EMBEDDINGS: dict[str, Callable[[int], TimeEmbedding]] = {
     "log": LogTime,
     "fourier": FourierTime,
 }
+"""Every time embedding by its name: a function of the dimension."""
 
 BOUNDED_TIME_EMBEDDINGS: dict[str, Callable[[int], TimeEmbedding]] = {
     "tanh": TanhTime,
@@ -246,3 +247,4 @@ BOUNDED_TIME_EMBEDDINGS: dict[str, Callable[[int], TimeEmbedding]] = {
     "log": lambda dim: Saturating(LogTime(dim)),
     "fourier": FourierTime,
 }
+"""Time embeddings with values in [0, 1], as the ResNet and GRU flows need them, by name."""

@@ -27,11 +27,11 @@ from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
-from deltaflow.training.folds import check_folds, train_folds
-from deltaflow.training.lightning_module import ForecastLightningModule, difference
 from deltaflow.model.networks import NETWORKS
 from deltaflow.randomness import check_seed, seeded_run
 from deltaflow.training import engine
+from deltaflow.training.folds import check_folds, train_folds
+from deltaflow.training.lightning_module import ForecastLightningModule, difference
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -22,11 +22,11 @@ from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.forecast.loading import FORMAT_KEY
 from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
-from deltaflow.training.metrics import ForecastScores, score_table
 from deltaflow.model.networks import make_network
 from deltaflow.process import ignore_notes
 from deltaflow.randomness import check_seed, derived_seed, seeded
 from deltaflow.saving import FORMAT, check_format
+from deltaflow.training.metrics import ForecastScores, score_table
 
 _WARM_UP = 0.05
 _FINAL = 0.02
