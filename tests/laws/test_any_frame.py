@@ -308,7 +308,9 @@ def break_frame(case: Case) -> None:
     """Put the fault of the case into its frames."""
     past, future, fault = case.past, case.future, case.fault
     rows = np.flatnonzero(reads(past["item_id"]) == reads(future["item_id"].iloc[:1]).iloc[0])
-    if fault in ("unsorted", "duplicate", "early query") and len(rows) < 2:
+    seen = past[[*case.channels, *past.columns.intersection(["lab"])]].iloc[rows[-1]].notna().any()
+    few = fault in ("unsorted", "duplicate", "early query") and len(rows) < 2
+    if few or (fault == "early query" and not seen):
         case.fault = None
     elif fault == "unsorted":
         swapped = past["timestamp"].iloc[[rows[-1], rows[-2]]].array

@@ -7,11 +7,19 @@ from deltaflow import (
     CouplingFlowEstimator,
     GRUEstimator,
     GRUFlowEstimator,
+    LinearFlowEstimator,
     ResNetFlowEstimator,
 )
 
 any_estimator = pytest.mark.parametrize(
-    "cls", [GRUFlowEstimator, ResNetFlowEstimator, CouplingFlowEstimator, GRUEstimator]
+    "cls",
+    [
+        GRUFlowEstimator,
+        ResNetFlowEstimator,
+        CouplingFlowEstimator,
+        LinearFlowEstimator,
+        GRUEstimator,
+    ],
 )
 
 

@@ -696,7 +696,7 @@ def test_seeds_outside_of_their_range_are_refused(seed, univariate, make_estimat
 @pytest.mark.parametrize("learn", [GRUEstimator(4).train, lambda data: HoldPredictor.fit(data, 4)])
 def test_a_training_set_that_a_split_has_emptied_is_named(learn, univariate):
     training, _ = TimeSplitter(date="1999-12-31").split(univariate)
-    with pytest.raises(DataError, match="no item of the training set has an observation; split"):
+    with pytest.raises(DataError, match="no item of the training set has an observation; if"):
         learn(training)
 
 

@@ -221,17 +221,14 @@ class _Grid:
         return np.where(known, ahead, ahead[known].max() if known.any() else 0.0)
 
     def _channels(self, entry: DataEntry, series: Series) -> Iterator[DataEntry]:
-        times = series.times[: series.length]
         targets = series.values[:, : len(self.schema.target)]  # noqa: PD011
-        values = pd.DataFrame(targets).ffill().fillna(dict(enumerate(self.center))).to_numpy()
+        observed = pd.DataFrame(targets).ffill().assign(time=series.times[: series.length])
         end = _end(series)
-        count = 1 + int((end - times[0]) / self.step) if series.length else 1
-        points = end - self.step * np.arange(count)[::-1]
-        if series.length:
-            # At least 0: rounding may put the first point just before the first observation.
-            values = values[np.maximum(np.searchsorted(times, points, side="right") - 1, 0)]
-        else:
-            values = self.center[None]
+        begin = observed["time"].min() if series.length else end
+        points = end - self.step * np.arange(1 + int((end - begin) / self.step))[::-1]
+        points = np.maximum(points, begin)  # rounding may put the first point just before it
+        values = pd.merge_asof(pd.DataFrame({"time": points}), observed, on="time")
+        values = values.drop(columns="time").fillna(dict(enumerate(self.center))).to_numpy()
         origin = entry["info"]["time_origin"] or "1970-01-01"
         start = pd.Timestamp(origin.removesuffix("Z")) + pd.Timedelta(points[0], unit="s")
         for channel, target in enumerate(values.T):

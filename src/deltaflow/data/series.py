@@ -440,7 +440,7 @@ def _numbers(values: Any, dtype: Any, item: str | None, field: str) -> np.ndarra
 
 def _check_size(values: np.ndarray, item: str | None, field: str) -> None:
     """Raise if a value exceeds `LARGEST`, and name its position along the last axis."""
-    if (beyond := np.abs(values) > LARGEST).any():
+    if values.size and (beyond := np.abs(values) > LARGEST).any():
         infinite = np.isinf(values[beyond][0])
         raise DataError(
             "the value is infinite" if infinite else f"the value is larger than {LARGEST:g}",
@@ -483,6 +483,9 @@ def _check_times(elapsed: np.ndarray, length: int, num_queries: int | None, item
     """Check row 0 of ``feat_dynamic_real``: T observation times, then the query times."""
     field = "feat_dynamic_real[0]"
     queries = elapsed[length:]
+    enough = len(elapsed) >= length + (num_queries is not None)
+    if enough and (np.diff(elapsed, prepend=-np.inf) > 0).all():
+        return  # as nearly always: increasing, and none of them NaN
     if len(elapsed) < length:
         raise DataError(f"has {len(elapsed)} times for {length} observations",
                         "give each observation its time", item=item, field=field)  # fmt: skip

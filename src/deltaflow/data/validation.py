@@ -140,7 +140,7 @@ def item_codes(frame: pd.DataFrame, item_id: str) -> tuple[np.ndarray, pd.Index]
             field=item_id,
             position=frame.index[int(np.argmax(codes < 0))],
         )
-    return codes, pd.Index(items)
+    return codes, items if isinstance(items, pd.Index) else pd.Index(items)
 
 
 def gather_rows(frame: pd.DataFrame, item_id: str | None) -> Rows:

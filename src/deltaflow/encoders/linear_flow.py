@@ -112,7 +112,8 @@ class LinearFlowEncoder(Encoder):
             newest = (counts - 1).clamp(min=0), torch.arange(len(counts), device=counts.device)
             layers = self._layers(seen, gaps, lambda _, factors, added: scan(factors, added))
             states = torch.cat([states[newest] for states in layers], -1)
-            return self._as_real(states.masked_fill((counts == 0).unsqueeze(-1), 0.0))
+            states = states.masked_fill((counts == 0).unsqueeze(-1), 0.0)
+            return self._as_real(states, values.dtype)
 
     def step(
         self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
@@ -120,13 +121,15 @@ class LinearFlowEncoder(Encoder):
         """Read one observation; see `Encoder.step`."""
         with own_precision(values):
             before = nn.functional.pad(state.hidden, (0, self.hidden_size % 2))
-            before = torch.complex(*before.chunk(2, -1)).split(self.sizes, -1)
+            before = _numbers(torch.stack(before.chunk(2, -1), -1).flatten(-2))
+            before = before.split(self.sizes, -1)
             seen = _inputs(values, observed, features, delta_t)
 
             def one_step(layer: int, factors: Tensor, added: Tensor) -> Tensor:
                 return factors * before[layer] + added
 
-            return self._as_real(torch.cat([*self._layers(seen, delta_t, one_step)], -1))
+            states = torch.cat([*self._layers(seen, delta_t, one_step)], -1)
+            return self._as_real(states, values.dtype)
 
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
         """Carry the state to the queries by its flow; see `Encoder.evolve`."""
@@ -138,22 +141,23 @@ class LinearFlowEncoder(Encoder):
 
         ``seen`` is ``(…, R)``, R inputs at each of any number of observations; ``gaps`` is ``(…)``.
         """
-        moved = torch.complex(*exponential(*self.flow.exponent(), gaps.unsqueeze(-1), seen.dtype))
+        moved = exponential(*self.flow.exponent(), gaps.unsqueeze(-1), seen.dtype)
+        moved = torch.stack(moved, -1).flatten(-2)  # as `_parts` are
         inner = seen
         # Products of real and complex numbers are slow, so gates are repeated for both parts.
-        for layer, moved_by in enumerate(_parts(moved).split([2 * n for n in self.sizes], -1)):
+        for layer, moved_by in enumerate(moved.split([2 * n for n in self.sizes], -1)):
             weight, bias = (part.repeat_interleave(2, 0) for part in self.gates[layer].parameters())
             gate = torch.sigmoid(nn.functional.linear(inner, weight, bias))
             factors, added = (1 - gate) * moved_by, gate * self.drives[layer](inner)
             states = recur(layer, _numbers(factors), _numbers(added))
             yield states
             if layer < len(self.mixtures):
-                mixed = self.mixtures[layer](torch.cat([_parts(states), seen], -1))
+                mixed = self.mixtures[layer](torch.cat([_parts(states).to(seen.dtype), seen], -1))
                 inner = nn.functional.gelu(mixed)
 
-    def _as_real(self, states: Tensor) -> Tensor:
+    def _as_real(self, states: Tensor, dtype: torch.dtype) -> Tensor:
         """Turn complex states ``(B, N)`` into the hidden state, ``(B, H)``."""
-        return torch.cat([states.real, states.imag], -1)[:, : self.hidden_size]
+        return torch.cat([states.real, states.imag], -1)[:, : self.hidden_size].to(dtype)
 
 
 def _parts(numbers: Tensor) -> Tensor:
@@ -162,7 +166,8 @@ def _parts(numbers: Tensor) -> Tensor:
 
 
 def _numbers(parts: Tensor) -> Tensor:
-    """Undo `_parts`."""
+    """Undo `_parts`, in float32 for half precision, which has no complex numbers."""
+    parts = parts.to(torch.promote_types(parts.dtype, torch.float32))
     return torch.view_as_complex(parts.unflatten(-1, (-1, 2)))
 
 

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
-from gluonts.model.forecast import Quantile
 
 from deltaflow.data.series import SeriesReader, entries_of
 from deltaflow.errors import DataError, check_at_least_one, unsaid
 from deltaflow.forecast.ensemble import EnsemblePredictor
-from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
+from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast, parsed_level
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.randomness import check_seed, derived_seed, seeded
 
@@ -243,7 +242,7 @@ class ConformalForecast(RealTimeForecast):
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        return self._at(self._score(Quantile.parse(level).value))
+        return self._at(self._score(parsed_level(level).value))
 
     def copy_dim(self, dim: int) -> "ConformalForecast":
         """Return the forecast of one channel."""

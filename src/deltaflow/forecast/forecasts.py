@@ -22,7 +22,7 @@ from deltaflow.forecast.plot import Interval, draw_forecast
 CELLS_AT_ONCE = 4096
 """About so many quantiles, of a query and channel each, are computed together."""
 
-_parsed = lru_cache(maxsize=1024, typed=True)(gluonts_forecast.Quantile.parse)
+parsed_level = lru_cache(maxsize=1024, typed=True)(gluonts_forecast.Quantile.parse)
 """GluonTS's reading of the level of a quantile, which takes 50 microseconds each time."""
 
 
@@ -102,7 +102,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        return super().quantile(_parsed(level))  # pyright: ignore[reportArgumentType]
+        return super().quantile(parsed_level(level))  # pyright: ignore[reportArgumentType]
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels.
@@ -331,7 +331,7 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        return self.quantiles([_parsed(level).value])[0]
+        return self.quantiles([parsed_level(level).value])[0]
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
@@ -474,7 +474,9 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
         # As in GluonTS, which reads the keys anew for each forecast: half a millisecond.
         self.forecast_array = forecast_arrays
         self.start_date = start_date
-        self.forecast_keys = [key if key == "mean" else _parsed(key).name for key in forecast_keys]
+        self.forecast_keys = [
+            key if key == "mean" else parsed_level(key).name for key in forecast_keys
+        ]
         self.item_id, self.info = item_id, info
         self.prediction_length = forecast_arrays.shape[1]
         self._dim = None
@@ -492,7 +494,7 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
             If the head has a single level, which is another one.
         """
         known = {float(key): key for key in self.forecast_keys if key != "mean"}
-        value = _parsed(level).value
+        value = parsed_level(level).value
         if value in known:
             return self._forecast_dict[known[value]]
         if len(known) == 1:
