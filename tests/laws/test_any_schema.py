@@ -263,8 +263,8 @@ def test_any_order_and_surplus_is_learned_from_and_judged_by_name(
             (module.training_windows, layout), (module.validation_windows, other),
         ):  # fmt: skip
             expected = [known.read(entry) for entry in reference(kind, part.wards)]
-            for series, known in zip(windows.data, expected, strict=True):
-                read_alike(series, known)
+            for series, wanted in zip(windows.data, expected, strict=True):
+                read_alike(series, wanted)
         expected = list(LabelledWindows(instances(reference(kind, other.wards)), known))
         read_alike(known.collate(judged), known.collate(expected))
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
+    EarlyStopping,
     EMAWeightAveraging,
     ModelCheckpoint,
     StochasticWeightAveraging,
@@ -132,6 +133,24 @@ def test_averaged_weights_are_those_of_the_best_epoch(univariate, surprises, mak
     best = int(np.argmin(averages.losses))
     assert best < 4, averages.losses
     assert_same_weights(predictor.network.state_dict(), averages.weights[best])
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        EMAWeightAveraging(decay=0.9),
+        StochasticWeightAveraging(0.01, swa_epoch_start=2),
+        EarlyStopping("val_loss", patience=1),
+    ],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_a_callback_begins_anew_in_every_training_run(
+    callback, univariate, surprises, make_estimator
+):
+    settings = {"max_epochs": 4, "enable_progress_bar": False, "callbacks": callback}
+    estimator = make_estimator(GRUEstimator, lr=0.03, trainer_kwargs=settings)
+    first = estimator.train(univariate, surprises).network.state_dict()
+    assert_same_weights(estimator.train(univariate, surprises).network.state_dict(), first)
 
 
 def test_stochastic_weight_averaging_returns_its_average(univariate, surprises, make_estimator):
@@ -675,7 +694,7 @@ def test_keywords_of_gluonts_are_accepted(univariate, trained, make_estimator):
 
 def test_a_predictor_without_a_network_cannot_be_trained_on(univariate, make_estimator):
     hold = HoldPredictor.fit(univariate, 4)
-    with pytest.raises(DeltaflowError, match="a HoldPredictor has no network to go on with"):
+    with pytest.raises(DeltaflowError, match="a HoldPredictor is not a single network"):
         make_estimator(GRUEstimator).train_from(hold, univariate)
 
 

@@ -99,7 +99,7 @@ class IrregularDataModule(pl.LightningDataModule):
         How series are read, with the statistics of the training set.
     horizon
         What training windows ask for.
-    reader
+    series_reader
         What reads the items.
     training_windows, validation_windows
         The windows, by number.

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, Checkpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from torch import Tensor
 
 from deltaflow.process import quiet
@@ -19,6 +27,12 @@ DEFAULTS: Mapping[str, Any] = {
     "enable_model_summary": False,
 }
 """The arguments of Lightning's Trainer where none are given. Nothing is written to disk."""
+
+_STATEFUL = (Checkpoint, EarlyStopping, StochasticWeightAveraging, WeightAveraging)
+"""Callbacks of Lightning that remember a training run, and would let it decide on the next one."""
+
+_UNUSED: WeakKeyDictionary[Callback, dict[str, Any]] = WeakKeyDictionary()
+"""The attributes of such callbacks before their first training run."""
 
 
 def train(
@@ -60,6 +74,7 @@ def train(
     given = settings.pop("callbacks", None) or []
     best = BestWeights(monitor)
     callbacks = [best, *(given if isinstance(given, (list, tuple)) else [given])]
+    _renew(callbacks)
     settings.setdefault("enable_checkpointing", any(isinstance(c, Checkpoint) for c in callbacks))
     with quiet():
         trainer = pl.Trainer(callbacks=callbacks, **settings)
@@ -113,6 +128,19 @@ class BestWeights(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.loss, self.weights = state_dict["loss"], state_dict["weights"]
+
+
+def _renew(callbacks: Iterable[Callback]) -> None:
+    """Let callbacks that were used before begin anew, as an estimator trains more than once.
+
+    A used ``EarlyStopping`` would stop too early, and a used ``EMAWeightAveraging`` average nothing
+    until the step where it has stopped.
+    """
+    for callback in callbacks:
+        if isinstance(callback, _STATEFUL):
+            unused = _UNUSED.setdefault(callback, deepcopy(vars(callback)))
+            vars(callback).clear()
+            vars(callback).update(deepcopy(unused))
 
 
 def _is_averaged(trainer: pl.Trainer) -> bool:

@@ -81,7 +81,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class TrainOutput(NamedTuple):
-    """What a training leaves behind."""
+    """The result of a training run."""
 
     trained_net: ForecastLightningModule
     trainer: pl.Trainer
@@ -116,12 +116,12 @@ class IrregularEstimator(Estimator):
         ``"running"``: values are scaled by mean and deviation of what was observed so far;
         ``"last"``: the change from the last observed value is forecast, in units of its typical
         variation in the training set, for series of similar scale.
+        If None, it follows the data where there are `folds`, and is ``"running"`` otherwise.
     balance
         How much rare channels count in the loss: 0, every value counts the same; 1, every
         channel.
     channel_weights
         How much each target channel counts in the loss besides, by default all the same.
-        If neither is given, see `folds`; without folds, it is ``"running"``.
     hidden_size, dropout
         Width of the network, and share of the head's inner features dropped in training, none by
         default.
@@ -334,8 +334,8 @@ class IrregularEstimator(Estimator):
         """
         if not isinstance(predictor, IrregularPredictor):
             raise DeltaflowError(
-                f"a {type(predictor).__name__} has no network to go on with: give train_from a "
-                "predictor that an estimator has trained, or train a new one with train"
+                f"a {type(predictor).__name__} is not a single network to go on with: give "
+                "train_from what train returns with validation_data or folds=0, or train anew"
             )
         return self.train_model(
             training_data, validation_data, from_predictor=predictor, ckpt_path=ckpt_path
