@@ -28,7 +28,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints", "jupyter_execute"]
+exclude_patterns = ["_build", "_templates", "**/.ipynb_checkpoints", "jupyter_execute"]
 
 html_theme = "furo"
 html_title = "deltaflow"
@@ -42,11 +42,12 @@ html_theme_options = {
 nb_execution_mode = "force"
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
-nb_execution_show_tb = True
+nb_execution_show_traceback = True
 nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+templates_path = ["_templates"]
 autosummary_generate = True
 autodoc_class_signature = "mixed"
 autodoc_member_order = "bysource"
@@ -79,19 +80,20 @@ def link_or_code(app: Sphinx, env: Any, node: Any, content: nodes.Node) -> nodes
     if node.get("refdomain") != "py":
         return None
     target = node["reftarget"].lstrip("~.").removesuffix("()")
+    short = target.rpartition(".")[-1] if target.startswith("deltaflow.") else target
     domain = env.get_domain("py")
     found = [
         (name, entry)
         for name, entry in domain.objects.items()
-        if (name == target or name.endswith(f".{target}")) and not entry.aliased
+        if (name == target or name.endswith(f".{short}")) and not entry.aliased
     ]
     if found:
         name, entry = min(found, key=lambda pair: len(pair[0]))
         return make_refnode(
             app.builder, node["refdoc"], entry.docname, entry.node_id, content, name
         )
-    if target.startswith("deltaflow."):
-        return None  # a dead link: Sphinx warns, and the build fails
+    if target.startswith("deltaflow.") and node["reftype"] == "obj":
+        return None  # a dead link of a page: Sphinx warns, and the build fails
     return nodes.literal(content.astext(), content.astext())
 
 

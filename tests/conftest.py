@@ -33,6 +33,22 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
+SLOW = {
+    "test_any_frame", "test_any_schema", "test_cli", "test_demo", "test_distributed",
+    "test_estimator_laws", "test_examples", "test_interrupted_fit", "test_learning",
+    "test_lightning_cli", "test_ode_laws", "test_process", "test_readme", "test_report",
+    "test_run", "test_saving", "test_trained_laws", "test_training",
+}  # fmt: skip
+"""Modules of tests that train, or start processes, for seconds: without them, by
+``-m "not slow"``, the rest answers within a minute on two cores."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 TRAINER = {"max_epochs": 1, "enable_progress_bar": False}
 
 
