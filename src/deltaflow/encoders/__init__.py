@@ -41,7 +41,7 @@ __all__ = [
 
 
 def make_encoder(
-    name: str, num_channels: int, num_features: int, hidden_size: int, options: object
+    name: str, num_channels: int, num_features: int, hidden_size: int, **options: object
 ) -> Encoder:
     """Build a registered encoder.
 
@@ -60,7 +60,7 @@ def make_encoder(
     if name not in ENCODERS:
         raise UnknownNameError("encoder", name, ENCODERS)
     try:
-        return ENCODERS[name](num_channels, num_features, hidden_size, options)
+        return ENCODERS[name](num_channels, num_features, hidden_size, **options)
     except DeltaflowError:
         raise
     except (TypeError, ValueError) as error:
@@ -78,4 +78,4 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "gru_ode": gru_ode,
     "neural_cde": NeuralCDEEncoder,
 }
-"""Every encoder by name: a function of (num_channels, num_features, hidden_size, options)."""
+"""Every encoder by name: a function of num_channels, num_features, hidden_size and options."""
