@@ -14,8 +14,8 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 Tell = Callable[[str, float], None]
-"""Told what is done, such as ``epoch 3 of 50``, and which share of a training that is, above 0 and
-up to 1. A training that stops early ends before 1; a row that is fitted at once tells nothing."""
+"""Called with what is done, such as ``epoch 3 of 50``, and the share of the training run that this
+is, above 0 and up to 1. A run that stops early ends before 1; without epochs, nothing is called."""
 
 
 class Progress:

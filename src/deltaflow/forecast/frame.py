@@ -15,6 +15,7 @@ from deltaflow.data.validation import (
     Rows,
     TimeColumn,
     check_columns,
+    check_distinct,
     check_range,
     check_roles,
     gather_rows,
@@ -281,14 +282,7 @@ def _item_names(frame: pd.DataFrame, rows: Rows, item_id: str | None) -> list[st
         return rows.items
     firsts = frame[item_id].iloc[rows.order[rows.bounds[:-1]]]
     names = [_as_text(item) for item in firsts]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(
-            "two different identifiers read the same as text",
-            "give the column one type",
-            item=twice,
-            field=item_id,
-        )
+    check_distinct(names, item_id)
     return names
 
 
