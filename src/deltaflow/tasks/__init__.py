@@ -2,7 +2,8 @@
 
 from .clinical import VITALS, clinical_dataset, clinical_sample, clinical_task
 from .data_module import TaskDataModule
-from .datasets import TASKS, Columns, Split, load_task
+from .datasets import FOLDED_TASKS, TASKS, Columns, Split, load_task
+from .physiome_ode import physiome_ode_task
 from .physionet2012 import PARAMETERS, physionet2012, physionet2012_task, read_physionet2012
 from .small import SMALL_SETS, small_set, small_task
 from .synthetic import (
@@ -17,6 +18,7 @@ from .synthetic import (
 from .task import Task, unseen_items
 
 __all__ = [
+    "FOLDED_TASKS",
     "PARAMETERS",
     "SMALL_SETS",
     "SYSTEMS",
@@ -33,6 +35,7 @@ __all__ = [
     "irregular_sine",
     "irregular_wave",
     "load_task",
+    "physiome_ode_task",
     "physionet2012",
     "physionet2012_task",
     "read_physionet2012",

@@ -17,6 +17,7 @@ from pandas.api.types import is_numeric_dtype
 from deltaflow.data import IrregularDataset, TimeSplitter
 from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
 from deltaflow.tasks.clinical import clinical_task
+from deltaflow.tasks.physiome_ode import physiome_ode_task
 from deltaflow.tasks.physionet2012 import physionet2012_task
 from deltaflow.tasks.small import SMALL_SETS, small_task
 from deltaflow.tasks.synthetic import SYSTEMS, WAVES, synthetic_task
@@ -29,6 +30,11 @@ TASKS: dict[str, Callable[..., Task]] = {
     **{f"small:{name}": partial(small_task, name) for name in SMALL_SETS},
 }
 """Every task by name: a function that takes the task's own options and returns the task."""
+
+FOLDED_TASKS: dict[str, Callable[..., Task]] = {"physiome_ode": physiome_ode_task}
+"""Collections of sets that are drawn again for each fold. Their tasks are named
+``COLLECTION:SET:FOLD``, or ``COLLECTION:SET`` for fold 0. The function takes `name`, `fold` and the
+task's own options."""
 
 READERS = {".csv": pd.read_csv, ".gz": pd.read_csv, ".parquet": pd.read_parquet}
 """The function that reads a file, by the file's suffix."""
@@ -109,8 +115,8 @@ def load_task(
     Parameters
     ----------
     dataset
-        A task of `TASKS` by name, the path of a CSV or Parquet file, or the path of a GluonTS data
-        set.
+        A task of `TASKS` or `FOLDED_TASKS` by name, the path of a CSV or Parquet file, or the path
+        of a GluonTS data set.
     dataset_kwargs
         Options of a named task, such as ``path`` and ``sets`` of ``physionet2012``.
     columns, split
@@ -124,9 +130,9 @@ def load_task(
         If there is no such task, or it has no such option.
     """
     check_data_set(dataset)
-    if dataset in TASKS:
+    if make := _named_task(dataset):
         try:
-            return TASKS[dataset](**(dataset_kwargs or {}))
+            return make(**(dataset_kwargs or {}))
         except TypeError as error:
             raise DeltaflowError(f"dataset_kwargs of {dataset!r}: {error}") from error
     path = Path(dataset)
@@ -138,12 +144,23 @@ def load_task(
 def check_data_set(dataset: str) -> None:
     """Raise unless there is a task of this name, or a file or folder of this path."""
     path = Path(dataset)
-    if dataset in TASKS or path.is_dir() or path.is_file():
+    if _named_task(dataset) or path.is_dir() or path.is_file():
         return
     if os.sep in dataset or path.suffix:
         raise DataError(f"there is no file or folder {dataset!r}", "check the path",
                         field="dataset")  # fmt: skip
-    raise UnknownNameError("data set", dataset, TASKS)
+    raise UnknownNameError("data set", dataset, [*TASKS, *(f"{name}:…" for name in FOLDED_TASKS)])
+
+
+def _named_task(dataset: str) -> Callable[..., Task] | None:
+    """Return the function of a task by name, and None if there is no such task."""
+    collection, _, member = dataset.partition(":")
+    if collection not in FOLDED_TASKS or not member:
+        return TASKS.get(dataset)
+    name, _, fold = member.partition(":")
+    if not (fold or "0").isdecimal():
+        raise DeltaflowError(f"the fold of {dataset!r} is a number from 0 on, not {fold!r}")
+    return partial(FOLDED_TASKS[collection], name, fold=int(fold or 0))
 
 
 def _file_task(path: Path, columns: Columns, given: Split) -> Task:
