@@ -14,9 +14,10 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deltaflow.compare import CompareConfig, compare
+from deltaflow.compare import CompareConfig, ComparedData, compare
 from deltaflow.encoders import ENCODERS, RecurrentEncoder
 from deltaflow.encoders.evolution import Evolution, Evolve
+from deltaflow.training.options import TrainerOptions
 
 
 class Relaxation(Evolution):
@@ -47,13 +48,15 @@ ENCODERS["relaxing_gru"] = relaxing_gru
 
 def main(quick: bool) -> None:
     config = CompareConfig(
-        dataset="sine",
-        dataset_kwargs={"num_series": 20, "length": 30} if quick else {},
+        data=ComparedData(
+            dataset="sine",
+            dataset_kwargs={"num_series": 20, "length": 30} if quick else {},
+            num_batches_per_epoch=2 if quick else 30,
+        ),
+        trainer=TrainerOptions(max_epochs=1 if quick else 10),
         encoders=["relaxing_gru", "gru", "gru_flow"],
         seeds=[0],
         output=Path("comparison/custom_encoder"),
-        epochs=1 if quick else 10,
-        num_batches_per_epoch=2 if quick else 30,
     )
     compare(config, Console())
 

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="+", help="the rows, each in ratio to the last one")
     options = parser.parse_args()
     config = yaml.safe_load((options.folder / "config.yaml").read_text())
-    task = load_task(config["dataset"], config["dataset_kwargs"])
+    task = load_task(config["data"]["dataset"], config["data"]["dataset_kwargs"])
     folders = {
         row: sorted((options.folder / "runs").glob(f"{task.name}-{row}-seed?"))
         for row in options.rows

@@ -14,7 +14,7 @@ SOURCE = Path(deltaflow.__file__).parent
 FLOORS = [
     ["_lazy", "_version", "errors"],
     ["flows"],
-    ["process", "randomness", "saving", "tables"],
+    ["options", "process", "randomness", "saving", "tables"],
     ["encoders"],
     ["data", "heads"],
     ["model"],

@@ -12,14 +12,16 @@ from deltaflow.cli import COMMANDS, main
 pytest.importorskip("jsonargparse")
 
 CONFIG = {
-    "dataset": "sine",
-    "dataset_kwargs": {"num_series": 15, "length": 30},
+    "data": {
+        "dataset": "sine",
+        "dataset_kwargs": {"num_series": 15, "length": 30},
+        "num_batches_per_epoch": 2,
+        "batch_size": 4,
+    },
     "encoders": ["gru", "gru_d"],
     "seeds": [0],
-    "hidden_size": 4,
-    "epochs": 2,
-    "num_batches_per_epoch": 2,
-    "batch_size": 4,
+    "model": {"hidden_size": 4},
+    "trainer": {"max_epochs": 2},
 }
 
 
@@ -33,12 +35,12 @@ def config(tmp_path) -> str:
 def test_options_override_the_configuration_and_what_is_stored_repeats_it(config, tmp_path, capsys):
     output = tmp_path / "out"
     options = ["--config", config, "--output", str(output), "--encoders", "[gru]", "--seeds=[3]"]
-    assert main(["compare", *options, "--epochs", "1"]) == 0
+    assert main(["compare", *options, "--trainer.max_epochs", "1"]) == 0
     results = pd.read_csv(output / "results.csv")
     assert set(results["encoder"]) == {"hold", "gru"}
     assert set(results["seed"]) == {3}
     stored = yaml.safe_load((output / "config.yaml").read_text())
-    assert (stored["epochs"], stored["hidden_size"]) == (1, 4)
+    assert (stored["trainer"]["max_epochs"], stored["model"]["hidden_size"]) == (1, 4)
     printed = capsys.readouterr().out
     assert "sine_beyond" in printed
     assert "index.html" in printed
@@ -50,7 +52,7 @@ def test_options_override_the_configuration_and_what_is_stored_repeats_it(config
 
 
 def test_failed_run_shows_in_the_status(config, tmp_path, capsys):
-    variants = '{"bad": {"encoder": "gru", "encoder_kwargs": {"depth": 3}}}'
+    variants = '{"bad": {"model": {"encoder": "gru", "encoder_kwargs": {"depth": 3}}}}'
     options = ["--config", config, "--output", str(tmp_path / "out"), "--variants", variants]
     assert main(["compare", *options, "--encoders", "[bad]"]) == 1
     assert "depth" in capsys.readouterr().out
@@ -61,7 +63,7 @@ def test_unknown_names_are_refused(config, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.yaml").write_text("of an earlier comparison")
     options = ["--config", config, "--output", str(tmp_path / "out")]
-    for option, hint in (("--encoders=[gru_dd]", "gru_d"), ("--dataset=sinne", "sine")):
+    for option, hint in (("--encoders=[gru_dd]", "gru_d"), ("--data.dataset=sinne", "sine")):
         assert main(["compare", *options, option]) == 2
         assert f"did you mean '{hint}'" in capsys.readouterr().err
     assert (tmp_path / "out" / "config.yaml").read_text() == "of an earlier comparison"
@@ -126,7 +128,9 @@ def test_command_without_name_or_with_a_wrong_one_explains_itself(capsys):
         assert "usage: deltaflow" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--epoks", "3"], ["--epochs", "many"], ["--seeds", "0"]])
+@pytest.mark.parametrize(
+    "options", [["--epoks", "3"], ["--trainer.max_epochs", "many"], ["--seeds", "0"]]
+)
 def test_options_of_a_comparison_are_refused_in_one_line(options, config, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["compare", "--config", config, *options])

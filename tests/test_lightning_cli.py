@@ -188,6 +188,10 @@ def test_other_channels_than_trained_on_are_refused(trained, capsys):
         (["fit", "--trainer.check_val_every_n_epoch", "0"], "must be at least 1, got 0"),
         (["fit", "--trainer.val_check_interval", "99"], "`val_check_interval` (99) must be less"),
         (["fit", "--model.encoder_kwargs.num_layers", "0"], "at least one flow"),
+        (["fit", "--model.hidden_size", "0"], "hidden_size must be at least 1, got 0"),
+        (["fit", "--model.balance", "-1"], "balance must be at least 0, got -1"),
+        (["fit", "--optimizer.lr", "-1"], "lr must be at least 0, got -1"),
+        (["fit", "--weight_averaging.decay", "2"], "decay must lie between 0 and 1, got 2"),
         (["fit", "--config", "latin.yaml"], "'utf-8' codec can't decode"),
         (["fit", "--seed_everything", "-1"], "seed must lie between 0 and"),
     ],
@@ -326,6 +330,21 @@ def test_fit_killed_at_a_random_step_goes_on_as_if_nothing_had_happened(trained,
     ]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_averaged_weights_are_validated_and_stored(tiny, tmp_path):
+    assert (
+        main(["fit", "--config", tiny, "--weight_averaging.decay=0.5", "--optimizer.lr=0.02"]) == 0
+    )
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    stored = torch.load(path, weights_only=True)
+    assert stored["hyper_parameters"]["lr"] == 0.02
+    trained, kept = stored["current_model_state"], stored["state_dict"]
+    assert any(not torch.equal(trained[name], kept[name]) for name in kept)
+    assert main(["validate", "--config", tiny, "--ckpt_path", str(path)]) == 0
+    assert metrics(tmp_path, 1)["val_loss"].iloc[0] == pytest.approx(
+        metrics(tmp_path)["val_loss"].min()
+    )
 
 
 def stored_step(checkpoint: Path) -> int:

@@ -129,6 +129,18 @@ class UnknownArgumentError(DeltaflowError, TypeError):
     """An argument that the function does not take, for example because it is misspelt."""
 
 
+def check_at_least(least: float, **values: float | None) -> None:
+    """Raise an error that names the argument if a value is less than ``least``, or not finite.
+
+    >>> check_at_least(0, balance=-1.0)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    DeltaflowError: balance must be at least 0, got -1.0
+    """
+    for name, value in values.items():
+        if value is not None and not (_is_finite(value) and value >= least):
+            raise DeltaflowError(f"{name} must be at least {least:g}, got {value}")
+
+
 def check_at_least_one(**counts: int | None) -> None:
     """Raise an error that names the argument if a count is less than 1.
 
@@ -136,9 +148,23 @@ def check_at_least_one(**counts: int | None) -> None:
     Traceback (most recent call last):
     DeltaflowError: batch_size must be at least 1, got 0
     """
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise DeltaflowError(f"{name} must be at least 1, got {count}")
+    check_at_least(1, **counts)
+
+
+def check_between(least: float, most: float, **values: float | None) -> None:
+    """Raise an error that names the argument if a value is not between two others.
+
+    >>> check_between(0, 1, dropout=1.5)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    DeltaflowError: dropout must lie between 0 and 1, got 1.5
+    """
+    for name, value in values.items():
+        if value is not None and not (_is_finite(value) and least <= value <= most):
+            raise DeltaflowError(f"{name} must lie between {least:g} and {most:g}, got {value}")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and bool(np.isfinite(value))
 
 
 class DeltaflowWarning(UserWarning):

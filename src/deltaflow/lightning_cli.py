@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -25,6 +26,7 @@ from deltaflow.randomness import check_seed
 from deltaflow.saving import replacing_file
 from deltaflow.tasks import TaskDataModule
 from deltaflow.training.lightning_module import ForecastLightningModule
+from deltaflow.training.options import OptimizerOptions, WeightAveragingOptions
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -51,14 +53,19 @@ class Parser(OneLineErrors, LightningArgumentParser):
 class ForecastCLI(LightningCLI):
     """`LightningCLI` for a `ForecastLightningModule` on a `TaskDataModule`.
 
-    Beside Lightning's own options there are those of its callbacks: `best` and `last` keep the
-    checkpoints `best.ckpt` and `last.ckpt` in `<trainer.default_root_dir>/checkpoints`,
-    `early_stopping` stops, and `forecasts` writes what `predict` forecasts. Logs are CSV files, and
-    TensorBoard's where it is installed, unless `trainer.logger` says otherwise.
+    Beside `data`, `model` and `trainer` there are `optimizer`, `early_stopping` and
+    `weight_averaging`, as in a comparison; `best` and `last`, which keep the checkpoints
+    `best.ckpt` and `last.ckpt` in `<trainer.default_root_dir>/checkpoints`; and `forecasts`, which
+    writes what `predict` forecasts. Logs are CSV files, and TensorBoard's where it is installed,
+    unless `trainer.logger` says otherwise.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks, and link what follows from something else."""
+        """Add the callbacks and the optimiser, and link what follows from something else."""
+        parser.add_class_arguments(OptimizerOptions, "optimizer")
+        for option in fields(OptimizerOptions):
+            parser.link_arguments(f"optimizer.{option.name}", f"model.{option.name}")
+        parser.add_class_arguments(WeightAveragingOptions, "weight_averaging")
         for name in ("best", "last"):
             parser.add_lightning_class_args(ModelCheckpoint, name)
             defaults = {"filename": name, "enable_version_counter": False}
@@ -109,6 +116,8 @@ class ForecastCLI(LightningCLI):
         del stored["prediction_length"]  # that of the data
         for name, value in stored.items():
             config.model[name] = value
+            if name in config.optimizer:
+                config.optimizer[name] = value
 
     def after_instantiate_classes(self) -> None:
         """Keep the scaling out of the stored configuration: it belongs to the checkpoint."""
@@ -125,6 +134,11 @@ class ForecastCLI(LightningCLI):
             kwargs["logger"] = loggers
         if config["plugins"] is None:
             kwargs["plugins"] = [AtomicCheckpoints()]
+        averaging = self._get(self.config_init, "weight_averaging").decay
+        if averaging is not None and self.subcommand == "fit":
+            given = config["callbacks"] or []
+            given = given if isinstance(given, list) else [given]
+            kwargs["callbacks"] = [*given, EMAWeightAveraging(decay=averaging)]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:

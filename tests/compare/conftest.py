@@ -3,28 +3,32 @@ from pathlib import Path
 
 import pytest
 
-from deltaflow.compare import CompareConfig, Variant, compare
+from deltaflow.compare import CompareConfig, compare
+from deltaflow.options import with_changes
+
+TINY = {
+    "encoders": ["gru"],
+    "seeds": [0],
+    "data": {
+        "dataset": "sine",
+        "dataset_kwargs": {"num_series": 15, "length": 30},
+        "batch_size": 4,
+        "num_batches_per_epoch": 2,
+    },
+    "model": {"hidden_size": 4},
+    "trainer": {"max_epochs": 2},
+}
 
 
 def tiny_comparison(output: Path, **changes) -> CompareConfig:
-    """A comparison that takes a second, with some settings changed."""
-    settings = {
-        "dataset": "sine",
-        "dataset_kwargs": {"num_series": 15, "length": 30},
-        "encoders": ["gru"],
-        "seeds": [0],
-        "output": output,
-        "hidden_size": 4,
-        "epochs": 2,
-        "num_batches_per_epoch": 2,
-        "batch_size": 4,
-    }
-    return CompareConfig(**{**settings, **changes})
+    """A comparison that takes a second, with some options changed."""
+    tiny = with_changes(CompareConfig(), {**TINY, "output": output})
+    return with_changes(tiny, changes)
 
 
 @pytest.fixture
 def tiny(tmp_path: Path):
-    """`tiny_comparison`, as a function of the changed settings."""
+    """`tiny_comparison`, as a function of the changed options."""
     return partial(tiny_comparison, tmp_path / "comparison")
 
 
@@ -34,9 +38,9 @@ def finished(tmp_path_factory) -> Path:
     config = tiny_comparison(
         tmp_path_factory.mktemp("comparison"),
         encoders=["gru", "broken"],
-        variants={"broken": Variant("gru", {"depth": 3})},
+        variants={"broken": {"model": {"encoder": "gru", "encoder_kwargs": {"depth": 3}}}},
         seeds=[0, 1],
-        epochs=1,
+        trainer={"max_epochs": 1},
     )
     compare(config)
     return config.output

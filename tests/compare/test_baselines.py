@@ -255,7 +255,7 @@ def test_they_are_rows_of_univariate_and_of_regular_tasks(tiny, tmp_path):
     shorter = [{**entry, "target": entry["target"][:-6]} for entry in series]
     stored = TrainDatasets(MetaData(freq="h", prediction_length=6), shorter, series)
     stored.save(str(tmp_path / "hourly"), JsonLinesWriter())
-    runs += run_comparison(tiny(dataset=str(tmp_path / "hourly"), encoders=rows))
+    runs += run_comparison(tiny(data={"dataset": str(tmp_path / "hourly")}, encoders=rows))
     assert [run["encoder"] for run in runs] == ["hold", *rows] * 2
     assert {run["status"] for run in runs} == {"finished"}
     for run in runs:

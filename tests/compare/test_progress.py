@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from deltaflow.compare import Variant, run_comparison
+from deltaflow.compare import run_comparison
 from deltaflow.compare.progress import Progress, TimeLeft
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -18,8 +18,8 @@ def printed_to_file() -> Console:
 
 def test_file_gets_a_line_for_each_epoch_and_run_as_it_ends(tiny):
     console = printed_to_file()
-    broken = {"[red]bad": Variant("gru", {"depth": 3})}
-    config = tiny(encoders=["gru", "[red]bad"], variants=broken, epochs=2)
+    broken = {"[red]bad": {"model": {"encoder": "gru", "encoder_kwargs": {"depth": 3}}}}
+    config = tiny(encoders=["gru", "[red]bad"], variants=broken, trainer={"max_epochs": 2})
     run_comparison(config, console)
     lines = console.file.getvalue().splitlines()
     expected = [
@@ -36,7 +36,7 @@ def test_file_gets_a_line_for_each_epoch_and_run_as_it_ends(tiny):
 
 
 def test_log_grows_and_is_kept_where_nobody_watches(tiny):
-    config = tiny(epochs=1)
+    config = tiny(trainer={"max_epochs": 1})
     run_comparison(config)
     first = (config.output / "log.txt").read_text(encoding="utf-8")
     assert "epoch 1 of 1" in first

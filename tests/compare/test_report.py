@@ -39,7 +39,7 @@ def test_page_holds_everything_itself(finished):
 
 def test_full_disk_leaves_the_previous_page(tiny, little_room, capsys):
     pytest.importorskip("jsonargparse")
-    config = tiny(epochs=1)
+    config = tiny(trainer={"max_epochs": 1})
     compare(config)
     page, again = config.output / "index.html", str(config.output / "config.yaml")
     size = page.stat().st_size

@@ -8,7 +8,7 @@ from gluonts.dataset.common import MetaData, TrainDatasets
 from gluonts.dataset.jsonl import JsonLinesWriter
 
 from deltaflow import EnsemblePredictor, load_predictor
-from deltaflow.compare import Variant, run, run_comparison
+from deltaflow.compare import run, run_comparison
 from deltaflow.compare.models import matching_size
 from deltaflow.compare.run import execute
 from deltaflow.compare.score import accuracy, channel_units
@@ -66,12 +66,16 @@ def test_finished_runs_are_not_repeated(tiny, trained):
 
 def test_changed_settings_repeat_a_run(tiny, trained):
     run_comparison(tiny())
-    run_comparison(tiny(epochs=1))
+    run_comparison(tiny(trainer={"max_epochs": 1}))
     assert trained == ["hold", "gru"] * 2
 
 
 def test_failed_run_is_recorded_goes_last_and_is_tried_again(tiny, trained):
-    broken = {"broken": Variant("gru_flow", {"time_embedding": "nonsense"})}
+    broken = {
+        "broken": {
+            "model": {"encoder": "gru_flow", "encoder_kwargs": {"time_embedding": "nonsense"}}
+        }
+    }
     config = tiny(encoders=["broken", "gru"], variants=broken)
     statuses = {r["encoder"]: r["status"] for r in run_comparison(config)}
     assert statuses == {"hold": "finished", "broken": "failed", "gru": "finished"}
@@ -108,8 +112,8 @@ def test_failure_of_one_test_keeps_the_others(tiny, monkeypatch):
     timed = run.timed_forecasts
     monkeypatch.setattr(run, "timed_forecasts", fail_beyond)
     config = tiny()
-    task = TASKS["sine"](**config.dataset_kwargs)
-    result = execute("hold", 0, config, task, channel_units(task), untold)
+    task = TASKS["sine"](**config.data.dataset_kwargs)
+    result = execute("hold", 0, config.row_options("hold"), task, channel_units(task), untold)
     assert result["status"] == "failed"
     assert list(result["scores"]) == ["sine"]
     assert "too far" in result["errors"]["sine_beyond"]
@@ -119,9 +123,10 @@ def test_seed_decides_a_run_and_the_global_generators_are_left_alone(tiny):
     torch.manual_seed(5)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     config = tiny()
-    task = TASKS["sine"](**config.dataset_kwargs)
+    task = TASKS["sine"](**config.data.dataset_kwargs)
     units = channel_units(task)
-    first, second, other = (execute("gru", s, config, task, units, untold) for s in (0, 0, 1))
+    options = config.row_options("gru")
+    first, second, other = (execute("gru", s, options, task, units, untold) for s in (0, 0, 1))
     assert first["scores"]["sine"]["mse"] == second["scores"]["sine"]["mse"]
     assert first["scores"]["sine"]["mse"] != other["scores"]["sine"]["mse"]
     assert torch.equal(torch.get_rng_state(), state)
@@ -129,7 +134,7 @@ def test_seed_decides_a_run_and_the_global_generators_are_left_alone(tiny):
 
 
 def test_resampled_deepar_is_a_row_and_has_no_likelihood(tiny):
-    config = tiny(encoders=["resampled_deepar"], epochs=1, resampled_step="8h")
+    config = tiny(encoders=["resampled_deepar"], trainer={"max_epochs": 1}, resampled_step="8h")
     (_, deepar) = run_comparison(config)
     assert deepar["status"] == "finished"
     assert "nll" not in deepar["scores"]["sine"]
@@ -137,7 +142,7 @@ def test_resampled_deepar_is_a_row_and_has_no_likelihood(tiny):
 
 
 def test_average_row_is_the_average_of_the_kept_predictors(tiny):
-    config = tiny(seeds=[0, 1], encoders=["gru", "item_mean"], epochs=1)
+    config = tiny(seeds=[0, 1], encoders=["gru", "item_mean"], trainer={"max_epochs": 1})
     runs = run_comparison(config)
     (averaged,) = (r for r in runs if r["seed"] is None)
     assert averaged["encoder"] == "gru (averaged)"
@@ -146,7 +151,7 @@ def test_average_row_is_the_average_of_the_kept_predictors(tiny):
     kept = sorted(path.name for path in folder.iterdir() if path.is_dir())
     assert kept == ["sine-gru-seed0", "sine-gru-seed1"]
 
-    task = TASKS["sine"](**config.dataset_kwargs)
+    task = TASKS["sine"](**config.data.dataset_kwargs)
     ensemble = EnsemblePredictor([load_predictor(folder / name) for name in kept])
     test = task.tests["sine"]
     scores = accuracy(list(ensemble.predict(test.input)), test, *channel_units(task))
@@ -160,7 +165,7 @@ def test_average_row_is_the_average_of_the_kept_predictors(tiny):
 
 
 def test_average_is_made_again_when_a_member_changes(tiny, trained):
-    config = tiny(seeds=[0, 1], epochs=1)
+    config = tiny(seeds=[0, 1], trainer={"max_epochs": 1})
     stored = config.output / "runs" / "sine-gru-averaged.json"
 
     def averaged() -> bool:
@@ -182,23 +187,30 @@ def test_average_is_made_again_when_a_member_changes(tiny, trained):
 
 
 def test_average_needs_two_finished_seeds_and_the_option(tiny, monkeypatch):
-    def fail_first(row, task, config, seed, tell):
+    def fail_first(row, task, options, seed, tell):
         if seed == 0:
             raise ValueError("no luck")
-        return train_row(row, task, config, seed, tell)
+        return train_row(row, task, options, seed, tell)
 
     train_row = run.train_row
     monkeypatch.setattr(run, "train_row", fail_first)
-    assert None not in [r["seed"] for r in run_comparison(tiny(seeds=[0, 1], epochs=1))]
+    assert None not in [
+        r["seed"] for r in run_comparison(tiny(seeds=[0, 1], trainer={"max_epochs": 1}))
+    ]
     monkeypatch.setattr(run, "train_row", train_row)
     assert None not in [
-        r["seed"] for r in run_comparison(tiny(seeds=[0, 1], epochs=1, average_seeds=False))
+        r["seed"]
+        for r in run_comparison(tiny(seeds=[0, 1], trainer={"max_epochs": 1}, average_seeds=False))
     ]
-    assert None in [r["seed"] for r in run_comparison(tiny(seeds=[0, 1], epochs=1))]
+    assert None in [
+        r["seed"] for r in run_comparison(tiny(seeds=[0, 1], trainer={"max_epochs": 1}))
+    ]
 
 
 def test_quantile_heads_are_scored_and_averaged(tiny):
-    runs = run_comparison(tiny(seeds=[0, 1], epochs=1, distr_output="quantile"))
+    runs = run_comparison(
+        tiny(seeds=[0, 1], trainer={"max_epochs": 1}, model={"distr_output": "quantile"})
+    )
     assert {r["status"] for r in runs} == {"finished"}
     for r in runs:
         assert np.isfinite(list(r["scores"]["sine"].values())).all()
@@ -208,22 +220,31 @@ def test_quantile_heads_are_scored_and_averaged(tiny):
 def test_progress_is_told(tiny):
     told = []
     config = tiny()
-    task = TASKS["sine"](**config.dataset_kwargs)
-    execute("gru", 0, config, task, channel_units(task), lambda *state: told.append(state))
+    task = TASKS["sine"](**config.data.dataset_kwargs)
+    execute(
+        "gru",
+        0,
+        config.row_options("gru"),
+        task,
+        channel_units(task),
+        lambda *state: told.append(state),
+    )
     assert [share for _, share in told] == [0.5, 1.0]
     assert told[0][0].startswith("epoch 1 of 2, validation loss ")
 
 
 def test_variants_have_options_of_their_own(tiny):
-    wide = {"wide": Variant("gru", settings={"hidden_size": 9})}
-    runs = run_comparison(tiny(encoders=["gru", "wide"], variants=wide, epochs=1))
+    wide = {"wide": {"model": {"encoder": "gru", "hidden_size": 9}}}
+    runs = run_comparison(tiny(encoders=["gru", "wide"], variants=wide, trainer={"max_epochs": 1}))
     sizes = [r["scores"]["sine"]["parameters"] for r in runs]
     assert sizes[0] == 0
     assert sizes[1] < sizes[2]
 
 
 def test_number_of_parameters_is_matched(tiny):
-    runs = run_comparison(tiny(encoders=["gru", "gru_flow"], num_parameters=3000, epochs=1))
+    runs = run_comparison(
+        tiny(encoders=["gru", "gru_flow"], num_parameters=3000, trainer={"max_epochs": 1})
+    )
     for encoder in runs[1:]:
         assert encoder["scores"]["sine"]["parameters"] == pytest.approx(3000, rel=0.1)
 
@@ -252,13 +273,15 @@ def test_misspelt_encoder_is_refused_before_anything_runs(tiny):
     with pytest.raises(UnknownNameError, match="did you mean 'gru_flow'"):
         tiny(encoders=["gru_flo"])
     with pytest.raises(UnknownNameError, match="did you mean 'gru_d'"):
-        tiny(variants={"mine": Variant("gru_dd")})
-    with pytest.raises(UnknownNameError, match="did you mean 'hidden_size'"):
-        tiny(variants={"mine": Variant("gru", settings={"hiden_size": 9})})
-    with pytest.raises(UnknownNameError, match="setting of a row 'threads'"):
-        tiny(variants={"mine": Variant("gru", settings={"threads": 2})})  # all rows have the same
-    with pytest.raises(DeltaflowError, match="epochs must be at least 1"):
-        tiny(epochs=0)
+        tiny(variants={"mine": {"model": {"encoder": "gru_dd"}}})
+    with pytest.raises(
+        UnknownNameError, match=r"model of .*'mine' 'hiden_size': did you mean 'hidd"
+    ):
+        tiny(variants={"mine": {"model": {"hiden_size": 9}}})
+    with pytest.raises(UnknownNameError, match="option of the variant 'mine' 'threads'"):
+        tiny(variants={"mine": {"threads": 2}})  # all rows have the same
+    with pytest.raises(DeltaflowError, match="max_epochs must be at least 1"):
+        tiny(trainer={"max_epochs": 0})
     with pytest.raises(DeltaflowError, match="at least one seed"):
         tiny(seeds=[])
     for seeds in ([0, 0], [-1], [2**32]):
@@ -271,7 +294,9 @@ def test_gluonts_data_set_is_compared(tmp_path, tiny):
     shorter = [{**entry, "target": entry["target"][:-6]} for entry in series]
     stored = TrainDatasets(MetaData(freq="h", prediction_length=6), shorter, series)
     stored.save(str(tmp_path / "hourly"), JsonLinesWriter())
-    runs = run_comparison(tiny(dataset=str(tmp_path / "hourly"), dataset_kwargs={}, epochs=1))
+    runs = run_comparison(
+        tiny(data={"dataset": str(tmp_path / "hourly")}, trainer={"max_epochs": 1})
+    )
     assert [run["status"] for run in runs] == ["finished", "finished"]
     example = runs[1]["examples"]["hourly"][0]
     assert example["times"] == list(np.arange(66.0, 72.0))
@@ -280,16 +305,18 @@ def test_gluonts_data_set_is_compared(tmp_path, tiny):
 
 def test_surroundings_of_the_encoders_are_options(tiny):
     options = {
-        "network": "channelwise",
-        "network_kwargs": {"num_heads": 2, "shrinkage": 10.0},
-        "scaling": "last",
-        "distr_output": "mean_quantile",
-        "balance": 0.5,
+        "data": {"scaling": "last", "origins_within": ["6h", "30h"]},
+        "model": {
+            "network": "channelwise",
+            "network_kwargs": {"num_heads": 2, "shrinkage": 10.0},
+            "distr_output": "mean_quantile",
+            "balance": 0.5,
+        },
         "emphasis": 1.0,
-        "origins_within": ["6h", "30h"],
     }
     averaged, plain = (
-        run_comparison(tiny(**options, weight_averaging=decay))[1] for decay in (0.9, None)
+        run_comparison(tiny(**options, weight_averaging={"decay": decay}))[1]
+        for decay in (0.9, None)
     )
     for made in (averaged, plain):
         assert made["status"] == "finished", made["errors"]
@@ -299,10 +326,10 @@ def test_surroundings_of_the_encoders_are_options(tiny):
 
 def test_kept_weights_are_the_averaged_ones(tiny):
     """What was validated is what is kept: the loss of the kept predictor is the best one seen."""
-    config = tiny(weight_averaging=0.5, epochs=3)
+    config = tiny(weight_averaging={"decay": 0.5}, trainer={"max_epochs": 3})
     _, made = run_comparison(config)
     best = min(epoch["val_loss"] for epoch in made["curve"])
-    task = load_task("sine", config.dataset_kwargs, config.columns, config.split)
+    task = load_task("sine", config.data.dataset_kwargs, config.data.columns, config.data.split)
     folder = config.output / "runs" / made["predictor"]
     predictor = load_predictor(folder)
     batch = predictor.reader.collate(list(LabelledWindows(task.validation, predictor.reader)))

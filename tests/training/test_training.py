@@ -745,7 +745,9 @@ def test_an_option_that_the_encoder_does_not_know_is_refused(univariate, make_es
 @pytest.mark.parametrize("option", [{"lr": -1.0}, {"weight_decay": float("nan")}, {"dropout": 2.0}])
 def test_options_outside_of_their_range_are_refused(option, univariate, make_estimator):
     (name,) = option
-    with pytest.raises(DeltaflowError, match=f"{name} must lie between 0 and"):
+    with pytest.raises(
+        DeltaflowError, match=f"{name} must (be at least 0|lie between 0 and 1), got"
+    ):
         make_estimator(GRUEstimator, **option).train(univariate)
 
 

@@ -6,12 +6,12 @@ from rich.console import Console
 from rich.text import Text
 
 from deltaflow.compare import table
-from deltaflow.compare.config import Columns, CompareConfig, Split, Variant
+from deltaflow.compare.config import Columns, CompareConfig, ComparedData, Split
 from deltaflow.compare.report import tests_of, write_report
 from deltaflow.compare.run import Run, run_comparison
 from deltaflow.tables import as_rich
 
-__all__ = ["Columns", "CompareConfig", "Run", "Split", "Variant", "compare", "run_comparison"]
+__all__ = ["Columns", "CompareConfig", "ComparedData", "Run", "Split", "compare", "run_comparison"]
 
 
 def compare(config: CompareConfig, console: Console | None = None) -> list[Run]:

@@ -1,54 +1,26 @@
-"""What a comparison is told: data, encoders, budget. Its fields are the options of the command."""
+"""What a comparison is told: data sets, rows, budget. Its fields are the options of the command."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deltaflow.compare.models import BASELINES, HOLD, RESAMPLED
+from deltaflow.compare.options import RowOptions
+from deltaflow.data.options import DataOptions
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import DeltaflowError, UnknownNameError, check_at_least_one
+from deltaflow.heads import describe_output
+from deltaflow.options import documents, options_from, with_changes
 from deltaflow.tasks import Columns, Split
 from deltaflow.tasks.datasets import check_data_set
 
-HOLD = "hold"
-RESAMPLED = "resampled_deepar"
-BASELINES = (
-    HOLD,
-    "training_mean",
-    "item_mean",
-    "least_squares",
-    "boosted_trees",
-    "gaussian_process",
-    "defaults",
-    RESAMPLED,
-)
-"""Rows of the table that are no encoders: see `compare.models`."""
 
-
-@dataclass
-class Variant:
-    """A row of the table made from an encoder with options of its own.
-
-    Attributes
-    ----------
-    encoder
-        Name of a registered encoder.
-    encoder_kwargs
-        Its options.
-    settings
-        What is otherwise for this row than for the whole comparison, such as ``hidden_size``,
-        ``network_kwargs`` or ``scaling``: any field of `CompareConfig` that a training depends on.
-    """
-
-    encoder: str
-    encoder_kwargs: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class CompareConfig:
-    """A comparison of encoders.
+@documents(DataOptions)
+@dataclass(frozen=True)
+class ComparedData(DataOptions):
+    """The data sets of a comparison, and how their windows are drawn.
 
     Attributes
     ----------
@@ -61,15 +33,45 @@ class CompareConfig:
         The columns of a file.
     split
         How a file is split.
+    """
+
+    dataset: str | list[str] = "clinical_sample"
+    dataset_kwargs: dict[str, Any] = field(default_factory=dict)
+    columns: Columns = field(default_factory=Columns)
+    split: Split = field(default_factory=Split)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.names:
+            raise DeltaflowError("a comparison needs at least one data set, got dataset []")
+        for dataset in self.names:
+            check_data_set(dataset)
+
+    @property
+    def names(self) -> list[str]:
+        """The data sets, without repetition."""
+        given = [self.dataset] if isinstance(self.dataset, str) else self.dataset
+        return list(dict.fromkeys(given))
+
+
+@documents(RowOptions)
+@dataclass(frozen=True)
+class CompareConfig(RowOptions):
+    """A comparison of encoders.
+
+    Attributes
+    ----------
     encoders
         Rows of the table: registered encoders, variants, or baselines. hold, the last value, is
         always the first; the others are training_mean, item_mean (the mean of what was observed),
         least_squares (of the last value and the item's mean), boosted_trees (LightGBM on summaries
         of what was observed), gaussian_process (one per item, with shared hyperparameters),
-        defaults (`GRUFlowEstimator` as it is, without the settings below) and resampled_deepar,
-        DeepAR on a regular grid.
+        defaults (`GRUFlowEstimator` as it is, without any of these options) and resampled_deepar,
+        DeepAR on a regular grid. An encoder takes ``model.encoder_kwargs`` if it is
+        ``model.encoder``, and its own defaults otherwise.
     variants
-        Further rows by name: encoders with options of their own.
+        Further rows by name. Each is what differs from the options of the comparison, in the same
+        groups: ``{model: {encoder: ode_rnn, encoder_kwargs: {solver: dopri5}}}``.
     seeds
         Each encoder is trained once for each.
     average_seeds
@@ -79,104 +81,34 @@ class CompareConfig:
         Folder of the results, and of the trained encoders. Runs that are finished there are not
         repeated, so that several commands with different seeds may fill it side by side, and a
         last one with all of them write the report.
-    hidden_size
-        Width of every network.
-    num_parameters
-        If given, each encoder gets the width with which its network has about so many weights,
-        in the place of hidden_size; resampled_deepar keeps it.
-    network, network_kwargs, scaling, balance
-        The surroundings of every encoder, see `IrregularEstimator`.
-    emphasis
-        Exponent by which the loss leans towards the balanced squared error: a channel counts by
-        the power of its typical variation in units of `Task.scale`. With 0, channels count the
-        same in units of their variation; with 2, in units of the task.
-    context_length, horizon, origins_within
-        How training windows are cut, see `IrregularEstimator`.
-    distr_output
-        Head of every network, such as student_t, normal or quantile.
-    dropout
-        Share of the head's inner features that is dropped in training; resampled_deepar has its
-        own regularisation.
-    lr
-        Learning rate.
-    weight_decay
-        Weight decay of the encoders' AdamW.
-    gradient_clip_val
-        Norm to which the gradient of a batch is clipped.
-    epochs
-        The largest number of epochs.
-    num_batches_per_epoch
-        The number of batches of an epoch.
-    batch_size
-        The number of windows of a batch.
-    weight_averaging
-        Decay per batch of the moving average of the weights that is validated and kept; null keeps
-        the weights as they are. resampled_deepar is not averaged.
-    patience
-        A training stops after so many epochs without a better validation loss. The weights of the
-        best epoch are kept.
-    resampled_step
-        Step of the grid of resampled_deepar.
     threads
         Threads of torch; on small tensors, several only wait for each other.
     """
 
-    dataset: str | list[str] = "clinical_sample"
-    dataset_kwargs: dict[str, Any] = field(default_factory=dict)
-    columns: Columns = field(default_factory=Columns)
-    split: Split = field(default_factory=Split)
+    data: ComparedData = field(default_factory=ComparedData)
     encoders: list[str] = field(default_factory=lambda: [*ENCODERS, RESAMPLED])
-    variants: dict[str, Variant] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     average_seeds: bool = True
     output: Path = Path("comparison")
-    hidden_size: int = 32
-    num_parameters: int | None = None
-    network: str = "joint"
-    network_kwargs: dict[str, Any] = field(default_factory=dict)
-    scaling: str = "running"
-    balance: float = 0.0
-    emphasis: float = 0.0
-    context_length: int | None = None
-    horizon: str | None = None
-    origins_within: list[str] | None = None
-    distr_output: str = "student_t"
-    dropout: float = 0.1
-    lr: float = 3e-3
-    weight_decay: float = 1e-2
-    gradient_clip_val: float = 10.0
-    epochs: int = 50
-    num_batches_per_epoch: int = 50
-    batch_size: int = 32
-    weight_averaging: float | None = None
-    patience: int = 10
-    resampled_step: str = "1h"
     threads: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.encoders:
             if name not in {*ENCODERS, *BASELINES, *self.variants}:
                 raise UnknownNameError("row", name, [*ENCODERS, *BASELINES, *self.variants])
-        for dataset in self.datasets:
-            check_data_set(dataset)
-        for variant in self.variants.values():
-            if variant.encoder not in ENCODERS:
-                raise UnknownNameError("encoder", variant.encoder, ENCODERS)
-            for name in variant.settings:
-                if name not in self._of_row():
-                    raise UnknownNameError("setting of a row", name, self._of_row())
-        counts = ("epochs", "num_batches_per_epoch", "batch_size", "patience", "threads")
-        check_at_least_one(**{name: getattr(self, name) for name in counts})
+        for name in self.variants:
+            if name in BASELINES:
+                raise DeltaflowError(
+                    f"the variant {name!r} has the name of a baseline: give it another one"
+                )
+            self.row_options(name)
+        check_at_least_one(threads=self.threads)
         if not self.seeds:
             raise DeltaflowError("a comparison needs at least one seed")
         if len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < 2**32 for s in self.seeds):
             raise DeltaflowError(f"seeds are different numbers from 0 to 2³² - 1, not {self.seeds}")
-
-    @property
-    def datasets(self) -> list[str]:
-        """The data sets, without repetition."""
-        given = [self.dataset] if isinstance(self.dataset, str) else self.dataset
-        return list(dict.fromkeys(given))
 
     @property
     def rows(self) -> list[str]:
@@ -187,29 +119,39 @@ class CompareConfig:
         """Tell whether a row gets a further one, the average of its forecasts over the seeds."""
         return self.average_seeds and len(self.seeds) > 1 and row not in BASELINES
 
-    def variant(self, row: str) -> Variant:
-        """Return the encoder and options of a row."""
-        return self.variants.get(row) or Variant(row)
+    def row_options(self, row: str) -> RowOptions:
+        """Return what a row is trained with.
+
+        Raises
+        ------
+        DeltaflowError
+            If a variant changes an option that does not exist, or to a value out of range.
+        """
+        data = options_from(DataOptions, vars(self.data))
+        common = options_from(RowOptions, {**vars(self), "data": data})
+        if row in BASELINES:
+            return common
+        changes = self.variants.get(row, {"model": {"encoder": row}})
+        options = with_changes(common, changes, f"the variant {row!r}")
+        chosen = changes.get("model", {})
+        for name in ("encoder", "network"):  # the options of one are not those of another
+            kwargs = f"{name}_kwargs"
+            if getattr(options.model, name) != getattr(self.model, name) and kwargs not in chosen:
+                options = with_changes(options, {"model": {kwargs: {}}})
+        return options
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain, JSON-compatible values."""
-        return {**asdict(self), "output": str(self.output)}
-
-    def of(self, row: str) -> CompareConfig:
-        """Return the comparison with the settings of a row."""
-        return replace(self, **self.variant(row).settings)
+        return {**_plain(self), "output": str(self.output)}
 
     def settings(self, row: str) -> dict[str, Any]:
         """Return what a run of this row depends on, beside its data set and seed."""
-        variant = None if row in BASELINES else asdict(self.variant(row))
-        return {**self._of_training(), "variant": variant}
+        plain = self.to_dict()
+        task = {name: plain["data"][name] for name in ("dataset_kwargs", "columns", "split")}
+        return {**_plain(self.row_options(row)), "task": task, "threads": self.threads}
 
-    def _of_row(self) -> list[str]:
-        """Return the fields in which a row may differ: all have the same data and threads."""
-        common = {"dataset_kwargs", "columns", "split", "threads"}
-        return [name for name in self._of_training() if name not in common]
 
-    def _of_training(self) -> dict[str, Any]:
-        """Return the fields on which trainings depend."""
-        ignored = {"dataset", "encoders", "variants", "seeds", "average_seeds", "output"}
-        return {name: value for name, value in self.to_dict().items() if name not in ignored}
+def _plain(options: RowOptions) -> dict[str, Any]:
+    plain = asdict(options)
+    plain["model"]["distr_output"] = describe_output(options.model.distr_output)
+    return plain

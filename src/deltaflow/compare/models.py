@@ -20,8 +20,8 @@ from deltaflow.compare.baselines import (
     fit_least_squares,
     fit_training_mean,
 )
-from deltaflow.compare.config import HOLD, RESAMPLED, CompareConfig
 from deltaflow.compare.gaussian_process import fit_gaussian_process
+from deltaflow.compare.options import RowOptions
 from deltaflow.compare.progress import Tell
 from deltaflow.compare.resampled import ResampledEstimator, deepar
 from deltaflow.data import Reader
@@ -60,70 +60,53 @@ class Trained(NamedTuple):
     batch_size: int = 1
 
 
-def train_row(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
-    """Train a row of the table, with the global random state, which is seeded by the caller."""
-    return BASELINES.get(row, _train_encoder)(row, task, config, seed, tell)
+def train_row(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
+    """Train a row of the table, with the global random state, which is seeded by the caller.
+
+    A row that is no baseline is the encoder of the options.
+    """
+    return BASELINES.get(row, _train_encoder)(row, task, options, seed, tell)
 
 
-def _train_encoder(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
+def _train_encoder(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Train an encoder on random windows, until its forecasts of the validation get no better."""
-    variant, config = config.variant(row), config.of(row)
 
-    def estimator_of(
-        hidden_size: int, channel_weights: list[float] | None = None
-    ) -> IrregularEstimator:
-        averaging = config.weight_averaging
+    def estimator_of(**model: Any) -> IrregularEstimator:
+        averaging = options.weight_averaging.decay
+        callbacks = [] if averaging is None else [EMAWeightAveraging(decay=averaging)]
         return IrregularEstimator(
-            prediction_length=task.prediction_length,
-            context_length=config.context_length,
-            horizon=config.horizon,
-            origins_within=config.origins_within,
-            encoder=variant.encoder,
-            encoder_kwargs=variant.encoder_kwargs,
-            network=config.network,
-            network_kwargs=config.network_kwargs,
-            scaling=config.scaling,
-            balance=config.balance,
-            channel_weights=channel_weights,
-            hidden_size=hidden_size,
-            dropout=config.dropout,
-            distr_output=config.distr_output,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            batch_size=config.batch_size,
-            num_batches_per_epoch=config.num_batches_per_epoch,
+            task.prediction_length,
+            **vars(options.data),
+            **{**vars(options.model), **model},
+            **vars(options.optimizer),
             seed=seed,
-            trainer_kwargs=_trainer_kwargs(
-                config, curve, *([] if averaging is None else [EMAWeightAveraging(decay=averaging)])
-            ),
+            trainer_kwargs=_trainer_kwargs(options, curve, *callbacks),
         )
 
     curve = LearningCurve(tell)
-    hidden_size, weights = config.hidden_size, None
-    if config.num_parameters is not None or config.emphasis:
-        data = estimator_of(hidden_size).create_data_module(task.training)
-        weights = _channel_weights(data.reader, task, config.emphasis)
-        if config.num_parameters is not None:
-            hidden_size = matching_size(
-                lambda size: _count(estimator_of(size).create_lightning_module(data)),
-                config.num_parameters,
+    model: dict[str, Any] = {}
+    if options.num_parameters is not None or options.emphasis:
+        data = estimator_of().create_data_module(task.training)
+        if options.emphasis:
+            model["channel_weights"] = _channel_weights(data.reader, task, options.emphasis)
+        if options.num_parameters is not None:
+            model["hidden_size"] = matching_size(
+                lambda size: _count(estimator_of(hidden_size=size).create_lightning_module(data)),
+                options.num_parameters,
             )
-    estimator = estimator_of(hidden_size, weights)
-    module, _, predictor = estimator.train_model(task.training, task.validation)
+    module, _, predictor = estimator_of(**model).train_model(task.training, task.validation)
     encoder, batch_size = predictor.network.encoder, predictor.batch_size
     return Trained(predictor, _count(module), curve.epochs, encoder, batch_size)
 
 
-def _channel_weights(reader: Reader, task: Task, emphasis: float) -> list[float] | None:
-    """Return how much each channel counts in the loss, see `CompareConfig`."""
-    if not emphasis:
-        return None
+def _channel_weights(reader: Reader, task: Task, emphasis: float) -> list[float]:
+    """Return how much each channel counts in the loss, see `RowOptions`."""
     statistics, channels = reader.statistics, len(reader.schema.target)
     scale = statistics.spread[:channels] if task.scale is None else task.scale
     return ((np.array(statistics.variation[:channels]) / scale) ** emphasis).tolist()
 
 
-def _train_hold(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
+def _train_hold(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Fit the spread of the last value, which is all that it learns."""
     predictor = HoldPredictor.fit(known_before(task), task.prediction_length)
     return Trained(predictor, num_parameters=0, curve=[])
@@ -137,26 +120,26 @@ LINES = {
 """Rows that forecast a line, by name."""
 
 
-def _train_line(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
+def _train_line(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Fit a line of each channel; there is nothing random in it."""
     predictor = LINES[row](task)
     num_parameters = predictor.weights.size if row == "least_squares" else 0
     return Trained(predictor, num_parameters, curve=[])
 
 
-def _train_trees(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
+def _train_trees(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Fit boosted trees, each of whose leaves counts as a weight."""
-    predictor, num_leaves = fit_boosted_trees(task, seed, config.threads, tell)
+    predictor, num_leaves = fit_boosted_trees(task, seed, torch.get_num_threads(), tell)
     return Trained(predictor, num_leaves, curve=[])
 
 
-def _train_process(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
+def _train_process(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Fit Gaussian processes; there is nothing random in it."""
     predictor = fit_gaussian_process(task)
     return Trained(predictor, predictor.theta.size, curve=[])
 
 
-def _train_defaults(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
+def _train_defaults(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Train the estimator with nothing set, on all that is known before the tests."""
     trainer_kwargs = {"enable_progress_bar": False, "enable_model_summary": False}
     estimator = GRUFlowEstimator(task.prediction_length, trainer_kwargs=trainer_kwargs)
@@ -171,7 +154,7 @@ def _networks_of(predictor: DeltaflowPredictor) -> list[torch.nn.Module]:
     return [network for member in predictor.members for network in _networks_of(member)]
 
 
-def _train_resampled(row: str, task: Task, config: CompareConfig, seed: int, tell: Tell) -> Trained:
+def _train_resampled(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Train DeepAR on the grid, in batches of as many series of all channels as the encoders.
 
     It keeps its own dropout and weight decay: the comparison's decay, meant for AdamW, would be an
@@ -184,21 +167,23 @@ def _train_resampled(row: str, task: Task, config: CompareConfig, seed: int, tel
     curve = LearningCurve(tell)
     with TemporaryDirectory(prefix="deltaflow-") as scratch:  # GluonTS writes checkpoints there
         estimator = deepar(
-            config.resampled_step,
+            options.resampled_step,
             horizon=f"{_horizon_seconds(task)}s",
             num_channels=channels,
-            hidden_size=config.hidden_size,
-            lr=config.lr,
-            batch_size=config.batch_size * channels,
-            num_batches_per_epoch=config.num_batches_per_epoch,
-            trainer_kwargs={**_trainer_kwargs(config, curve), "default_root_dir": scratch},
+            hidden_size=options.model.hidden_size,
+            lr=options.optimizer.lr,
+            batch_size=options.data.batch_size * channels,
+            num_batches_per_epoch=options.data.num_batches_per_epoch,
+            trainer_kwargs={**_trainer_kwargs(options, curve), "default_root_dir": scratch},
         )
-        resampled = ResampledEstimator(task.prediction_length, config.resampled_step, estimator)
+        resampled = ResampledEstimator(task.prediction_length, options.resampled_step, estimator)
         predictor = resampled.train(task.training, [joined(*pair) for pair in task.validation])
     return Trained(predictor, curve.num_parameters, curve.epochs)
 
 
-BASELINES: dict[str, Callable[[str, Task, CompareConfig, int, Tell], Trained]] = {
+HOLD = "hold"
+RESAMPLED = "resampled_deepar"
+BASELINES: dict[str, Callable[[str, Task, RowOptions, int, Tell], Trained]] = {
     HOLD: _train_hold,
     "training_mean": _train_line,
     "item_mean": _train_line,
@@ -208,7 +193,7 @@ BASELINES: dict[str, Callable[[str, Task, CompareConfig, int, Tell], Trained]] =
     "defaults": _train_defaults,
     RESAMPLED: _train_resampled,
 }
-"""Rows that are no encoders, by name; every other row is an encoder of the registry."""
+"""Rows that are not encoders, by name."""
 
 
 def average_of(folders: Sequence[Path]) -> Trained:
@@ -277,12 +262,11 @@ class LearningCurve(Callback):
         self.tell(f"epoch {done} of {most}, {loss}", done / most)
 
 
-def _trainer_kwargs(config: CompareConfig, *callbacks: Callback) -> dict[str, Any]:
+def _trainer_kwargs(options: RowOptions, *callbacks: Callback) -> dict[str, Any]:
     """Return the arguments of Lightning's trainer for every row that it trains."""
     return {
-        "max_epochs": config.epochs,
-        "gradient_clip_val": config.gradient_clip_val,
-        "callbacks": [EarlyStopping("val_loss", patience=config.patience), *callbacks],
+        **vars(options.trainer),
+        "callbacks": [EarlyStopping("val_loss", **vars(options.early_stopping)), *callbacks],
         "logger": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,

@@ -90,7 +90,7 @@ def _pictures(runs: Sequence[Run], scores: pd.DataFrame, config: CompareConfig) 
             )
         drawn[f"{test}: calibration"] = figures.calibration(scores, test)
         drawn[f"{test}: forecasts"] = figures.forecasts(runs, test)
-    for dataset in config.datasets:
+    for dataset in config.data.names:
         drawn[f"{Path(dataset).name}: learning curves"] = figures.learning_curves(runs, dataset)
     return {title: _png(figure) for title, figure in drawn.items() if figure is not None}
 
@@ -123,7 +123,7 @@ def _page(
     parts.append(f"<h2>Configuration</h2><pre>{html.escape(plain)}</pre>")
     machine = json.dumps(environment(), indent=2)
     parts.append(f"<h2>Versions and machine</h2><pre>{html.escape(machine)}</pre>")
-    title = f"Comparison: {', '.join(Path(name).name for name in config.datasets)}"
+    title = f"Comparison: {', '.join(Path(name).name for name in config.data.names)}"
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"

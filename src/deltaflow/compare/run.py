@@ -25,6 +25,7 @@ from rich.console import Console
 
 from deltaflow.compare.config import CompareConfig
 from deltaflow.compare.models import Trained, average_of, train_row
+from deltaflow.compare.options import RowOptions
 from deltaflow.compare.progress import Progress, Tell
 from deltaflow.compare.score import (
     accuracy,
@@ -88,7 +89,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
     console = console or Console(quiet=True)
     load = lru_cache(maxsize=1)(partial(_load, config))
     runs: list[Run] = []
-    rows = list(product(config.datasets, config.rows))
+    rows = list(product(config.data.names, config.rows))
     plan = []  # the average of a row takes next to no time
     for row in rows:
         plan += [row] * len(config.seeds) + [None] * config.is_averaged(row[1])
@@ -111,7 +112,8 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
                 progress.begin(_label(about))
                 path = folder / f"{_file_name(dataset, row, f'seed{seed}')}.json"
                 kept = path.with_suffix("")
-                make = partial(execute, row, seed, config, tell=progress.tell, folder=kept)
+                options = config.row_options(row)
+                make = partial(execute, row, seed, options, tell=progress.tell, folder=kept)
                 run = settle(path, about, config.settings(row), make)
                 members += [path] if run["status"] == "finished" else []
             if config.is_averaged(row):
@@ -128,7 +130,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
 def execute(
     row: str,
     seed: int,
-    config: CompareConfig,
+    options: RowOptions,
     task: Task,
     units: Units,
     tell: Tell,
@@ -138,7 +140,7 @@ def execute(
 
     Parameters
     ----------
-    row, seed, config, task
+    row, seed, options, task
         What to run.
     units
         What `channel_units` says of the task.
@@ -147,7 +149,7 @@ def execute(
     folder
         Where the predictor of an encoder is kept; it is not kept if None.
     """
-    train = partial(train_row, row, task, config, seed, tell)
+    train = partial(train_row, row, task, options, seed, tell)
     return _judged(train, seed, task, units, folder)
 
 
@@ -244,7 +246,8 @@ def environment() -> dict[str, Any]:
 
 def _load(config: CompareConfig, dataset: str) -> tuple[Task, Units]:
     """Return a task, and what `channel_units` says of it."""
-    task = load_task(dataset, config.dataset_kwargs, config.columns, config.split)
+    data = config.data
+    task = load_task(dataset, data.dataset_kwargs, data.columns, data.split)
     return task, channel_units(task)
 
 

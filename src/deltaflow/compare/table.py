@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from deltaflow.compare.config import HOLD
+from deltaflow.compare.models import HOLD
 from deltaflow.compare.run import Run
 
 COLUMNS = ["dataset", "encoder", "seed", "metric", "value"]

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from deltaflow.data.arrow import ArrowDataset
 from deltaflow.data.batches import Batches, EpochSampler, InOrder
+from deltaflow.data.options import DataOptions
 from deltaflow.data.reader import Batch, Reader
 from deltaflow.data.schema import Duration, Schema, read_range, read_seconds
 from deltaflow.data.series import Series, SeriesOnDemand, SeriesReader, entries_of, schema_of
@@ -28,15 +29,12 @@ from deltaflow.data.windows import (
     TrainingWindows,
     Windows,
 )
-from deltaflow.errors import (
-    DataError,
-    DeltaflowError,
-    UnknownNameError,
-    check_at_least_one,
-)
+from deltaflow.errors import DataError, DeltaflowError, UnknownNameError, check_at_least_one
+from deltaflow.options import documents, options_from
 from deltaflow.randomness import check_seed
 
 
+@documents(DataOptions)
 class IrregularDataModule(pl.LightningDataModule):
     """Batches of training windows, and of the validation windows.
 
@@ -52,38 +50,16 @@ class IrregularDataModule(pl.LightningDataModule):
         forecast, or a GluonTS ``TestData``, whose forecasts are judged as they are given.
     prediction_length
         The largest number of queries of a window.
-    context_length
-        The largest number of observation times that are read before them.
-    horizon
-        Duration such as ``"24h"``: a window asks for what was observed within it, a varying number
-        of queries, from the first one on. If None, it asks for the next ``prediction_length``
-        observations.
-    context
-        Duration of the observations that are read, back from the last one before the forecast
-        origin; only ``context_length`` limits them if None.
     origins
         Forecast origins in training: ``"random"``, an epoch of ``num_batches_per_epoch`` batches
         drawn evenly from all items, or ``"sliding"``, an epoch of each window once.
-    origins_within
-        Earliest and latest random origin, as times since the start of an item, such as
-        ``("4h", "40h")``; by default anywhere.
     validation_origins
         ``"last"``: the last window of each item; ``"spread"``: up to eight windows, spread evenly
         over each item; ``"sliding"``: each window once.
     stride
         Rows from one sliding window to the next.
-    seasonality
-        Calendar cycles given to the model: of ``"hour"``, ``"day"``, ``"week"``, ``"year"``. None
-        gives a regular data set those that fit its frequency, and an irregular one none.
     centred
         Whether targets are centred, or only scaled as positive numbers need it.
-    scaling
-        What values are measured against, see `Reader`.
-    batch_size, num_batches_per_epoch
-        Size of a batch, of all processes together, and number of batches of an epoch of random
-        windows.
-    num_workers
-        Processes that cut windows for each training process, which cuts its own if 0.
     pin_memory
         Whether batches are put into page-locked memory, from which a GPU copies faster.
     seed
@@ -117,14 +93,14 @@ class IrregularDataModule(pl.LightningDataModule):
         validation_data: Dataset | TestData | None = None,
         *,
         prediction_length: int,
-        context_length: int,
+        context_length: int | None = None,
         horizon: Duration | None = None,
         context: Duration | None = None,
         origins: Literal["random", "sliding"] = "random",
         origins_within: Sequence[Duration] | None = None,
         validation_origins: Literal["last", "spread", "sliding"] = "last",
         stride: int = 1,
-        seasonality: tuple[str, ...] | None = None,
+        seasonality: Sequence[str] | None = None,
         centred: bool = True,
         scaling: str = "running",
         batch_size: int = 32,
@@ -134,16 +110,10 @@ class IrregularDataModule(pl.LightningDataModule):
         seed: int = 0,
         reader: Reader | None = None,
     ) -> None:
+        options = options_from(DataOptions, locals())
         super().__init__()
-        check_at_least_one(
-            prediction_length=prediction_length,
-            context_length=context_length,
-            batch_size=batch_size,
-            num_batches_per_epoch=num_batches_per_epoch,
-        )
+        check_at_least_one(prediction_length=prediction_length)
         check_seed(seed)
-        if num_workers < 0:
-            raise DeltaflowError(f"num_workers must be at least 0, got {num_workers}")
         if origins not in ("random", "sliding"):
             raise UnknownNameError("origins", origins, ["random", "sliding"])
         if validation_origins not in (known := ("last", "spread", "sliding")):
@@ -167,14 +137,14 @@ class IrregularDataModule(pl.LightningDataModule):
         if reader is None:
             if seasonality is None:
                 seasonality = _seasonality_of(schema.time_unit) if schema.time == "regular" else ()
-            self.series_reader = SeriesReader(schema, seasonality)
+            self.series_reader = SeriesReader(schema, tuple(seasonality))
             training = _series(entries, self.series_reader)
             reader = Reader(
                 schema=schema,
                 statistics=Statistics.fit(training, schema.target),
-                context_length=context_length,
+                context_length=options.context_length_for(prediction_length),
                 context=read_seconds(context, "context"),
-                seasonality=seasonality,
+                seasonality=tuple(seasonality),
                 centred=centred,
                 scaling=scaling,
             )

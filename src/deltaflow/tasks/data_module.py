@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
 from deltaflow.data import Batch, IrregularDataModule, Reader
+from deltaflow.data.options import DataOptions
+from deltaflow.data.schema import Duration
 from deltaflow.errors import UnknownNameError
+from deltaflow.options import documents, options_from
 from deltaflow.tasks.datasets import Columns, Split, load_task
 
 
+@documents(DataOptions)
 class TaskDataModule(IrregularDataModule):
     """The training windows, validation forecasts and test forecasts of a task.
 
@@ -28,10 +32,10 @@ class TaskDataModule(IrregularDataModule):
         How a file is split into training, validation and test.
     test
         Which of the task's tests is used by `test` and `predict`; the first one if null.
+    origins, stride, centred, pin_memory, seed
+        See `IrregularDataModule`.
     reader
         How series are read, if that is known already: `Reader.to_dict` of an earlier model.
-    context_length, options
-        See `IrregularDataModule`.
 
     Examples
     --------
@@ -49,10 +53,24 @@ class TaskDataModule(IrregularDataModule):
         columns: Columns | None = None,
         split: Split | None = None,
         test: str | None = None,
-        context_length: int = 64,
+        *,
+        context_length: int | None = None,
+        horizon: Duration | None = None,
+        context: Duration | None = None,
+        origins: Literal["random", "sliding"] = "random",
+        origins_within: Sequence[Duration] | None = None,
+        stride: int = 1,
+        seasonality: Sequence[str] | None = None,
+        centred: bool = True,
+        scaling: str = "running",
+        batch_size: int = 32,
+        num_batches_per_epoch: int = 50,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        seed: int = 0,
         reader: Mapping[str, Any] | None = None,
-        **options: Any,
     ) -> None:
+        options = options_from(DataOptions, locals())
         self.task = load_task(dataset, dataset_kwargs, columns, split)
         self.test = next(iter(self.task.tests)) if test is None else test
         if self.test not in self.task.tests:
@@ -61,9 +79,13 @@ class TaskDataModule(IrregularDataModule):
             self.task.training,
             self.task.validation,
             prediction_length=self.task.prediction_length,
-            context_length=context_length,
+            **vars(options),
+            origins=origins,
+            stride=stride,
+            centred=centred,
+            pin_memory=pin_memory,
+            seed=seed,
             reader=None if reader is None else Reader.from_dict(reader),
-            **options,
         )
 
     def test_dataloader(self) -> DataLoader[Batch]:

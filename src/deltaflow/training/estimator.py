@@ -14,13 +14,14 @@ from gluonts.dataset.split import TestData
 from gluonts.model.estimator import Estimator
 
 from deltaflow.data import IrregularDataModule, Reader
-from deltaflow.data.scaling import SCALINGS
+from deltaflow.data.options import DataOptions
 from deltaflow.data.schema import read_seconds
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import (
     DeltaflowError,
     UnknownArgumentError,
     UnknownNameError,
+    check_at_least,
     check_at_least_one,
 )
 from deltaflow.forecast.loading import read_checkpoint
@@ -28,10 +29,13 @@ from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
 from deltaflow.model.networks import NETWORKS
+from deltaflow.model.options import ModelOptions
+from deltaflow.options import documents, options_from
 from deltaflow.randomness import check_seed, seeded_run
 from deltaflow.training import engine
-from deltaflow.training.folds import check_folds, train_folds
+from deltaflow.training.folds import train_folds
 from deltaflow.training.lightning_module import ForecastLightningModule, difference
+from deltaflow.training.options import OptimizerOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -70,14 +74,8 @@ def _place_of(name: str, value: Any, known: list[str], encoder: str, network: st
     return f": did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"
 
 
-SETTINGS: dict[str, Any] = {
-    "scaling": "running",
-    "dropout": 0.0,
-    "weight_decay": 1e-4,
-    "batch_size": 32,
-    "num_batches_per_epoch": 50,
-}
-"""What an estimator uses where neither the user nor the data say otherwise."""
+FREE = ("scaling", "dropout", "weight_decay", "batch_size", "num_batches_per_epoch")
+"""The options that follow the data where they are not given, see `plan_for`."""
 
 
 class TrainOutput(NamedTuple):
@@ -88,57 +86,19 @@ class TrainOutput(NamedTuple):
     predictor: IrregularPredictor
 
 
+@documents(DataOptions, ModelOptions, OptimizerOptions)
 class IrregularEstimator(Estimator):
     """Trains any registered encoder to forecast irregular, or ordinary regular, series.
+
+    The options of the data, the model and the optimiser are arguments by their own names. The
+    encoder is the one that gives the estimator its name, unless another one is named.
 
     Parameters
     ----------
     prediction_length
         The largest number of queries per forecast.
-    context_length
-        The largest number of observation times that are read before them; by default the larger
-        of 64 and ``2 * prediction_length``.
-    horizon, context
-        Durations such as ``"24h"`` to which training windows are cut, in addition to these counts;
-        see `IrregularDataModule`.
-    origins_within
-        Earliest and latest forecast origin in training, as times since the start of an item, such
-        as ``["4h", "40h"]``; by default anywhere.
-    encoder
-        Name of a registered encoder; by default the one that gives the estimator its name.
-    encoder_kwargs
-        Its options.
-    network, network_kwargs
-        ``"joint"``: one hidden state per series; ``"channelwise"``: one per channel, with an
-        exchange between them, for many channels that are observed at times of their own. And the
-        network's own options, see `ChannelwiseNetwork`.
-    scaling
-        ``"running"``: values are scaled by mean and deviation of what was observed so far;
-        ``"last"``: the change from the last observed value is forecast, in units of its typical
-        variation in the training set, for series of similar scale.
-        If None, it follows the data where there are `folds`, and is ``"running"`` otherwise.
-    balance
-        How much rare channels count in the loss: 0, every value counts the same; 1, every
-        channel.
-    channel_weights
-        How much each target channel counts in the loss besides, by default all the same.
-    hidden_size, dropout
-        Width of the network, and share of the head's inner features dropped in training, none by
-        default.
-    distr_output
-        ``"student_t"``, ``"normal"``, ``"negative_binomial"``, ``"quantile"``,
-        ``"mean_quantile"``, or an output of ``gluonts.torch.distributions``.
     sampling, num_parallel_samples
         How several queries are forecast, see `IrregularPredictor`.
-    seasonality
-        Calendar cycles given to the model, of ``"hour"``, ``"day"``, ``"week"``, ``"year"``; by
-        default those that fit the frequency of a regular data set, and none for an irregular one.
-    lr, weight_decay
-        Settings of the optimiser, see `ForecastLightningModule`.
-    batch_size, num_batches_per_epoch
-        Size of a batch, of all processes together, and number of training batches of an epoch.
-    num_workers
-        Processes that cut windows for each training process, which cuts its own if 0.
     seed
         Seed of weights and windows; the global random state is left alone then. If None, both
         follow the global random state of torch.
@@ -170,12 +130,6 @@ class IrregularEstimator(Estimator):
     """
 
     default_encoder = "gru_flow"
-    scaling: str
-    dropout: float
-    weight_decay: float
-    batch_size: int
-    num_batches_per_epoch: int
-    free_settings: list[str]
 
     def __init_subclass__(cls) -> None:
         """Give each estimator the description of the parameters, which all of them share."""
@@ -219,54 +173,22 @@ class IrregularEstimator(Estimator):
         calibrate: bool = True,
         trainer_kwargs: dict[str, Any] | None = None,
     ) -> None:
+        arguments = {**locals(), "encoder": encoder or self.default_encoder}
         super().__init__()
         check_at_least_one(
-            prediction_length=prediction_length,
-            context_length=context_length,
-            hidden_size=hidden_size,
-            num_parallel_samples=num_parallel_samples,
-            batch_size=batch_size,
-            num_batches_per_epoch=num_batches_per_epoch,
+            prediction_length=prediction_length, num_parallel_samples=num_parallel_samples
         )
+        check_at_least(0, folds=folds)
         check_seed(seed)
-        check_folds(folds)
-        encoder = encoder or self.default_encoder
-        for kind, name, known in (
-            ("encoder", encoder, ENCODERS),
-            ("network", network, NETWORKS),
-            ("scaling", scaling or SETTINGS["scaling"], SCALINGS),
-            ("sampling", sampling, SAMPLING),
-        ):
-            if name not in known:
-                raise UnknownNameError(kind, name, known)
+        if sampling not in SAMPLING:
+            raise UnknownNameError("sampling", sampling, SAMPLING)
         self.prediction_length = prediction_length
-        self.context_length = context_length or max(64, 2 * prediction_length)
-        self.horizon = horizon
-        self.context = context
-        self.origins_within = origins_within
-        self.encoder = encoder
-        self.encoder_kwargs = encoder_kwargs or {}
-        self.network = network
-        self.network_kwargs = network_kwargs or {}
-        given = {
-            "scaling": scaling,
-            "dropout": dropout,
-            "weight_decay": weight_decay,
-            "batch_size": batch_size,
-            "num_batches_per_epoch": num_batches_per_epoch,
-        }
-        self.free_settings = [name for name, value in given.items() if value is None]
-        for name, value in given.items():
-            setattr(self, name, SETTINGS[name] if value is None else value)
-        self.balance = balance
-        self.channel_weights = channel_weights
-        self.hidden_size = hidden_size
-        self.distr_output = describe_output(distr_output)
+        self.data = options_from(DataOptions, arguments)
+        self.model = options_from(ModelOptions, arguments)
+        self.optimizer = options_from(OptimizerOptions, arguments)
+        self.free_options = [name for name in FREE if arguments[name] is None]
         self.sampling = sampling
         self.num_parallel_samples = num_parallel_samples
-        self.seasonality = seasonality
-        self.lr = lr
-        self.num_workers = num_workers
         self.seed = seed
         self.folds = folds
         self.calibrate = calibrate
@@ -376,28 +298,20 @@ class IrregularEstimator(Estimator):
         validation_origins: Literal["last", "spread"] = "last",
     ) -> IrregularDataModule:
         """Check the data, and return the Lightning data module that the training reads."""
-        output = make_output(self.distr_output)
+        output = make_output(self.model.distr_output)
         known = reader
         if from_predictor is not None:
             known = replace(
                 from_predictor.reader,
-                context_length=self.context_length,
-                context=read_seconds(self.context, "context"),
+                context_length=self.data.context_length_for(self.prediction_length),
+                context=read_seconds(self.data.context, "context"),
             )
         data = IrregularDataModule(
             training_data,
             validation_data,
             prediction_length=self.prediction_length,
-            context_length=self.context_length,
-            horizon=self.horizon,
-            context=self.context,
-            origins_within=self.origins_within,
-            seasonality=None if self.seasonality is None else tuple(self.seasonality),
+            **vars(self.data),
             centred=is_centred(output),
-            scaling=self.scaling,
-            batch_size=self.batch_size,
-            num_batches_per_epoch=self.num_batches_per_epoch,
-            num_workers=self.num_workers,
             seed=seed,
             reader=known,
             validation_origins=validation_origins,
@@ -409,19 +323,7 @@ class IrregularEstimator(Estimator):
     def create_lightning_module(self, data: IrregularDataModule) -> ForecastLightningModule:
         """Return a new Lightning module for the data."""
         return ForecastLightningModule(
-            data.reader,
-            data.prediction_length,
-            encoder=self.encoder,
-            encoder_kwargs=self.encoder_kwargs,
-            network=self.network,
-            network_kwargs=self.network_kwargs,
-            balance=self.balance,
-            channel_weights=self.channel_weights,
-            hidden_size=self.hidden_size,
-            dropout=self.dropout,
-            distr_output=self.distr_output,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
+            data.reader, data.prediction_length, **vars(self.model), **vars(self.optimizer)
         )
 
     def create_predictor(self, module: ForecastLightningModule) -> IrregularPredictor:
@@ -429,7 +331,7 @@ class IrregularEstimator(Estimator):
         return module.to_predictor(
             sampling=self.sampling,
             num_parallel_samples=self.num_parallel_samples,
-            batch_size=self.batch_size,
+            batch_size=self.data.batch_size,
         )
 
 

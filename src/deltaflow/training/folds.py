@@ -18,7 +18,6 @@ from deltaflow.data.data_module import by_number
 from deltaflow.data.series import Series
 from deltaflow.data.splitter import cut_entry
 from deltaflow.data.windows import SpreadWindows
-from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.conformal import FEWEST_ITEMS, ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
@@ -168,10 +167,10 @@ def train_folds(
         return estimator.train_model(entries, validation_data=None).predictor
     plan = plan_for(base.training_windows.data, usable, base.reader, estimator.folds, seed)
     settings = {
-        name: plan.settings[name] for name in estimator.free_settings if name in plan.settings
+        name: plan.settings[name] for name in estimator.free_options if name in plan.settings
     }
     careful = estimator.with_settings(**settings)
-    reader = replace(base.reader, scaling=careful.scaling)
+    reader = replace(base.reader, scaling=careful.data.scaling)
 
     members: list[DeltaflowPredictor] = []
     folds: list[list[tuple[DataEntry, DataEntry]]] = []
@@ -200,7 +199,7 @@ def train_folds(
 def is_calibrated(estimator: IrregularEstimator, usable: np.ndarray, plan: Plan) -> bool:
     """Tell whether intervals can be calibrated: by enough items, and one query at a time."""
     items = sum(map(len, plan.left_out))
-    output = make_output(estimator.distr_output)
+    output = make_output(estimator.model.distr_output)
     return items >= FEWEST_ITEMS and estimator.sampling == "marginal" and is_centred(output)
 
 
@@ -256,14 +255,8 @@ def _told(
     most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
     return (
         f"Trained {what} ({count} items, {aside}), stopped after {most} epochs; "
-        f"scaling={estimator.scaling!r}, dropout={estimator.dropout:g}, "
-        f"weight_decay={estimator.weight_decay:g}; "
+        f"scaling={estimator.data.scaling!r}, dropout={estimator.model.dropout:g}, "
+        f"weight_decay={estimator.optimizer.weight_decay:g}; "
         f"intervals {'calibrated' if calibrated else 'not calibrated'}. "
         "folds=0 trains one network on all items."
     )
-
-
-def check_folds(folds: int | None) -> None:
-    """Raise unless a number of folds is None, or at least 0."""
-    if folds is not None and folds < 0:
-        raise DeltaflowError(f"folds must be at least 0, got {folds}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,10 +22,13 @@ from deltaflow.forecast.loading import FORMAT_KEY
 from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
 from deltaflow.model.networks import make_network
+from deltaflow.model.options import ModelOptions
+from deltaflow.options import documents, options_from
 from deltaflow.process import ignore_notes
 from deltaflow.randomness import check_seed, derived_seed, seeded
 from deltaflow.saving import FORMAT, check_format
 from deltaflow.training.metrics import ForecastScores, score_table
+from deltaflow.training.options import OptimizerOptions
 
 _WARM_UP = 0.05
 _FINAL = 0.02
@@ -43,6 +45,7 @@ def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | No
     return None
 
 
+@documents(ModelOptions, OptimizerOptions)
 class ForecastLightningModule(pl.LightningModule):
     """Trains a `ForecastNetwork`; ``load_from_checkpoint`` rebuilds it without arguments.
 
@@ -52,19 +55,6 @@ class ForecastLightningModule(pl.LightningModule):
         How series are read: ``data_module.reader``.
     prediction_length
         The number of queries of the predictor's windows: ``data_module.prediction_length``.
-    encoder, encoder_kwargs
-        Name of a registered encoder, and its options.
-    network, network_kwargs
-        Name of a registered network, ``"joint"`` or ``"channelwise"``, and its own options.
-    hidden_size, dropout
-        See `JointNetwork`.
-    balance, channel_weights
-        See `ForecastNetwork`.
-    distr_output
-        A registered head's name, or a GluonTS output.
-    lr, weight_decay
-        Settings of AdamW. The rate warms up over the first twentieth of the training and then
-        falls by a cosine; it stays constant where the training has no known end.
     seed
         Seed of the dropout, whose noise follows from it, the epoch and the batch alone, so that a
         resumed training repeats it; drawn from torch's global random state if None.
@@ -96,28 +86,16 @@ class ForecastLightningModule(pl.LightningModule):
         weight_decay: float = 1e-4,
         seed: int | None = None,
     ) -> None:
+        model = options_from(ModelOptions, locals())
+        optimizer = options_from(OptimizerOptions, locals())
         super().__init__()
         ignore_notes()
-        check_at_least_one(hidden_size=hidden_size, prediction_length=prediction_length)
+        check_at_least_one(prediction_length=prediction_length)
         check_seed(seed)
-        for name, value in (("dropout", dropout), ("lr", lr), ("weight_decay", weight_decay)):
-            most = 1.0 if name == "dropout" else sys.float_info.max
-            if not 0 <= value <= most:
-                raise DeltaflowError(f"{name} must lie between 0 and {most:g}, got {value}")
         self.reader = reader if isinstance(reader, Reader) else Reader.from_dict(reader)
         self.prediction_length = prediction_length
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.network_arguments = {
-            "encoder": encoder,
-            "encoder_kwargs": dict(encoder_kwargs or {}),
-            "network": network,
-            "network_kwargs": dict(network_kwargs or {}),
-            "hidden_size": hidden_size,
-            "dropout": dropout,
-            "balance": balance,
-            "channel_weights": channel_weights,
-        }
+        self.optimizer_options = optimizer
+        self.network_arguments = model.network_arguments
         self.network = make_network(
             self.reader, make_output(distr_output), **self.network_arguments
         )
@@ -129,8 +107,7 @@ class ForecastLightningModule(pl.LightningModule):
                 "prediction_length": prediction_length,
                 **self.network_arguments,
                 "distr_output": describe_output(distr_output),
-                "lr": lr,
-                "weight_decay": weight_decay,
+                **vars(optimizer),
                 "seed": self.seed,
             }
         )
@@ -338,7 +315,7 @@ class ForecastLightningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW, with a warm-up and a cosine decay over the known length of training."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self.parameters(), **vars(self.optimizer_options))
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             return optimizer

@@ -1,0 +1,39 @@
+"""What a row of the comparison is trained with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from deltaflow.errors import check_at_least, check_at_least_one
+from deltaflow.model.options import ModelOptions
+from deltaflow.options import documents
+from deltaflow.training.options import OptimizerOptions, TrainingOptions
+
+
+@documents(TrainingOptions)
+@dataclass(frozen=True)
+class RowOptions(TrainingOptions):
+    """What a row is trained with, beside its data set and its seed.
+
+    Attributes
+    ----------
+    num_parameters
+        If given, the network gets the width with which it has about so many weights, in the place
+        of ``model.hidden_size``; resampled_deepar keeps it.
+    emphasis
+        Exponent by which the loss leans towards the balanced squared error: a channel counts by
+        the power of its typical variation in units of `Task.scale`. With 0, channels count the
+        same in units of their variation; with 2, in units of the task.
+    resampled_step
+        Step of the grid of resampled_deepar.
+    """
+
+    model: ModelOptions = field(default_factory=lambda: ModelOptions(dropout=0.1))
+    optimizer: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(weight_decay=1e-2))
+    num_parameters: int | None = None
+    emphasis: float = 0.0
+    resampled_step: str = "1h"
+
+    def __post_init__(self) -> None:
+        check_at_least_one(num_parameters=self.num_parameters)
+        check_at_least(0, emphasis=self.emphasis)

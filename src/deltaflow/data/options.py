@@ -1,0 +1,79 @@
+"""The options of how series are read and windows are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltaflow.data.scaling import SCALINGS
+from deltaflow.data.schema import Duration, read_range, read_seconds
+from deltaflow.errors import UnknownNameError, check_at_least, check_at_least_one
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How series are read, and how training windows are drawn.
+
+    Attributes
+    ----------
+    context_length
+        The largest number of observation times that are read before the forecast origin; the
+        larger of 64 and twice the prediction length if None.
+    horizon
+        Duration such as ``"24h"``: a training window asks for what was observed within it, a
+        varying number of queries, from the first one on. If None, it asks for the next
+        ``prediction_length`` observations.
+    context
+        Duration of the observations that are read, back from the last one before the forecast
+        origin; only ``context_length`` limits them if None.
+    origins_within
+        Earliest and latest forecast origin in training, as times since the start of an item, such
+        as ``("4h", "40h")``; anywhere if None.
+    seasonality
+        Calendar cycles given to the model: of ``"hour"``, ``"day"``, ``"week"``, ``"year"``. None
+        gives a regular data set those that fit its frequency, and an irregular one none.
+    scaling
+        ``"running"``: values are scaled by mean and deviation of what was observed so far;
+        ``"last"``: the change from the last observed value is forecast, in units of its typical
+        variation in the training set, for series of similar scale.
+    batch_size, num_batches_per_epoch
+        Number of windows of a batch, of all processes together, and number of batches of an epoch,
+        unless its windows slide.
+    num_workers
+        Processes that cut windows for each training process, which cuts its own if 0.
+
+    Raises
+    ------
+    DeltaflowError
+        If a value is out of range.
+    DataError
+        If a duration cannot be read.
+    """
+
+    context_length: int | None = None
+    horizon: Duration | None = None
+    context: Duration | None = None
+    origins_within: Sequence[Duration] | None = None
+    seasonality: Sequence[str] | None = None
+    scaling: str = "running"
+    batch_size: int = 32
+    num_batches_per_epoch: int = 50
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least_one(
+            context_length=self.context_length,
+            batch_size=self.batch_size,
+            num_batches_per_epoch=self.num_batches_per_epoch,
+        )
+        check_at_least(0, num_workers=self.num_workers)
+        read_seconds(self.horizon, "horizon")
+        read_seconds(self.context, "context")
+        if self.origins_within is not None:
+            read_range(self.origins_within, "origins_within")
+        if self.scaling not in SCALINGS:
+            raise UnknownNameError("scaling", self.scaling, SCALINGS)
+
+    def context_length_for(self, prediction_length: int) -> int:
+        """Return the context length, for windows of at most so many queries."""
+        return self.context_length or max(64, 2 * prediction_length)

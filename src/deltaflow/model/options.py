@@ -1,0 +1,77 @@
+"""The options of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gluonts.torch.distributions import Output
+
+from deltaflow.encoders import ENCODERS
+from deltaflow.errors import (
+    UnknownNameError,
+    check_at_least,
+    check_at_least_one,
+    check_between,
+)
+from deltaflow.heads import describe_output
+from deltaflow.model.networks import NETWORKS
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The network, and what its loss counts.
+
+    Attributes
+    ----------
+    encoder, encoder_kwargs
+        Name of a registered encoder, and its options.
+    network, network_kwargs
+        ``"joint"``: one hidden state per series; ``"channelwise"``: one per channel, with an
+        exchange between them, for many channels that are observed at times of their own. And the
+        network's own options, see `ChannelwiseNetwork`.
+    hidden_size
+        Width of the network.
+    dropout
+        Share of the head's inner features that is dropped in training.
+    balance
+        How much rare channels count in the loss: 0, every value counts the same; 1, every channel.
+    channel_weights
+        How much each target channel counts in the loss besides; all the same if None.
+    distr_output
+        A registered head's name, such as ``"student_t"``, or an output of GluonTS.
+
+    Raises
+    ------
+    DeltaflowError
+        If a value is out of range, or a name is not registered.
+    """
+
+    encoder: str = "gru_flow"
+    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    network: str = "joint"
+    network_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    hidden_size: int = 32
+    dropout: float = 0.0
+    balance: float = 0.0
+    channel_weights: list[float] | None = None
+    distr_output: str | Mapping[str, Any] | Output = "student_t"
+
+    def __post_init__(self) -> None:
+        check_at_least_one(hidden_size=self.hidden_size)
+        check_between(0, 1, dropout=self.dropout)
+        check_at_least(0, balance=self.balance)
+        if self.encoder not in ENCODERS:
+            raise UnknownNameError("encoder", self.encoder, ENCODERS)
+        if self.network not in NETWORKS:
+            raise UnknownNameError("network", self.network, NETWORKS)
+        describe_output(self.distr_output)  # which raises for one that cannot be stored
+
+    @property
+    def network_arguments(self) -> dict[str, Any]:
+        """The arguments of `make_network`, as plain values that can be stored with the weights."""
+        plain = {**vars(self), "encoder_kwargs": dict(self.encoder_kwargs)}
+        plain["network_kwargs"] = dict(self.network_kwargs)
+        del plain["distr_output"]
+        return plain
