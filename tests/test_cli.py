@@ -51,6 +51,15 @@ def test_options_override_the_configuration_and_what_is_stored_repeats_it(config
     assert run.stat().st_mtime_ns == before
 
 
+def test_data_set_may_be_given_without_the_name_of_its_group(config, tmp_path):
+    output = tmp_path / "out"
+    options = ["--config", config, "--output", str(output), "--encoders", "[]", "--dataset=square"]
+    assert main(["compare", *options, "--dataset_kwargs.num_series", "10"]) == 0
+    stored = yaml.safe_load((output / "config.yaml").read_text())["data"]
+    assert stored["dataset"] == "square"
+    assert stored["dataset_kwargs"] == {"num_series": 10, "length": 30}
+
+
 def test_failed_run_shows_in_the_status(config, tmp_path, capsys):
     variants = '{"bad": {"model": {"encoder": "gru", "encoder_kwargs": {"depth": 3}}}}'
     options = ["--config", config, "--output", str(tmp_path / "out"), "--variants", variants]
@@ -113,7 +122,7 @@ def test_configuration_of_the_package_is_found(monkeypatch, tmp_path):
     monkeypatch.setattr(parsers.resources, "files", lambda package: tmp_path / "package")
     monkeypatch.chdir(tmp_path)
     options = ["--config", "configs/fit/base.yaml", "configs/other.yaml"]
-    assert parsers.with_shipped_configs(options) == [
+    assert parsers.expanded(options) == [
         "--config",
         str(shipped / "base.yaml"),
         "configs/other.yaml",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from deltaflow._version import __version__
 from deltaflow.errors import DeltaflowError
-from deltaflow.parsers import OneLineErrors, with_shipped_configs
+from deltaflow.parsers import OneLineErrors, expanded
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def compare(options: Sequence[str]) -> int:
     )
     parser.add_argument("--config", action="config", help="YAML file of the options below")
     parser.add_class_arguments(CompareConfig)
-    parsed = parser.parse_args(with_shipped_configs(options))
+    parsed = parser.parse_args(expanded(options))
     parsed.pop("config")
     runs = run(CompareConfig(**vars(parser.instantiate(parsed))), Console())
     return int(any(run["status"] == "failed" for run in runs))
@@ -100,7 +100,7 @@ def _lightning(command: str) -> Callable[[Sequence[str]], int]:
             ) from error
         from deltaflow.lightning_cli import run
 
-        return run(command, with_shipped_configs(options))
+        return run(command, expanded(options))
 
     return run_command
 

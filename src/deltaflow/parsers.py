@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import NoReturn
@@ -24,7 +25,23 @@ class OneLineErrors:
         raise SystemExit(2)
 
 
-def with_shipped_configs(options: Sequence[str]) -> list[str]:
+SHORT_FORMS = ("dataset", "dataset_kwargs", "columns", "split")
+"""Options of the group ``data`` that may be given without its name."""
+
+
+def expanded(options: Sequence[str]) -> list[str]:
+    """Return the options of a command with short forms and names of shipped files written out."""
+    return _with_shipped_configs(_written_out(option) for option in options)
+
+
+def _written_out(option: str) -> str:
+    """Put the group before a short form: ``--dataset`` stands for ``--data.dataset``."""
+    name = re.split(r"[.=]", option.removeprefix("--"), maxsplit=1)[0]
+    is_short = option.startswith("--") and name in SHORT_FORMS
+    return f"--data.{option[2:]}" if is_short else option
+
+
+def _with_shipped_configs(options: Iterable[str]) -> list[str]:
     """Let ``configs/NAME.yaml`` name a file of the package where there is no such file here."""
     shipped = resources.files("deltaflow")
     return [
