@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import time
 
+import pandas as pd
 import torch
 from gluonts.dataset.split import split
 from gluonts.ev.metrics import MeanWeightedSumQuantileLoss
 from gluonts.model.evaluation import evaluate_model
 from gluonts.torch.model.deepar import DeepAREstimator
 from rich.console import Console
-from rich.table import Table
 
 import deltaflow
+from deltaflow.tables import as_rich
 from deltaflow.tasks import regular_seasonal
 
 HORIZON, CONTEXT, WIDTH, BATCH_SIZE, BATCHES = 24, 72, 32, 32, 50
@@ -49,7 +50,7 @@ def main() -> None:
             freq="h", **shared, trainer_kwargs={**trainer_kwargs, "gradient_clip_val": 10.0}
         ),
         **{
-            cls.__name__: cls(**shared, seed=arguments.seed, trainer_kwargs=trainer_kwargs)
+            cls.__name__: cls(**shared, seed=arguments.seed, folds=0, trainer_kwargs=trainer_kwargs)
             for cls in (
                 deltaflow.GRUFlowEstimator,
                 deltaflow.CouplingFlowEstimator,
@@ -58,7 +59,7 @@ def main() -> None:
             )
         },
     }
-    table = Table("estimator", "mean weighted quantile loss", "ratio to DeepAR", "training, s")
+    rows = {}
     reference = None
     for name, estimator in estimators.items():
         torch.manual_seed(arguments.seed)
@@ -68,8 +69,9 @@ def main() -> None:
         torch.manual_seed(arguments.seed)
         loss = float(evaluate_model(predictor, test_data=test, metrics=[METRIC]).iloc[0, 0])
         reference = reference or loss
-        table.add_row(name, f"{loss:.4f}", f"{loss / reference:.3f}", f"{seconds:.0f}")
-    Console().print(table)
+        rows[name] = f"{loss:.4f}", f"{loss / reference:.3f}", f"{seconds:.0f}"
+    columns = ["mean weighted quantile loss", "ratio to DeepAR", "training, s"]
+    Console().print(as_rich(pd.DataFrame.from_dict(rows, "index", columns=columns)))
 
 
 if __name__ == "__main__":

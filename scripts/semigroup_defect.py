@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 
+import pandas as pd
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import deltaflow
+from deltaflow.tables import as_rich
 from deltaflow.tasks import clinical_task
 
 ESTIMATORS = {
@@ -34,11 +35,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     task = clinical_task()
-    table = Table("flow", *(f"{gap:g} typical gaps" for gap in GAPS))
+    rows = {}
     for name, estimator_class in ESTIMATORS.items():
         estimator = estimator_class(
             task.prediction_length,
             seed=arguments.seed,
+            folds=0,
             trainer_kwargs={"max_epochs": arguments.epochs, "logger": False},
         )
         network = estimator.train(task.training).network
@@ -52,8 +54,9 @@ def main() -> None:
                 moved = flow(2 * half, hidden) - hidden
                 defect = flow.semigroup_defect(half, half, hidden)
                 shares.append((defect.norm(dim=-1) / moved.norm(dim=-1)).median().item())
-        table.add_row(name, *(f"{share:.1%}" for share in shares))
-    Console().print(table)
+        rows[name] = [f"{share:.1%}" for share in shares]
+    columns = [f"{gap:g} typical gaps" for gap in GAPS]
+    Console().print(as_rich(pd.DataFrame.from_dict(rows, "index", columns=columns)))
 
 
 if __name__ == "__main__":

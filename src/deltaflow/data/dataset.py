@@ -11,7 +11,7 @@ from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.schema import Schema, elapsed_time, unit_seconds
 from deltaflow.data.validation import (
-    Rows,
+    FrameRows,
     TimeColumn,
     check_columns,
     check_increasing,
@@ -270,7 +270,7 @@ class IrregularDataset(Sequence[DataEntry]):
 
 def read_entries(
     dataframe: pd.DataFrame,
-    rows: Rows,
+    rows: FrameRows,
     times: TimeColumn,
     timestamp: str,
     schema: Schema,
@@ -335,7 +335,7 @@ def read_entries(
     return entries
 
 
-def read_known(dataframe: pd.DataFrame, rows: Rows, names: Sequence[str]) -> np.ndarray:
+def read_known(dataframe: pd.DataFrame, rows: FrameRows, names: Sequence[str]) -> np.ndarray:
     """Read covariates known in advance ``(K, N)``, gathered by item; no value may be missing."""
     known = _read_columns(dataframe, rows, names)
     for name, column in zip(names, known, strict=True):
@@ -349,12 +349,12 @@ def read_known(dataframe: pd.DataFrame, rows: Rows, names: Sequence[str]) -> np.
     return known
 
 
-def _read_columns(dataframe: pd.DataFrame, rows: Rows, names: Sequence[str]) -> np.ndarray:
+def _read_columns(dataframe: pd.DataFrame, rows: FrameRows, names: Sequence[str]) -> np.ndarray:
     read = [read_numbers(dataframe[name], rows) for name in names]
     return np.stack(read) if read else np.empty((0, len(rows.order)))
 
 
-def _as_float(dataframe: pd.DataFrame, name: str, rows: Rows) -> pd.Series:
+def _as_float(dataframe: pd.DataFrame, name: str, rows: FrameRows) -> pd.Series:
     """Read a numeric column in the order of the frame."""
     values = np.empty(len(dataframe))
     values[rows.order] = read_numbers(dataframe[name], rows)
@@ -380,7 +380,7 @@ class _Clock(NamedTuple):
     starts: list[pd.Period]
 
 
-def _clock(times: TimeColumn, rows: Rows, time_unit: str) -> _Clock:
+def _clock(times: TimeColumn, rows: FrameRows, time_unit: str) -> _Clock:
     seconds, count = unit_seconds(time_unit), len(rows.items)
     if times.kind == "elapsed":
         return _Clock(times.ticks, [None] * count, [pd.Period("1970-01-01", time_unit)] * count)

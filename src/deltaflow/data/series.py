@@ -297,16 +297,6 @@ class SeriesReader:
             )
 
 
-def read_series(
-    entry: DataEntry,
-    schema: Schema,
-    seasonality: Iterable[str] = (),
-    num_queries: int | None = None,
-) -> Series:
-    """Read a single entry; the entries of a data set should share a `SeriesReader`."""
-    return SeriesReader(schema, seasonality).read(entry, num_queries)
-
-
 class SeriesOnDemand(Sequence[Series]):
     """The series of a data set in a file, each of which is read and checked on access.
 

@@ -17,7 +17,7 @@ YEAR_1, YEAR_10000 = -62135596800, 253402300800
 """Seconds since 1970. Between them, a year has four digits, as ISO 8601 requires."""
 
 
-class Rows(NamedTuple):
+class FrameRows(NamedTuple):
     """The rows of a long DataFrame, gathered item by item.
 
     Attributes
@@ -155,21 +155,21 @@ def check_distinct(names: Sequence[str], item_id: str) -> None:
         )
 
 
-def gather_rows(frame: pd.DataFrame, item_id: str | None) -> Rows:
+def gather_rows(frame: pd.DataFrame, item_id: str | None) -> FrameRows:
     """Group the rows of ``frame`` by item, in their order within each item."""
     if item_id is None:
         count = len(frame)
         bounds = np.array([0, count] if count else [0])
-        return Rows(np.arange(count), bounds, ["0"] if count else [], frame.index)
+        return FrameRows(np.arange(count), bounds, ["0"] if count else [], frame.index)
     codes, items = item_codes(frame, item_id)
     names = [str(item) for item in items]
     check_distinct(names, item_id)
     order = np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[order], np.arange(len(items) + 1))
-    return Rows(order, bounds, names, frame.index)
+    return FrameRows(order, bounds, names, frame.index)
 
 
-def read_times(column: pd.Series, rows: Rows) -> TimeColumn:
+def read_times(column: pd.Series, rows: FrameRows) -> TimeColumn:
     """Read a column of timestamps or elapsed numbers without rounding, gathered by item.
 
     Raises
@@ -205,7 +205,7 @@ def read_times(column: pd.Series, rows: Rows) -> TimeColumn:
     )
 
 
-def read_numbers(column: pd.Series, rows: Rows) -> np.ndarray:
+def read_numbers(column: pd.Series, rows: FrameRows) -> np.ndarray:
     """Read a column as ``(N,)`` float64 numbers, gathered by item; missing values become NaN.
 
     Raises
@@ -241,7 +241,7 @@ def read_numbers(column: pd.Series, rows: Rows) -> np.ndarray:
     return values
 
 
-def read_constants(column: pd.Series, rows: Rows) -> pd.Series:
+def read_constants(column: pd.Series, rows: FrameRows) -> pd.Series:
     """Read a column that is constant per item: ``(I,)`` values, missing if an item has none."""
     column = column.iloc[rows.order].reset_index(drop=True)
     codes = np.repeat(np.arange(len(rows.items)), np.diff(rows.bounds))
@@ -266,7 +266,7 @@ def read_levels(column: pd.Series) -> pd.Series:
     return column.astype("object").map(name, na_action="ignore")
 
 
-def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: Rows, field: str) -> None:
+def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: FrameRows, field: str) -> None:
     """Raise unless the times of each item strictly increase, even after rounding to float64."""
     first = np.zeros(len(rows.order), dtype=bool)
     first[rows.bounds[:-1][np.diff(rows.bounds) > 0]] = True
@@ -295,14 +295,14 @@ def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: Rows, field: 
     )
 
 
-def check_range(elapsed: np.ndarray, unit: float, rows: Rows, field: str) -> None:
+def check_range(elapsed: np.ndarray, unit: float, rows: FrameRows, field: str) -> None:
     """Raise if an elapsed time ``(N,)``, in units of ``unit`` seconds, is longer than `LONGEST`."""
     far = np.abs(elapsed) > LONGEST / unit
     problem = f"the elapsed time is longer than {LONGEST:g} seconds"
     _refuse(far, problem, "check its unit, or count from a later origin", field, rows)
 
 
-def _refuse(wrong: np.ndarray, problem: str, remedy: str, field: str, rows: Rows) -> None:
+def _refuse(wrong: np.ndarray, problem: str, remedy: str, field: str, rows: FrameRows) -> None:
     """Raise a `DataError` that names the first row where ``wrong`` holds."""
     if wrong.any():
         raise DataError(problem, remedy, field=field, **rows.where(int(wrong.argmax())))
@@ -318,7 +318,7 @@ def _to_float(value: object) -> float:
         return np.inf
 
 
-def _infer_times(column: pd.Series, field: str, rows: Rows) -> pd.Series:
+def _infer_times(column: pd.Series, field: str, rows: FrameRows) -> pd.Series:
     """Convert a time column of Python objects to the common dtype of its elements."""
     strings = np.array([isinstance(value, str) for value in column], dtype=bool)
     remedy = "convert the column with pd.to_datetime"

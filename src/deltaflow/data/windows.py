@@ -15,6 +15,10 @@ from deltaflow.data.reader import Reader, Window, first_at
 from deltaflow.data.series import Series, SeriesReader
 from deltaflow.errors import DataError, warn_once
 
+BLIND_SHARE = 0.02
+"""Share of the windows drawn for training whose context is left out, so that a model learns what to
+say of an item of which nothing is known."""
+
 
 class Windows(Protocol):
     """Windows by number; beyond the first pass over them where an order is drawn anew."""
@@ -104,10 +108,6 @@ class TrainingWindows(Dataset[Window]):
     within
         Earliest and latest origin, in seconds since the start of an item; None draws them from
         whole items.
-    blind_share
-        Share of windows whose context is left out, so that the model learns what to say of an
-        item of which nothing is known.
-
     Raises
     ------
     DataError
@@ -122,14 +122,12 @@ class TrainingWindows(Dataset[Window]):
         *,
         seed: int,
         within: tuple[float, float] | None = None,
-        blind_share: float = 0.02,
     ) -> None:
         self.data = data
         self.items, self.origins = _usable(data, reader, horizon, within=within)
         self.reader = reader
         self.horizon = horizon
         self.seed = seed
-        self.blind_share = blind_share
         self._shuffled = _Shuffled()
         if len(self.items) < len(data):
             left_out = np.setdiff1d(np.arange(len(data)), self.items)
@@ -148,7 +146,7 @@ class TrainingWindows(Dataset[Window]):
         low, high = self.origins[number]
         origin = int(random.integers(low, high + 1))
         series = self.data[int(self.items[number])]
-        blind = random.random() < self.blind_share
+        blind = random.random() < BLIND_SHARE
         return self.horizon.window(self.reader, series, origin, blind=blind)
 
 

@@ -12,7 +12,7 @@ from gluonts.dataset.common import DataEntry
 from deltaflow.data.dataset import read_entries, read_known
 from deltaflow.data.schema import Schema, elapsed_time, unit_seconds
 from deltaflow.data.validation import (
-    Rows,
+    FrameRows,
     TimeColumn,
     check_columns,
     check_distinct,
@@ -241,7 +241,7 @@ def _questions_after(
     return questions
 
 
-def _read_times(frame: pd.DataFrame, rows: Rows, timestamp: str, schema: Schema) -> TimeColumn:
+def _read_times(frame: pd.DataFrame, rows: FrameRows, timestamp: str, schema: Schema) -> TimeColumn:
     """Read the times of a frame, which must be of the kind that the predictor has learned from."""
     times = read_times(frame[timestamp], rows)
     if times.kind != schema.time:
@@ -262,9 +262,9 @@ def _read_times(frame: pd.DataFrame, rows: Rows, timestamp: str, schema: Schema)
 
 def _elapsed_after(
     times: TimeColumn,
-    rows: Rows,
+    rows: FrameRows,
     past_times: TimeColumn,
-    past: Rows,
+    past: FrameRows,
     owners: np.ndarray,
     time_unit: str,
 ) -> np.ndarray:
@@ -276,7 +276,7 @@ def _elapsed_after(
     return elapsed_time(since_first, times.resolution, unit_seconds(time_unit))
 
 
-def _item_names(frame: pd.DataFrame, rows: Rows, item_id: str | None) -> list[str]:
+def _item_names(frame: pd.DataFrame, rows: FrameRows, item_id: str | None) -> list[str]:
     """Return how the items read: the same in both frames, whatever type their columns have."""
     if item_id is None:
         return rows.items
