@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deltaflow.forecast.ensemble import EnsemblePredictor
     from deltaflow.forecast.frame import predict_df
     from deltaflow.forecast.hold import HoldEstimator, HoldPredictor
+    from deltaflow.forecast.live import LiveForecaster
     from deltaflow.forecast.loading import load_predictor
     from deltaflow.forecast.network_predictor import IrregularPredictor
     from deltaflow.forecast.plot import plot_forecasts
@@ -69,6 +70,7 @@ __all__ = [
     "IrregularEstimator",
     "IrregularPredictor",
     "LinearFlowEstimator",
+    "LiveForecaster",
     "NeuralCDEEstimator",
     "ODERNNEstimator",
     "ResNetFlowEstimator",
@@ -106,6 +108,7 @@ __getattr__, __dir__ = lazy(
         "forecast.ensemble": ("EnsemblePredictor",),
         "forecast.frame": ("predict_df",),
         "forecast.hold": ("HoldEstimator", "HoldPredictor"),
+        "forecast.live": ("LiveForecaster",),
         "forecast.loading": ("load_predictor",),
         "forecast.network_predictor": ("IrregularPredictor",),
         "forecast.plot": ("plot_forecasts",),

@@ -1,13 +1,23 @@
 """A network may keep its state: n updates equal one reading of the whole series."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from deltaflow import IrregularDataModule, IrregularDataset
+from deltaflow import (
+    ConformalPredictor,
+    EnsemblePredictor,
+    IrregularDataModule,
+    IrregularDataset,
+    IrregularPredictor,
+    LiveForecaster,
+    predict_df,
+)
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.windows import Horizon
 from deltaflow.encoders import ENCODERS
+from deltaflow.forecast import conformal
 from deltaflow.heads import make_output
 from deltaflow.model.networks import NETWORKS, make_network
 from deltaflow.model.running import RunningNetwork
@@ -48,7 +58,9 @@ def differences(reader, network, items):
     asked = np.repeat(known[:, -1:], len(QUERIES), axis=1)
 
     running = RunningNetwork(reader, network)
-    state = running.start(items)
+    state = running.start(
+        *(np.stack([getattr(one, name) for one in items]) for name in ("static_real", "static_cat"))
+    )
     for step in range(values.shape[1]):
         state = running.read(state, times[:, step], values[:, step], known[:, step])
     arguments, loc, scale = running.forecast(state, queries, asked)
@@ -96,6 +108,20 @@ def test_updates_equal_one_reading_of_a_long_series(network, make_frame, roles):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
+def test_ages_do_not_drift(network, modules):
+    """They are differences of times in float64, not sums of gaps in float32."""
+    reader = modules["running"].reader
+    running = RunningNetwork(reader, untrained(reader, "gru", network))
+    state = running.start(np.zeros((1, 1)), np.zeros((1, 1), dtype=int))
+    steps = np.cumsum(np.full(500, 0.1 * reader.statistics.typical_gap))
+    for step in steps:
+        values = np.where(step == steps[0], 1.0, [[1.0, np.nan, np.nan]])
+        state = running.read(state, np.array([step]), values, np.zeros((1, 1)))
+    age = running._encoded(state).state.age.flatten().numpy()
+    np.testing.assert_allclose(age, np.float32([0.0, 49.9, 49.9]), rtol=1e-7)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 def test_a_sampled_path_goes_on_from_what_was_drawn(network, modules):
     """Independent changes from the last value add up: the path is a random walk."""
     reader, items = modules["last"].reader, modules["last"].training_windows.data[:1]
@@ -114,3 +140,128 @@ def test_a_sampled_path_goes_on_from_what_was_drawn(network, modules):
     torch.testing.assert_close(spread, spread[:1].expand_as(spread), rtol=0.1, atol=0)
     wide = paths.quantile(0.75, dim=0) - paths.quantile(0.25, dim=0)
     assert wide[-1] > 1.5 * wide[0]
+
+
+LEVELS = [0.1, 0.9]
+
+
+def predictor_of(data, encoder, network="joint", distr_output="student_t", seed=0, **options):
+    """A predictor whose weights are all at work, as after a training."""
+    random = torch.Generator().manual_seed(seed)
+    module = IrregularDataModule(data, prediction_length=4, context_length=3, **options)
+    predictor = IrregularPredictor(
+        reader=module.reader.to_dict(),
+        prediction_length=4,
+        network={"encoder": encoder, "network": network, "hidden_size": 8},
+        distr_output=distr_output,
+    )
+    with torch.no_grad():
+        for parameter in predictor.network.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+    return predictor
+
+
+def in_batches(frame, random, most=40):
+    """The rows of all items mixed at random, in their order within each item, in random pieces."""
+    turn = frame["item_id"].to_numpy()[random.permutation(len(frame))]
+    rank = pd.Series(turn).groupby(turn).cumcount().to_numpy()
+    place = frame.reset_index(drop=True).groupby("item_id").indices
+    mixed = frame.iloc[[place[item][k] for item, k in zip(turn, rank, strict=True)]]
+    while len(mixed):
+        size = int(random.integers(1, most))
+        yield mixed.iloc[:size]
+        mixed = mixed.iloc[size:]
+
+
+def questions(frame, random, count=60):
+    """Any number of questions of each item, in any order, from its last observation on."""
+    last = frame.groupby("item_id").tail(1).sample(count, replace=True, random_state=random)
+    later = pd.to_timedelta(random.choice([0, 1, 3600, 10**6], count), unit="s")
+    return last.assign(timestamp=last["timestamp"] + later, dose=random.normal(size=count))
+
+
+def check_law(predictor, frame, seed=0):
+    """Any batches of updates give the forecasts of one reading of all rows."""
+    random = np.random.default_rng(seed)
+    live = LiveForecaster(predictor)
+    for batch in in_batches(frame, random):
+        live.update(batch)
+    future = questions(frame, random)
+    mine = live.forecast(future, quantile_levels=LEVELS)
+    once = predict_df(live.predictor, frame, future, quantile_levels=LEVELS)
+    keys = ["item_id", "timestamp", "target_name"]
+    pd.testing.assert_frame_equal(mine[keys], once[keys])
+    # The scale of the data, or of a forecast that is wider still.
+    scale = np.maximum(
+        once["target_name"].map(frame.std(numeric_only=True)), once["0.9"] - once["0.1"]
+    )
+    scale = scale.to_numpy()[:, None]
+    values = ["predictions", *map(str, LEVELS)]
+    apart = (mine[values].to_numpy() - once[values].to_numpy()) / scale
+    assert np.abs(apart).max() < 1e-5  # rounding in float32
+    return live
+
+
+@pytest.fixture(scope="module")
+def frame(make_frame):
+    return make_frame(("HR", "MAP"))
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_live_forecast_is_that_of_the_whole_history(
+    encoder, network, scaling, multivariate, frame
+):
+    predictor = predictor_of(
+        multivariate, encoder, network, scaling=scaling, seasonality=("day", "week")
+    )
+    check_law(predictor, frame)
+
+
+@pytest.mark.parametrize("distr_output", ["quantile", "mean_quantile", "normal"])
+def test_the_law_holds_for_other_heads(distr_output, multivariate, frame):
+    check_law(predictor_of(multivariate, "gru_flow", distr_output=distr_output), frame)
+
+
+def test_the_law_holds_for_a_single_channel_without_features(univariate, make_frame):
+    frame = make_frame()
+    # Rows at which nothing was observed are observation times, too.
+    frame.loc[frame.index % 20 == 7, "HR"] = np.nan
+    check_law(predictor_of(univariate, "gru_flow"), frame)
+
+
+def in_other_order(frame, roles):
+    """The same data, whose names stand in another order."""
+    reversed_roles = {role: names[::-1] for role, names in roles.items()}
+    return IrregularDataset.from_long_dataframe(frame[frame["item_id"] != "p1"], **reversed_roles)
+
+
+def test_the_law_holds_for_calibrated_ensembles(multivariate, frame, roles):
+    other = in_other_order(frame, roles)
+    members = [
+        predictor_of(multivariate, "gru_flow"),
+        predictor_of(other, "linear_flow", "channelwise", seed=1),
+    ]
+    ensemble = EnsemblePredictor(members)
+    check_law(ensemble, frame)
+    near = np.linspace(-2, 2, len(conformal.LEVELS))
+    # One of the questions is asked exactly at the bound between two ranges of lead times.
+    calibrated = ConformalPredictor(
+        ensemble, [[3600.0]] * 2, [[near, 2 * near]] * 2, least=[1e-6] * 2, num_items=[50] * 2
+    )
+    check_law(calibrated, frame)
+
+
+def test_a_context_limits_only_the_given_predictor(multivariate, frame):
+    predictor = predictor_of(multivariate, "gru_flow", context="6h")
+    live = check_law(predictor, frame)
+    future = questions(frame, np.random.default_rng(0))
+    short = predict_df(predictor, frame, future)["predictions"]
+    assert (short - live.forecast(future)["predictions"]).abs().max() > 1e-2
+    # As long as an item has no more than context_length observations, nothing is cut off.
+    begun = frame.groupby("item_id").head(3)
+    live = LiveForecaster(predictor_of(multivariate, "gru_flow"))
+    live.update(begun)
+    once = predict_df(predictor_of(multivariate, "gru_flow"), begun, future)["predictions"]
+    np.testing.assert_allclose(live.forecast(future)["predictions"], once, rtol=1e-6)

@@ -227,7 +227,7 @@ class Reader:
         static_real = np.stack([one.static_real for one in series])
         lengths = np.array([context.stop - context.start for _, context, _ in windows])
 
-        known, scaling = self.statistics.arrays, self.make_scaling()
+        scaling = self.make_scaling()
         rows, memory = scaling.read(torch.from_numpy(values))
         loc, scale = (part[:, :channels] for part in scaling.outputs(memory))
         target = (future - loc.numpy()[:, None]) / scale.numpy()[:, None]
@@ -240,9 +240,7 @@ class Reader:
             delta_t=_float32(_or_zero(self._in_gaps(gaps, series))),
             lengths=torch.from_numpy(lengths),
             covariates=self.scaled_covariates(covariates),
-            static_real=_float32(
-                _scaled(static_real, known["static_center"], known["static_spread"])
-            ),
+            static_real=self.scaled_static(static_real),
             static_cat=torch.from_numpy(np.stack([one.static_cat for one in series]) + 1),
             query_delta_t=_float32(_repeat_last(self._in_gaps(asked - last, series))),
             query_covariates=self.scaled_covariates(query_covariates),
@@ -261,6 +259,11 @@ class Reader:
         """Return covariates ``(…, K)`` as a network reads them."""
         known = self.statistics.arrays
         return _float32(_scaled(covariates, known["covariate_center"], known["covariate_spread"]))
+
+    def scaled_static(self, static_real: np.ndarray) -> Tensor:
+        """Return static real features ``(…, S)`` as a network reads them."""
+        known = self.statistics.arrays
+        return _float32(_scaled(static_real, known["static_center"], known["static_spread"]))
 
     def blank(self) -> Window:
         """Return a window without observations and without queries."""

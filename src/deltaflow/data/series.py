@@ -554,6 +554,11 @@ def calendar_phases(entry: DataEntry, times: np.ndarray, seasonality: Iterable[s
     else:
         origin = pd.Timestamp(entry["info"]["time_origin"].removesuffix("Z"))
         seconds = nanoseconds(origin) / 10**9 + times
+    return phases_at(seconds, cycles)
+
+
+def phases_at(seconds: np.ndarray, cycles: Sequence[str]) -> np.ndarray:
+    """Return the phases ``(4 * cycles, N)`` of `calendar_phases` at seconds ``(N,)`` since 1970."""
     periods = np.array([CALENDAR_CYCLES[cycle] for cycle in cycles])
     phase = 2 * np.pi * (seconds / periods[:, None])
     return np.concatenate([np.sin(phase), np.cos(phase), np.sin(2 * phase), np.cos(2 * phase)])

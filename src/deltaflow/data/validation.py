@@ -378,9 +378,9 @@ def in_ticks_of(times: TimeColumn, other: TimeColumn, field: str) -> TimeColumn:
         return times
     if len(times.ticks) and np.abs(times.ticks).max() > np.iinfo(np.int64).max // factor:
         raise DataError(
-            f"past_df and future_df count time in different units, and the range of "
-            f"{other.resolution} is too small for times in {times.resolution}",
-            "give both the same dtype, such as datetime64[us]",
+            f"timestamps are given in {times.resolution} and in {other.resolution}, whose range is "
+            "too small for some of them",
+            "give all of them in one unit, such as datetime64[us]",
             field=field,
         )
     return times._replace(ticks=times.ticks * factor, resolution=other.resolution)

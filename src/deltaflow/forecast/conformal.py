@@ -28,6 +28,10 @@ ITEMS_PER_LEAD = 40
 MOST_LEADS = 8
 """The largest number of such ranges."""
 
+ROUNDING = 1e-9
+"""Lead times that differ by this share are the same: differences of times that are counted from
+other origins are rounded differently."""
+
 FEWEST_ITEMS = 5
 """With fewer items, a channel keeps the spread of the model."""
 
@@ -190,17 +194,19 @@ class ConformalPredictor(DeltaflowPredictor):
         reader = SeriesReader(self.schema)
         forecasts = self.predictor.predict(entries, seed=seed)
         for number, (entry, forecast) in enumerate(zip(entries, forecasts, strict=True)):
-            lead = _leads(reader, entry, self.prediction_length)
-            names = [self.schema.target.index(name) for name in forecast.target]
-            tables = [
-                self.scores[c][np.searchsorted(self.leads[c], lead, side="left")] for c in names
-            ]
-            calibrated = ConformalForecast(forecast, np.stack(tables, axis=1), self.least[names])
+            calibrated = self.calibrated(forecast, _leads(reader, entry, self.prediction_length))
             if not num_samples:
                 yield calibrated
                 continue
             with seeded(None if seed is None else derived_seed(seed, number)):
                 yield calibrated.to_sample_forecast(num_samples)
+
+    def calibrated(self, forecast: RealTimeForecast, lead: np.ndarray) -> "ConformalForecast":
+        """Calibrate a forecast, whose queries are ``lead`` ``(Q,)`` after the last observation."""
+        names = [self.schema.target.index(name) for name in forecast.target]
+        lead = lead * (1 - ROUNDING)
+        tables = [self.scores[c][np.searchsorted(self.leads[c], lead, side="left")] for c in names]
+        return ConformalForecast(forecast, np.stack(tables, axis=1), self.least[names])
 
     def summary(self) -> dict[str, Any]:
         """Return what the predictor is, and on how many items each channel was calibrated."""

@@ -12,7 +12,8 @@ import gluonts.torch.model.forecast as gluonts_torch_forecast
 import numpy as np
 import pandas as pd
 import torch
-from torch.distributions import Distribution
+from scipy.special import stdtrit
+from torch.distributions import Distribution, StudentT
 
 from deltaflow.data.schema import TICKS_PER_SECOND, unit_seconds
 from deltaflow.data.validation import check_columns
@@ -269,7 +270,15 @@ class SharedDistribution:
 def quantiles_of(distribution: Distribution, levels: Sequence[float]) -> np.ndarray:
     """Return the quantiles of L levels of a distribution, ``(L, …)``."""
     shape = (len(levels), *[1] * len(distribution.batch_shape))
-    return distribution.icdf(torch.tensor(levels, dtype=torch.float64).reshape(shape)).numpy()
+    wanted = torch.tensor(levels, dtype=torch.float64).reshape(shape)
+    base, transforms = (getattr(distribution, name, None) for name in ("base_dist", "transforms"))
+    if transforms is None or not isinstance(base, StudentT):
+        return distribution.icdf(wanted).numpy()
+    # The same as GluonTS's, which takes SciPy a millisecond more to set up.
+    quantiles = torch.from_numpy(stdtrit(base.df.numpy(), wanted.numpy())) * base.scale + base.loc
+    for transform in transforms:
+        quantiles = transform(quantiles)
+    return quantiles.numpy()
 
 
 class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.DistributionForecast):

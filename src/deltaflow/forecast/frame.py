@@ -156,7 +156,7 @@ def _questions_within(
     """Return what the rows at the end of each item ask for in which nothing was observed."""
     with in_frame("past_df"):
         rows = gather_rows(past_df, item_id)
-        times = _read_times(past_df, rows, timestamp, schema)
+        times = read_known_times(past_df, rows, timestamp, schema)
         questions = []
         for number, entry in enumerate(read_entries(past_df, rows, times, timestamp, schema)):
             count = _count_observed(entry)
@@ -189,11 +189,11 @@ def _questions_after(
         raise DataError("future_df has no rows", "give at least one time to forecast")
     with in_frame("future_df"):
         future = gather_rows(future_df, item_id)
-        names = _item_names(future_df, future, item_id)
+        names = item_names(future_df, future, item_id)
     with in_frame("past_df"):
         past_df = _of_items(past_df, item_id, set(names))
         past = gather_rows(past_df, item_id)
-        number_of = {n: i for i, n in enumerate(_item_names(past_df, past, item_id))}
+        number_of = {n: i for i, n in enumerate(item_names(past_df, past, item_id))}
     with in_frame("future_df"):
         for number, name in enumerate(names):
             if name not in number_of:
@@ -203,9 +203,9 @@ def _questions_after(
                     **future.where(int(future.bounds[number])),
                 )
     with in_frame("past_df"):
-        past_times = _read_times(past_df, past, timestamp, schema)
+        past_times = read_known_times(past_df, past, timestamp, schema)
     with in_frame("future_df"):
-        future_times = _read_times(future_df, future, timestamp, schema)
+        future_times = read_known_times(future_df, future, timestamp, schema)
     past_times, future_times = (
         in_ticks_of(past_times, future_times, timestamp),
         in_ticks_of(future_times, past_times, timestamp),
@@ -241,7 +241,9 @@ def _questions_after(
     return questions
 
 
-def _read_times(frame: pd.DataFrame, rows: FrameRows, timestamp: str, schema: Schema) -> TimeColumn:
+def read_known_times(
+    frame: pd.DataFrame, rows: FrameRows, timestamp: str, schema: Schema
+) -> TimeColumn:
     """Read the times of a frame, which must be of the kind that the predictor has learned from."""
     times = read_times(frame[timestamp], rows)
     if times.kind != schema.time:
@@ -276,17 +278,18 @@ def _elapsed_after(
     return elapsed_time(since_first, times.resolution, unit_seconds(time_unit))
 
 
-def _item_names(frame: pd.DataFrame, rows: FrameRows, item_id: str | None) -> list[str]:
+def item_names(frame: pd.DataFrame, rows: FrameRows, item_id: str | None) -> list[str]:
     """Return how the items read: the same in both frames, whatever type their columns have."""
     if item_id is None:
         return rows.items
     firsts = frame[item_id].iloc[rows.order[rows.bounds[:-1]]]
-    names = [_as_text(item) for item in firsts]
+    names = [as_text(item) for item in firsts]
     check_distinct(names, item_id)
     return names
 
 
-def _as_text(item: Any) -> str:
+def as_text(item: Any) -> str:
+    """Return how an item reads: the same for 1, 1.0 and "1"."""
     whole = isinstance(item, (float, np.floating)) and float(item).is_integer()
     return str(int(item)) if whole else str(item)
 
@@ -296,7 +299,7 @@ def _of_items(frame: pd.DataFrame, item_id: str | None, names: set[str]) -> pd.D
     if item_id is None:
         return frame
     codes, items = item_codes(frame, item_id)
-    return frame[np.array([_as_text(item) in names for item in items], dtype=bool)[codes]]
+    return frame[np.array([as_text(item) in names for item in items], dtype=bool)[codes]]
 
 
 def _count_observed(entry: DataEntry) -> int:

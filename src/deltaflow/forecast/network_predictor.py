@@ -1,7 +1,8 @@
 """The predictor with a network: entries in, forecasts out."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -123,6 +124,14 @@ class IrregularPredictor(DeltaflowPredictor):
         self.network.to(self.device)
         return self
 
+    def with_unlimited_context(self) -> "IrregularPredictor":
+        """See `DeltaflowPredictor.with_unlimited_context`; both predictors share one network."""
+        arguments = self._arguments()
+        reader = {**arguments["reader"], "context_length": sys.maxsize, "context": None}
+        unlimited = type(self)(**{**arguments, "reader": reader, "device": str(self.device)})
+        unlimited.network = self.network
+        return unlimited
+
     def predict(
         self,
         dataset: Dataset,
@@ -202,7 +211,7 @@ class IrregularPredictor(DeltaflowPredictor):
     def _forecast_batch(
         self, items: list[_Item], num_samples: int | None, seed: int | None
     ) -> Iterator[RealTimeForecast]:
-        with torch.no_grad(), seeded(seed, self.device), _advising():
+        with torch.no_grad(), seeded(seed, self.device), advising():
             if self.sampling == "path":
                 forecasts = self._paths(items, num_samples or self.num_parallel_samples)
             else:
@@ -224,7 +233,7 @@ class IrregularPredictor(DeltaflowPredictor):
         orders = [np.argsort(one.times[one.length :], kind="stable") for one in series]
         batch = self._collate([_reordered(*pair) for pair in zip(series, orders, strict=True)])
         drawn = self.network.sample_paths(self._on_device(batch), num_samples)
-        samples = _finite(drawn).cpu().numpy()  # (B, N, Q, D)
+        samples = finite(drawn).cpu().numpy()  # (B, N, Q, D)
         return [
             partial(SampleForecast, own[:, np.argsort(order)][..., item.found.channels])
             for own, order, item in zip(samples, orders, items, strict=True)
@@ -235,16 +244,44 @@ class IrregularPredictor(DeltaflowPredictor):
     ) -> Iterable[Callable[..., RealTimeForecast]]:
         """Forecast each query on its own: by a distribution, by quantiles, or by samples."""
         series = [item.series for item in items]
-        batch, head = self._collate(series), self.network.head
+        batch = self._collate(series)
         counts = np.array([_count_queries(one) for one in series])
         bounds = np.concatenate([[0], counts.cumsum()])
         asked = torch.arange(max(counts)) < torch.from_numpy(counts).unsqueeze(-1)  # (B, Q)
         # The R queries of all series, one series after the other: (R, D), or (R, D, K).
-        args = [_finite(arg).double().cpu()[asked] for arg in self._decoded(batch)]
+        args = [finite(arg).double().cpu()[asked] for arg in self._decoded(batch)]
         number = asked.nonzero()[:, 0]
         loc, scale = batch.loc[number], batch.scale[number]
-        rows = [slice(*pair) for pair in itertools.pairwise(bounds.tolist())]
         channels = [item.found.channels for item in items]
+        return self.forecasts_from(args, loc, scale, bounds, channels, num_samples)
+
+    def forecasts_from(
+        self,
+        args: Sequence[Tensor],
+        loc: Tensor,
+        scale: Tensor,
+        bounds: np.ndarray,
+        channels: Sequence[int | list[int]],
+        num_samples: int | None = None,
+    ) -> Iterable[Callable[..., RealTimeForecast]]:
+        """Return what makes the forecasts of several items, given where and whose they are.
+
+        Parameters
+        ----------
+        args
+            The arguments ``(R, D)`` of the head's distributions at the R queries of all items, one
+            item after the other, in float64.
+        loc, scale
+            ``(R, D)`` float64 units of the targets.
+        bounds
+            ``(N + 1,)``: item ``n`` owns the rows ``bounds[n]:bounds[n + 1]``.
+        channels
+            The channels of each item's forecast, in its order; see `Match`.
+        num_samples
+            See :meth:`predict`.
+        """
+        head = self.network.head
+        rows = [slice(*pair) for pair in itertools.pairwise(bounds.tolist())]
 
         if head.quantile_levels is not None:
             *mean, quantiles = args
@@ -334,7 +371,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> Non
 
 
 @contextmanager
-def _advising() -> Iterator[None]:
+def advising() -> Iterator[None]:
     """Say what to do where torch refuses a forecast that is not finite."""
     try:
         yield
@@ -346,7 +383,8 @@ def _advising() -> Iterator[None]:
         ) from error
 
 
-def _finite(values: Tensor) -> Tensor:
+def finite(values: Tensor) -> Tensor:
+    """Return values, or raise a ValueError if one of them is not finite."""
     if not torch.isfinite(values).all():
         raise ValueError("not finite")
     return values

@@ -94,6 +94,20 @@ class DeltaflowPredictor(RepresentablePredictor):
             member.to(device)
         return self
 
+    def with_unlimited_context(self) -> Self:
+        """Return a predictor of the same weights that reads a whole series, however long.
+
+        Predictors read the last ``context_length`` observations of a series, and nothing before
+        its ``context``.
+        """
+
+        def unlimited(value: Any) -> Any:
+            if isinstance(value, DeltaflowPredictor):
+                return value.with_unlimited_context()
+            return [unlimited(part) for part in value] if isinstance(value, list) else value
+
+        return type(self)(**{name: unlimited(value) for name, value in self._arguments().items()})
+
     def serialize(self, path: str | Path) -> None:
         """Write the predictor into a directory, which is made if need be; see `replacing`."""
         members: list[DeltaflowPredictor] = []

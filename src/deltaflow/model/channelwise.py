@@ -34,7 +34,8 @@ class History(NamedTuple):
     Attributes
     ----------
     count, total, squares
-        ``(B, C)`` number of values, their sum and the sum of their squares.
+        ``(B, C)`` number of values, their sum and the sum of their squares, in float64: sums over
+        millions of observations, one by one, would lose digits in float32.
     lowest, highest, first
         ``(B, C)`` lowest, highest and first value. Before the first observation they are infinity,
         minus infinity and 0.
@@ -59,6 +60,7 @@ class History(NamedTuple):
         seen = self.count > 0
         extremes = [torch.where(seen, bound, 0.0) for bound in (self.lowest, self.highest)]
         plain = [mean, deviation, *extremes, self.first, self.count.log1p()]
+        plain = [part.to(self.first.dtype) for part in plain]
         recent = self.recent_total / (self.recent_count + 0.1)
         return torch.cat([torch.stack(plain, -1), recent, self.recent_count.log1p()], dim=-1)
 
@@ -343,9 +345,9 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         decay = self._decay(age)
         first = observed.to(torch.uint8).argmax(1, keepdim=True)
         return History(
-            count=mask.sum(1),
-            total=values.sum(1),
-            squares=(values**2).sum(1),
+            count=mask.sum(1, dtype=torch.float64),
+            total=values.sum(1, dtype=torch.float64),
+            squares=(values**2).sum(1, dtype=torch.float64),
             lowest=torch.where(observed, values, math.inf).amin(1),
             highest=torch.where(observed, values, -math.inf).amax(1),
             first=values.gather(1, first).squeeze(1),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,35 +9,41 @@ import torch
 from torch import Tensor
 
 from deltaflow.data import Reader
-from deltaflow.data.reader import Window
-from deltaflow.data.series import Series
 from deltaflow.model.module import ForecastNetwork
 
 
 class Running(NamedTuple):
     """The state of B series whose observations arrive one by one. Its size is fixed.
 
+    Times are float64 seconds (periods of a regular series) since any moment, which may be another
+    one for each series. Ages are differences of them, so they stay exact however long a series
+    lives.
+
     Attributes
     ----------
     encoded
-        What the network keeps of them: hidden states, last values and their ages.
+        What the network keeps of the series, such as hidden states and last values. Its ages are
+        left empty.
     memory
         ``(B, M, C)`` float64, what the scaling keeps of their values.
     times
-        ``(B,)`` float64 elapsed time of the last observation; NaN before the first.
+        ``(B,)`` time of the last observation; NaN before the first.
+    since
+        ``(B, C)`` time of the last value of each channel; before it, that of the first
+        observation of the series.
     """
 
     encoded: Any
     memory: Tensor
     times: np.ndarray
+    since: np.ndarray
 
 
 class RunningNetwork:
     """Reads series one observation at a time.
 
     Up to rounding, the forecasts are the same as after reading the whole series at once, because a
-    scaling is causal and an encoder's update is a step of its recurrence. Times are elapsed times,
-    as in `Series`.
+    scaling is causal and an encoder's update is a step of its recurrence.
 
     Parameters
     ----------
@@ -51,13 +56,25 @@ class RunningNetwork:
         self.network = network
 
     @torch.no_grad()
-    def start(self, series: Sequence[Series]) -> Running:
-        """Return the state of series before any observation, from their static features alone."""
-        nothing = slice(0, 0)
-        batch = self.reader.collate([Window(one, nothing, nothing) for one in series])
-        device = self.network.channel_weights.device
-        batch = type(batch)(*(part.to(device) for part in batch))
-        return Running(self.network.encode(batch), batch.memory, np.full(len(series), np.nan))
+    def start(self, static_real: np.ndarray, static_cat: np.ndarray) -> Running:
+        """Return the state of series before any observation.
+
+        Parameters
+        ----------
+        static_real, static_cat
+            ``(B, S)`` and ``(B, N)`` static features, as in `Series`.
+        """
+        size = len(static_real)
+        blank = self.reader.collate([self.reader.blank()])
+        batch = type(blank)(*(part.expand(size, *part.shape[1:]) for part in blank))
+        batch = batch._replace(
+            static_real=self.reader.scaled_static(static_real),
+            static_cat=torch.from_numpy(static_cat + 1),
+        )
+        batch = type(batch)(*map(self._on_device, batch))
+        unknown = np.full((size, self.network.num_channels), np.nan)
+        encoded = _aged(self.network.encode(batch), None)
+        return Running(encoded, batch.memory, unknown[:, 0], unknown)
 
     @torch.no_grad()
     def read(
@@ -70,7 +87,7 @@ class RunningNetwork:
         running
             The state of the series.
         times
-            ``(B,)`` elapsed times of the observations, not before the last ones.
+            ``(B,)`` times of the observations, not before the last ones.
         values
             ``(B, C)`` values in the units of the channels; NaN where not observed.
         covariates
@@ -79,12 +96,14 @@ class RunningNetwork:
         known = self._on_device(torch.from_numpy(values))
         rows, memory = self.network.scaling.read_next(running.memory, known)
         encoded = self.network.update(
-            running.encoded,
+            self._encoded(running),
             self._on_device(self.reader.gaps_between(running.times, times)),
             rows,
             self._on_device(self.reader.scaled_covariates(covariates)),
         )
-        return Running(encoded, memory, times)
+        new = np.isfinite(values) | np.isnan(running.since)
+        since = np.where(new, times[:, None], running.since)
+        return Running(_aged(encoded, None), memory, times, since)
 
     @torch.no_grad()
     def forecast(
@@ -97,8 +116,8 @@ class RunningNetwork:
         running
             The state of the series.
         times, covariates
-            ``(B, Q)`` elapsed times of the queries, not before the last observations, and
-            ``(B, Q, K)`` covariates at the queries.
+            ``(B, Q)`` times of the queries, not before the last observations, and ``(B, Q, K)``
+            covariates at the queries.
 
         Returns
         -------
@@ -108,7 +127,7 @@ class RunningNetwork:
         """
         gaps = self.reader.gaps_between(running.times[:, None], times)
         arguments = self.network.decode(
-            running.encoded,
+            self._encoded(running),
             self._on_device(gaps),
             self._on_device(self.reader.scaled_covariates(covariates)),
         )
@@ -116,5 +135,17 @@ class RunningNetwork:
         targets = slice(self.network.num_targets)
         return arguments, loc[:, targets], scale[:, targets]
 
+    def _encoded(self, running: Running) -> Any:
+        """Return what the network keeps, with the ages at the last observation."""
+        ages = self.reader.gaps_between(running.since, running.times[:, None])
+        return _aged(running.encoded, self._on_device(ages))
+
     def _on_device(self, part: Tensor) -> Tensor:
         return part.to(self.network.channel_weights.device)
+
+
+def _aged(encoded: Any, ages: Tensor | None) -> Any:
+    """Put other ages ``(B, C)`` into what a network keeps; with None, leave them empty."""
+    last = encoded.state.last
+    age = last[:, :0] if ages is None else ages.view_as(last)
+    return encoded._replace(state=encoded.state._replace(age=age))
