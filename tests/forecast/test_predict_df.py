@@ -540,7 +540,7 @@ def test_times_that_fit_into_no_common_unit_are_refused(predictor, frames):
     future = future.assign(timestamp=millennia)
     assert np.isfinite(predict_df(predictor, past, future)["0.9"]).all()
     past = past.assign(timestamp=past["timestamp"] + pd.Timedelta("1ns"))
-    with pytest.raises(DataError, match="'timestamp': past_df and future_df count time in differ"):
+    with pytest.raises(DataError, match="'timestamp': timestamps are given in s and in ns, whose"):
         predict_df(predictor, past, future)
 
 
