@@ -168,11 +168,14 @@ class LiveForecaster:
     >>> trainer_kwargs = {"fast_dev_run": True, "enable_progress_bar": False, "logger": False}
     >>> estimator = GRUFlowEstimator(prediction_length=8, folds=0, trainer_kwargs=trainer_kwargs)
     >>> live = LiveForecaster(estimator.train(data))
-    >>> live.update(pd.DataFrame({"item_id": "a", "timestamp": [0.0, 0.7], "target": [1.0, 0.8]}))
-    >>> live.update(pd.DataFrame({"item_id": ["b", "a"], "timestamp": [0.2, 1.1], "target": 0.5}))
-    >>> future = pd.DataFrame({"item_id": ["a", "b", "a"], "timestamp": [1.5, 2.0, 9.0]})
-    >>> live.forecast(future, quantile_levels=[0.1, 0.9]).columns.tolist()
-    ['item_id', 'timestamp', 'target_name', 'predictions', '0.1', '0.9']
+    >>> def rows(items, times, **columns):
+    ...     return pd.DataFrame({"item_id": items, "timestamp": pd.to_datetime(times), **columns})
+    >>> live.update(rows("a", ["2024-01-01 08:00", "2024-01-01 08:20"], target=[1.0, 0.8]))
+    >>> live.update(rows(["b", "a"], ["2024-01-01 08:21", "2024-01-01 08:30"], target=0.5))
+    >>> len(live), live.item("a")["num_observations"]
+    (2, 3)
+    >>> live.forecast(rows("a", ["2024-01-01 08:40", "2024-01-02"]), quantile_levels=[0.9]).columns
+    Index(['item_id', 'timestamp', 'target_name', 'predictions', '0.9'], dtype='object')
     """
 
     def __init__(
