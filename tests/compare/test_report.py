@@ -30,7 +30,8 @@ def test_page_holds_everything_itself(finished):
     sources = re.findall(r'src="([^"]*)"', page)
     assert len(sources) == len(pictures)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "href=" not in page
+    assert all(link.startswith("#") for link in re.findall(r'href="([^"]*)"', page))
+    assert all(f'id="{link}"' in page for link in re.findall(r'href="#([^"]*)"', page))
     assert "<link" not in page
     assert "<script" not in page
     for text in ("Failed runs", "depth", "dataset: sine", "torchdiffeq"):
@@ -77,7 +78,11 @@ def test_tables_show_means_and_deviations_over_seeds():
         "gru": "1.500 ± 0.707",
         "hold": "3.000",
     }
-    assert list(table.by_channel(scores, "d", "mse")) == ["HR", "Temp"]
+    by_channel = table.by_channel(scores, "d", "mse")
+    assert by_channel.to_dict() == {
+        "gru": {"HR": "1.500", "Temp": "1.500"},
+        "hold": {"HR": "3.000", "Temp": "3.000"},
+    }
     assert table.by_channel(scores, "d", "mae").empty
 
 
@@ -136,6 +141,24 @@ def test_channels_are_sorted_by_their_share_of_the_error_of_hold():
         "Temp": {"labels": "1", "share": "75.0%", "hold": "0.3000", "gru": "2.000"},
         "HR": {"labels": "4", "share": "25.0%", "hold": "0.1000", "gru": "0.500"},
     }
+
+
+def test_the_best_rows_come_first_and_the_best_of_each_column_is_marked():
+    values = {
+        "hold": {"balanced_mse": 3.0, "coverage_80": 0.95, "parameters": 0},
+        "wide": {"balanced_mse": 1.0, "coverage_80": 0.88, "parameters": 9},
+        "gru": {"balanced_mse": 2.0, "coverage_80": 0.74, "parameters": 8},
+    }
+    runs = [
+        {"encoder": encoder, "seed": 0, "scores": {"d": scores}, "squared_errors": {}}
+        for encoder, scores in values.items()
+    ]
+    assert list(table.overview(runs, "d").index) == ["wide", "gru", "hold"]
+    assert [run["encoder"] for run in table.best_first(runs, "d")] == ["wide", "gru", "hold"]
+    marked = table.best(runs, "d")
+    assert marked["balanced MSE"].to_dict() == {"wide": True, "gru": False, "hold": False}
+    assert marked["80 % interval covers"].to_dict() == {"wide": False, "gru": True, "hold": False}
+    assert not marked["parameters"].any()
 
 
 def test_losses_that_are_not_finite_are_shown_as_such():

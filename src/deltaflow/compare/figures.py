@@ -13,28 +13,32 @@ from deltaflow.compare.score import INTERVALS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 NUM_PANELS = 4
 """Columns of the figure of forecasts: items, or channels of an item."""
 
+MARKERS = "os^D"
+"""The points of ten rows look like the first, of the next ten like the second, and so on."""
 
-def learning_curves(runs: Sequence[Run], dataset: str) -> Figure | None:
+
+def learning_curves(runs: Sequence[Run], test: str) -> Figure | None:
     """Draw the validation loss by epoch: a thin line per seed, and a dot at each best epoch.
 
     Parameters
     ----------
     runs
         The runs of the comparison.
-    dataset
-        A data set as the configuration names it.
+    test
+        The name of a test; the curves are those of its data set.
 
     Returns
     -------
     Figure or None
         None if no run of the data set has learned anything.
     """
-    own = [run for run in runs if run["dataset"] == dataset and run["curve"]]
+    own = [run for run in runs if test in run["scores"] and run["curve"]]
     if not own:
         return None
     figure, axes = _figure(8, 4.5)
@@ -110,13 +114,20 @@ def accuracy_by_cost(scores: pd.DataFrame, dataset: str, cost: str, label: str) 
     )
     if ("mean", cost) not in wide or ("mean", measure) not in wide:
         return None
-    wide = wide.dropna(subset=[("mean", cost), ("mean", measure)])
-    figure, axes = _figure(6, 4.5)
+    wide = wide.dropna(subset=[("mean", cost), ("mean", measure)]).sort_values(("mean", measure))
+    figure, axes = _figure(5.2, 4.8)
     for position, (encoder, values) in enumerate(wide.iterrows()):
-        place = values["mean", cost], values["mean", measure]
-        axes.errorbar(*place, yerr=values["std", measure], fmt="o", color=f"C{position % 10}")
-        axes.annotate(str(encoder), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.errorbar(
+            values["mean", cost],
+            values["mean", measure],
+            yerr=values["std", measure],
+            fmt=MARKERS[position // 10 % len(MARKERS)],
+            color=f"C{position % 10}",
+            label=str(encoder),
+        )
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     axes.set(xscale="log", xlabel=label, ylabel="balanced quantile loss")
+    _space_ticks(axes.xaxis, wide["mean", cost])
     return figure
 
 
@@ -177,6 +188,17 @@ def _figure(width: float, height: float, rows: int = 0, columns: int = 0, **opti
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
     return figure, grid if rows else grid[0, 0]
+
+
+def _space_ticks(axis: Axis, values: pd.Series) -> None:
+    """Put few enough ticks on a logarithmic axis to read each of them."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    ratio = values.max() / values.min()
+    steps = (1.0, 2.0, 5.0) if ratio < 100 else (1.0,)
+    axis.set_major_locator(MaxNLocator(5) if ratio < 10 else LogLocator(subs=steps))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _colours(runs: Sequence[Run]) -> dict[str, str]:

@@ -6,10 +6,11 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -23,19 +24,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; font-size: 13px; }
-th, td { padding: 3px 10px; text-align: right; border-bottom: 1px solid #ddd; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1160px; margin: 2em auto; padding: 0 1em; }
+nav { columns: 3; font-size: 13px; margin: 1em 0; }
+nav a { display: block; }
+table { border-collapse: collapse; margin: 1em 0; font-size: 12px; }
+th, td { padding: 3px 6px; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; display: block; margin: 1em 0; }
-pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 12px; }
-.wide { overflow-x: auto; }
+thead th { vertical-align: bottom; font-weight: 600; }
+td b { color: #06c; }
+small { display: block; color: #777; white-space: nowrap; }
+.figures { display: flex; flex-wrap: wrap; align-items: flex-start; }
+img { max-width: 100%; margin: 1em 0; }
+pre { background: #f6f6f6; padding: 1em; white-space: pre-wrap; font-size: 12px; }
+summary { cursor: pointer; margin: 1em 0; }
 """
 
 NOTES = """
-Values are means over the seeds ± their standard deviation. "Balanced" is the mean over the
-channels, each divided by its own unit first (its standard deviation in the training set, if the
-task names no other), so that no channel rules it; the plain quantile loss pools all values. The
+Values are means over the seeds ± their standard deviation. Rows are sorted by the balanced quantile
+loss, and the best value of each column is marked (of a coverage, the one closest to what the
+interval says). "Balanced" is the mean over the channels, each divided by its own unit first (its
+standard deviation in the training set, if the task names no other), so that no channel rules it;
+the plain quantile loss pools all values. The
 quantile loss is that of the nine deciles, weighted by the size of the values. A forecast is timed
 in batches, on the machine below; "f evaluations" are those of the vector field of an ODE.
 "MSE / hold" is the ratio of the balanced MSE to that of hold, which repeats the last value; its
@@ -43,8 +52,30 @@ in batches, on the machine below; "f evaluations" are those of the vector field 
 forecasts of all seeds: their means, and their quantiles level by level.
 """
 
+SECOND_LINE = re.compile(r" (± .*|\(.*\))$")
+"""What stands below the value in a cell: a deviation, or an interval."""
+
 COSTS = {"seconds_per_epoch": "seconds per epoch", "ms_per_forecast": "milliseconds per forecast"}
 """The costs against which accuracy is drawn, and how their axes are named."""
+
+
+class Section(NamedTuple):
+    """What a report says of one test.
+
+    Attributes
+    ----------
+    overview, best
+        A row per encoder, as text; and which of its cells are the best of their column.
+    details
+        Tables by channel, by their title.
+    pictures
+        Figures as PNG, by their title.
+    """
+
+    overview: pd.DataFrame
+    best: pd.DataFrame
+    details: dict[str, pd.DataFrame]
+    pictures: dict[str, bytes]
 
 
 def write_report(runs: Sequence[Run], config: CompareConfig) -> None:
@@ -54,13 +85,17 @@ def write_report(runs: Sequence[Run], config: CompareConfig) -> None:
     """
     scores = table.results(runs)
     write(config.output / "results.csv", scores.to_csv(index=False))
-    tables = _tables(runs, scores)
-    text = [f"## {title}\n\n{as_markdown(shown)}" for title, shown in tables.items()]
+    sections = {test: _section(table.best_first(runs, test), test) for test in tests_of(runs)}
+    failed = table.failures(runs)
+    text = []
+    for test, section in sections.items():
+        text += [f"## {test}\n\n{as_markdown(_bold(section))}"]
+        text += [f"## {test}: {title}\n\n{as_markdown(t)}" for title, t in section.details.items()]
+        for title, picture in section.pictures.items():
+            write(config.output / "figures" / f"{test}-{title.replace(' ', '_')}.png", picture)
+    text += [f"## Failed runs\n\n{as_markdown(failed)}"] if len(failed) else []
     write(config.output / "table.md", "\n".join(text))
-    pictures = _pictures(runs, scores, config)
-    for title, picture in pictures.items():
-        write(config.output / "figures" / f"{_file_name(title)}.png", picture)
-    write(config.output / "index.html", _page(tables, pictures, config))
+    write(config.output / "index.html", _page(sections, failed, config))
 
 
 def tests_of(runs: Sequence[Run]) -> list[str]:
@@ -68,31 +103,27 @@ def tests_of(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(test for run in runs for test in run["scores"]))
 
 
-def _tables(runs: Sequence[Run], scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return every table by its title."""
-    tables = {}
-    for test in tests_of(runs):
-        tables[test] = table.overview(runs, test)
-        tables[f"{test}: MSE / hold by channel"] = table.channels(runs, test)
-        for measure, title in table.BY_CHANNEL.items():
-            tables[f"{test}: {title} by channel"] = table.by_channel(scores, test, measure)
-    tables["Failed runs"] = table.failures(runs)
-    return {title: shown for title, shown in tables.items() if len(shown)}
-
-
-def _pictures(runs: Sequence[Run], scores: pd.DataFrame, config: CompareConfig) -> dict[str, bytes]:
-    """Return every figure by its title, as PNG."""
-    drawn: dict[str, Figure | None] = {}
-    for test in tests_of(runs):
-        for cost, label in COSTS.items():
-            drawn[f"{test}: accuracy against {label}"] = figures.accuracy_by_cost(
-                scores, test, cost, label
-            )
-        drawn[f"{test}: calibration"] = figures.calibration(scores, test)
-        drawn[f"{test}: forecasts"] = figures.forecasts(runs, test)
-    for dataset in config.data.names:
-        drawn[f"{Path(dataset).name}: learning curves"] = figures.learning_curves(runs, dataset)
-    return {title: _png(figure) for title, figure in drawn.items() if figure is not None}
+def _section(runs: Sequence[Run], test: str) -> Section:
+    """Return all tables and figures of a test."""
+    scores = table.results(runs)
+    details = {"MSE / hold by channel": table.channels(runs, test)}
+    for measure, title in table.BY_CHANNEL.items():
+        details[f"{title} by channel"] = table.by_channel(scores, test, measure)
+    drawn: dict[str, Figure | None] = {
+        **{
+            f"accuracy against {label}": figures.accuracy_by_cost(scores, test, cost, label)
+            for cost, label in COSTS.items()
+        },
+        "calibration": figures.calibration(scores, test),
+        "forecasts": figures.forecasts(runs, test),
+        "learning curves": figures.learning_curves(runs, test),
+    }
+    return Section(
+        table.overview(runs, test),
+        table.best(runs, test),
+        {title: shown for title, shown in details.items() if len(shown)},
+        {title: _png(figure) for title, figure in drawn.items() if figure is not None},
+    )
 
 
 def _png(figure: Figure) -> bytes:
@@ -101,31 +132,63 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _file_name(title: str) -> str:
-    return title.replace(": ", "-").replace(" ", "_")
+def _bold(section: Section) -> pd.DataFrame:
+    """Return the overview in Markdown, with the best cell of each column in bold."""
+    return section.overview.mask(section.best, "**" + section.overview + "**")
 
 
-def _page(
-    tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, bytes], config: CompareConfig
-) -> str:
+def _page(sections: Mapping[str, Section], failed: pd.DataFrame, config: CompareConfig) -> str:
     """Return the HTML page."""
-    parts = [f"<p>{NOTES}</p>"]
-    for title, shown in tables.items():
-        level = "h3" if ": " in title else "h2"
-        parts.append(f"<{level}>{html.escape(title)}</{level}>")
-        parts.append(f'<div class="wide">{shown.to_html(border=0)}</div>')
-    parts.append("<h2>Figures</h2>")
-    for title, picture in pictures.items():
-        encoded = base64.b64encode(picture).decode()
-        parts.append(f"<h3>{html.escape(title)}</h3>")
-        parts.append(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{encoded}">')
+    parts, contents = [f"<p>{NOTES}</p>"], []
+
+    def begin(title: str) -> None:
+        """Begin a part of the page, to which the table of contents leads."""
+        name = html.escape(title)
+        contents.append(f'<a href="#part{len(contents)}">{name}</a>')
+        parts.append(f'<h2 id="part{len(contents) - 1}">{name}</h2>')
+
+    for test, section in sections.items():
+        begin(test)
+        parts.append(_as_html(section.overview, section.best))
+        parts.append('<div class="figures">')
+        for title, picture in section.pictures.items():
+            encoded = base64.b64encode(picture).decode()
+            alt = html.escape(f"{test}: {title}")
+            parts.append(f'<img alt="{alt}" src="data:image/png;base64,{encoded}">')
+        parts.append("</div>")
+        for title, shown in section.details.items():
+            parts.append(f"<details><summary>{html.escape(title)}</summary>")
+            parts.append(f"{_as_html(shown)}</details>")
+    if len(failed):
+        begin("Failed runs")
+        parts.append(_as_html(failed))
+    begin("Configuration")
     plain = yaml.safe_dump(config.to_dict(), sort_keys=False)
-    parts.append(f"<h2>Configuration</h2><pre>{html.escape(plain)}</pre>")
-    machine = json.dumps(environment(), indent=2)
-    parts.append(f"<h2>Versions and machine</h2><pre>{html.escape(machine)}</pre>")
-    title = f"Comparison: {', '.join(Path(name).name for name in config.data.names)}"
+    parts.append(f"<pre>{html.escape(plain)}</pre>")
+    begin("Versions and machine")
+    parts.append(f"<pre>{html.escape(json.dumps(environment(), indent=2))}</pre>")
+    title = html.escape(f"Comparison: {', '.join(sections or config.data.names)}")
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1>\n{chr(10).join(parts)}\n</body>\n</html>\n"
+        f"<title>{title}</title><style>{STYLE}</style></head>\n"
+        f"<body><h1>{title}</h1>\n<nav>{chr(10).join(contents)}</nav>\n"
+        f"{chr(10).join(parts)}\n</body>\n</html>\n"
     )
+
+
+def _as_html(shown: pd.DataFrame, best: pd.DataFrame | None = None) -> str:
+    """Return a table in HTML: deviations below their means, and the best cells in bold."""
+    lines = [["", *map(str, shown.columns)]]
+    lines += [
+        [str(name), *map(str, row)] for name, row in zip(shown.index, shown.to_numpy(), strict=True)
+    ]
+    cells = [
+        [SECOND_LINE.sub(r"<small>\1</small>", html.escape(cell)) for cell in line]
+        for line in lines
+    ]
+    if best is not None:
+        for row, column in np.argwhere(best.to_numpy()) + 1:
+            cells[row][column] = f"<b>{cells[row][column]}</b>"
+    head, *body = (f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in cells)
+    head = head.replace("td>", "th>")
+    return f"<table><thead>{head}</thead><tbody>{chr(10).join(body)}</tbody></table>"

@@ -9,6 +9,7 @@ import pandas as pd
 
 from deltaflow.compare.models import HOLD
 from deltaflow.compare.run import Run
+from deltaflow.compare.score import INTERVALS
 
 COLUMNS = ["dataset", "encoder", "seed", "metric", "value"]
 
@@ -45,6 +46,9 @@ balanced."""
 NUM_RESAMPLES = 1000
 """How often the items of a test are drawn anew for an interval."""
 
+ORDER = ("balanced_mean_weighted_quantile_loss", "balanced_mse", "balanced_mae")
+"""The measures by the first of which that there is, rows are sorted."""
+
 COUNTS = ("parameters", "evaluations_per_batch")
 """Measures that are whole numbers."""
 
@@ -73,8 +77,12 @@ def results(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def overview(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
-    """Return the `summary` of one data set, and beside the squared error its ratio to hold's."""
-    table = summary(results(runs), dataset)
+    """Return the `summary` of one data set, and beside the squared error its ratio to hold's.
+
+    The best rows come first, see `ORDER`.
+    """
+    scores = results(runs)
+    table = summary(scores, dataset).reindex(_sorted_rows(scores, dataset))
     ratio = ratios_to_hold(runs, dataset)
     if len(ratio) and "balanced MSE" in table:
         text = [f"{own.ratio:.3f} ({own.low:.3f}–{own.high:.3f})" for own in ratio.itertuples()]
@@ -83,6 +91,44 @@ def overview(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
         shown[HOLD] = ""
         table.insert(place, RATIO, shown.reindex(table.index))
     return table.fillna("")
+
+
+def best(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
+    """Return which cells of the `overview` are the best of their column, as booleans.
+
+    Of a coverage, it is the one closest to the share that the interval says; of `COUNTS`, none.
+    """
+    means = _means(results(runs), dataset).drop(columns=list(COUNTS), errors="ignore")
+    for name, (low, high) in INTERVALS.items():
+        if name in means:
+            means[name] = (means[name] - (high - low)).abs()
+    marked = (means == means.min()).rename(columns=SUMMARY)
+    if "balanced MSE" in marked:
+        marked[RATIO] = marked["balanced MSE"]
+    shown = overview(runs, dataset)
+    return marked.reindex(index=shown.index, columns=shown.columns, fill_value=False)
+
+
+def best_first(runs: Sequence[Run], dataset: str) -> list[Run]:
+    """Return the runs that have results of a data set, in the order of the rows of `overview`."""
+    order = _sorted_rows(results(runs), dataset)
+    own = [run for run in runs if run["encoder"] in order]
+    return sorted(own, key=lambda run: order.index(run["encoder"]))
+
+
+def _sorted_rows(scores: pd.DataFrame, dataset: str) -> list[str]:
+    """Return the encoders of a data set, the best first."""
+    means = _means(scores, dataset)
+    by = [measure for measure in ORDER if measure in means]
+    return list(means.sort_values(by[0], kind="stable").index if by else means.index)
+
+
+def _means(scores: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return encoders by measures of `SUMMARY`: means over the seeds."""
+    own = scores[(scores["dataset"] == dataset) & scores["metric"].isin(list(SUMMARY))]
+    return own.pivot_table(
+        index="encoder", columns="metric", values="value", sort=False, dropna=False
+    )
 
 
 def ratios_to_hold(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
@@ -181,15 +227,20 @@ def summary(scores: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 
 def by_channel(scores: pd.DataFrame, dataset: str, measure: str) -> pd.DataFrame:
-    """Return a row per encoder and a column per channel of one measure, as text.
+    """Return a row per channel and a column per encoder, the best first, of one measure, as text.
 
-    Empty if there is one channel only, about which `summary` says everything.
+    Values are means over the seeds. Averages of several seeds are left out. Empty if there is one
+    channel only, about which `summary` says everything.
     """
-    own = scores[scores["dataset"] == dataset]
+    own = scores[(scores["dataset"] == dataset) & scores["seed"].notna()]
     channels = own["metric"].str.extract(rf"^{measure}\[(.*)\]$")[0]
-    own = own.assign(metric=channels).dropna(subset=["metric"])
-    names = list(own["metric"].unique())
-    return _readable(own, names) if len(names) > 1 else pd.DataFrame()
+    own = own.assign(channel=channels).dropna(subset=["channel"])
+    wide = own.pivot_table(index="channel", columns="encoder", values="value", sort=False)
+    if len(wide) < 2:
+        return pd.DataFrame()
+    order = [name for name in _sorted_rows(scores, dataset) if name in wide]
+    text = wide[order].map(lambda mean: _rounded(mean, np.nan, digits=4)).replace("nan", "")
+    return text.rename_axis(index=None, columns=None)
 
 
 def failures(runs: Sequence[Run]) -> pd.DataFrame:
