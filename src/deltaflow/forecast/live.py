@@ -174,7 +174,8 @@ class LiveForecaster:
     >>> live.update(rows(["b", "a"], ["2024-01-01 08:21", "2024-01-01 08:30"], target=0.5))
     >>> len(live), live.item("a")["num_observations"]
     (2, 3)
-    >>> live.forecast(rows("a", ["2024-01-01 08:40", "2024-01-02"]), quantile_levels=[0.9]).columns
+    >>> future = rows("a", ["2024-01-01 08:40", "2024-01-02 08:00"])
+    >>> live.forecast(future, quantile_levels=[0.9]).columns
     Index(['item_id', 'timestamp', 'target_name', 'predictions', '0.9'], dtype='object')
     """
 
