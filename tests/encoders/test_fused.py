@@ -25,7 +25,8 @@ from deltaflow.flows.gru import GRULayer
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-4}
 CHANNELS, FEATURES, HIDDEN = 3, 2, 5
 LENGTHS = [BLOCK + 1, 1, 0, 2 * BLOCK + 3, BLOCK, BLOCK - 1, 2 * BLOCK + 3]
-FAST = ["gru_flow", "coupling_flow", "resnet_flow", "gru"]
+RECURRENT = ["gru_flow", "coupling_flow", "resnet_flow", "gru"]
+FAST = [*RECURRENT, "linear_flow"]
 
 any_encoder = pytest.mark.parametrize("name", FAST)
 
@@ -129,7 +130,7 @@ def test_series_that_have_ended_run_on_unheard(name):
     assert_equal(run(encoder.read, encoder, batch), plain, EXACT[torch.float64])
 
 
-@any_encoder
+@pytest.mark.parametrize("name", RECURRENT)
 @pytest.mark.parametrize("bound", ["CACHE", "LARGE"])
 def test_fast_equals_plain_where_series_are_many(name, bound, monkeypatch):
     """In shorter blocks, and in huge pages: of which a bound of one byte makes use at once."""
@@ -163,7 +164,7 @@ def test_fast_equals_plain_where_states_reach_their_limit(name):
 
 @any_encoder
 def test_gradients_are_those_of_finite_differences(name):
-    encoder, batch = make(name, hidden_size=2), make_batch([4, 2])
+    encoder, batch = make(name, hidden_size=4), make_batch([4, 2])
     names = [label for label, _ in encoder.named_parameters()]
 
     def read(*parameters):
@@ -284,7 +285,7 @@ def test_states_are_the_same_without_gradients(name, mode):
     torch.testing.assert_close(states, encoder.read(**batch), rtol=0, atol=1e-13)
 
 
-@any_encoder
+@pytest.mark.parametrize("name", RECURRENT)
 def test_a_frozen_flow_leaves_the_other_gradients_as_they_are(name):
     encoder, batch = make(name), make_batch()
     whole = run(encoder.read, encoder, batch)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deltaflow import DeltaflowError
-from deltaflow.encoders import LinearFlowEncoder, make_encoder
+from deltaflow.encoders import LinearFlowEncoder, linear_flow, make_encoder
 
 CHANNELS, FEATURES = 3, 2
 LENGTHS = [33, 1, 0, 50, 17]
@@ -83,9 +83,9 @@ def test_states_stay_within_what_drives_them():
     """A gate takes a weighted mean, and between observations nothing grows."""
     encoder, batch = make(num_layers=1), make_batch([200])
     batch["values"] = 10 * batch["values"].sign()
-    drive, size = encoder.drives[0], encoder.flow.num_modes
+    entry, size = encoder.entries[0], encoder.flow.num_modes
     reach = torch.tensor([10.0] * CHANNELS + [1.0] * CHANNELS + [5.0] * (FEATURES + 1)).double()
-    largest = (drive.weight.abs() @ reach + drive.bias.abs()).view(size, 2).norm(dim=1)
+    largest = (entry.weight.abs() @ reach + entry.bias.abs())[size:].view(2, size).norm(dim=0)
     hidden = encoder(**batch).hidden.view(2, size)
     assert (hidden.norm(dim=0) <= largest).all()
 
@@ -100,12 +100,29 @@ def test_autocast_leaves_the_recurrence_exact():
     assert asked.dtype == torch.float32
 
 
-def test_a_second_derivative_is_right():
-    encoder, batch = make(4), make_batch([20, 3])
-    values = batch.pop("values").requires_grad_()
-    assert torch.autograd.gradgradcheck(
-        lambda values: encoder(values=values, **batch).hidden, values, fast_mode=True
-    )
+@pytest.mark.parametrize("gap", [1e-6, 1.0, 1e6])
+def test_gradients_of_long_series_are_exact_at_any_time_scale(gap):
+    """Phases grow with the series, their errors must not."""
+    exact, batch = make(), make_batch([2000])
+    batch["delta_t"] = gap * batch["delta_t"]
+    encoder = make(dtype=torch.float32)
+    encoder.load_state_dict(exact.state_dict())
+    small = {k: p.float() if p.is_floating_point() else p for k, p in batch.items()}
+    small["delta_t"] = batch["delta_t"].float()
+    batch["delta_t"] = small["delta_t"].double()
+    found = [
+        torch.autograd.grad(model(**inputs).hidden.square().sum(), list(model.parameters()))
+        for model, inputs in ((encoder, small), (exact, batch))
+    ]
+    for single, double, (name, _) in zip(*found, exact.named_parameters(), strict=True):
+        assert (single - double).abs().max() <= 1e-3 * (1e-6 + double.abs().max()), name
+
+
+def test_more_series_than_are_read_at_a_time_are_all_read(monkeypatch):
+    encoder, batch = make(), make_batch()
+    expected = encoder(**batch).hidden
+    monkeypatch.setattr(linear_flow, "CACHED", 2 * max(LENGTHS))
+    torch.testing.assert_close(encoder(**batch).hidden, expected, atol=1e-14, rtol=0)
 
 
 def test_known_cycles_are_where_frequencies_start():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias, cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from deltaflow.encoders.encoder import Encoder, State, own_precision
-from deltaflow.encoders.scan import scan
+from deltaflow.encoders.fused import is_transformed
+from deltaflow.encoders.oscillators import Motion, oscillate, turned
+from deltaflow.encoders.scan import Chunks
 from deltaflow.errors import DeltaflowError
-from deltaflow.flows.linear import SPAN, LinearFlow, exponential
+from deltaflow.flows.linear import SPAN, LinearFlow
 
 GATE_BIAS = -2.0
 """The initial bias of the gates: an observation replaces about an eighth of the state."""
@@ -20,8 +22,9 @@ DRIVE_GAIN = 3.0
 """The initial weights that drive the oscillators, relative to torch's initialisation. States are
 averages of about eight inputs at different phases, so they would be too small otherwise."""
 
-Recur: TypeAlias = Callable[[int, Tensor, Tensor], Tensor]
-"""A map ``(number of the layer, factors, added) -> states`` of a layer."""
+
+CACHED = 30_000
+"""The number of observations that a CPU reads at a time, so that they fit into its cache."""
 
 
 class LinearFlowEncoder(Encoder):
@@ -87,92 +90,99 @@ class LinearFlowEncoder(Encoder):
         width = width or hidden_size
         num_inputs = 2 * num_channels + num_features + 1
         widths = [num_inputs, *[width] * (num_layers - 1)]
-        self.gates = nn.ModuleList(map(nn.Linear, widths, self.sizes))
-        self.drives = nn.ModuleList(map(nn.Linear, widths, [2 * size for size in self.sizes]))
+        # Of a gate, and of real and imaginary part of a drive, for each oscillator.
+        self.entries = nn.ModuleList(map(nn.Linear, widths, [3 * size for size in self.sizes]))
         self.mixtures = nn.ModuleList(
             nn.Linear(2 * size + num_inputs, width) for size in self.sizes[:-1]
         )
         with torch.no_grad():
             layer = torch.arange(len(self.flow.frequency)) % num_layers
             self.flow.frequency.copy_(self.flow.frequency[layer.argsort(stable=True)])
-            for gate, drive in zip(self.gates, self.drives, strict=True):
-                nn.init.constant_(cast(nn.Linear, gate).bias, GATE_BIAS)
-                cast(nn.Linear, drive).weight.mul_(DRIVE_GAIN)
+            for size, entry in zip(self.sizes, self.entries, strict=True):
+                weight, bias = entry.parameters()
+                nn.init.constant_(bias[:size], GATE_BIAS)
+                weight[size:].mul_(DRIVE_GAIN)
 
     def read(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
     ) -> Tensor:
-        """Read a whole batch, a layer at a time; see `Encoder.read`."""
-        if not running.numel():
-            return values.new_zeros(len(values), self.hidden_size)
+        """Read a whole batch, a layer at a time; see `Encoder.read`.
+
+        Inside `torch.func` and forward-mode differentiation, `read_plainly` reads it.
+        """
+        if not running.numel() or is_transformed():
+            return self.read_plainly(values, observed, delta_t, running, features)
+        parts = values, observed, delta_t, running, features
+        series = max(1, CACHED // running.shape[1]) if values.device.type == "cpu" else len(values)
         with own_precision(values):
-            gaps = delta_t.T.contiguous()  # (T, B)
-            seen = _inputs(values, observed, features, delta_t).transpose(0, 1).contiguous()
-            counts = running.sum(1)
-            newest = (counts - 1).clamp(min=0), torch.arange(len(counts), device=counts.device)
-            layers = self._layers(seen, gaps, lambda _, factors, added: scan(factors, added))
-            states = torch.cat([states[newest] for states in layers], -1)
-            states = states.masked_fill((counts == 0).unsqueeze(-1), 0.0)
-            return self._as_real(states, values.dtype)
+            groups = zip(*(part.split(series) for part in parts), strict=True)
+            return torch.cat([self._read(*group) for group in groups])
+
+    def _read(
+        self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
+    ) -> Tensor:
+        """Read some of the series; see `read`."""
+        chunks = Chunks.on(values.device, running.shape[1])
+        seen, gaps = _arranged(chunks, values, observed, features, delta_t)
+        rates, turns = self.flow.exponent()
+        rates = rates.to(seen.dtype)
+        motion = Motion.of(rates, turns, gaps, chunks.arranged(delta_t.detach().double().cumsum(1)))
+        counts = running.sum(1)
+        newest = chunks.places((counts - 1).clamp(min=0))
+        inner, hidden = seen, []
+        own = zip(*(part.split(self.sizes) for part in (rates, turns, motion)), strict=True)
+        for layer, (r, nu, moved) in enumerate(own):
+            weight, bias = (part.to(seen.dtype) for part in self.entries[layer].parameters())
+            states = oscillate(inner, weight, bias, r, nu, gaps, moved)  # (2, n, L, C, B)
+            hidden.append(states.flatten(2).index_select(-1, newest))
+            if layer < len(self.mixtures):
+                inner = _mixed(self.mixtures[layer], turned(states, moved.cos, moved.sin), seen)
+        cos, sin = (part.flatten(1)[:, newest] for part in (motion.cos, motion.sin))
+        hidden = turned(torch.cat(hidden, 1), cos, sin).flatten(0, 1).T[:, : self.hidden_size]
+        return hidden.masked_fill((counts == 0).unsqueeze(-1), 0.0).to(values.dtype)
 
     def step(
         self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
     ) -> Tensor:
         """Read one observation; see `Encoder.step`."""
         with own_precision(values):
-            before = nn.functional.pad(state.hidden, (0, self.hidden_size % 2))
-            before = _numbers(torch.stack(before.chunk(2, -1), -1).flatten(-2))
-            before = before.split(self.sizes, -1)
+            moved = self.flow.prepare()(delta_t.unsqueeze(-1), state.hidden)
+            moved = functional.pad(moved, (0, self.hidden_size % 2)).unflatten(-1, (2, -1))
             seen = _inputs(values, observed, features, delta_t)
-
-            def one_step(layer: int, factors: Tensor, added: Tensor) -> Tensor:
-                return factors * before[layer] + added
-
-            states = torch.cat([*self._layers(seen, delta_t, one_step)], -1)
-            return self._as_real(states, values.dtype)
+            inner, hidden = seen, []
+            for layer, before in enumerate(moved.split(self.sizes, -1)):
+                entries = self.entries[layer](inner).unflatten(-1, (3, -1))
+                gate, drive = entries[:, :1].sigmoid(), entries[:, 1:]
+                states = (1 - gate) * before + gate * drive  # (B, 2, n)
+                hidden.append(states)
+                if layer < len(self.mixtures):
+                    mixed = self.mixtures[layer](torch.cat([states.flatten(1), seen], -1))
+                    inner = functional.gelu(mixed)
+            return torch.cat(hidden, -1).flatten(1)[:, : self.hidden_size]
 
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
         """Carry the state to the queries by its flow; see `Encoder.evolve`."""
         with own_precision(delta_t):
             return self.flow.prepare()(delta_t.unsqueeze(-1), state.hidden.unsqueeze(-2))
 
-    def _layers(self, seen: Tensor, gaps: Tensor, recur: Recur) -> Iterator[Tensor]:
-        """Yield the states ``(…, n)`` of each layer's n oscillators.
 
-        ``seen`` is ``(…, R)``, R inputs at each of any number of observations; ``gaps`` is ``(…)``.
-        """
-        moved = exponential(*self.flow.exponent(), gaps.unsqueeze(-1), seen.dtype)
-        moved = torch.stack(moved, -1).flatten(-2)  # as `_parts` are
-        inner = seen
-        # Products of real and complex numbers are slow, so gates are repeated for both parts.
-        for layer, moved_by in enumerate(moved.split([2 * n for n in self.sizes], -1)):
-            weight, bias = (part.repeat_interleave(2, 0) for part in self.gates[layer].parameters())
-            gate = torch.sigmoid(nn.functional.linear(inner, weight, bias))
-            factors, added = (1 - gate) * moved_by, gate * self.drives[layer](inner)
-            states = recur(layer, _numbers(factors), _numbers(added))
-            yield states
-            if layer < len(self.mixtures):
-                mixed = self.mixtures[layer](torch.cat([_parts(states).to(seen.dtype), seen], -1))
-                inner = nn.functional.gelu(mixed)
-
-    def _as_real(self, states: Tensor, dtype: torch.dtype) -> Tensor:
-        """Turn complex states ``(B, N)`` into the hidden state, ``(B, H)``."""
-        return torch.cat([states.real, states.imag], -1)[:, : self.hidden_size].to(dtype)
-
-
-def _parts(numbers: Tensor) -> Tensor:
-    """Return real and imaginary parts, ``(…, 2n)``, of complex numbers ``(…, n)``."""
-    return torch.view_as_real(numbers).flatten(-2)
-
-
-def _numbers(parts: Tensor) -> Tensor:
-    """Undo `_parts`, in float32 for half precision, which has no complex numbers."""
-    parts = parts.to(torch.promote_types(parts.dtype, torch.float32))
-    return torch.view_as_complex(parts.unflatten(-1, (-1, 2)))
+def _mixed(mixture: nn.Module, states: Tensor, seen: Tensor) -> Tensor:
+    """Return the hidden layer over states ``(2, n, L, C, B)`` and inputs ``(R, L, C, B)``."""
+    weight, bias = (part.to(seen.dtype) for part in mixture.parameters())
+    states, shape = states.flatten(2).flatten(0, 1), seen.shape[1:]
+    of_states, of_seen = weight.split([len(states), len(seen)], 1)
+    mixed = torch.addmm(bias.unsqueeze(1), of_seen, seen.flatten(1))
+    return functional.gelu(torch.addmm(mixed, of_states, states)).unflatten(1, shape)
 
 
 def _inputs(values: Tensor, observed: Tensor, features: Tensor, delta_t: Tensor) -> Tensor:
     """Return the input of the first layer, ``(…, R)``."""
-    return torch.cat(
-        [values, observed.to(values.dtype), features, delta_t.log1p().unsqueeze(-1)], -1
-    )
+    clock = delta_t.log1p().unsqueeze(-1)
+    return torch.cat([values, observed.to(values.dtype), features, clock], -1)
+
+
+def _arranged(chunks: Chunks, *parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `_inputs` as ``(R, L, C, B)`` and the gaps as ``(L, C, B)``, at least in float32."""
+    values, *_, delta_t = parts
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return chunks.arranged(_inputs(*parts)).to(dtype), chunks.arranged(delta_t).to(dtype)

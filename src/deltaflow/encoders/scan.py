@@ -1,126 +1,124 @@
-r"""A linear recurrence as a scan: :math:`s_n = a_n s_{n-1} + b_n` in :math:`O(\sqrt T)` operations.
+r"""A linear recurrence as a scan: :math:`s_n = a_n s_{n-1} + b_n` in a few large operations.
 
-The T steps are cut into about :math:`\sqrt T` chunks. A first loop, through all chunks in parallel,
-finds the map from the state before each chunk to the state at its end. A second loop, over the
-chunks, composes these maps. A third loop, again through all chunks in parallel, computes every
-state. The derivative of the recurrence is a recurrence of the same kind that runs backwards.
+The T steps are cut into C chunks of L steps. A first loop, through all chunks in parallel, finds
+the state at the end of each chunk if it began at 0. The states between chunks obey a recurrence of
+the same kind, whose factors are the products of each chunk's factors; if there are many, they are
+cut into chunks in turn. A second loop, again through all chunks in parallel, computes every state.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 SHORT = 16
-"""The largest number of steps that are taken one by one."""
+"""The length of chunks on an accelerator, where a large operation takes hardly longer than a small
+one. A CPU reads about as many chunks as each has steps."""
+
+Between: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A map ``(products, ends) -> states``, all ``(…, C, B)``: what each of C chunks begins with, if it
+maps a state s to product · s + end."""
 
 
-def scan(factors: Tensor, inputs: Tensor) -> Tensor:
-    r"""Return :math:`s_n = a_n s_{n-1} + b_n` for all n, where :math:`s_{-1} = 0`.
+class Chunks(NamedTuple):
+    """An arrangement of the T steps of B series in C chunks of L steps.
 
-    It can be differentiated any number of times.
+    Step ``chunk * L + step`` of a series stands at ``[step, chunk]`` of a tensor ``(…, L, C, B)``,
+    so that one step of all chunks is one block of memory. The last chunk is filled up.
+    """
+
+    length: int
+    count: int
+
+    @staticmethod
+    def of(num_steps: int, length: int) -> Chunks:
+        """Cut steps into as few chunks of at most this length as possible."""
+        count = max(1, -(-num_steps // max(1, length)))
+        return Chunks(max(1, -(-num_steps // count)), count)
+
+    @staticmethod
+    def on(device: torch.device, num_steps: int) -> Chunks:
+        """Cut steps into chunks that a device reads quickly."""
+        return Chunks.of(num_steps, math.isqrt(num_steps) if device.type == "cpu" else SHORT)
+
+    def arranged(self, rows: Tensor) -> Tensor:
+        """Arrange ``(B, T, …)`` as ``(…, L, C, B)``, filled up with zeros."""
+        added = self.length * self.count - rows.shape[1]
+        if added:
+            rows = F.pad(rows, [*[0, 0] * (rows.ndim - 2), 0, added])
+        rows = rows.unflatten(1, (self.count, self.length))
+        return rows.permute(*range(3, rows.ndim), 2, 1, 0).contiguous()
+
+    def places(self, steps: Tensor) -> Tensor:
+        """Return where one step of each series ``(B,)`` stands in ``(L, C, B)``, flattened."""
+        chunk, step = steps // self.length, steps % self.length
+        series = torch.arange(len(steps), device=steps.device)
+        return (step * self.count + chunk) * len(steps) + series
+
+
+def scan_(factors: Tensor, inputs: Tensor) -> Tensor:
+    r"""Replace inputs by the states :math:`s_n = a_n s_{n-1} + b_n`, where :math:`s_{-1} = 0`.
 
     Parameters
     ----------
     factors, inputs
-        :math:`a` and :math:`b`, real or complex, both ``(T, …)``, with the T steps first.
-
-    Returns
-    -------
-    Tensor
-        The states, ``(T, …)``.
+        :math:`a`, ``(…, L, C, B)``, and :math:`b`, which may have more dimensions before these.
     """
-    return _Scan.apply(factors, inputs, False)  # type: ignore[return-value]
+    _scan_(factors.unbind(-3), inputs.unbind(-3), factors.prod(-3), _between)
+    return inputs
 
 
-class _Scan(torch.autograd.Function):
-    """The recurrence, from the first step to the last one or in reverse."""
+def scan_back_(factors: Tensor, inputs: Tensor) -> Tensor:
+    r"""Replace inputs by the states :math:`s_n = a_{n+1} s_{n+1} + b_n`, from the last one on.
 
-    @staticmethod
-    def forward(factors: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
-        return _states(factors, inputs, reverse)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
-        factors, _, ctx.reverse = inputs
-        ctx.save_for_backward(factors, output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        # A state moves the loss by itself, and through the state after it:
-        # dL/ds_n = g_n + conj(a_{n+1}) dL/ds_{n+1}; and dL/da_n = dL/ds_n conj(s_{n-1}).
-        factors, states = ctx.saved_tensors
-        later = -1 if ctx.reverse else 1
-        total = _Scan.apply(_shifted(factors, -later).conj_physical(), gradient, not ctx.reverse)
-        if not ctx.needs_input_grad[0]:
-            return None, total, None
-        return total * _shifted(states, later).conj(), total, None
+    If :math:`b` is the gradient of the states of `scan_`, this is the gradient of its inputs.
+    """
+    first, *others = factors.unbind(-3)
+    after = F.pad(first[..., 1:, :], (0, 0, 0, 1))  # the first factor of the next chunk
+    product = factors[..., 1:, :, :].prod(-3).mul_(after)
+    _scan_([after, *reversed(others)], inputs.unbind(-3)[::-1], product, _between_back)
+    return inputs
 
 
-def _shifted(steps: Tensor, by: int) -> Tensor:
-    """Return the previous (1) or the next (-1) entry of each step, and 0 if there is none."""
-    return F.pad(steps, [*[0, 0] * (steps.ndim - 1), by, -by]) if len(steps) else steps
-
-
-def _states(factors: Tensor, inputs: Tensor, reverse: bool) -> Tensor:
-    """Compute all states: in whole chunks, and the remaining steps one by one."""
-    states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
-    length = math.isqrt(len(inputs)) if len(inputs) > SHORT else len(inputs) + 1
-    whole = len(inputs) // length * length
-
-    def cut(steps: slice) -> tuple[Tensor, Tensor, Tensor]:
-        return factors[steps], inputs[steps], states[steps]
-
-    state = torch.zeros_like(inputs[:1]).squeeze(0) if len(inputs) else inputs
-    if reverse:
-        state = _one_by_one(state, *cut(slice(whole, None)), reverse)
-    if whole:
-        state = _in_chunks(state, *cut(slice(whole)), length, reverse)
-    if not reverse:
-        _one_by_one(state, *cut(slice(whole, None)), reverse)
-    return states
-
-
-def _one_by_one(
-    state: Tensor, factors: Tensor, inputs: Tensor, states: Tensor, reverse: bool
-) -> Tensor:
-    """Write the states ``(T, …)`` that follow ``state``, and return the last one."""
-    for factor, added, out in _steps(factors, inputs, states, reverse=reverse):
-        state = torch.addcmul(added, factor, state, out=out)
-    return state
-
-
-def _in_chunks(
-    state: Tensor, factors: Tensor, inputs: Tensor, states: Tensor, length: int, reverse: bool
-) -> Tensor:
-    """Do the same as `_one_by_one`, in C chunks of ``length`` steps in parallel."""
-    factors, inputs, states = (
-        part.unflatten(0, (-1, length)).transpose(0, 1) for part in (factors, inputs, states)
-    )  # (length, C, …)
-    product, end = _whole_chunks(factors, inputs, reverse)
-    after = torch.empty_like(end)
-    last = _one_by_one(state, product, end, after, reverse)
-    state = state.unsqueeze(0)
-    before = [after[1:], state] if reverse else [state, after[:-1]]
-    _one_by_one(torch.cat(before), factors, inputs, states, reverse)
-    return last
-
-
-def _whole_chunks(factors: Tensor, inputs: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Return ``(C, …)`` each: a chunk of steps maps a state s to product · s + end."""
-    (factor, added), *others = _steps(factors, inputs, reverse=reverse)
-    product, end, other = factor.clone(), added.clone(), torch.empty_like(added)
-    for factor, added in others:
-        product.mul_(factor)
+def _scan_(
+    factors: Sequence[Tensor], inputs: Sequence[Tensor], product: Tensor, between: Between
+) -> None:
+    """Replace the inputs of L steps, in this order, by states; each is ``(…, C, B)``."""
+    end, other = inputs[0].clone(), torch.empty_like(inputs[0])
+    for factor, added in zip(factors[1:], inputs[1:], strict=True):
         end, other = torch.addcmul(added, factor, end, out=other), end
-    return product, end
+    state = between(product, end)
+    for factor, added in zip(factors, inputs, strict=True):
+        state = torch.addcmul(added, factor, state, out=added)
 
 
-def _steps(*parts: Tensor, reverse: bool) -> list[tuple[Tensor, ...]]:
-    """Split tensors ``(T, …)`` into steps, in the order in which they are taken."""
-    steps = list(zip(*(part.unbind() for part in parts), strict=True))
-    return steps[::-1] if reverse else steps
+def _between(product: Tensor, end: Tensor) -> Tensor:
+    """Return the states between chunks that are read one after the other."""
+    count, before = end.shape[-2], torch.zeros_like(end)
+    if count <= 2 * SHORT:
+        states = before.unbind(-2)
+        steps = zip(product.unbind(-2), end.unbind(-2), states, states[1:], strict=False)
+        for factor, added, state, out in steps:
+            torch.addcmul(added, factor, state, out=out)
+    else:
+        chunks = Chunks.of(count, SHORT)
+        fill = (0, 0, 0, chunks.length * chunks.count - count)
+        product, end = (
+            F.pad(part, fill).unflatten(-2, chunks[::-1]).transpose(-3, -2).contiguous()
+            for part in (product, end)
+        )
+        after = scan_(product, end).transpose(-3, -2).flatten(-3, -2)
+        before[..., 1:, :] = after[..., : count - 1, :]
+    # As they fade away, numbers are computed a hundred times as slowly just before they are 0.
+    numbers = torch.finfo(before.dtype)
+    return F.hardshrink(before, numbers.tiny / numbers.eps**2)
+
+
+def _between_back(product: Tensor, end: Tensor) -> Tensor:
+    """Return the states between chunks that are read from the last to the first."""
+    return _between(product.flip(-2), end.flip(-2)).flip(-2)

@@ -188,12 +188,20 @@ def exponential(
     rates, turns, t
         :math:`r`, :math:`\nu` in float64, and :math:`t`, which broadcast against each other.
     dtype
-        The dtype of the result. Whole turns are dropped, exactly, before the phase is cast to it.
+        The dtype of the result.
     """
     size = torch.exp(-(rates * t)).to(dtype)
-    phase = turns * t.double()
-    phase = 2 * math.pi * (phase - phase.detach().round()).to(dtype)
-    return size * phase.cos(), size * phase.sin()
+    cos, sin = rotation(turns, t, dtype)
+    return size * cos, size * sin
+
+
+def rotation(turns: Tensor, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    r"""Return cosine and sine of :math:`2 \pi \nu t`, where :math:`\nu` is in float64.
+
+    Whole turns are dropped, exactly, before the phase is cast to ``dtype``.
+    """
+    phase = 2 * math.pi * (turns * t.double()).frac().to(dtype)
+    return phase.cos(), phase.sin()
 
 
 def _spread(lowest: float, highest: float, count: int) -> Tensor:

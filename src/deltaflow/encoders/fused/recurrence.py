@@ -77,15 +77,20 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # by create_graph
-            raise DeltaflowError(
-                "the fused recurrence can be differentiated once, not twice (create_graph=True): "
-                "for second derivatives use torch.func, or encoder.read_plainly in place of "
-                "encoder.read"
-            )
+        once_only()
         _ = ctx.saved_tensors  # here autograd raises if they were changed or freed
         with torch.autocast(gradient.device.type, enabled=False):
             return None, *ctx.recurrence.backward(ctx.kept, gradient)
+
+
+def once_only() -> None:
+    """Raise a `DeltaflowError` in a backward pass that is to be differentiated itself."""
+    if torch.is_grad_enabled():  # by create_graph
+        raise DeltaflowError(
+            "the fused recurrence can be differentiated once, not twice (create_graph=True): "
+            "for second derivatives use torch.func, or encoder.read_plainly in place of "
+            "encoder.read"
+        )
 
 
 class _Block(NamedTuple):

@@ -1,0 +1,191 @@
+r"""Driven oscillators that read whole series, as one autograd function with a derivative by hand.
+
+The recurrence is read in a frame that turns with the oscillators. With :math:`\theta_n` the phase
+since the beginning of a series,
+
+.. math:: \tilde s_n = e^{-i \theta_n} s_n
+          = (1 - f_n) \, e^{-r \Delta t_n} \tilde s_{n-1} + e^{-i \theta_n} f_n d_n
+
+has real factors, so that real and imaginary parts of states are scanned alike.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deltaflow.encoders.fused.recurrence import once_only
+from deltaflow.encoders.scan import scan_, scan_back_
+from deltaflow.flows.linear import rotation
+
+
+class Motion(NamedTuple):
+    """How oscillators move, ``(N, L, C, B)`` each.
+
+    Attributes
+    ----------
+    decay
+        By what factor they decay from one observation to the next.
+    cos, sin
+        Of their phases at each observation, since the beginning of the series.
+    """
+
+    decay: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    @staticmethod
+    @torch.no_grad()
+    def of(rates: Tensor, turns: Tensor, gaps: Tensor, elapsed: Tensor) -> Motion:
+        """Compute how oscillators with rates and turns ``(N,)`` move.
+
+        ``gaps`` and ``elapsed`` are the times since the previous observation and since the
+        beginning, ``(L, C, B)``; the latter in float64.
+        """
+        rates, turns = (part.view(-1, 1, 1, 1) for part in (rates, turns))
+        return Motion((-rates * gaps).exp_(), *rotation(turns, elapsed, gaps.dtype))
+
+    def split(self, sizes: list[int]) -> list[Motion]:
+        """Split the oscillators into groups."""
+        parts = (part.split(sizes) for part in self)
+        return [Motion(*group) for group in zip(*parts, strict=True)]
+
+
+def oscillate(
+    inner: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    rates: Tensor,
+    turns: Tensor,
+    gaps: Tensor,
+    motion: Motion,
+) -> Tensor:
+    """Return the states of n oscillators after each observation, in their turning frame.
+
+    Parameters
+    ----------
+    inner
+        ``(W, L, C, B)`` inputs, arranged in `Chunks`.
+    weight, bias
+        ``(3 n, W)`` and ``(3 n,)``: the gates f, and real and imaginary part of the drives d.
+    rates, turns, gaps, motion
+        ``(n,)`` r and turns per unit of time, ``(L, C, B)`` the times since the previous
+        observations, and what follows from them. ``motion`` counts as constant: the whole gradient
+        by rates, turns and gaps, also through `turned` states, is taken here.
+
+    Returns
+    -------
+    Tensor
+        ``(2, n, L, C, B)``, real and imaginary parts.
+    """
+    return _Oscillate.apply(inner, weight, bias, rates, turns, gaps, motion)  # type: ignore[return-value]
+
+
+def turned(numbers: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn states ``(2, n, …)`` out of the turning frame, by e^iθ."""
+    return _Turn.apply(numbers, cos, sin)  # type: ignore[return-value]
+
+
+class _Oscillate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inner: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        rates: Tensor,
+        turns: Tensor,
+        gaps: Tensor,
+        motion: Motion,
+    ) -> Tensor:
+        entries = torch.addmm(bias.unsqueeze(1), weight, inner.flatten(1))
+        gate, states = _gate_and_numbers(entries, gaps)
+        gate.sigmoid_()
+        drive = _turned_back(states, motion.cos, motion.sin)
+        torch.mul(drive, gate, out=states)
+        scan_(_kept(gate, motion), states)
+        ctx.save_for_backward(inner, weight, rates, turns, gaps, gate, drive, states, *motion)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        once_only()
+        inner, weight, rates, turns, gaps, gate, drive, states, *motion = ctx.saved_tensors
+        motion = Motion(*motion)
+        with torch.autocast(gradient.device.type, enabled=False):
+            # The gradient of each state, by itself and through all that follow.
+            total, kept = gradient.clone(memory_format=torch.contiguous_format), _kept(gate, motion)
+            scan_back_(kept, total)
+            by_drive, by_state = _dot(total, drive), _dot(total, states)
+            left = _left(kept, states)
+            shrinking = _dot(total, left).flatten(1)
+            turning = torch.mul(total[1], left[0]).addcmul_(total[0], left[1], value=-1).flatten(1)
+            of_rates = -(shrinking @ gaps.flatten())
+            of_turns = 2 * math.pi * (turning @ gaps.flatten()).to(turns.dtype)
+            of_gaps = None
+            if ctx.needs_input_grad[5]:
+                speed = 2 * math.pi * turns.to(rates.dtype)
+                of_gaps = (speed @ turning - rates @ shrinking).view_as(gaps)
+            of_entries = inner.new_empty(len(weight), gaps.numel())
+            of_gate, of_drive = _gate_and_numbers(of_entries, gaps)
+            torch.sub(by_drive, by_state, out=of_gate).mul_(gate)
+            torch.mul(_turned(total, motion.cos, motion.sin), gate, out=of_drive)
+            of_inner = (weight.T @ of_entries).view_as(inner) if ctx.needs_input_grad[0] else None
+            of_weight = of_entries @ inner.flatten(1).T
+            return of_inner, of_weight, of_entries.sum(1), of_rates, of_turns, of_gaps, None
+
+
+class _Turn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, numbers: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(numbers, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        once_only()
+        return _turned_back(gradient, *ctx.saved_tensors), None, None
+
+
+def _gate_and_numbers(entries: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
+    parts = entries.view(3, -1, *gaps.shape)
+    return parts[0], parts[1:]
+
+
+def _kept(gate: Tensor, motion: Motion) -> Tensor:
+    """Return the factors of the recurrence."""
+    return (1 - gate).mul_(motion.decay)
+
+
+def _left(kept: Tensor, states: Tensor) -> Tensor:
+    """Return what is left of the previous state at each observation.
+
+    As the difference between a state and what drives it, it would have no digit after a long gap.
+    """
+    left = torch.empty_like(states)
+    torch.mul(kept[:, 1:], states[:, :, :-1], out=left[:, :, 1:])
+    torch.mul(kept[:, 0, 1:], states[:, :, -1, :-1], out=left[:, :, 0, 1:])
+    left[:, :, 0, 0] = 0.0
+    return left
+
+
+def _turned(numbers: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    (real, imaginary), out = numbers, torch.empty_like(numbers)
+    torch.mul(cos, real, out=out[0]).addcmul_(sin, imaginary, value=-1)
+    torch.mul(cos, imaginary, out=out[1]).addcmul_(sin, real)
+    return out
+
+
+def _turned_back(numbers: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    (real, imaginary), out = numbers, torch.empty_like(numbers)
+    torch.mul(cos, real, out=out[0]).addcmul_(sin, imaginary)
+    torch.mul(cos, imaginary, out=out[1]).addcmul_(sin, real, value=-1)
+    return out
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Return the sum of the products of real parts and of imaginary parts, ``(n, …)``."""
+    return torch.mul(one[0], other[0]).addcmul_(one[1], other[1])
