@@ -98,6 +98,7 @@ class IrregularDataModule(pl.LightningDataModule):
         context: Duration | None = None,
         origins: Literal["random", "sliding"] = "random",
         origins_within: Sequence[Duration] | None = None,
+        thinning: float = 0.0,
         validation_origins: Literal["last", "spread", "sliding"] = "last",
         stride: int = 1,
         seasonality: Sequence[str] | None = None,
@@ -123,6 +124,12 @@ class IrregularDataModule(pl.LightningDataModule):
                 "sliding windows begin at every origin",
                 "draw random origins, or leave out origins_within",
                 field="origins_within",
+            )
+        if origins == "sliding" and thinning:
+            raise DataError(
+                "sliding windows are read as they are",
+                "draw random origins, or leave out thinning",
+                field="thinning",
             )
         entries = by_number(training_data)
         schema = _schema_of(entries) if reader is None else reader.schema
@@ -164,7 +171,7 @@ class IrregularDataModule(pl.LightningDataModule):
             if origins_within is not None:
                 within = read_range(origins_within, "origins_within")
             self.training_windows = TrainingWindows(
-                training, reader, self.horizon, seed=seed, within=within
+                training, reader, self.horizon, seed=seed, within=within, thinning=thinning
             )
         else:
             self.training_windows = SlidingWindows(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.schema import Duration, read_range, read_seconds
-from deltaflow.errors import UnknownNameError, check_at_least, check_at_least_one
+from deltaflow.errors import UnknownNameError, check_at_least, check_at_least_one, check_between
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class DataOptions:
     origins_within
         Earliest and latest forecast origin in training, as times since the start of an item, such
         as ``("4h", "40h")``; anywhere if None.
+    thinning
+        The largest share of the observed values before the forecast origin that a training window
+        leaves out. Each window draws its own share between 0 and this one, and each value is left
+        out with that probability, so that no two windows are alike: the fewer items, the more this
+        keeps a network from learning them by heart.
     seasonality
         Calendar cycles given to the model: of ``"hour"``, ``"day"``, ``"week"``, ``"year"``. None
         gives a regular data set those that fit its frequency, and an irregular one none.
@@ -54,6 +59,7 @@ class DataOptions:
     horizon: Duration | None = None
     context: Duration | None = None
     origins_within: Sequence[Duration] | None = None
+    thinning: float = 0.0
     seasonality: Sequence[str] | None = None
     scaling: str = "running"
     batch_size: int = 32
@@ -67,6 +73,7 @@ class DataOptions:
             num_batches_per_epoch=self.num_batches_per_epoch,
         )
         check_at_least(0, num_workers=self.num_workers)
+        check_between(0, 1, thinning=self.thinning)
         read_seconds(self.horizon, "horizon")
         read_seconds(self.context, "context")
         if self.origins_within is not None:

@@ -108,6 +108,9 @@ class TrainingWindows(Dataset[Window]):
     within
         Earliest and latest origin, in seconds since the start of an item; None draws them from
         whole items.
+    thinning
+        The largest share of the observed values of a context that is left out, see `thinned`.
+
     Raises
     ------
     DataError
@@ -122,9 +125,11 @@ class TrainingWindows(Dataset[Window]):
         *,
         seed: int,
         within: tuple[float, float] | None = None,
+        thinning: float = 0.0,
     ) -> None:
         self.data = data
         self.items, self.origins = _usable(data, reader, horizon, within=within)
+        self.thinning = thinning
         self.reader = reader
         self.horizon = horizon
         self.seed = seed
@@ -147,7 +152,49 @@ class TrainingWindows(Dataset[Window]):
         origin = int(random.integers(low, high + 1))
         series = self.data[int(self.items[number])]
         blind = random.random() < BLIND_SHARE
-        return self.horizon.window(self.reader, series, origin, blind=blind)
+        window = self.horizon.window(self.reader, series, origin, blind=blind)
+        if not self.thinning:
+            return window
+        keeps_rows = self.reader.schema.time == "regular"
+        return thinned(window, self.thinning * random.random(), random, keeps_rows=keeps_rows)
+
+
+def thinned(
+    window: Window, share: float, random: np.random.Generator, *, keeps_rows: bool
+) -> Window:
+    """Return a window whose context lacks some of its values, each with the same probability.
+
+    If nothing would be left, the window is returned as it is.
+
+    Parameters
+    ----------
+    window
+        The window.
+    share
+        The probability with which a value is left out.
+    random
+        Which draws them.
+    keeps_rows
+        Whether times at which nothing is left stay in the context, as in regular data.
+    """
+    series, context, queries = window
+    rows = slice(context.start, queries.stop)
+    values = series.values[rows].copy()
+    read = values[: context.stop - context.start]
+    read[random.random(read.shape) < share] = np.nan
+    left = np.isfinite(read).any(axis=1)
+    if not left.any():
+        return window
+    kept = np.ones(queries.stop - context.start, dtype=bool)
+    if not keeps_rows:
+        kept[: len(read)] = left
+    count = int(kept[: len(read)].sum())
+    own = series._replace(
+        times=series.times[rows][kept],
+        values=values[kept[: len(values)]],
+        covariates=series.covariates[rows][kept],
+    )
+    return Window(own, slice(0, count), slice(count, int(kept.sum())))
 
 
 class SlidingWindows(Dataset[Window]):

@@ -59,6 +59,7 @@ class TaskDataModule(IrregularDataModule):
         context: Duration | None = None,
         origins: Literal["random", "sliding"] = "random",
         origins_within: Sequence[Duration] | None = None,
+        thinning: float = 0.0,
         stride: int = 1,
         seasonality: Sequence[str] | None = None,
         centred: bool = True,

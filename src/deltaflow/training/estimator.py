@@ -150,6 +150,7 @@ class IrregularEstimator(Estimator):
         horizon: str | None = None,
         context: str | None = None,
         origins_within: list[str] | None = None,
+        thinning: float = 0.0,
         encoder: str | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
         network: str = "joint",
