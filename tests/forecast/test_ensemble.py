@@ -17,6 +17,7 @@ from deltaflow import (
     load_predictor,
     predict_df,
 )
+from deltaflow.data.series import SeriesReader
 from deltaflow.forecast.forecasts import EnsembleForecast, QuantileForecast
 from deltaflow.randomness import derived_seed
 from deltaflow.saving import FORMAT
@@ -65,6 +66,31 @@ def test_means_and_quantiles_are_averaged(kind, data, members, datasets, instanc
         assert forecast.item_id == others[0].item_id
         assert forecast.target == others[0].target
         assert forecast.dim() == others[0].dim()
+
+
+def test_entries_are_read_once_for_all_members_that_read_alike(
+    members, multivariate, make_estimator, instances, monkeypatch
+):
+    items = []
+    read = SeriesReader.read
+
+    def counted(self, entry, num_queries=None):
+        items.append(entry["item_id"])
+        return read(self, entry, num_queries)
+
+    monkeypatch.setattr(SeriesReader, "read", counted)
+    entries = instances(multivariate)
+    alike = members("distribution")
+    list(EnsemblePredictor(alike).predict(entries))
+    assert items == [entry["item_id"] for entry in entries]
+    other = make_estimator(GRUFlowEstimator, context_length=3, seed=0).train(multivariate)
+    items.clear()
+    forecasts = list(EnsemblePredictor([alike[0], other]).predict(entries))
+    assert len(items) == 2 * len(entries)
+    for forecast, one, two in zip(
+        forecasts, alike[0].predict(entries), other.predict(entries), strict=True
+    ):
+        np.testing.assert_allclose(forecast.mean, (one.mean + two.mean) / 2)
 
 
 def test_means_of_quantile_forecasts_are_used_where_they_are_stored(univariate, instances):

@@ -9,7 +9,8 @@ import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
 
-from deltaflow.data.series import SeriesReader, entries_of
+from deltaflow.data.schema import unit_seconds
+from deltaflow.data.series import SeriesReader, entries_of, is_irregular
 from deltaflow.errors import DataError, check_at_least_one, unsaid
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast, parsed_level
@@ -191,10 +192,9 @@ class ConformalPredictor(DeltaflowPredictor):
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         entries = list(entries_of(dataset))
-        reader = SeriesReader(self.schema)
         forecasts = self.predictor.predict(entries, seed=seed)
         for number, (entry, forecast) in enumerate(zip(entries, forecasts, strict=True)):
-            calibrated = self.calibrated(forecast, _leads(reader, entry, self.prediction_length))
+            calibrated = self.calibrated(forecast, _leads(entry, self.prediction_length))
             if not num_samples:
                 yield calibrated
                 continue
@@ -313,7 +313,7 @@ def _scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequen
             own = reader.match(past).own
         rows = [own.target.index(name) for name in forecast.target]
         values = np.atleast_2d(label["target"])[rows].T  # (Q, D)
-        lead = _leads(reader, past, predictor.prediction_length)[: len(values)]
+        lead = _leads(past, predictor.prediction_length)[: len(values)]
         inner = forecast.quantiles(INNER)
         low, median, high = inner.reshape(3, inner.shape[1], -1)[:, : len(values)]
         query, channel = np.nonzero(np.isfinite(values) & np.isfinite(lead)[:, None])
@@ -333,14 +333,14 @@ def _scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequen
     return _Scored(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _leads(reader: SeriesReader, entry: DataEntry, prediction_length: int) -> np.ndarray:
+def _leads(entry: DataEntry, prediction_length: int) -> np.ndarray:
     """Return the times ``(Q,)`` from the last observation time to the queries, NaN for padding."""
-    with unsaid():  # by the predictor, who has read it before
-        series = reader.read(entry, prediction_length)
-    queries = series.times[series.length :]
-    if not series.length:
-        return queries - queries[:1]
-    return queries - series.times[series.length - 1]
+    length = np.shape(entry["target"])[-1]
+    times = np.arange(float(length + prediction_length))
+    if is_irregular(entry):
+        times = entry["feat_dynamic_real"][0] * unit_seconds(entry["info"]["time_unit"])
+    queries = times[length:]
+    return queries - (times[length - 1] if length else queries[:1])
 
 
 def _calibrate(

@@ -1,7 +1,8 @@
 """An ensemble: the average forecast of several trained predictors."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import tee
+from typing import Any, TypeGuard
 
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
@@ -10,6 +11,7 @@ from deltaflow.data.matching import common_schema
 from deltaflow.data.series import entries_of
 from deltaflow.errors import DataError, DeltaflowError, unsaid
 from deltaflow.forecast.forecasts import EnsembleForecast
+from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.randomness import check_seed, derived_seed
 
@@ -82,15 +84,20 @@ class EnsemblePredictor(DeltaflowPredictor):
         Each predictor draws samples of its own, with a seed that is derived from ``seed``.
         """
         check_seed(seed)
-        entries = list(entries_of(dataset))
-        members: list[Any] = [
-            predictor.predict(
-                entries,
-                num_samples=num_samples,
-                seed=None if seed is None else derived_seed(seed, number),
-            )
-            for number, predictor in enumerate(self.predictors)
-        ]
+        count = len(self.predictors)
+        seeds = [None if seed is None else derived_seed(seed, number) for number in range(count)]
+        if _read_alike(self.predictors):
+            readings = tee(self.predictors[0].read(dataset), count)
+            members = [
+                predictor.answer(reading, num_samples, own)
+                for predictor, reading, own in zip(self.predictors, readings, seeds, strict=True)
+            ]
+        else:
+            entries = list(entries_of(dataset))
+            members: list[Any] = [
+                predictor.predict(entries, num_samples=num_samples, seed=own)
+                for predictor, own in zip(self.predictors, seeds, strict=True)
+            ]
         first, *others = members
         try:
             for forecast in first:
@@ -101,3 +108,13 @@ class EnsemblePredictor(DeltaflowPredictor):
             with unsaid():
                 for member in others:
                     member.close()
+
+
+def _read_alike(
+    predictors: Sequence[DeltaflowPredictor],
+) -> TypeGuard[Sequence[IrregularPredictor]]:
+    """Tell whether what the first predictor reads can be forecast by all of them."""
+    first = predictors[0]
+    return isinstance(first, IrregularPredictor) and all(
+        isinstance(member, IrregularPredictor) and member.reads_like(first) for member in predictors
+    )

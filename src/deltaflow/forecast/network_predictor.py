@@ -4,7 +4,8 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,12 +45,34 @@ SAMPLING = ("marginal", "path")
 """The ways to forecast several queries: each on its own, or as coherent trajectories."""
 
 
-class _Item(NamedTuple):
+class Question(NamedTuple):
     """What is forecast: an entry, what was read of it, and where its names stand."""
 
     entry: DataEntry
     series: Series
     found: Match
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Entries that are forecast at once, by any network of the reader that has read them."""
+
+    reader: Reader
+    items: list[Question]
+
+    @property
+    def series(self) -> list[Series]:
+        """What was read of the entries."""
+        return [item.series for item in self.items]
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The entries as a network reads them."""
+        return self.collate(self.series)
+
+    def collate(self, series: Sequence[Series]) -> Batch:
+        """Return series as a network reads them."""
+        return self.reader.collate([self.reader.window(one, one.length) for one in series])
 
 
 class IrregularPredictor(DeltaflowPredictor):
@@ -170,16 +193,26 @@ class IrregularPredictor(DeltaflowPredictor):
             If the network's forecast is not a number, as after training at too high a learning
             rate; if ``num_samples`` is less than 1, or ``seed`` than 0.
         """
+        yield from self.answer(self.read(dataset, series_reader), num_samples, seed)
+
+    def reads_like(self, other: "IrregularPredictor") -> bool:
+        """Tell whether this predictor can :meth:`answer` what another one has :meth:`read`."""
+        return (self.reader, self.batch_size) == (other.reader, other.batch_size)
+
+    def answer(
+        self, questions: Iterable[Questions], num_samples: int | None, seed: int | None
+    ) -> Iterator[RealTimeForecast]:
+        """Forecast what was :meth:`read`, by this predictor or one like it; see :meth:`predict`."""
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         unobserved: list[str | None] = []
         try:
-            series_reader = series_reader or self.reader.series_reader()
-            for number, batch in enumerate(self._batches(dataset, series_reader)):
-                series = [item.series for item in batch]
-                unobserved += [one.item_id for one in series if not np.isfinite(one.values).any()]
+            for number, asked in enumerate(questions):
+                unobserved += [
+                    one.item_id for one in asked.series if not np.isfinite(one.values).any()
+                ]
                 batch_seed = None if seed is None else derived_seed(seed, number)
-                yield from self._forecast_batch(batch, num_samples, batch_seed)
+                yield from self._forecast_batch(asked, num_samples, batch_seed)
         finally:
             # The evaluation of GluonTS does not exhaust this generator, it closes it.
             if unobserved:
@@ -189,70 +222,69 @@ class IrregularPredictor(DeltaflowPredictor):
                     "statistics"
                 )
 
-    def _batches(self, dataset: Dataset, series_reader: SeriesReader) -> Iterator[list[_Item]]:
+    def read(
+        self, dataset: Dataset, series_reader: SeriesReader | None = None
+    ) -> Iterator[Questions]:
         """Read the entries in batches, which are smaller where many times are asked for."""
-        batch: list[_Item] = []
+        series_reader = series_reader or self.reader.series_reader()
+        batch: list[Question] = []
         most = 0
         for entry in entries_of(dataset):
             series = series_reader.read(entry, self.prediction_length)
             most = max(most, _count_queries(series))
             size = len(batch) + 1
             if batch and (size > self.batch_size or size * most > self._queries_at_once):
-                yield batch
+                yield Questions(self.reader, batch)
                 batch, most = [], _count_queries(series)
-            batch.append(_Item(entry, series, series_reader.match(entry)))
+            batch.append(Question(entry, series, series_reader.match(entry)))
         if batch:
-            yield batch
+            yield Questions(self.reader, batch)
 
     @property
     def _queries_at_once(self) -> int:
         return self.batch_size * max(self.prediction_length, 64)
 
     def _forecast_batch(
-        self, items: list[_Item], num_samples: int | None, seed: int | None
+        self, asked: Questions, num_samples: int | None, seed: int | None
     ) -> Iterator[RealTimeForecast]:
         with torch.no_grad(), seeded(seed, self.device), advising():
             if self.sampling == "path":
-                forecasts = self._paths(items, num_samples or self.num_parallel_samples)
+                forecasts = self._paths(asked, num_samples or self.num_parallel_samples)
             else:
-                forecasts = self._marginals(items, num_samples)
+                forecasts = self._marginals(asked, num_samples)
 
-        for (entry, one, found), forecast in zip(items, forecasts, strict=True):
+        for (entry, one, found), forecast in zip(asked.items, forecasts, strict=True):
             start = entry["start"] + one.length
             made = forecast(start_date=start, item_id=one.item_id, info=entry.get("info"))
             yield made.labelled(query_times_of(entry), found.target, found.unforecast)
 
-    def _collate(self, series: list[Series]) -> Batch:
-        return self.reader.collate([self.reader.window(one, one.length) for one in series])
-
     def _paths(
-        self, items: list[_Item], num_samples: int
+        self, asked: Questions, num_samples: int
     ) -> Iterable[Callable[..., RealTimeForecast]]:
         """Sample trajectories through the queries, in order of time."""
-        series = [item.series for item in items]
+        series = asked.series
         orders = [np.argsort(one.times[one.length :], kind="stable") for one in series]
-        batch = self._collate([_reordered(*pair) for pair in zip(series, orders, strict=True)])
+        batch = asked.collate([_reordered(*pair) for pair in zip(series, orders, strict=True)])
         drawn = self.network.sample_paths(self._on_device(batch), num_samples)
         samples = finite(drawn).cpu().numpy()  # (B, N, Q, D)
         return [
             partial(SampleForecast, own[:, np.argsort(order)][..., item.found.channels])
-            for own, order, item in zip(samples, orders, items, strict=True)
+            for own, order, item in zip(samples, orders, asked.items, strict=True)
         ]
 
     def _marginals(
-        self, items: list[_Item], num_samples: int | None
+        self, questions: Questions, num_samples: int | None
     ) -> Iterable[Callable[..., RealTimeForecast]]:
         """Forecast each query on its own: by a distribution, by quantiles, or by samples."""
-        series = [item.series for item in items]
-        batch = self._collate(series)
-        counts = np.array([_count_queries(one) for one in series])
+        batch = questions.batch
+        counts = np.array([_count_queries(one) for one in questions.series])
         bounds = np.concatenate([[0], counts.cumsum()])
         asked = torch.arange(max(counts)) < torch.from_numpy(counts).unsqueeze(-1)  # (B, Q)
         # The R queries of all series, one series after the other: (R, D), or (R, D, K).
         args = [finite(arg).double().cpu()[asked] for arg in self._decoded(batch)]
         number = asked.nonzero()[:, 0]
         loc, scale = batch.loc[number], batch.scale[number]
-        channels = [item.found.channels for item in items]
+        channels = [item.found.channels for item in questions.items]
         return self.forecasts_from(args, loc, scale, bounds, channels, num_samples)
 
     def forecasts_from(
