@@ -101,6 +101,7 @@ def tiny_estimator(cls: type[IrregularEstimator], **options) -> IrregularEstimat
         "num_batches_per_epoch": 3,
         "seed": 0,
         "folds": 0,
+        "supports": "real",
         "trainer_kwargs": dict(TRAINER),
     }
     return cls(**{**settings, **options})

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from deltaflow.forecast.network_predictor import IrregularPredictor
     from deltaflow.forecast.plot import plot_forecasts
     from deltaflow.forecast.predictor import DeltaflowPredictor
+    from deltaflow.forecast.support import SupportPredictor
     from deltaflow.forecast.writer import ForecastWriter
     from deltaflow.training.estimator import (
         CouplingFlowEstimator,
@@ -75,6 +76,7 @@ __all__ = [
     "ODERNNEstimator",
     "ResNetFlowEstimator",
     "ResampledEstimator",
+    "SupportPredictor",
     "TimeSplitter",
     "UnknownNameError",
     "__version__",
@@ -113,6 +115,7 @@ __getattr__, __dir__ = lazy(
         "forecast.network_predictor": ("IrregularPredictor",),
         "forecast.plot": ("plot_forecasts",),
         "forecast.predictor": ("DeltaflowPredictor",),
+        "forecast.support": ("SupportPredictor",),
         "forecast.writer": ("ForecastWriter",),
         "training.estimator": (
             "CouplingFlowEstimator",

@@ -189,7 +189,7 @@ def test_several_channels_and_heads(multivariate):
         if head == "negative_binomial":
             counts = [{**entry, "target": entry["target"].round()} for entry in multivariate]
             data = IrregularDataset(counts, multivariate.schema)
-        predictor = quick(folds=2, distr_output=head).train(data)
+        predictor = quick(folds=2, distr_output=head, supports="real").train(data)
         assert isinstance(predictor, ConformalPredictor) == (head == "quantile")
 
 

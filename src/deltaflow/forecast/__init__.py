@@ -5,8 +5,13 @@ from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import PREDICTORS
+from deltaflow.forecast.support import SupportPredictor
 
-PREDICTORS |= {
-    cls.__name__: cls
-    for cls in (ConformalPredictor, EnsemblePredictor, HoldPredictor, IrregularPredictor)
-}
+_OWN = (
+    ConformalPredictor,
+    EnsemblePredictor,
+    HoldPredictor,
+    IrregularPredictor,
+    SupportPredictor,
+)
+PREDICTORS |= {cls.__name__: cls for cls in _OWN}

@@ -19,6 +19,7 @@ from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import EnsembleForecast, RealTimeForecast
 from deltaflow.forecast.network_predictor import IrregularPredictor, finite
 from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.support import SupportPredictor
 from deltaflow.model.running import Running, RunningNetwork
 
 QUERIES_AT_ONCE = 2**14
@@ -175,10 +176,10 @@ class Member:
 
 
 def networks_in(predictor: DeltaflowPredictor) -> Iterator[IrregularPredictor]:
-    """Yield the predictors with a network in an ensemble, calibrated or not, in their order."""
+    """Yield the predictors with a network in an ensemble, within any wrappers, in their order."""
     if isinstance(predictor, IrregularPredictor):
         yield predictor
-    elif isinstance(predictor, EnsemblePredictor | ConformalPredictor):
+    elif isinstance(predictor, EnsemblePredictor | ConformalPredictor | SupportPredictor):
         for member in predictor.members:
             yield from networks_in(member)
     else:
@@ -195,6 +196,8 @@ def combined(
 
     ``lead`` ``(N,)`` are the seconds from the last observations to the queries.
     """
+    if isinstance(predictor, SupportPredictor):
+        return predictor.bounded(combined(predictor.predictor, given, lead))
     if isinstance(predictor, ConformalPredictor):
         return predictor.calibrated(combined(predictor.predictor, given, lead), lead)
     if isinstance(predictor, EnsemblePredictor):

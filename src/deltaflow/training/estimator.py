@@ -27,6 +27,7 @@ from deltaflow.errors import (
 from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.support import SupportPredictor, Supports, supports_of
 from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
 from deltaflow.model.networks import NETWORKS
 from deltaflow.model.options import ModelOptions
@@ -113,6 +114,13 @@ class IrregularEstimator(Estimator):
     calibrate
         Whether intervals are calibrated on the items left out, see `ConformalPredictor`. Not done
         with fewer than five items, for paths, or for distributions of positive numbers.
+    supports
+        What values the channels can have. Forecasts keep to it: no negative concentration, mean
+        and samples included, see `SupportPredictor`. ``"recognised"``: a channel that is never
+        negative in the training data stays so, one from exactly 0 to exactly 1 stays between them,
+        and one of whole numbers is forecast in whole numbers. ``"real"`` leaves forecasts as they
+        are. A mapping declares channels by name, as ``"real"``, ``"non-negative"``, ``"unit"``,
+        ``"integer"``, ``"count"`` or a smallest and a largest value; the others are recognised.
     trainer_kwargs
         Arguments of Lightning's ``Trainer``; never changed by training. By default 50 epochs with
         gradients clipped to a norm of 10, a progress bar, and nothing written to disk. A logger,
@@ -172,6 +180,7 @@ class IrregularEstimator(Estimator):
         seed: int | None = None,
         folds: int | None = None,
         calibrate: bool = True,
+        supports: Supports = "recognised",
         trainer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         arguments = {**locals(), "encoder": encoder or self.default_encoder}
@@ -193,6 +202,7 @@ class IrregularEstimator(Estimator):
         self.seed = seed
         self.folds = folds
         self.calibrate = calibrate
+        self.supports = supports
         self.trainer_kwargs = trainer_kwargs or {}
 
     def train(
@@ -229,7 +239,8 @@ class IrregularEstimator(Estimator):
             If the data are not what the estimator can train on; before any training starts.
         """
         if validation_data is not None or ckpt_path is not None or self.folds == 0:
-            return self.train_model(training_data, validation_data, ckpt_path=ckpt_path).predictor
+            output = self.train_model(training_data, validation_data, ckpt_path=ckpt_path)
+            return self._within_supports(output)
         with seeded_run(self.seed) as seed:
             return train_folds(self, training_data, seed)
 
@@ -239,7 +250,7 @@ class IrregularEstimator(Estimator):
 
     def train_from(
         self,
-        predictor: IrregularPredictor,
+        predictor: DeltaflowPredictor,
         training_data: Dataset,
         validation_data: Dataset | TestData | None = None,
         *,
@@ -247,7 +258,7 @@ class IrregularEstimator(Estimator):
         shuffle_buffer_length: int | None = None,
         cache_data: bool = False,
         num_workers: int | None = None,
-    ) -> IrregularPredictor:
+    ) -> DeltaflowPredictor:
         """Go on from a trained predictor, with its weights and scaling; see :meth:`train`.
 
         Raises
@@ -255,14 +266,23 @@ class IrregularEstimator(Estimator):
         DeltaflowError
             If the predictor has no network, or another one than the estimator trains.
         """
+        if isinstance(predictor, SupportPredictor):
+            predictor = predictor.predictor
         if not isinstance(predictor, IrregularPredictor):
             raise DeltaflowError(
                 f"a {type(predictor).__name__} is not a single network to go on with: give "
                 "train_from what train returns with validation_data or folds=0, or train anew"
             )
-        return self.train_model(
+        output = self.train_model(
             training_data, validation_data, from_predictor=predictor, ckpt_path=ckpt_path
-        ).predictor
+        )
+        return self._within_supports(output)
+
+    def _within_supports(self, output: TrainOutput) -> DeltaflowPredictor:
+        data = output.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        target = output.predictor.schema.target
+        supports = supports_of(self.supports, data.training_windows.data, target)
+        return SupportPredictor.of(output.predictor, supports)
 
     def train_model(
         self,
@@ -319,6 +339,8 @@ class IrregularEstimator(Estimator):
         )
         if is_discrete(output):
             data.check_counts()
+        if self.supports != "recognised":  # to be refused before the training
+            supports_of(self.supports, data.training_windows.data, data.reader.schema.target)
         return data
 
     def create_lightning_module(self, data: IrregularDataModule) -> ForecastLightningModule:

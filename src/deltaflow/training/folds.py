@@ -22,6 +22,7 @@ from deltaflow.forecast.conformal import FEWEST_ITEMS, ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.support import SupportPredictor, supports_of
 from deltaflow.heads import is_centred, make_output
 from deltaflow.randomness import derived_seed
 from deltaflow.training import engine
@@ -192,8 +193,13 @@ def train_folds(
     calibrated = estimator.calibrate and is_calibrated(careful, usable, plan)
     rank_zero_info(_told(len(usable), plan, careful, epochs, calibrated))
     if calibrated:
-        return ConformalPredictor.fit_folds(members, folds)
-    return members[0] if len(members) == 1 else EnsemblePredictor(members)
+        predictor = ConformalPredictor.fit_folds(members, folds)
+    else:
+        predictor = members[0] if len(members) == 1 else EnsemblePredictor(members)
+    supports = supports_of(
+        estimator.supports, base.training_windows.data, base.reader.schema.target
+    )
+    return SupportPredictor.of(predictor, supports)
 
 
 def is_calibrated(estimator: IrregularEstimator, usable: np.ndarray, plan: Plan) -> bool:

@@ -1,0 +1,296 @@
+"""Supports: forecasts that say nothing impossible, such as a negative concentration."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from gluonts.core.component import validated
+from gluonts.dataset.common import Dataset
+
+from deltaflow.data.series import Series
+from deltaflow.errors import DataError
+from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
+from deltaflow.forecast.predictor import DeltaflowPredictor
+
+_GRID = (np.arange(200) + 0.5) / 200
+"""The levels over which what is cut off at a bound is averaged, for the mean."""
+
+
+class Support(NamedTuple):
+    """What values a channel can have.
+
+    Attributes
+    ----------
+    low, high
+        The smallest and the largest value.
+    whole
+        Whether all values are whole numbers.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+
+    def nearest(self, values: np.ndarray) -> np.ndarray:
+        """Return the nearest possible values; NaN stays NaN."""
+        values = np.rint(values) if self.whole else values
+        return np.clip(values, self.low, self.high)
+
+
+REAL = Support()
+
+SUPPORTS: dict[str, Support] = {
+    "real": REAL,
+    "non-negative": Support(low=0.0),
+    "unit": Support(low=0.0, high=1.0),
+    "integer": Support(whole=True),
+    "count": Support(low=0.0, whole=True),
+}
+"""Every support by its name."""
+
+Supports = str | Mapping[str, str | Sequence[float]]
+"""``"recognised"``, or by channel a name of `SUPPORTS` or a smallest and a largest value."""
+
+
+def supports_of(given: Supports, data: Iterable[Series], target: Sequence[str]) -> list[Support]:
+    """Return the support of each channel.
+
+    Parameters
+    ----------
+    given
+        ``"recognised"``, ``"real"`` or another name for all channels, or a support for each of
+        some channels; the other channels are recognised.
+    data
+        The training data.
+    target
+        Names of the channels.
+
+    Raises
+    ------
+    DataError
+        If a value of the training data is not in the support given, or the support is not one.
+    """
+    if isinstance(given, str):
+        named = {} if given == "recognised" else dict.fromkeys(target, given)
+    else:
+        named = dict(given)
+    if unknown := sorted(set(named) - set(target)):
+        raise DataError(f"there is no channel {unknown[0]!r}, the channels are {list(target)}",
+                        "name channels of the data", field="supports")  # fmt: skip
+    declared = {name: _read(one, name) for name, one in named.items()}
+    if len(declared) == len(target) and all(one == REAL for one in declared.values()):
+        return [REAL] * len(target)
+    seen = _Seen(len(target))
+    for series in data:
+        seen.add(series, target, declared)
+    recognised = seen.supports()
+    return [declared.get(name, own) for name, own in zip(target, recognised, strict=True)]
+
+
+def _read(given: Any, channel: str) -> Support:
+    if isinstance(given, str) and given in SUPPORTS:
+        return SUPPORTS[given]
+    if not isinstance(given, str) and len(given) == 2:
+        low, high = map(float, given)
+        if low < high:
+            return Support(low, high)
+    raise DataError(
+        f"{given!r} is not a support of channel {channel!r}",
+        f"give one of {', '.join(SUPPORTS)}, or a smallest and a larger largest value",
+        field="supports",
+    )
+
+
+class _Seen:
+    """What the values of each channel have in common."""
+
+    def __init__(self, channels: int) -> None:
+        self.low, self.high = np.full(channels, np.inf), np.full(channels, -np.inf)
+        self.whole = np.ones(channels, dtype=bool)
+
+    def add(self, series: Series, target: Sequence[str], declared: Mapping[str, Support]) -> None:
+        """Look at a series, and check it against the supports that were declared."""
+        values = series.values[:, : len(target)]
+        known = np.isfinite(values)
+        self.low = np.minimum(self.low, np.where(known, values, np.inf).min(axis=0, initial=np.inf))
+        self.high = np.maximum(
+            self.high, np.where(known, values, -np.inf).max(axis=0, initial=-np.inf)
+        )
+        self.whole &= ((values == np.rint(values)) | ~known).all(axis=0)
+        for name, support in declared.items():
+            own = values[:, target.index(name)]
+            wrong = np.flatnonzero(support.nearest(own) != np.where(np.isnan(own), own, own))
+            wrong = wrong[np.isfinite(own[wrong])]
+            if len(wrong):
+                raise DataError(
+                    f"{own[wrong[0]]:g} is not in the support declared",
+                    "correct the value, or declare another support",
+                    item=series.item_id,
+                    field=name,
+                    position=int(wrong[0]),
+                )
+
+    def supports(self) -> list[Support]:
+        """Return the supports recognised."""
+        found = []
+        for low, high, whole in zip(self.low, self.high, self.whole, strict=True):
+            if low > high:  # nothing was observed
+                found.append(REAL)
+                continue
+            # A largest value of exactly 1 beside a smallest of exactly 0 is hardly chance.
+            unit = low == 0 and high == 1
+            found.append(Support(0.0 if low >= 0 else -math.inf, 1.0 if unit else math.inf,
+                                 bool(whole)))  # fmt: skip
+        return found
+
+
+class SupportPredictor(DeltaflowPredictor):
+    """Forecasts what a predictor forecasts, with all that is impossible moved to a bound.
+
+    What the predictor says lies below the smallest value is said to be the smallest value, and
+    likewise above: the forecast is censored at the bounds. Values of whole numbers are rounded.
+    Quantiles, samples and mean are those of the forecast so changed.
+
+    Parameters
+    ----------
+    predictor
+        Any predictor of deltaflow.
+    supports
+        For each of the D channels, the smallest value, the largest value (None without a bound),
+        and whether values are whole.
+    """
+
+    @validated()
+    def __init__(self, predictor: DeltaflowPredictor, supports: list) -> None:
+        super().__init__(predictor.prediction_length, predictor.schema)
+        self.predictor = predictor
+        self.supports = [
+            Support(
+                -math.inf if low is None else float(low),
+                math.inf if high is None else float(high),
+                whole,
+            )
+            for low, high, whole in supports
+        ]
+        if len(self.supports) != len(self.schema.target):
+            raise ValueError(f"there are {len(supports)} supports of other channels")
+        if not all(one.low < one.high and isinstance(one.whole, bool) for one in self.supports):
+            raise ValueError(f"these are not supports: {supports!r}")
+
+    @classmethod
+    def of(cls, predictor: Any, supports: Sequence[Support]) -> Any:
+        """Return the predictor within its supports, as it is if they do not bound it."""
+        if all(support == REAL for support in supports):
+            return predictor
+        plain = [
+            [None if math.isinf(low) else low, None if math.isinf(high) else high, whole]
+            for low, high, whole in supports
+        ]
+        return cls(predictor, plain)
+
+    def predict(
+        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
+    ) -> Iterator[RealTimeForecast]:
+        """Forecast each entry; see `DeltaflowPredictor.predict`."""
+        for forecast in self.predictor.predict(dataset, num_samples=num_samples, seed=seed):
+            yield self.bounded(forecast)
+
+    def bounded(self, forecast: RealTimeForecast) -> RealTimeForecast:
+        """Return a forecast of the predictor within the supports of its channels."""
+        supports = [self.supports[self.schema.target.index(name)] for name in forecast.target]
+        return within(forecast, supports)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the predictor is, and the support of each channel that has one."""
+        named = dict(zip(self.schema.target, self.supports, strict=True))
+        words = {name: describe(one) for name, one in named.items() if one != REAL}
+        return {**super().summary(), "supports": words}
+
+
+def describe(support: Support) -> str:
+    """Return the name of a support, or its bounds.
+
+    >>> describe(Support(low=0.0)), describe(Support(-1.0, 2.0))
+    ('non-negative', 'from -1 to 2')
+    """
+    names = {known: name for name, known in SUPPORTS.items()}
+    low, high, whole = support
+    return names.get(support, f"{'whole numbers ' if whole else ''}from {low:g} to {high:g}")
+
+
+def within(forecast: RealTimeForecast, supports: Sequence[Support]) -> RealTimeForecast:
+    """Return a forecast within the supports of its channels."""
+    if not isinstance(forecast, SampleForecast):
+        return SupportForecast(forecast, supports)
+    samples = _nearest(forecast.samples, supports)
+    inside = SampleForecast(samples, forecast.start_date, forecast.item_id, forecast.info)
+    return inside.labelled(forecast.query_times, forecast.target, forecast.ignored)
+
+
+class SupportForecast(RealTimeForecast):
+    """A forecast whose quantiles, samples and mean lie within a support.
+
+    Parameters
+    ----------
+    forecast
+        Any other forecast.
+    supports
+        The support of each channel.
+    """
+
+    def __init__(self, forecast: Any, supports: Sequence[Support]) -> None:
+        self.forecast, self.supports = forecast, list(supports)
+        self.start_date, self.item_id, self.info = (
+            forecast.start_date, forecast.item_id, forecast.info,
+        )  # fmt: skip
+        self.prediction_length = forecast.prediction_length
+        self.labelled(forecast.query_times, forecast.target, forecast.ignored)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean, ``(Q,)`` or ``(Q, D)``, moved by as much as the quantiles are on average."""
+        mean = self.forecast.mean
+        ends = self.forecast.quantiles([_GRID[0], _GRID[-1]])
+        bounds = [Support(low, high) for low, high, _ in self.supports]
+        if (_nearest(ends, bounds) != ends).any():
+            quantiles = self.forecast.quantiles(_GRID.tolist())
+            mean = mean + (_nearest(quantiles, bounds) - quantiles).mean(axis=0)
+        return _nearest(mean, bounds)
+
+    def quantile(self, level: float | str) -> np.ndarray:
+        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
+        return _nearest(self.forecast.quantile(level), self.supports)
+
+    def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
+        """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
+        quantiles = self.forecast.quantiles(levels, cells)
+        if cells is None or cells.ndim == 1:
+            return _nearest(quantiles, self.supports)
+        channels = np.nonzero(cells)[1]
+        for number, support in enumerate(self.supports):
+            own = channels == number
+            quantiles[:, own] = support.nearest(quantiles[:, own])
+        return quantiles
+
+    def log_prob(self, values: np.ndarray) -> np.ndarray | None:
+        """Return the log-density of the forecast before it was censored; NaN where a value is."""
+        return self.forecast.log_prob(values)
+
+    def copy_dim(self, dim: int) -> "SupportForecast":
+        """Return the forecast of one channel."""
+        if len(self.supports) == 1:
+            return self
+        return SupportForecast(self.forecast.copy_dim(dim), self.supports[dim : dim + 1])
+
+    def to_sample_forecast(self, num_samples: int = 200) -> RealTimeForecast:
+        """Draw samples, from each query on its own."""
+        return within(self.forecast.to_sample_forecast(num_samples), self.supports)
+
+
+def _nearest(values: np.ndarray, supports: Sequence[Support]) -> np.ndarray:
+    """Return the nearest possible values ``(…, Q, D)``, or ``(…, Q)`` of one channel."""
+    if len(supports) == 1:
+        return supports[0].nearest(values)
+    parts = [support.nearest(values[..., number]) for number, support in enumerate(supports)]
+    return np.stack(parts, axis=-1)
