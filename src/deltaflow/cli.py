@@ -88,6 +88,17 @@ def benchmark(options: Sequence[str]) -> int:
     return run(options)
 
 
+def serve(options: Sequence[str]) -> int:
+    """Serve a trained predictor over HTTP."""
+    try:
+        from deltaflow.serve.command import main as run
+    except ModuleNotFoundError as error:
+        raise DeltaflowError(
+            f"{error.name} is needed here: pip install 'deltaflow[serve]'"
+        ) from error
+    return run(options)
+
+
 def _lightning(command: str) -> Callable[[Sequence[str]], int]:
     """Return a command of Lightning's command line."""
 
@@ -112,5 +123,6 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "predict": ("write the forecasts of a trained model", _lightning("predict")),
     "compare": ("train encoders on the same data, and compare them", compare),
     "benchmark": ("measure what every encoder costs, beside a plain GRU", benchmark),
+    "serve": ("serve a trained predictor over HTTP", serve),
 }
 """Every command by its name: what it does, and a function of its arguments."""

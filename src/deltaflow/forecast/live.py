@@ -38,7 +38,7 @@ from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.frame import as_text, item_names, read_known_times
 from deltaflow.forecast.item_table import ItemTable, read_records, write_records
 from deltaflow.forecast.live_member import UNKNOWN_LEVEL, Member, Static, combined, networks_in
-from deltaflow.forecast.network_predictor import advising
+from deltaflow.forecast.network_predictor import IrregularPredictor, advising
 from deltaflow.forecast.predictor import DeltaflowPredictor, load_directory
 from deltaflow.randomness import check_seed, derived_seed, seeded
 from deltaflow.saving import FORMAT, check_format, reading, replacing_file
@@ -359,6 +359,10 @@ class LiveForecaster:
             "last": last,
             "observed": {channel: time if known else None for channel, time, known in seen},
         }
+
+    def is_of(self, predictor: DeltaflowPredictor) -> bool:
+        """Tell whether the states are those of a predictor: of its weights, and all else."""
+        return _are_same(self.predictor, predictor.with_unlimited_context())
 
     def save(self, path: str | Path) -> None:
         """Write the states of all items, and the predictor, to a file.
@@ -689,3 +693,15 @@ def _check_kind(predictor: DeltaflowPredictor) -> None:
             "the predictor was trained on a regular data set, which has no real time",
             "train it on an IrregularDataset",
         )
+
+
+def _are_same(one: DeltaflowPredictor, other: DeltaflowPredictor) -> bool:
+    """Tell whether two predictors have the same arguments and weights."""
+    if one.description() != other.description():
+        return False
+    if not all(map(_are_same, one.members, other.members)):
+        return False
+    if not isinstance(one, IrregularPredictor) or not isinstance(other, IrregularPredictor):
+        return True
+    weights, others = one.network.state_dict(), other.network.state_dict()
+    return all(torch.equal(value.cpu(), others[name].cpu()) for name, value in weights.items())

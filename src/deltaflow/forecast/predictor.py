@@ -110,20 +110,23 @@ class DeltaflowPredictor(RepresentablePredictor):
 
     def serialize(self, path: str | Path) -> None:
         """Write the predictor into a directory, which is made if need be; see `replacing`."""
-        members: list[DeltaflowPredictor] = []
-        cls = type(self)
-        description = {
-            "format": FORMAT,
-            "class": f"{cls.__module__}.{cls.__qualname__}",
-            "kwargs": _described(self._arguments(), members),
-        }
-        content = json.dumps(description, default=_as_list)
+        content = self.description()
         with replacing(path) as folder:
             Predictor.serialize(self, folder)
             (folder / _DESCRIPTION).write_text(content)
             self.write_state(folder)
-            for number, member in enumerate(members):
+            for number, member in enumerate(self.members):
                 member.serialize(folder / str(number))
+
+    def description(self) -> str:
+        """Return class and arguments as JSON, in which numbers stand for `members`."""
+        cls = type(self)
+        description = {
+            "format": FORMAT,
+            "class": f"{cls.__module__}.{cls.__qualname__}",
+            "kwargs": _described(self._arguments(), []),
+        }
+        return json.dumps(description, default=_as_list)
 
     @classmethod
     def deserialize(cls, path: str | Path, device: str = "auto") -> Self:

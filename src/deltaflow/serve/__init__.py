@@ -1,0 +1,1 @@
+"""A live forecaster over HTTP, which `deltaflow serve` starts. Needs the extra ``serve``."""

@@ -1,0 +1,329 @@
+"""The HTTP interface of a live forecaster."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+import pandas as pd
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from deltaflow._version import __version__
+from deltaflow.errors import DataError, DeltaflowError
+from deltaflow.forecast.live import LiveForecaster
+from deltaflow.serve.rows import Rows, observations, questions
+
+logger = logging.getLogger("uvicorn.error")
+
+MAX_ROWS = 100_000
+"""The largest number of rows of a request, where nothing else is said."""
+
+MAX_BYTES = 64 * 2**20
+"""The largest size of a request's body, likewise."""
+
+Level = Annotated[float, Query(gt=0, lt=1)]
+
+
+class Snapshots:
+    """Saves a live forecaster every so often, if anything has changed.
+
+    Parameters
+    ----------
+    live
+        The forecaster.
+    path
+        The file of the snapshot.
+    every
+        Seconds between two snapshots.
+    """
+
+    def __init__(self, live: LiveForecaster, path: str | Path, every: float) -> None:
+        self.live, self.path, self.every = live, Path(path), every
+        self.saved: float | None = None
+        self.problem: str | None = None
+        self.is_due = True
+
+    def save(self) -> None:
+        """Save what has changed; a failure is logged, and told by `problem`."""
+        if not self.is_due:
+            return
+        self.is_due = False
+        try:
+            self.live.save(self.path)
+        except OSError as error:  # a full disk, say: the former snapshot is kept
+            self.is_due, self.problem = True, str(error)
+            logger.error("no snapshot: %s", error)
+        else:
+            self.saved, self.problem = time.time(), None
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Save every so often while the context lasts, and at its end."""
+
+        async def keep_saving() -> None:
+            while True:
+                await asyncio.sleep(self.every)
+                await asyncio.to_thread(self.save)
+
+        task = asyncio.create_task(keep_saving())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.to_thread(self.save)
+
+
+class _Metrics:
+    """What Prometheus may read."""
+
+    def __init__(self, live: LiveForecaster, snapshots: Snapshots | None) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.rows = Counter(
+            "deltaflow_rows", "Rows of requests that were answered", ["route"], registry=registry
+        )
+        self.refused = Counter(
+            "deltaflow_refused_requests", "Refused requests", ["status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "deltaflow_request_seconds",
+            "Seconds from a request's body to its answer",
+            ["route"],
+            registry=registry,
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+        )
+        items = Gauge("deltaflow_items", "Items with a state", registry=registry)
+        items.set_function(lambda: len(live))
+        if snapshots is not None:
+            saved = Gauge(
+                "deltaflow_snapshot_timestamp_seconds", "Time of the snapshot", registry=registry
+            )
+            saved.set_function(lambda: snapshots.saved or 0.0)
+
+
+def make_app(
+    live: LiveForecaster,
+    *,
+    snapshots: Snapshots | None = None,
+    token: str | None = None,
+    max_rows: int = MAX_ROWS,
+    max_bytes: int = MAX_BYTES,
+) -> FastAPI:
+    """Return the application that serves a live forecaster.
+
+    Parameters
+    ----------
+    live
+        The forecaster.
+    snapshots
+        Where and how often it is saved, if at all.
+    token
+        The token that each request but ``/health`` and the documentation must bear.
+    max_rows, max_bytes
+        The largest number of rows, and the largest size of the body, of a request.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if snapshots is None:
+            yield
+            return
+        async with snapshots.kept():
+            yield
+
+    app = FastAPI(
+        title="deltaflow",
+        version=__version__,
+        description="Observations in as they arrive, forecasts of any later time out.",
+        lifespan=lifespan,
+        responses={422: {"model": None, "description": "What is wrong: item, field, row, remedy"}},
+    )
+    metrics = _Metrics(live, snapshots)
+    bearer = HTTPBearer(auto_error=False)
+
+    def check_token(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+    ) -> None:
+        if given is None or not secrets.compare_digest(
+            given.credentials.encode(), (token or "").encode()
+        ):
+            raise HTTPException(
+                401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"}
+            )
+
+    guarded = [Depends(check_token)] if token else []
+
+    async def read(request: Request, rows: Rows) -> pd.DataFrame:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_bytes:
+                raise HTTPException(413, f"the body is larger than {max_bytes} bytes")
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type not in ("application/json", "text/csv"):
+            raise HTTPException(415, "send application/json or text/csv")
+        return rows.read(bytes(body), content_type)
+
+    @app.exception_handler(DataError)
+    async def on_bad_data(request: Request, error: DataError) -> Response:
+        return refusal(
+            422,
+            f"{error.problem}; {error.remedy}" if error.remedy else error.problem,
+            item=error.item,
+            field=error.field,
+            row=error.position,
+        )
+
+    @app.exception_handler(DeltaflowError)
+    async def on_failure(request: Request, error: DeltaflowError) -> Response:
+        return refusal(500, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def on_bad_parameter(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return refusal(422, first["msg"], field=str(first["loc"][-1]))
+
+    @app.exception_handler(StarletteHTTPException)
+    async def on_refusal(request: Request, error: StarletteHTTPException) -> Response:
+        return refusal(error.status_code, error.detail, headers=error.headers)
+
+    def refusal(status: int, problem: str, headers: Any = None, **where: Any) -> Response:
+        metrics.refused.labels(status).inc()
+        known = {name: _plain(value) for name, value in where.items() if value is not None}
+        return _json({"error": problem, **known}, status, headers)
+
+    asked, observed = questions(live, max_rows), observations(live, max_rows)
+
+    @app.post("/update", dependencies=guarded, openapi_extra=_body_of(observed))
+    async def update(request: Request) -> dict[str, int]:
+        """Read observations: all rows of the request, or none if one is refused."""
+        frame = await read(request, observed)
+
+        def work() -> None:
+            live.update(observed.parsed(frame))
+
+        with metrics.seconds.labels("update").time():
+            await run_in_threadpool(work)
+        if snapshots is not None:
+            snapshots.is_due = True
+        metrics.rows.labels("update").inc(len(frame))
+        return {"rows": len(frame), "items": len(live)}
+
+    @app.post("/forecast", dependencies=guarded, openapi_extra=_body_of(asked))
+    async def forecast(
+        request: Request,
+        quantile_levels: Annotated[list[Level], Query(max_length=99)] = [0.1, 0.5, 0.9],  # noqa: B006
+        seed: Annotated[int | None, Query(ge=0, lt=2**32)] = None,
+    ) -> Response:
+        """Forecast each row: a row per question and channel, with a column per level.
+
+        Answers are JSON to JSON, and CSV to CSV.
+        """
+        frame = await read(request, asked)
+
+        def work() -> Response:
+            given = asked.parsed(frame)
+            answers = live.forecast(given, quantile_levels=quantile_levels, seed=seed)
+            channels = len(live.schema.target)
+            # Items and times go back as they came.
+            for key in answers.columns[: answers.columns.get_loc("target_name")]:
+                answers[key] = np.repeat(frame[key].to_numpy(), channels)
+            if request.headers["content-type"].startswith("text/csv"):
+                return Response(answers.to_csv(index=False), media_type="text/csv")
+            names = list(answers.columns)
+            columns = [answers[name].tolist() for name in names]
+            rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+            return _json({"rows": rows})
+
+        with metrics.seconds.labels("forecast").time():
+            response = await run_in_threadpool(work)
+        metrics.rows.labels("forecast").inc(len(frame))
+        return response
+
+    @app.get("/items/{item_id:path}", dependencies=guarded)
+    async def item(item_id: str) -> Response:
+        """Tell when an item was observed: the time of its last row, and of each channel."""
+        _check_known(live, item_id)
+        return _json(_plain(live.item(item_id)))
+
+    @app.delete("/items/{item_id:path}", dependencies=guarded)
+    async def forget(item_id: str) -> dict[str, int]:
+        """Delete an item: an update may begin it anew."""
+        _check_known(live, item_id)
+        live.forget([item_id])
+        if snapshots is not None:
+            snapshots.is_due = True
+        return {"items": len(live)}
+
+    @app.get("/health")
+    async def health() -> Response:
+        """Tell whether all is well, and since when everything is on disk."""
+        about: dict[str, Any] = {
+            "status": "ok",
+            "version": __version__,
+            "items": len(live),
+            "bytes_per_item": live.bytes_per_item,
+        }
+        if snapshots is not None:
+            about["snapshot"] = {
+                "seconds_ago": None if snapshots.saved is None else time.time() - snapshots.saved,
+                "problem": snapshots.problem,
+            }
+            about["status"] = "ok" if snapshots.problem is None else "no snapshot"
+        return _json(about)
+
+    @app.get("/metrics", dependencies=guarded)
+    async def prometheus() -> Response:
+        """Return the metrics in the format of Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _check_known(live: LiveForecaster, item_id: str) -> None:
+    if item_id not in live:
+        raise HTTPException(404, f"item {item_id!r} is not known")
+
+
+def _json(content: Any, status: int = 200, headers: Any = None) -> Response:
+    return Response(
+        orjson.dumps(content, default=str), status, headers, media_type="application/json"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Turn timestamps into text, and numbers of NumPy into those of Python."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, pd.Timestamp):
+        return value.isoformat()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _body_of(rows: Rows) -> dict[str, Any]:
+    """Return what the documentation of the interface says about the body of a request."""
+    schema = rows.model.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions: dict[str, Any] = schema.pop("$defs", {})
+    (row,) = definitions.values()
+    schema["properties"]["rows"]["items"] = row
+    header: Sequence[str] = rows.columns
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": schema},
+                "text/csv": {"schema": {"type": "string", "example": ",".join(header)}},
+            },
+        }
+    }

@@ -1,0 +1,105 @@
+"""The command `deltaflow serve`."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from deltaflow.errors import DeltaflowError, check_at_least_one
+from deltaflow.forecast.live import LiveForecaster
+from deltaflow.forecast.loading import load_predictor
+from deltaflow.serve.app import MAX_BYTES, MAX_ROWS, Snapshots, make_app
+
+TOKEN = "DELTAFLOW_TOKEN"
+"""The environment variable of the token, which a command line would show to other users."""
+
+PATIENCE = 10
+"""Seconds that requests have to end before the process does."""
+
+
+def main(options: Sequence[str]) -> int:
+    """Serve a predictor until the process is told to stop; the status is 1 if it was not saved."""
+    parser = argparse.ArgumentParser(
+        prog="deltaflow serve",
+        description="Serve a trained predictor over HTTP: observations in as they arrive, "
+        f"forecasts of any later time out. If the environment has {TOKEN}, each request must bear "
+        "this token.",
+    )
+    parser.add_argument("predictor", type=Path, help="directory of a predictor, or a checkpoint")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port (%(default)s)")
+    parser.add_argument("--snapshot", type=Path, help="file to save all states to, and go on from")
+    parser.add_argument(
+        "--every", type=float, default=60.0, help="seconds between two snapshots (%(default)s)"
+    )
+    parser.add_argument("--item-id", default="item_id", help="name of this field (%(default)s)")
+    parser.add_argument("--timestamp", default="timestamp", help="name of this field (%(default)s)")
+    parser.add_argument(
+        "--max-rows", type=int, default=MAX_ROWS, help="most rows of a request (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-bytes", type=int, default=MAX_BYTES, help="largest request (%(default)s)"
+    )
+    given = parser.parse_args(options)
+    check_at_least_one(max_rows=given.max_rows, max_bytes=given.max_bytes)
+    if not given.every > 0:
+        raise DeltaflowError(f"--every must be a positive number of seconds, got {given.every}")
+    torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
+
+    live = start(given.predictor, given.snapshot, given.item_id, given.timestamp)
+    snapshots = None if given.snapshot is None else Snapshots(live, given.snapshot, given.every)
+    token = os.environ.get(TOKEN)
+    if not token and not _is_loopback(given.host):
+        print(f"deltaflow serve: anyone who reaches {given.host} may read and write, because "
+              f"there is no {TOKEN}", file=sys.stderr)  # fmt: skip
+    app = make_app(
+        live,
+        snapshots=snapshots,
+        token=token,
+        max_rows=given.max_rows,
+        max_bytes=given.max_bytes,
+    )
+    uvicorn.run(
+        app,
+        host=given.host,
+        port=given.port,
+        access_log=False,
+        timeout_graceful_shutdown=PATIENCE,
+    )
+    return int(snapshots is not None and snapshots.problem is not None)
+
+
+def start(
+    predictor: Path, snapshot: Path | None, item_id: str | None, timestamp: str
+) -> LiveForecaster:
+    """Return a forecaster that goes on from its snapshot, or a new one if there is none.
+
+    Raises
+    ------
+    DeltaflowError
+        If the snapshot is of another predictor, or of other names.
+    """
+    loaded = load_predictor(predictor)
+    if snapshot is None or not snapshot.exists():
+        return LiveForecaster(loaded, item_id=item_id, timestamp=timestamp)
+    live = LiveForecaster.load(snapshot)
+    if not live.is_of(loaded) or (live.item_id, live.timestamp) != (item_id, timestamp):
+        raise DeltaflowError(
+            f"the snapshot {snapshot} is of another predictor than {predictor}, or has other "
+            "names for item and time: give another file, whose items begin anew"
+        )
+    return live
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,327 @@
+"""A live forecaster over HTTP: what goes in, what comes out, and what is refused."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("uvicorn")
+
+from fastapi.testclient import TestClient
+
+from deltaflow import IrregularDataModule, IrregularDataset, IrregularPredictor, LiveForecaster
+from deltaflow.cli import main
+from deltaflow.errors import DeltaflowError
+from deltaflow.serve.app import Snapshots, make_app
+from deltaflow.serve.command import start
+
+
+def predictor_of(data, seed=0):
+    import torch
+
+    reader = IrregularDataModule(data, prediction_length=4, context_length=12).reader
+    predictor = IrregularPredictor(
+        reader=reader.to_dict(),
+        prediction_length=4,
+        network={"encoder": "gru_flow", "network": "joint", "hidden_size": 8},
+    )
+    with torch.no_grad():
+        predictor.network.encoder.input_projection.bias += 0.01 * seed
+    return predictor
+
+
+@pytest.fixture(scope="module")
+def predictor(multivariate):
+    return predictor_of(multivariate)
+
+
+@pytest.fixture
+def live(predictor):
+    return LiveForecaster(predictor)
+
+
+@pytest.fixture
+def client(live):
+    with TestClient(make_app(live, max_rows=20, max_bytes=20_000)) as client:
+        yield client
+
+
+def observation(item="a", minute=0, **values):
+    return {
+        "item_id": item,
+        "timestamp": f"2024-03-01T08:{minute:02}:00",
+        "dose": 1.0,
+        "age": 50,
+        "ward": "icu",
+        **({"HR": 80.0} | values),
+    }
+
+
+def question(item="a", time="2024-03-01T10:00:00"):
+    return {"item_id": item, "timestamp": time, "dose": 0.5}
+
+
+CSV = {"Content-Type": "text/csv"}
+
+
+def test_observations_go_in_and_forecasts_come_out(client, predictor):
+    rows = [observation(minute=0), observation(minute=7, MAP=60.5, HR=None), observation("b")]
+    told = client.post("/update", json={"rows": rows})
+    assert (told.status_code, told.json()) == (200, {"rows": 3, "items": 2})
+    asked = [question("b", "2024-03-01T10:00:00.000000001"), question("a"), question("b")]
+    told = client.post("/forecast?quantile_levels=0.25", json={"rows": asked}).json()["rows"]
+    assert [row["target_name"] for row in told] == ["HR", "MAP"] * 3
+    assert list(told[0]) == ["item_id", "timestamp", "target_name", "predictions", "0.25"]
+    # Items and times go back as they came.
+    assert [row["timestamp"] for row in told[::2]] == [row["timestamp"] for row in asked]
+    alone = LiveForecaster(predictor)
+    frame = pd.DataFrame(rows).assign(lab=np.nan, timestamp=lambda f: pd.to_datetime(f.timestamp))
+    alone.update(frame.astype({"HR": float}))
+    future = pd.DataFrame(asked)
+    future["timestamp"] = pd.to_datetime(future["timestamp"], format="ISO8601")
+    once = alone.forecast(future, quantile_levels=[0.25])
+    assert [row["0.25"] for row in told] == pytest.approx(once["0.25"].tolist())
+
+
+def test_csv_goes_in_and_out(client):
+    text = "item_id,timestamp,dose,HR,MAP,age,ward\n007,2024-03-01T08:00:00,1,80,,50,icu\n"
+    told = client.post("/update", content=text, headers=CSV)
+    assert told.json() == {"rows": 1, "items": 1}
+    asked = "dose,item_id,timestamp\n1,007,2024-03-01T09:00\n"
+    told = client.post("/forecast", content=asked, headers=CSV)
+    assert told.headers["content-type"].startswith("text/csv")
+    lines = told.text.splitlines()
+    assert lines[0] == "item_id,timestamp,target_name,predictions,0.1,0.5,0.9"
+    assert lines[1].startswith("007,2024-03-01T09:00,HR,")
+    same = client.post(
+        "/forecast", json={"rows": [question("007", "2024-03-01T09:00") | {"dose": 1}]}
+    )
+    assert float(lines[1].split(",")[3]) == pytest.approx(same.json()["rows"][0]["predictions"])
+
+
+def test_items_may_be_numbers(client):
+    assert client.post("/update", json={"rows": [observation(7)]}).status_code == 200
+    told = client.post("/forecast", json={"rows": [question(7), question("7")]}).json()
+    assert [row["item_id"] for row in told["rows"]] == [7, 7, "7", "7"]
+
+
+def test_an_item_tells_when_it_was_seen_and_may_be_forgotten(client):
+    client.post("/update", json={"rows": [observation("a/b", 0), observation("a/b", 5, HR=None)]})
+    told = client.get("/items/a/b").json()
+    assert told["num_observations"] == 2
+    assert told["last"] == "2024-03-01T08:05:00"
+    assert told["observed"] == {"HR": "2024-03-01T08:00:00", "MAP": None, "lab": None}
+    assert client.get("/items/c").status_code == 404
+    assert client.delete("/items/a/b").json() == {"items": 0}
+    assert client.delete("/items/a/b").status_code == 404
+
+
+# A bad second row, and what is said of it.
+BAD_ROWS = {
+    "early": (observation("b", 0), "b", "timestamp", "is that of the last observation"),
+    "text": (observation("a", 9, HR="high"), "a", "HR", "valid number"),
+    "infinite": (observation("a", 9, HR=1e999), "a", "HR", "finite number"),
+    "huge": (observation("a", 9, HR=1e101), "a", "HR", "larger than 1e"),
+    "misspelt": (observation("a", 9, hr=80), "a", "hr", "not permitted"),
+    "no dose": (observation("a", 9) | {"dose": None}, "a", "dose", "valid number"),
+    "no time": (observation("a", 9) | {"timestamp": "soon"}, "a", "timestamp", "ISO 8601"),
+    "zone": (observation("a", 9) | {"timestamp": "2024-03-01T08:00Z"}, "a", "timestamp", "offset"),
+    "static": (observation("b", 9, age=51), "b", "age", "not what it was"),
+    "no item": (observation(None, 9), None, "item_id", "valid"),
+    "list": (observation(["a"], 9), None, "item_id", "valid"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_a_bad_row_is_named_and_nothing_is_read(kind, client):
+    client.post("/update", json={"rows": [observation("b", 0)]})
+    before = client.post("/forecast", json={"rows": [question("b")]}).json()
+    row, item, field, message = BAD_ROWS[kind]
+    good = observation("c", 1)
+    content = json.dumps({"rows": [good, row]}).replace("Infinity", "1e999")
+    told = client.post("/update", content=content, headers={"Content-Type": "application/json"})
+    assert told.status_code == 422
+    about = told.json()
+    assert (about.get("item"), about["field"], about["row"]) == (item, field, 1)
+    assert message in about["error"]
+    assert client.get("/health").json()["items"] == 1
+    assert client.post("/forecast", json={"rows": [question("b")]}).json() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "message"),
+    [
+        ("item_id,timestamp,dose,hr\na,2024-03-01T08:00,1,80\n", "hr", "no such column"),
+        ("item_id,timestamp,HR\na,2024-03-01T08:00,80\n", "dose", "missing"),
+        ("item_id,timestamp,dose,HR\na,2024-03-01T08:00,1,high\n", "HR", "not a number"),
+        ("item_id,timestamp,dose,HR\na,2024-03-01T08:00,1,80,5\n", None, "5 cells for 4"),
+        ("item_id,timestamp,dose,HR\na,2024-03-01T08:00,1,1_0\n", "HR", "not a number"),
+        ("item_id,timestamp,dose,HR\n", None, "not 1 to 20 rows"),
+        ("", None, "not CSV"),
+        (b"\xff\xfe\x00", None, "not CSV"),
+        ("item_id,item_id,timestamp,dose\na,b,2024-03-01T08:00,1\n", "item_id", "two"),
+    ],
+)
+def test_bad_csv_is_refused(text, field, message, client):
+    told = client.post("/update", content=text, headers=CSV)
+    assert told.status_code == 422, told.text
+    assert told.json().get("field") == field
+    assert message in told.json()["error"]
+    assert client.get("/health").json()["items"] == 0
+
+
+def test_limits_and_kinds_are_kept(client):
+    many = {"rows": [observation("a", minute) for minute in range(21)]}
+    assert client.post("/update", json=many).status_code == 422
+    assert client.post("/update", content=b"x" * 20_001, headers=CSV).status_code == 413
+    assert client.post("/update", content="x", headers={"Content-Type": "a/b"}).status_code == 415
+    assert client.post("/update", content="{", headers={"Content-Type": "application/json"}).json()
+    for levels in ("0", "1", "nan", "x"):
+        told = client.post(f"/forecast?quantile_levels={levels}", json={"rows": [question()]})
+        assert (told.status_code, "error" in told.json()) == (422, True)
+    assert client.post("/forecast", json={"rows": [question("x")]}).json()["item"] == "x"
+    assert client.get("/nothing").status_code == 404
+    assert client.get("/health").json()["items"] == 0
+
+
+def test_a_token_guards_all_but_health_and_documentation(live):
+    client = TestClient(make_app(live, token="secret"))
+    for token in (None, "wrong", "ſecret"):
+        headers = {} if token is None else {"Authorization": f"Bearer {token}".encode()}
+        told = client.post("/update", json={"rows": [observation()]}, headers=headers)
+        assert (told.status_code, told.headers["www-authenticate"]) == (401, "Bearer")
+        assert client.get("/metrics", headers=headers).status_code == 401
+        assert client.get("/items/a", headers=headers).status_code == 401
+    good = {"Authorization": "Bearer secret"}
+    assert client.post("/update", json={"rows": [observation()]}, headers=good).status_code == 200
+    assert client.get("/health").status_code == 200
+    assert client.get("/docs").status_code == 200
+
+
+def test_the_documentation_names_the_fields(client):
+    page = client.get("/openapi.json").json()
+    body = page["paths"]["/update"]["post"]["requestBody"]["content"]["application/json"]
+    row = body["schema"]["properties"]["rows"]["items"]
+    assert set(row["required"]) == {"item_id", "timestamp", "dose"}
+    assert set(row["properties"]) >= {"HR", "MAP", "lab", "age", "ward"}
+
+
+def test_prometheus_reads_what_was_done(client):
+    client.post("/update", json={"rows": [observation(), observation("b")]})
+    client.post("/update", json={"rows": [observation()]})
+    text = client.get("/metrics").text
+    assert 'deltaflow_rows_total{route="update"} 2.0' in text
+    assert 'deltaflow_refused_requests_total{status="422"} 1.0' in text
+    assert "deltaflow_items 2.0" in text
+    assert 'deltaflow_request_seconds_count{route="update"} 2.0' in text
+
+
+def test_times_may_be_numbers_or_have_a_zone(make_frame):
+    frame = make_frame()
+    numbers = frame.assign(timestamp=frame.index % 20 + 0.5)
+    with TestClient(make_app(live_of(numbers))) as client:
+        row = {"item_id": "a", "timestamp": 1.5, "HR": 80}
+        assert client.post("/update", json={"rows": [row]}).status_code == 200
+        asked = {"rows": [{"item_id": "a", "timestamp": 2}]}
+        assert client.post("/forecast", json=asked).json()["rows"][0]["timestamp"] == 2.0
+        assert client.get("/items/a").json()["last"] == 1.5
+    zoned = frame.assign(timestamp=frame["timestamp"].dt.tz_localize("Europe/Berlin"))
+    with TestClient(make_app(live_of(zoned))) as client:
+        row = {"item_id": "a", "timestamp": "2024-03-01T08:00:00", "HR": 80}
+        assert "no offset" in client.post("/update", json={"rows": [row]}).json()["error"]
+        row["timestamp"] += "+02:00"
+        assert client.post("/update", json={"rows": [row]}).status_code == 200
+        assert client.get("/items/a").json()["last"] == "2024-03-01T07:00:00+01:00"
+
+
+def live_of(frame):
+    return LiveForecaster(predictor_of(IrregularDataset.from_long_dataframe(frame, target="HR")))
+
+
+def test_a_restart_goes_on_from_the_snapshot(predictor, tmp_path):
+    predictor.serialize(tmp_path / "model")
+    path = tmp_path / "state"
+
+    def served():
+        live = start(tmp_path / "model", path, "item_id", "timestamp")
+        return TestClient(make_app(live, snapshots=Snapshots(live, path, every=3600)))
+
+    with served() as client:
+        client.post("/update", json={"rows": [observation()]})
+        before = client.post("/forecast", json={"rows": [question()]}).json()
+    with served() as client:
+        assert client.post("/forecast", json={"rows": [question()]}).json() == before
+        assert client.post("/update", json={"rows": [observation(minute=1)]}).status_code == 200
+    with served() as client:
+        assert client.get("/items/a").json()["num_observations"] == 2
+
+
+def test_the_snapshot_of_another_predictor_is_refused(multivariate, predictor, tmp_path):
+    predictor_of(multivariate, seed=1).serialize(tmp_path / "other")
+    predictor.serialize(tmp_path / "model")
+    LiveForecaster(predictor).save(tmp_path / "state")
+    start(tmp_path / "model", tmp_path / "state", "item_id", "timestamp")
+    with pytest.raises(DeltaflowError, match="state is of another predictor"):
+        start(tmp_path / "other", tmp_path / "state", "item_id", "timestamp")
+    with pytest.raises(DeltaflowError, match="other names"):
+        start(tmp_path / "model", tmp_path / "state", "patient", "timestamp")
+
+
+def test_snapshots_are_made_every_so_often_and_failures_are_told(live, tmp_path):
+    path = tmp_path / "state"
+    snapshots = Snapshots(live, path, every=0.02)
+
+    async def keep():
+        async with snapshots.kept():
+            await asyncio.sleep(0.2)
+            return path.exists()
+
+    assert asyncio.run(keep())
+    first = path.stat().st_mtime_ns
+    snapshots.save()
+    assert path.stat().st_mtime_ns == first  # nothing has changed
+    snapshots.path = tmp_path / "state" / "below"
+    snapshots.is_due = True
+    with TestClient(make_app(live, snapshots=snapshots)) as client:
+        snapshots.save()
+        about = client.get("/health").json()
+    assert about["status"] == "no snapshot"
+    assert "state" in about["snapshot"]["problem"]
+
+
+def test_what_is_wrong_with_the_command_is_said_in_a_line(tmp_path, capsys, monkeypatch):
+    assert main(["serve", str(tmp_path / "none")]) == 2
+    assert "holds no predictor" in capsys.readouterr().err
+    assert main(["serve", str(tmp_path), "--every", "0"]) == 2
+    assert "--every" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "deltaflow.serve.command")
+    assert main(["serve", str(tmp_path)]) == 2
+    assert "pip install 'deltaflow[serve]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_told_to_stop(predictor, tmp_path):
+    predictor.serialize(tmp_path / "model")
+    command = [sys.executable, "-m", "deltaflow", "serve", str(tmp_path / "model"),
+               "--snapshot", str(tmp_path / "state"), "--port", "0"]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ, text=True) as process:
+        line = next(line for line in process.stderr if "running on" in line)
+        address = line.split("running on ")[1].split()[0]
+        assert address.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(f"{address}/health") as told:
+            assert told.status == 200
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert len(LiveForecaster.load(tmp_path / "state")) == 0
