@@ -8,6 +8,7 @@ Prints the milliseconds of a training step and of a forward pass, as medians, an
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -40,9 +41,14 @@ def draw(series: int, observations: int, device: torch.device) -> dict[str, Tens
 
 
 def time_call(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Return the median time of a call in milliseconds."""
+    """Return the median time of a call in milliseconds; NaN where cuDNN refuses the size."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    call()
+    try:
+        call()
+    except RuntimeError as error:
+        if "NOT_SUPPORTED" not in str(error):
+            raise
+        return math.nan
     times: list[float] = []
     while len(times) < 3 or (sum(times) < seconds and len(times) < 100):
         wait()
