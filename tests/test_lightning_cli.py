@@ -147,7 +147,7 @@ def test_run_does_not_replace_another(trained, capsys):
     options = ["--config", str(trained / "tiny.yaml"), "--trainer.default_root_dir", str(trained)]
     before = (trained / "checkpoints" / "best.ckpt").stat().st_mtime_ns
     assert main(["fit", *options]) == 2
-    assert "go on with it by --ckpt_path last" in capsys.readouterr().err
+    assert "resume it by --ckpt_path last" in capsys.readouterr().err
     assert main(["fit", *options, "--trainer.fast_dev_run", "true"]) == 0
     assert (trained / "checkpoints" / "best.ckpt").stat().st_mtime_ns == before
 
@@ -169,16 +169,16 @@ def test_other_channels_than_trained_on_are_refused(trained, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["test"], "no model without --ckpt_path"),
+        (["test"], "give the trained model by --ckpt_path"),
         (["test", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
-        (["predict", "--ckpt_path", "tiny.yaml"], "no checkpoint of weights"),
+        (["predict", "--ckpt_path", "tiny.yaml"], "not a checkpoint of weights"),
         (["predict", "--ckpt_path", "best"], "no checkpoint 'checkpoints/best.ckpt'"),
         (["fit", "--data.dataset", "sinne"], "did you mean 'sine'"),
         (["fit", "--data.dataset", "nowhere/x.csv"], "no file or folder"),
         (["fit", "--model.encoder", "gru_flo"], "did you mean 'gru_flow'"),
         (["fit", "--data.test", "beyond"], "unknown test 'beyond'"),
         (["fit", "--model.distr_output", "negative_binomial"], "is not a count"),
-        (["fit", "--forecasts.path", "forecasts.txt"], "no file of .csv"),
+        (["fit", "--forecasts.path", "forecasts.txt"], "not a .csv or .parquet file"),
         (["fit", "--forecasts.quantile_levels", "[2.0]"], "[2.0] are not between 0 and 1"),
         (["fit", "--best.monitor", "val_los"], "could not find the monitored key"),
         (["fit", "--early_stopping.monitor", "val_los"], "`val_los` which is not available"),

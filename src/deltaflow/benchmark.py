@@ -57,7 +57,7 @@ OVERTIME = 10
 """After this many times its ``seconds``, a call has had its rounds, however few they were."""
 
 Tell: TypeAlias = Callable[[str], None]
-"""What is told, between two measurements, what is measured."""
+"""Called between two measurements with the name of the next one."""
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from deltaflow.training.options import OptimizerOptions, WeightAveragingOptions
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, and then renames it.
+    """Writes a checkpoint next to its final place, and then renames it.
 
     Lightning writes into the system's temporary directory and moves the file from there: between
-    two file systems that is a copy, of which a full disk leaves half.
+    two file systems that is a copy, which a full disk cuts short.
     """
 
     def save_checkpoint(
@@ -47,7 +47,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class Parser(OneLineErrors, LightningArgumentParser):
-    """Lightning's parser, which says what is wrong in one line."""
+    """Lightning's parser, with errors in one line."""
 
 
 class ForecastCLI(LightningCLI):
@@ -87,13 +87,13 @@ class ForecastCLI(LightningCLI):
         check_at_least_one(check_val_every_n_epoch=given.trainer.check_val_every_n_epoch)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the checkpoint to `before_instantiate_classes`: its `reader` is no option."""
+        """Leave it to `before_instantiate_classes`, as the `reader` in it is not an option."""
 
     def before_instantiate_classes(self) -> None:
         """Take hyperparameters and scaling from the checkpoint, if there is one.
 
-        `best` and `last` are the checkpoints in the folder of the run. A training from `last` that
-        has not been interrupted yet begins anew.
+        `best` and `last` are the checkpoints in the folder of the run. `fit` from `last` begins a
+        new training run where there is no such checkpoint yet.
         """
         config = self.config[str(self.subcommand)]
         folder = Path(_checkpoints(config.trainer.default_root_dir))
@@ -107,7 +107,7 @@ class ForecastCLI(LightningCLI):
             _refuse_to_overwrite(folder, path)
         if path is None:
             if self.subcommand != "fit":
-                raise DeltaflowError("there is no model without --ckpt_path PATH")
+                raise DeltaflowError("give the trained model by --ckpt_path PATH")
             return
         if "weights_only" in config:  # since Lightning 2.6
             config.weights_only = True
@@ -152,12 +152,12 @@ def _checkpoints(root: Any) -> str:
 
 
 def _refuse_to_overwrite(folder: Path, ckpt_path: str | None) -> None:
-    """Raise if a training would replace the checkpoints of another that it does not go on with."""
-    goes_on = ckpt_path is not None and Path(ckpt_path).parent.resolve() == folder.resolve()
-    if not goes_on and any((folder / f"{name}.ckpt").exists() for name in ("best", "last")):
+    """Raise if `fit` would replace the checkpoints of a training run that it does not resume."""
+    resumes = ckpt_path is not None and Path(ckpt_path).parent.resolve() == folder.resolve()
+    if not resumes and any((folder / f"{name}.ckpt").exists() for name in ("best", "last")):
         raise DeltaflowError(
-            f"{folder} holds the checkpoints of a training: go on with it by --ckpt_path last, or "
-            "name another folder by --trainer.default_root_dir"
+            f"{folder} holds the checkpoints of another training run: resume it by --ckpt_path "
+            "last, or choose another folder by --trainer.default_root_dir"
         )
 
 

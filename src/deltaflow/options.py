@@ -27,7 +27,7 @@ def options_from(group: type[G], arguments: Mapping[str, Any]) -> G:
     group
         The dataclass.
     arguments
-        The arguments, of which those that are no fields of the group are ignored.
+        The arguments; those that are not fields of the group are ignored.
     """
     names = [field.name for field in fields(group)]  # pyright: ignore[reportArgumentType]
     given = {name: arguments[name] for name in names if arguments.get(name) is not None}
@@ -49,7 +49,7 @@ def with_changes(group: G, changes: Mapping[str, Any], name: str = "the options"
     Raises
     ------
     DeltaflowError
-        If there is no such option, or a group inside is not changed by such a mapping.
+        If there is no such option, or the change of a group inside is not a mapping.
 
     Examples
     --------

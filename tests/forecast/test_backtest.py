@@ -128,7 +128,7 @@ def test_scores_are_those_of_their_definitions():
 
 
 def test_a_cutoff_without_past_or_future_is_refused():
-    for cutoff, where in (("2020-01-01", "before"), ("2030-01-01", "behind")):
+    for cutoff, where in (("2020-01-01", "before"), ("2030-01-01", "after")):
         with pytest.raises(DataError, match=f"nothing lies {where} the cutoff"):
             backtest_df(HoldEstimator(6), walk(), horizon="6h", cutoffs=[cutoff], columns=ROLES,
                         **NAMES)  # fmt: skip

@@ -423,7 +423,7 @@ def test_a_column_has_one_role(predictor, frames):
 
 @pytest.mark.parametrize("levels", [0.5, "0.1", ["p10"], [None], None])
 def test_levels_that_are_no_numbers_are_refused(levels, predictor, frames):
-    with pytest.raises(DataError, match=r"'quantile_levels': .* is no list of numbers"):
+    with pytest.raises(DataError, match=r"'quantile_levels': .* is not a list of numbers"):
         predict_df(predictor, *frames, quantile_levels=levels)
 
 

@@ -616,7 +616,7 @@ def test_a_training_without_known_end_keeps_its_learning_rate(univariate, make_e
 
 def test_a_checkpoint_that_is_none_is_refused(tmp_path):
     torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1.0}}, tmp_path / "other.ckpt")
-    with pytest.raises(DeltaflowError, match="no checkpoint of a ForecastLightningModule"):
+    with pytest.raises(DeltaflowError, match="not a checkpoint of a ForecastLightningModule"):
         load_predictor(tmp_path / "other.ckpt")
     torch.save({"hyper_parameters": Losses()}, tmp_path / "object.ckpt")
     with pytest.raises(DeltaflowError, match="weights and plain values"):

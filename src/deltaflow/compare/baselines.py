@@ -1,7 +1,7 @@
-"""Regressions on summaries of what was observed: how far a task goes without any network.
+"""Regressions on summaries of the observations: what can be forecast without a network.
 
-Their forecasts are Laplace distributions, so that the point forecast is mean and median at once,
-and its scale is simply the mean absolute error on the validation forecasts.
+Their forecasts are Laplace distributions: the point forecast is both mean and median, and the scale
+is the mean absolute error of the validation forecasts.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ SUMMARY = (
     "last", "previous", "first", "mean", "minimum", "maximum", "deviation", "count",
     "time of the last", "recent mean", "decaying mean",
 )  # fmt: skip
-"""What `summarise` tells of each channel."""
+"""The features that `summarise` computes for each channel."""
 
 LAST, MEAN, DECAYING = (SUMMARY.index(name) for name in ("last", "mean", "decaying mean"))
 
@@ -32,7 +32,7 @@ NUM_ROUNDS = 600
 """The largest number of trees of a channel."""
 
 STOP_AFTER = 40
-"""A channel gets no more trees after so many without a better validation error."""
+"""Boosting of a channel stops after this many trees without a lower validation error."""
 
 TREES = {
     "objective": "l2",
@@ -55,13 +55,13 @@ def summarise(series: Series, num_channels: int, recent: float) -> np.ndarray:
     num_channels
         The number D of channels.
     recent
-        How long an observation is recent, before the last one of the series. It is also the time
-        in which its weight in the decaying mean falls to 1/e.
+        An observation is recent if it is no older than this when the last one is made. The weights
+        of the decaying mean fall to 1/e within the same time.
 
     Returns
     -------
     numpy.ndarray
-        ``(D, len(SUMMARY))``; NaN for what a channel does not have.
+        ``(D, len(SUMMARY))``; NaN where a channel has no such value.
     """
     values = series.values[:, :num_channels]  # (T, D)
     times = series.times[: series.length, None]
@@ -110,7 +110,7 @@ class LinearPredictor(BaselinePredictor):
     prediction_length
         The number of queries.
     data_schema
-        What the data hold, as `Schema.to_dict` gives it.
+        The schema of the data, as `Schema.to_dict` gives it.
     weights
         ``(D, 3)`` a, b and c of each channel.
     center
@@ -137,9 +137,9 @@ class LinearPredictor(BaselinePredictor):
 
 
 class TreesPredictor(BaselinePredictor):
-    """Forecasts a channel by its last value and what boosted trees add to it.
+    """Forecasts a channel by its last value plus a change, which boosted trees predict.
 
-    The trees know the time of the query, the channel's `SUMMARY`, and the last value, mean and
+    The features are the time of the query, the channel's `SUMMARY`, and the last value, mean and
     decaying mean of every channel.
 
     Parameters
@@ -147,13 +147,13 @@ class TreesPredictor(BaselinePredictor):
     prediction_length
         The number of queries.
     data_schema
-        What the data hold, as `Schema.to_dict` gives it.
+        The schema of the data, as `Schema.to_dict` gives it.
     models
         The trees of each of the D channels, as text of LightGBM; None where there are none.
     recent
         See `summarise`, in seconds, or periods of a regular series.
     center
-        ``(D,)`` mean of each channel in the training set, in the place of a last value.
+        ``(D,)`` mean of each channel in the training set, which stands in for a missing last value.
     scale
         ``(D,)`` scale of each channel's Laplace distribution.
     """
@@ -206,7 +206,7 @@ def fit_least_squares(task: Task) -> LinearPredictor:
 def fit_boosted_trees(
     task: Task, seed: int, num_threads: int, tell: Tell
 ) -> tuple[TreesPredictor, int]:
-    """Fit trees to the training forecasts; the validation forecasts say how many.
+    """Fit trees to the training forecasts; the validation forecasts decide on their number.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ def fit_boosted_trees(
     num_threads
         Threads of LightGBM.
     tell
-        Told which channel is fitted.
+        Called with the channel that is being fitted.
 
     Returns
     -------
@@ -291,7 +291,7 @@ class _Labels(NamedTuple):
 
 
 class _Forecasts(NamedTuple):
-    """What is known at the origin of each forecast, and the labels ``(Q, D)`` behind it."""
+    """What is known at the origin of each forecast, and the labels ``(Q, D)`` that follow."""
 
     series: list[Series]
     labels: list[np.ndarray]
@@ -391,18 +391,18 @@ def _held(summary: np.ndarray, center: np.ndarray) -> np.ndarray:
 def _tree_features(
     summaries: np.ndarray, times: np.ndarray, channel: int, items: np.ndarray | int = 0
 ) -> np.ndarray:
-    """Return what the trees of a channel know of queries at ``(n,)`` times: ``(n, F)``.
+    """Return the features ``(n, F)`` of queries at ``(n,)`` times for the trees of a channel.
 
     Parameters
     ----------
     summaries
         ``(N, D, len(SUMMARY))`` of all items.
     times
-        ``(n,)`` when is asked.
+        ``(n,)`` times of the queries.
     channel
-        Which channel is asked.
+        The channel to forecast.
     items
-        ``(n,)`` which item is asked, or the one that is.
+        ``(n,)`` items of the queries, or one item for all of them.
     """
     others = summaries[:, :, [LAST, MEAN, DECAYING]].reshape(len(summaries), -1)  # (N, 3 D)
     known = np.concatenate([summaries[:, channel], others], axis=1)

@@ -1,4 +1,4 @@
-"""What a comparison is told: data sets, rows, budget. Its fields are the options of the command."""
+"""The configuration of a comparison, whose fields are the options of the command."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class CompareConfig(RowOptions):
         return {**_plain(self), "output": str(self.output)}
 
     def settings(self, row: str) -> dict[str, Any]:
-        """Return what a run of this row depends on, beside its data set and seed."""
+        """Return everything that a run of this row depends on, apart from its data set and seed."""
         plain = self.to_dict()
         task = {name: plain["data"][name] for name in ("dataset_kwargs", "columns", "split")}
         return {**_plain(self.row_options(row)), "task": task, "threads": self.threads}

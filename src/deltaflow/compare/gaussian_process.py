@@ -14,10 +14,10 @@ from deltaflow.forecast.baseline import BaselinePredictor
 from deltaflow.tasks.task import Task, known_before
 
 MOST_ITEMS, MOST_ROWS = 64, 100
-"""The kernel is fitted to so many items, and to the last so many values of each."""
+"""The kernel is fitted to at most this many items, and at most this many last values of each."""
 
 CONTEXT = 300
-"""A forecast rests on the last so many values: its cost grows by their cube."""
+"""The largest number of values that a forecast uses: its cost is cubic in their number."""
 
 
 class GaussianProcessPredictor(BaselinePredictor):
@@ -30,7 +30,7 @@ class GaussianProcessPredictor(BaselinePredictor):
     prediction_length
         The number of queries.
     data_schema
-        What the data hold, as `Schema.to_dict` gives it.
+        The schema of the data, as `Schema.to_dict` gives it.
     theta
         For each of the D channels, the logarithms of the kernel's parameters.
     center, spread
@@ -150,7 +150,7 @@ def _fit(curves: Sequence[_Curve], center: float, spread: float) -> np.ndarray:
 
 
 class _Learn(NamedTuple):
-    """What is used of scikit-learn."""
+    """The parts of scikit-learn that are used here."""
 
     kernel: Any
     regressor: Any

@@ -63,13 +63,13 @@ class Trained(NamedTuple):
 def train_row(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Train a row of the table, with the global random state, which is seeded by the caller.
 
-    A row that is no baseline is the encoder of the options.
+    A row that is not a baseline trains the encoder of the options.
     """
     return BASELINES.get(row, _train_encoder)(row, task, options, seed, tell)
 
 
 def _train_encoder(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Train an encoder on random windows, until its forecasts of the validation get no better."""
+    """Train an encoder on random windows, until its validation loss stops improving."""
 
     def estimator_of(**model: Any) -> IrregularEstimator:
         averaging = options.weight_averaging.decay
@@ -107,7 +107,7 @@ def _channel_weights(reader: Reader, task: Task, emphasis: float) -> list[float]
 
 
 def _train_hold(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Fit the spread of the last value, which is all that it learns."""
+    """Fit the quantiles of how far values move, which is all that hold learns."""
     predictor = HoldPredictor.fit(known_before(task), task.prediction_length)
     return Trained(predictor, num_parameters=0, curve=[])
 
@@ -121,26 +121,26 @@ LINES = {
 
 
 def _train_line(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Fit a line of each channel; there is nothing random in it."""
+    """Fit a line for each channel, which does not depend on the seed."""
     predictor = LINES[row](task)
     num_parameters = predictor.weights.size if row == "least_squares" else 0
     return Trained(predictor, num_parameters, curve=[])
 
 
 def _train_trees(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Fit boosted trees, each of whose leaves counts as a weight."""
+    """Fit boosted trees; each leaf counts as a weight."""
     predictor, num_leaves = fit_boosted_trees(task, seed, torch.get_num_threads(), tell)
     return Trained(predictor, num_leaves, curve=[])
 
 
 def _train_process(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Fit Gaussian processes; there is nothing random in it."""
+    """Fit Gaussian processes, which do not depend on the seed."""
     predictor = fit_gaussian_process(task)
     return Trained(predictor, predictor.theta.size, curve=[])
 
 
 def _train_defaults(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Train the estimator with nothing set, on all that is known before the tests."""
+    """Train the estimator with its defaults, on everything that is known before the tests."""
     trainer_kwargs = {"enable_progress_bar": False, "enable_model_summary": False}
     estimator = GRUFlowEstimator(task.prediction_length, trainer_kwargs=trainer_kwargs)
     predictor = estimator.train(known_before(task))

@@ -13,13 +13,13 @@ from deltaflow.training.options import OptimizerOptions, TrainingOptions
 @documents(TrainingOptions)
 @dataclass(frozen=True)
 class RowOptions(TrainingOptions):
-    """What a row is trained with, beside its data set and its seed.
+    """Everything that the training of a row depends on, apart from its data set and its seed.
 
     Attributes
     ----------
     num_parameters
-        If given, the network gets the width with which it has about so many weights, in the place
-        of ``model.hidden_size``; resampled_deepar keeps it.
+        If given, the network gets the width at which it has about this many weights, instead of
+        ``model.hidden_size``. resampled_deepar always has ``model.hidden_size``.
     emphasis
         Exponent by which the loss leans towards the balanced squared error: a channel counts by
         the power of its typical variation in units of `Task.scale`. With 0, channels count the

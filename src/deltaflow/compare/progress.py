@@ -14,8 +14,9 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 Tell = Callable[[str, float], None]
-"""Called with what is done, such as ``epoch 3 of 50``, and the share of the training run that this
-is, above 0 and up to 1. A run that stops early ends before 1; without epochs, nothing is called."""
+"""Called with the progress in words, such as ``epoch 3 of 50``, and the share of the training run
+that is done, above 0 and up to 1. A run that stops early ends below 1; one without epochs never
+calls it."""
 
 
 class Progress:
@@ -62,7 +63,7 @@ class Progress:
         self._bar.update(self._task, description=label)
 
     def tell(self, what: str, share: float) -> None:
-        """Show how far the run is, see `Tell`."""
+        """Show the progress of the run, see `Tell`."""
         self._say(what, self._time_left.of(time.monotonic() - self._began, share))
 
     def end(self, failure: str | None = None) -> None:
@@ -86,8 +87,8 @@ class Progress:
 class TimeLeft:
     """Estimates the time left from the epochs and runs that are finished.
 
-    A run takes as long as the others of its row did, or else as those of the other rows, the one
-    under way included. Rows that are fitted at once hardly take time, and do not count.
+    A run is expected to take as long as the finished runs of its row, or, if there are none, as
+    those of the other rows and the current run. Rows that take next to no time do not count.
 
     Parameters
     ----------
@@ -116,7 +117,7 @@ class TimeLeft:
         Parameters
         ----------
         seconds, share
-            For how long the run under way has been, and how far it is, see `Tell`.
+            How long the current run has taken so far, and its progress, see `Tell`.
         """
         self._share = share
         spent = {row: mean(all_) for row, all_ in self._spent.items()}
@@ -129,7 +130,7 @@ class TimeLeft:
         return max(0.0, sum(spent.get(row, typical) for row in rows) - seconds)
 
     def finish(self, seconds: float) -> None:
-        """Go on to the next run, after so many seconds."""
+        """Record that the current run took this many seconds, and move on to the next one."""
         row = self._rows.pop(0)
         if self._share:
             self._spent[row].append(seconds)

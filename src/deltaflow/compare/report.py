@@ -43,24 +43,24 @@ NOTES = """
 Values are means over the seeds ± their standard deviation. Rows are sorted by the balanced quantile
 loss, and the best value of each column is marked (of a coverage, the one closest to what the
 interval says). "Balanced" is the mean over the channels, each divided by its own unit first (its
-standard deviation in the training set, if the task names no other), so that no channel rules it;
-the plain quantile loss pools all values. The
-quantile loss is that of the nine deciles, weighted by the size of the values. A forecast is timed
-in batches, on the machine below; "f evaluations" are those of the vector field of an ODE.
-"MSE / hold" is the ratio of the balanced MSE to that of hold, which repeats the last value; its
-95 % interval is that of bootstrap samples of the items. "Averaged" rows average the
-forecasts of all seeds: their means, and their quantiles level by level.
+standard deviation in the training set, if the task names no other), so that no channel dominates
+it; the plain quantile loss pools all values. The quantile loss is that of the nine deciles,
+weighted by the size of the values. A forecast is timed in batches, on the machine below; "f
+evaluations" are those of the vector field of an ODE. "MSE / hold" is the ratio of the balanced MSE
+to that of hold, which repeats the last value; its 95 % interval is that of bootstrap samples of the
+items. "Averaged" rows average the forecasts of all seeds: their means, and their quantiles level by
+level.
 """
 
 SECOND_LINE = re.compile(r" (± .*|\(.*\))$")
-"""What stands below the value in a cell: a deviation, or an interval."""
+"""The second line of a cell: a deviation, or an interval."""
 
 COSTS = {"seconds_per_epoch": "seconds per epoch", "ms_per_forecast": "milliseconds per forecast"}
 """The costs against which accuracy is drawn, and how their axes are named."""
 
 
 class Section(NamedTuple):
-    """What a report says of one test.
+    """The part of a report that is about one test.
 
     Attributes
     ----------

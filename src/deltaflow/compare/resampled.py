@@ -1,4 +1,4 @@
-"""What people do today: put irregular series on a regular grid, and forecast them there."""
+"""The usual workaround: resample irregular series to a regular grid, and forecast on it."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ class ResampledEstimator(Estimator):
         Parameters
         ----------
         training_data, validation_data
-            Irregular data sets. The last ``estimator.prediction_length`` grid steps of a
-            validation item are validated, in the way of the estimator.
+            Irregular data sets. The last ``estimator.prediction_length`` grid steps of a validation
+            item are validated, as the estimator does it.
         shuffle_buffer_length, cache_data, ckpt_path
-            Handed on to the estimator where given.
+            Passed on to the estimator if given.
         """
         given = {
             "shuffle_buffer_length": shuffle_buffer_length,
@@ -92,7 +92,7 @@ class ResampledEstimator(Estimator):
         schema = schema_of(entries)
         if schema.time == "regular":
             raise DataError(
-                "the data set is regular already", "train the GluonTS estimator on it itself"
+                "the data set is regular already", "train the GluonTS estimator on it directly"
             )
         reader = SeriesReader(schema)
         data = [reader.read(entry) for entry in entries]
@@ -108,10 +108,10 @@ class ResampledEstimator(Estimator):
 
 
 class ResampledPredictor(Predictor):
-    """Forecasts on the grid, read off at the asked times: linearly between two grid points.
+    """Forecasts on the grid, and interpolates linearly at the query times.
 
-    Queries beyond the horizon of the grid's own predictor are reached by forecasting on from the
-    median of its forecast. It can be pickled; it has no ``serialize``.
+    Beyond the horizon of the grid's own predictor, it forecasts again from the median of its
+    forecast. It can be pickled; it has no ``serialize``.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ class _Grid:
     def steps_ahead(self, series: Series) -> np.ndarray:
         """Return the time from the last observation to each query ``(Q,)``, in steps.
 
-        Queries that only pad repeat the last one that is asked.
+        Padding repeats the last query.
         """
         queries = series.times[series.length :]
         ahead = (queries - _end(series)) / self.step
@@ -259,7 +259,7 @@ def _default_estimator(step: str, data: Iterable[Series], num_channels: int) -> 
 
 
 def _samples(forecast: Forecast) -> np.ndarray:
-    """Return the samples ``(N, S)`` of a forecast, drawn if need be."""
+    """Return the samples ``(N, S)`` of a forecast, drawn from its distribution if it has none."""
     draw = getattr(forecast, "to_sample_forecast", None)
     samples = getattr(draw() if draw else forecast, "samples", None)
     if samples is None:

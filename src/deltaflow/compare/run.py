@@ -81,7 +81,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
     Returns
     -------
     list of Run
-        All runs, in the order of data sets, rows and seeds, an average behind its members.
+        All runs, in the order of data sets, rows and seeds; an average follows its members.
     """
     folder = config.output / "runs"
     write(config.output / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
@@ -120,7 +120,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
                 about = {"dataset": dataset, "encoder": f"{row} (averaged)", "seed": None}
                 progress.begin(_label(about))
                 if len(members) < 2:
-                    progress.end("it takes two finished seeds")
+                    progress.end("needs two finished seeds")
                     continue
                 path = folder / f"{_file_name(dataset, row, 'averaged')}.json"
                 settle(path, about, _digests(members), partial(average, members))
@@ -143,9 +143,9 @@ def execute(
     row, seed, options, task
         What to run.
     units
-        What `channel_units` says of the task.
+        The result of `channel_units` for the task.
     tell
-        Told how far the training is.
+        Called with the progress of training.
     folder
         Where the predictor of an encoder is kept; it is not kept if None.
     """
@@ -234,7 +234,7 @@ def example_forecasts(
 
 
 def environment() -> dict[str, Any]:
-    """Return versions and machine, which belong to every result."""
+    """Return the versions and the machine, which are stored with every result."""
     return {
         "versions": {name: metadata.version(name) for name in VERSIONS},
         "python": platform.python_version(),
@@ -245,7 +245,7 @@ def environment() -> dict[str, Any]:
 
 
 def _load(config: CompareConfig, dataset: str) -> tuple[Task, Units]:
-    """Return a task, and what `channel_units` says of it."""
+    """Return a task, and the result of `channel_units` for it."""
     data = config.data
     task = load_task(dataset, data.dataset_kwargs, data.columns, data.split)
     return task, channel_units(task)
@@ -257,7 +257,7 @@ def _label(about: Run) -> str:
 
 
 def _file_name(dataset: str, row: str, part: str) -> str:
-    """Return a name that is legible, and differs where data set, row or part do."""
+    """Return a readable name that is unique to data set, row and part."""
     digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
     legible = re.sub(r"[^\w.-]+", "_", f"{Path(dataset).name}-{row}-{part}")
     return legible if dataset in TASKS else f"{legible}-{digest}"
@@ -269,9 +269,9 @@ def _digests(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _finished(path: Path, settings: dict[str, Any]) -> Run | None:
-    """Return the run of a file, if there is one, it is finished, and its settings are these.
+    """Return the stored run if it is finished and was made with these settings.
 
-    Averages are made of the predictors, so that one which was kept must still be there.
+    A predictor that was kept must still exist, because averages are made from it.
     """
     if not path.exists():
         return None
@@ -285,7 +285,7 @@ def _finished(path: Path, settings: dict[str, Any]) -> Run | None:
 
 @contextmanager
 def _recorded(errors: dict[str, str], stage: str) -> Iterator[None]:
-    """Keep the traceback of an error, and go on; an interruption is no error."""
+    """Record the traceback of an error and carry on; interruptions are not caught."""
     try:
         yield
     except Exception:

@@ -32,25 +32,25 @@ INTERVALS = {"coverage_50": (0.25, 0.75), "coverage_80": (0.1, 0.9), "coverage_9
 ALL_LEVELS = sorted({*DECILES, *(level for pair in INTERVALS.values() for level in pair)})
 
 TIMING_SECONDS = 5.0
-"""Once they have taken so long, the forecasts of a test are not timed again."""
+"""The passes over a test are not repeated once they have taken this long together."""
 
 ACCURACY = ("mean_weighted_quantile_loss", "mse", "mae", "nll", *INTERVALS)
-"""The measures of accuracy. Each stands in the results three times: over all values in one pool;
-as ``mse[HR]``, for each channel; and as ``balanced_mse``, the mean over the channels after each was
-divided by its unit (see `Task.scale`), so that no channel rules the mean."""
+"""The measures of accuracy. Each stands in the results three times: over all values in one pool; as
+``mse[HR]``, for each channel; and as ``balanced_mse``, the mean over the channels after each was
+divided by its unit (see `Task.scale`), so that no channel dominates the mean."""
 
 
 def check_channels(forecasts: Sequence[RealTimeForecast], channels: Sequence[str]) -> None:
     """Raise unless all forecasts have the channels of the training data, in the same order.
 
-    The scores of a channel, and its unit, are found by its place.
+    The scores and the unit of a channel are found by its position.
     """
     for forecast in forecasts:
         target = getattr(forecast, "target", channels)
         if tuple(target) != tuple(channels) or getattr(forecast, "ignored", ()):
             raise DataError(
                 f"the channels of the test are not {list(channels)}, as in the training data",
-                "make training and test of one data set",
+                "split training and test from one data set",
                 item=forecast.item_id,
                 field="target",
             )

@@ -44,10 +44,10 @@ TERMINAL = {
 balanced."""
 
 NUM_RESAMPLES = 1000
-"""How often the items of a test are drawn anew for an interval."""
+"""Number of bootstrap samples of the items of a test, for an interval."""
 
 ORDER = ("balanced_mean_weighted_quantile_loss", "balanced_mse", "balanced_mae")
-"""The measures by the first of which that there is, rows are sorted."""
+"""Rows are sorted by the first of these measures that is available."""
 
 COUNTS = ("parameters", "evaluations_per_batch")
 """Measures that are whole numbers."""
@@ -96,7 +96,7 @@ def overview(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
 def best(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
     """Return which cells of the `overview` are the best of their column, as booleans.
 
-    Of a coverage, it is the one closest to the share that the interval says; of `COUNTS`, none.
+    The best coverage is the one closest to the nominal share; `COUNTS` have no best.
     """
     means = _means(results(runs), dataset).drop(columns=list(COUNTS), errors="ignore")
     for name, (low, high) in INTERVALS.items():
@@ -166,7 +166,7 @@ def ratios_to_hold(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
 
 
 def channels(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
-    """Return a row per channel: which of them rule the balanced squared error, and who is better.
+    """Return a row per channel: its share of the balanced squared error, and every encoder's error.
 
     Returns
     -------
@@ -230,7 +230,7 @@ def by_channel(scores: pd.DataFrame, dataset: str, measure: str) -> pd.DataFrame
     """Return a row per channel and a column per encoder, the best first, of one measure, as text.
 
     Values are means over the seeds. Averages of several seeds are left out. Empty if there is one
-    channel only, about which `summary` says everything.
+    channel only, which `summary` covers.
     """
     own = scores[(scores["dataset"] == dataset) & scores["seed"].notna()]
     channels = own["metric"].str.extract(rf"^{measure}\[(.*)\]$")[0]

@@ -1,4 +1,4 @@
-"""DataFrames before and after a forecast: questions to ask, and how good the answers were."""
+"""DataFrames of queries to forecast, and backtests of DataFrames."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Backtest(NamedTuple):
     Attributes
     ----------
     forecasts
-        The rows of `predict_df`, with the columns ``cutoff`` and ``actual``, the value that came.
+        The rows of `predict_df`, with the columns ``cutoff`` and ``actual``, the observed value.
     scores
         A row per cutoff and channel, with ``values``, their number; ``mae`` of the median;
         ``quantile_loss``, the mean of the levels' weighted quantile losses; and ``coverage``, the
@@ -54,15 +54,15 @@ def future_df(
     item_id: str | None = "item_id",
     timestamp: str = "timestamp",
 ) -> pd.DataFrame:
-    """Return a grid of questions behind the last row of each item.
+    """Return a grid of queries after the last row of each item.
 
     Parameters
     ----------
     df
         The observations. It is not changed.
     horizon, every
-        How far the questions reach, and the time between two of them: durations such as ``"24h"``,
-        or numbers where time is elapsed numbers.
+        How far the queries reach, and the time between two of them: durations such as ``"24h"``, or
+        numbers where time is elapsed numbers.
     covariates
         Names of covariates known in advance: columns that the caller has to fill in.
     item_id, timestamp
@@ -71,7 +71,7 @@ def future_df(
     Returns
     -------
     pandas.DataFrame
-        Item and timestamp of each question, and the covariates, NaN.
+        Item and timestamp of each query, and the covariates, NaN.
 
     Examples
     --------
@@ -120,22 +120,22 @@ def backtest_df(
     timestamp: str = "timestamp",
     quantile_levels: Sequence[float] = (0.1, 0.5, 0.9),
 ) -> Backtest:
-    """Forecast what is known already, as if it were unknown, from several cutoffs.
+    """Forecast the known values after several cutoffs from the values before them.
 
     Parameters
     ----------
     model
-        An estimator, which is trained on what lies before the cutoff; or a predictor, which should
-        not have learned from what it is asked for.
+        An estimator, which is trained on the values before the cutoff; or a predictor, which should
+        not have been trained on the values that it forecasts.
     df
         The observations, as `IrregularDataset.from_long_dataframe` reads them.
     horizon
         How far the forecasts reach from the cutoff: a duration, or a number where time is elapsed
-        numbers. A value at the end of the horizon itself is no longer asked for.
+        numbers. A value exactly at the end of the horizon is not part of it.
     cutoffs
-        A number: so many horizons, one before the other, back from the last row. Or a list of
-        moments: dates, or elapsed numbers. Or a list of durations such as ``"24h"``, counted from
-        the first row of each item.
+        A number of consecutive horizons that end with the last row. Or a list of moments: dates, or
+        elapsed numbers. Or a list of durations such as ``"24h"``, counted from the first row of
+        each item.
     refit
         Whether an estimator is trained anew at each cutoff, instead of at the first one alone.
     columns
@@ -149,7 +149,7 @@ def backtest_df(
     Raises
     ------
     DataError
-        If nothing lies before or behind a cutoff; and what `predict_df` raises.
+        If nothing lies before or after a cutoff; and what `predict_df` raises.
 
     Examples
     --------
@@ -178,7 +178,7 @@ def backtest_df(
         if item_id is not None:
             future = future[future[item_id].isin(past[item_id].unique())]
         if past.empty or future.empty:
-            where = "before" if past.empty else "behind"
+            where = "before" if past.empty else "after"
             raise DataError(f"nothing lies {where} the cutoff {cutoff}", "choose another cutoff",
                             field="cutoffs")  # fmt: skip
         if predictor is None or (refit and not isinstance(model, DeltaflowPredictor)):
@@ -198,7 +198,7 @@ def _compared(
     timestamp: str,
     levels: list[float],
 ) -> pd.DataFrame:
-    """Return the forecasts of the future rows, with what came."""
+    """Return the forecasts of the future rows, with the observed values."""
     schema = predictor.schema
     keys = [timestamp] if item_id is None else [item_id, timestamp]
     asked = future[[*keys, *schema.feat_dynamic_real]]
@@ -258,7 +258,7 @@ def _cutoffs(
 
 
 def _span(value: Span, field: str, times: pd.Series, timestamp: str) -> Any:
-    """Return a length of time in the kind of a time column."""
+    """Return a length of time as the kind of number that a time column holds."""
     if is_numeric_dtype(times):
         if isinstance(value, (int, float)) and value >= 0:
             return float(value)

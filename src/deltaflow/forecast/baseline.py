@@ -1,4 +1,4 @@
-"""What the predictors without a network share."""
+"""The base of predictors without a network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BaselinePredictor(DeltaflowPredictor):
     prediction_length
         The number of queries.
     data_schema
-        What the data hold, as `Schema.to_dict` gives it.
+        The schema of the data, as `Schema.to_dict` gives it.
 
     Attributes
     ----------
@@ -49,9 +49,9 @@ class BaselinePredictor(DeltaflowPredictor):
         Parameters
         ----------
         series
-            What was observed.
+            The observations.
         queries
-            ``(Q,)`` the times asked for, finite: one that only pads repeats the last one asked.
+            ``(Q,)`` the query times, finite: padding repeats the last query.
         """
         raise NotImplementedError
 
@@ -99,7 +99,7 @@ class BaselinePredictor(DeltaflowPredictor):
 
 
 def finite_queries(series: Series) -> np.ndarray:
-    """Return the query times, with the last one asked in place of those that only pad."""
+    """Return the query times, with the last query in place of padding."""
     queries = series.times[series.length :]
     asked = np.isfinite(queries)
     last = series.times[series.length - 1] if series.length else 0.0

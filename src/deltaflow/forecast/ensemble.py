@@ -32,7 +32,7 @@ class EnsemblePredictor(DeltaflowPredictor):
     Attributes
     ----------
     schema
-        What the data hold; the levels of a category are those of all predictors.
+        The schema of the data; the levels of a category are those of all predictors.
 
     Raises
     ------
@@ -101,7 +101,7 @@ class EnsemblePredictor(DeltaflowPredictor):
         first, *others = members
         try:
             for forecast in first:
-                with unsaid():  # what the first predictor says of the data holds for all
+                with unsaid():  # the first predictor has given the warnings about the data
                     forecasts = [next(member) for member in others]
                 yield EnsembleForecast([forecast, *forecasts])
         finally:

@@ -21,10 +21,10 @@ from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.plot import Interval, draw_forecast
 
 CELLS_AT_ONCE = 4096
-"""About so many quantiles, of a query and channel each, are computed together."""
+"""About this many quantiles, each of one query and channel, are computed together."""
 
 parsed_level = lru_cache(maxsize=1024, typed=True)(gluonts_forecast.Quantile.parse)
-"""GluonTS's reading of the level of a quantile, which takes 50 microseconds each time."""
+"""The level of a quantile as GluonTS parses it; cached, because parsing takes 50 microseconds."""
 
 
 def read_levels(quantile_levels: Sequence[float]) -> list[float]:
@@ -36,8 +36,11 @@ def read_levels(quantile_levels: Sequence[float]) -> list[float]:
     try:
         levels = [float(level) for level in quantile_levels]
     except (TypeError, ValueError):
-        raise DataError(f"{quantile_levels!r} is no list of numbers", "give one such as [0.1, 0.9]",
-                        field="quantile_levels") from None  # fmt: skip
+        raise DataError(
+            f"{quantile_levels!r} is not a list of numbers",
+            "give one such as [0.1, 0.9]",
+            field="quantile_levels",
+        ) from None
     if not all(1e-12 <= level <= 1 - 1e-12 for level in levels):
         raise DataError(f"{levels} are not between 0 and 1, or too close to them",
                         "give levels such as 0.1", field="quantile_levels")  # fmt: skip
@@ -45,13 +48,13 @@ def read_levels(quantile_levels: Sequence[float]) -> list[float]:
 
 
 class RealTimeForecast(gluonts_forecast.Forecast):
-    """What the kinds of forecast share: real timestamps, a table and a plot.
+    """The base of all forecasts: real timestamps, a table and a plot.
 
     Attributes
     ----------
     query_times
-        ``(Q,)`` float64 elapsed times of the queries, in ``info["time_unit"]``; NaN where the
-        query only pads. None for a regular series.
+        ``(Q,)`` float64 elapsed times of the queries, in ``info["time_unit"]``; NaN for padding.
+        None for a regular series.
     target
         Names of the channels, in the order of the data.
     ignored
@@ -65,14 +68,14 @@ class RealTimeForecast(gluonts_forecast.Forecast):
     def labelled(
         self, query_times: np.ndarray | None, target: Sequence[str], ignored: Sequence[str] = ()
     ) -> Any:
-        """Set the query times and the names of the channels, and return the forecast."""
+        """Set the query times and the names of the channels, and return the forecast itself."""
         self.query_times = query_times
         self.target = tuple(target)
         self.ignored = tuple(ignored)
         return self
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Return mean, median or a quantile, with which GluonTS's evaluation compares labels."""
+        """Return the mean, the median or a quantile, as GluonTS's evaluation asks for it."""
         self._check_complete()
         return super().__getitem__(name)
 
@@ -82,7 +85,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         return len(self.target)
 
     def _check_complete(self) -> None:
-        """Raise if an evaluation would compare channels with labels of other ones."""
+        """Raise if an evaluation would compare a channel with the labels of another one."""
         if self.ignored:
             raise DataError(
                 "the model does not know this channel, so its label has no forecast; known are "
@@ -96,8 +99,8 @@ class RealTimeForecast(gluonts_forecast.Forecast):
     def timestamps(self) -> pd.Index:
         """Return the ``(Q,)`` real time of each query.
 
-        Timestamps, in the time zone of the data; elapsed numbers where the data's time is
-        elapsed numbers. NaT or NaN where the query only pads.
+        Timestamps, in the time zone of the data; elapsed numbers where the data's time is elapsed
+        numbers. NaT or NaN for padding.
         """
         return _timestamps([self])
 
@@ -127,7 +130,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
     def log_prob(self, values: np.ndarray) -> np.ndarray | None:
         """Return the log-density of values ``(Q,)`` or ``(Q, D)``, None if there is no density.
 
-        NaN where a value is.
+        NaN where a value is NaN.
         """
         return None
 
@@ -143,7 +146,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         -------
         pandas.DataFrame
             Columns ``item_id``, ``timestamp``, ``target_name``, ``predictions`` (the median), and
-            a column per level, named by it. Queries that only pad are left out.
+            a column per level, named by it. Padding is left out.
 
         Raises
         ------
@@ -220,8 +223,8 @@ class RealTimeForecast(gluonts_forecast.Forecast):
 class SharedDistribution:
     """The distribution of all queries of several forecasts, of which each owns some rows.
 
-    Quantiles and means of many forecasts take hardly longer than those of one. So those of all
-    forecasts around the one that is asked for are computed with it, and kept.
+    Quantiles and means of many forecasts take hardly longer than those of one. So those of
+    neighbouring forecasts are computed together, and kept.
 
     Parameters
     ----------
@@ -239,7 +242,7 @@ class SharedDistribution:
     ) -> None:
         self.make = make
         self.bounds = bounds
-        # Forecasts that begin within the same thousands of cells are computed together.
+        # Forecasts are computed in groups of a few thousand cells.
         self._groups = bounds[:-1] * num_channels // CELLS_AT_ONCE
         self._known: dict[tuple[int, tuple[float, ...]], np.ndarray] = {}
 
@@ -326,7 +329,7 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
         return self._shared.make((rows, self._channels))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pickled alone, a forecast takes its own distribution with it, not that of its neighbours.
+        # A pickled forecast contains its own distribution, without those of its neighbours.
         own = {**self.__dict__, "distribution": self.distribution}
         own.pop("_shared", None)
         return own
@@ -349,7 +352,7 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
             return quantiles if cells is None else quantiles[:, cells]
         if cells is None:
             return self._shared.quantiles(self._number, tuple(levels))[..., self._channels]
-        # Few cells of many are computed alone.
+        # A few cells out of many are computed on their own.
         joint = self._at(cells)
         return np.empty((len(levels), 0)) if joint is None else quantiles_of(joint, levels)
 
@@ -391,7 +394,8 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
         if self._shared is None:
             samples = self.distribution.sample(count).numpy()
         else:
-            # Drawn in the order of the model, so that a channel gets the same in any other.
+            # Drawn in the model's order of channels, so that the order of the data makes no
+            # difference.
             joint = self._shared.make(self._shared.rows(self._number))
             samples = joint.sample(count).numpy()[..., self._channels]
         forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
@@ -480,7 +484,7 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
         item_id: str | None = None,
         info: dict | None = None,
     ) -> None:
-        # As in GluonTS, which reads the keys anew for each forecast: half a millisecond.
+        # As in GluonTS, which parses the keys again for each forecast, in half a millisecond.
         self.forecast_array = forecast_arrays
         self.start_date = start_date
         self.forecast_keys = [
@@ -500,7 +504,7 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
         Raises
         ------
         DeltaflowError
-            If the head has a single level, which is another one.
+            If the head has only one level, and it is another one.
         """
         known = {float(key): key for key in self.forecast_keys if key != "mean"}
         value = parsed_level(level).value

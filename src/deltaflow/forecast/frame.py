@@ -48,10 +48,10 @@ def predict_df(
         The observations: one row per item and time, with the channels, covariates and static
         features of the training data by name. Rows are sorted by time within an item. Rows at the
         end of an item in which nothing was observed, neither a target nor a past-only covariate,
-        may stand there for times to forecast: they are not read as observations.
+        are query times, not observations.
     future_df
-        The questions: item and timestamp, in any order and number, and the covariates known in
-        advance. If None, those rows at the end of the items in ``past_df`` are the questions.
+        The queries: item and timestamp, in any order and number, and the covariates known in
+        advance. If None, those rows at the end of the items in ``past_df`` are the queries.
     item_id, timestamp
         The names of these columns in both frames; ``item_id`` is None for a single series.
     quantile_levels
@@ -62,19 +62,19 @@ def predict_df(
     Returns
     -------
     pandas.DataFrame
-        A row per question, in their order, and per channel: the caller's own item and timestamp,
+        A row per query, in their order, and per channel: the caller's own item and timestamp,
         ``target_name``, ``predictions`` (the median) and a column per level, named by it.
 
     Raises
     ------
     DataError
-        As `IrregularDataset.from_long_dataframe`; and if an item has no past rows, or a question
-        lies before its last observation. It names the frame.
+        As `IrregularDataset.from_long_dataframe`; and if an item has no past rows, or a query lies
+        before its last observation. The error names the frame.
 
     Notes
     -----
-    Timestamps of the two frames may be in different time zones and units: what counts is the
-    moment. Items are the same if they read the same: 1, 1.0 and "1".
+    Timestamps of the two frames may have different time zones and units. Items are the same if they
+    read the same: 1, 1.0 and "1".
 
     Examples
     --------
@@ -88,7 +88,7 @@ def predict_df(
     0        9.7         82.0
     1        2.3         82.0
 
-    The same questions as rows of one frame:
+    The same queries as rows of one frame:
 
     >>> both = pd.concat([df, future.iloc[1:]])
     >>> predict_df(predictor, both, quantile_levels=[0.5])[["timestamp", "predictions"]]
@@ -153,7 +153,7 @@ class _Question(NamedTuple):
 def _questions_within(
     past_df: pd.DataFrame, item_id: str | None, timestamp: str, schema: Schema
 ) -> list[_Question]:
-    """Return what the rows at the end of each item ask for in which nothing was observed."""
+    """Return the queries in the last rows of each item, in which nothing was observed."""
     with in_frame("past_df"):
         rows = gather_rows(past_df, item_id)
         times = read_known_times(past_df, rows, timestamp, schema)
@@ -163,7 +163,7 @@ def _questions_within(
             own = rows.order[rows.bounds[number] : rows.bounds[number + 1]]
             if count == 0:
                 raise DataError(
-                    "nothing was observed, so that no row can be told to be a question",
+                    "nothing was observed, so that it is unclear which rows are queries",
                     "drop the item, or give its questions in future_df",
                     item=entry["item_id"],
                 )
@@ -184,7 +184,7 @@ def _questions_after(
     timestamp: str,
     schema: Schema,
 ) -> list[_Question]:
-    """Return what the future asks of each item, in the order of its items."""
+    """Return the queries of ``future_df`` by item, in their order."""
     if len(future_df) == 0:
         raise DataError("future_df has no rows", "give at least one time to forecast")
     with in_frame("future_df"):
@@ -224,7 +224,7 @@ def _questions_after(
             own = slice(int(future.bounds[number]), int(future.bounds[number + 1]))
             ticks = past_times.ticks[past.bounds[owner] : past.bounds[owner + 1]]
             asked = future_times.ticks[own]
-            count = max(1, _count_observed(entry))  # rows behind them only ask
+            count = max(1, _count_observed(entry))  # later rows are queries
             if (early := asked < ticks[count - 1]).any():
                 raise DataError(
                     "the query lies before the last observation, in row "
@@ -279,7 +279,7 @@ def _elapsed_after(
 
 
 def item_names(frame: pd.DataFrame, rows: FrameRows, item_id: str | None) -> list[str]:
-    """Return how the items read: the same in both frames, whatever type their columns have."""
+    """Return the items as text, the same in both frames whatever the type of their columns."""
     if item_id is None:
         return rows.items
     firsts = frame[item_id].iloc[rows.order[rows.bounds[:-1]]]
@@ -289,7 +289,7 @@ def item_names(frame: pd.DataFrame, rows: FrameRows, item_id: str | None) -> lis
 
 
 def as_text(item: Any) -> str:
-    """Return how an item reads: the same for 1, 1.0 and "1"."""
+    """Return an item as text: the same for 1, 1.0 and "1"."""
     whole = isinstance(item, (float, np.floating)) and float(item).is_integer()
     return str(int(item)) if whole else str(item)
 
@@ -318,7 +318,7 @@ def _shortened(entry: DataEntry, count: int) -> DataEntry:
 
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the attributes of a frame, which pandas compares, and let index labels repeat."""
+    """Drop the ``attrs`` of a frame, which pandas compares, and allow repeated index labels."""
     plain = frame.set_flags(allows_duplicate_labels=True)
     plain.attrs = {}
     return plain

@@ -1,4 +1,4 @@
-"""The naive baseline: hold the last value, and know how far values move in a given time."""
+"""The naive baseline: the last value, and quantiles of how far values move in a given time."""
 
 from __future__ import annotations
 
@@ -32,24 +32,25 @@ MOST_LEADS = 16
 """The largest number of lead times at which the quantiles of a channel's change are kept."""
 
 CHANGES_PER_LEAD = 30
-"""How many changes stand for a lead time, if there are enough."""
+"""The number of changes for each lead time, if there are enough."""
 
 MOST_CHANGES = 4096
 """The largest number of changes that an item contributes for each of `ROWS_APART`."""
 
 ROWS_APART = tuple(sorted({round(2 ** (power / 2)) for power in range(30)}))
-"""How many observations of a channel lie between the two that a change is taken from."""
+"""The distances in rows between the two observations of a channel that a change is taken from."""
 
 
 class HoldPredictor(DeltaflowPredictor):
     """Forecasts the last observed value of each channel, and how far it may have moved since.
 
     The mean is the last value. The quantiles are the last value plus those of the changes that the
-    training set shows over as much time, drift included: so the intervals cover what they say, and
-    a model that beats their quantile loss has learned something. Between the lead times that were
-    fitted, quantiles are interpolated; further out they grow as those of a random walk, by the
-    square root of time. Time counts from the last observation of the channel. A channel that was
-    not observed is forecast by the mean and the quantiles of its values in the training set.
+    training set shows over as much time, drift included: so the intervals have their nominal
+    coverage, and a model that beats their quantile loss has learned something. Between the lead
+    times that were fitted, quantiles are interpolated; further out they grow as those of a random
+    walk, by the square root of time. Time counts from the last observation of the channel. A
+    channel that was not observed is forecast by the mean and the quantiles of its values in the
+    training set.
 
     Usually made by :meth:`fit`.
 
@@ -58,7 +59,7 @@ class HoldPredictor(DeltaflowPredictor):
     prediction_length
         The number of queries.
     data_schema
-        What the data hold, as `Schema.to_dict` gives it.
+        The schema of the data, as `Schema.to_dict` gives it.
     levels
         ``(K,)`` levels of the quantiles, increasing.
     leads
@@ -103,10 +104,10 @@ class HoldPredictor(DeltaflowPredictor):
 
     @classmethod
     def fit(cls, training_data: Dataset, prediction_length: int) -> HoldPredictor:
-        """Fit the quantiles of change to all pairs of neighbouring, and of ever farther, values.
+        """Fit the quantiles of change to pairs of values, from neighbours to distant ones.
 
-        Where no item of the training set was observed twice, as little is known of the change as
-        of the value itself: it has the quantiles of the values around their mean.
+        If no item of the training set was observed twice, the change has the quantiles of the
+        values around their mean.
         """
         entries = list(entries_of(training_data))
         schema = schema_of(entries)
@@ -115,14 +116,14 @@ class HoldPredictor(DeltaflowPredictor):
         statistics = Statistics.fit(data, schema.target)
         leads, changes, values = [], [], []
         for channel in range(len(schema.target)):
-            # Quantiles that differ, however little, even of a channel that never changes.
+            # Quantiles differ, however little, even for a channel that never changes.
             least = 1e-9 * statistics.spread[channel] * np.array(list(map(_normal, LEVELS)))
             known = np.concatenate([one.values[np.isfinite(one.values[:, channel]), channel]
                                     for one in data])  # fmt: skip
             values.append(_quantiles(known) + least)
             own_leads, own_changes = _by_lead(*_moves(data, channel))
             if not len(own_leads):
-                own_leads = np.array([LONGEST])  # no growth with time is known either
+                own_leads = np.array([LONGEST])  # growth with time is unknown too
                 own_changes = _quantiles(known - known.mean())[None]
             leads.append(own_leads.tolist())
             changes.append((own_changes + least).tolist())
@@ -231,7 +232,7 @@ def _moves(data: Sequence[Series], channel: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _by_lead(leads: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return lead times ``(B,)`` and the quantiles ``(B, K)`` of the changes that took as long."""
+    """Return lead times ``(B,)`` and the quantiles ``(B, K)`` of the changes within them."""
     count = int(np.clip(len(leads) // CHANGES_PER_LEAD, 1, MOST_LEADS))
     if not len(leads):
         return np.empty(0), np.empty((0, len(LEVELS)))
@@ -245,10 +246,10 @@ def _by_lead(leads: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _quantiles(values: np.ndarray) -> np.ndarray:
-    """Return the quantiles of `LEVELS`, as those of one more value beside ``n`` exchangeable ones.
+    """Return the quantiles at `LEVELS` of one further value, exchangeable with the ``n`` given.
 
-    With the ranks out of n + 1, the interval between two of them covers a new value as often as it
-    says (David & Nagaraja, *Order Statistics*, 2003), but for levels beyond the extremes.
+    With ranks out of n + 1, the interval between two of them has its nominal coverage of a new
+    value (David & Nagaraja, *Order Statistics*, 2003), but for levels beyond the extremes.
     """
     return np.quantile(values, LEVELS, method="weibull")
 

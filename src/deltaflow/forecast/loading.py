@@ -13,7 +13,7 @@ from deltaflow.forecast.predictor import DeltaflowPredictor, find_device, load_d
 from deltaflow.saving import check_format, reading
 
 FORMAT_KEY = "deltaflow_format"
-"""Where a checkpoint holds the number of its format."""
+"""The key under which a checkpoint holds the number of its format."""
 
 OTHER_OPTIONS = {"reader", "prediction_length", "distr_output", "lr", "weight_decay", "seed"}
 """The options of `ForecastLightningModule` that are not its network's."""
@@ -63,16 +63,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     DeltaflowError
-        If there is no such file, it is no such checkpoint, or one in another format.
+        If there is no such file, or it is not such a checkpoint, or has another format.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DeltaflowError(f"there is no checkpoint {str(path)!r}") from error
-    except Exception as error:  # a damaged or foreign file may cause any
-        raise DeltaflowError(f"{path} is no checkpoint of weights and plain values") from error
+    except Exception as error:  # a damaged or foreign file may cause any error
+        raise DeltaflowError(f"{path} is not a checkpoint of weights and plain values") from error
     options = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not isinstance(options, dict) or not {"encoder", "network"} <= options.keys():
-        raise DeltaflowError(f"{path} is no checkpoint of a ForecastLightningModule")
+        raise DeltaflowError(f"{path} is not a checkpoint of a ForecastLightningModule")
     check_format(checkpoint.get(FORMAT_KEY), path)
     return checkpoint

@@ -46,7 +46,7 @@ SAMPLING = ("marginal", "path")
 
 
 class Question(NamedTuple):
-    """What is forecast: an entry, what was read of it, and where its names stand."""
+    """An entry to forecast, the series that was read from it, and how its names match."""
 
     entry: DataEntry
     series: Series
@@ -214,7 +214,7 @@ class IrregularPredictor(DeltaflowPredictor):
                 batch_seed = None if seed is None else derived_seed(seed, number)
                 yield from self._forecast_batch(asked, num_samples, batch_seed)
         finally:
-            # The evaluation of GluonTS does not exhaust this generator, it closes it.
+            # GluonTS's evaluation closes this generator instead of exhausting it.
             if unobserved:
                 warn_once(
                     f"{len(unobserved)} items have nothing observed before their forecast origin, "
@@ -404,7 +404,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> Non
 
 @contextmanager
 def advising() -> Iterator[None]:
-    """Say what to do where torch refuses a forecast that is not finite."""
+    """Give advice where torch raises an error for a forecast that is not finite."""
     try:
         yield
     except (ValueError, torch.linalg.LinAlgError) as error:

@@ -25,7 +25,7 @@ class Interval(NamedTuple):
     Attributes
     ----------
     probability
-        What it is said to cover, between 0 and 1.
+        The nominal coverage, between 0 and 1.
     low, high
         ``(Q,)`` its bounds.
     """
@@ -50,7 +50,7 @@ def plot_forecasts(
     Parameters
     ----------
     forecasts
-        The answer of `predict_df`, or of a forecast's ``to_dataframe``. An interval is drawn for
+        The result of `predict_df`, or of a forecast's ``to_dataframe``. An interval is drawn for
         each pair of levels that lie evenly around one half, such as 0.1 and 0.9.
     history
         Observations in the form of `predict_df`'s ``past_df``. What lies before the first query of
@@ -205,7 +205,7 @@ def _intervals(answers: pd.DataFrame) -> list[Interval]:
 
 
 def _chosen(column: pd.Series, wanted: Sequence[Hashable] | int | None, field: str) -> list[Any]:
-    """Return the values to draw: those wanted, so many, or all."""
+    """Return the values to draw: the chosen ones, the first few, or all."""
     there = list(column.unique())
     if wanted is None or isinstance(wanted, int):
         return there[:wanted]

@@ -43,7 +43,7 @@ class DeltaflowPredictor(RepresentablePredictor):
     prediction_length
         The number of queries of a window of GluonTS. Forecasts may have more, or fewer.
     schema
-        What the data hold.
+        The schema of the data.
     """
 
     __version__: str = __version__

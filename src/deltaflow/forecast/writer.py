@@ -44,10 +44,10 @@ class ForecastWriter(BasePredictionWriter):
         self._tables: list[pd.DataFrame] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a path that cannot be written to, before anything is computed."""
+        """Refuse a path that cannot be written, before anything is computed."""
         super().setup(trainer, pl_module, stage)
         if self.path.suffix not in WRITERS:
-            raise DeltaflowError(f"{self.path} is no file of {', '.join(WRITERS)}: rename it")
+            raise DeltaflowError(f"{self.path} is not a {' or '.join(WRITERS)} file: rename it")
         self._tables = []
 
     def write_on_batch_end(
@@ -60,7 +60,7 @@ class ForecastWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep the table of a batch; its index is the place of each series in the data."""
+        """Keep the table of a batch; its index is the position of each series in the data."""
         assert batch_indices is not None
         table = tabulated(prediction, self.quantile_levels)
         self._tables.append(table.set_axis(np.array(batch_indices)[table.index]))
@@ -84,7 +84,7 @@ class ForecastWriter(BasePredictionWriter):
         written: set[int] = set()
         tables = []
         for table in (table for part in parts for table in part):
-            # To even out the processes, a series may have been given to two of them.
+            # Lightning may give a series to two processes, so that all have the same number.
             tables.append(table[~table.index.isin(list(written))])
             written.update(table.index)
         table = pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)

@@ -29,7 +29,7 @@ DEFAULTS: Mapping[str, Any] = {
 """The arguments of Lightning's Trainer where none are given. Nothing is written to disk."""
 
 _STATEFUL = (Checkpoint, EarlyStopping, StochasticWeightAveraging, WeightAveraging)
-"""Callbacks of Lightning that remember a training run, and would let it decide on the next one."""
+"""Callbacks of Lightning that keep state, which would carry over to the next training run."""
 
 _UNUSED: WeakKeyDictionary[Callback, dict[str, Any]] = WeakKeyDictionary()
 """The attributes of such callbacks before their first training run."""
@@ -61,9 +61,8 @@ def train(
         checkpoints of a ``ModelCheckpoint`` among the callbacks, are written where they say.
     ckpt_path
         A checkpoint of Lightning from which to resume; it knows the best epoch so far.
-
     monitor
-        What is lowest at the best epoch.
+        The logged value that is lowest at the best epoch.
 
     Returns
     -------
@@ -131,10 +130,10 @@ class BestWeights(Callback):
 
 
 def _renew(callbacks: Iterable[Callback]) -> None:
-    """Let callbacks that were used before begin anew, as an estimator trains more than once.
+    """Reset callbacks that were used before, because an estimator may train more than once.
 
-    A used ``EarlyStopping`` would stop too early, and a used ``EMAWeightAveraging`` average nothing
-    until the step where it has stopped.
+    A used ``EarlyStopping`` would stop too early, and a used ``EMAWeightAveraging`` would average
+    nothing until it reaches the step at which it stopped before.
     """
     for callback in callbacks:
         if isinstance(callback, _STATEFUL):

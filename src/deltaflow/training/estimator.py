@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def _pointing_to_options(init: Callable[..., None]) -> Callable[..., None]:
-    """Let an estimator's constructor say where an argument belongs that it does not have."""
+    """Let an estimator's constructor say where an unknown argument belongs."""
     known = [name for name in signature(init).parameters if name != "self"]
 
     @wraps(init)
@@ -62,7 +62,7 @@ def _pointing_to_options(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _place_of(name: str, value: Any, known: list[str], encoder: str, network: str) -> str:
-    """Say which group of options an argument belongs to, or which known one it resembles."""
+    """Say which group of options an argument belongs to, or which known argument it resembles."""
     owners = {
         "trainer_kwargs": ("Lightning's Trainer", pl.Trainer),
         "encoder_kwargs": (f"the encoder {encoder!r}", ENCODERS.get(encoder)),
@@ -140,7 +140,7 @@ class IrregularEstimator(Estimator):
     default_encoder = "gru_flow"
 
     def __init_subclass__(cls) -> None:
-        """Give each estimator the description of the parameters, which all of them share."""
+        """Describe the parameters, which all estimators share, in the docstring of each."""
         super().__init_subclass__()
         shared = cleandoc(IrregularEstimator.__doc__ or "")
         _, heading, rest = shared.partition("Parameters\n")
@@ -259,7 +259,7 @@ class IrregularEstimator(Estimator):
         cache_data: bool = False,
         num_workers: int | None = None,
     ) -> DeltaflowPredictor:
-        """Go on from a trained predictor, with its weights and scaling; see :meth:`train`.
+        """Continue the training of a predictor, with its weights and scaling; see :meth:`train`.
 
         Raises
         ------
@@ -270,7 +270,7 @@ class IrregularEstimator(Estimator):
             predictor = predictor.predictor
         if not isinstance(predictor, IrregularPredictor):
             raise DeltaflowError(
-                f"a {type(predictor).__name__} is not a single network to go on with: give "
+                f"a {type(predictor).__name__} is not a single network to continue: give "
                 "train_from what train returns with validation_data or folds=0, or train anew"
             )
         output = self.train_model(

@@ -224,7 +224,7 @@ class ForecastLightningModule(pl.LightningModule):
         Raises
         ------
         DeltaflowError
-            If a weight is no number, as after a training at too high a learning rate.
+            If a weight is not finite, as after training at too high a learning rate.
         """
         predictor = IrregularPredictor(
             reader=self.reader.to_dict(),
@@ -249,11 +249,11 @@ class ForecastLightningModule(pl.LightningModule):
         try:
             args = self.network.at_targets(batch)
             total, count = self.network.loss(batch, args)
-        # Distributions and spectral norms refuse what is no number.
+        # Distributions and spectral norms raise an error for NaN.
         except (ValueError, torch.linalg.LinAlgError) as error:
             if isinstance(error, DeltaflowError):
                 raise
-            raise DeltaflowError(f"{name} is no number {advice}") from error
+            raise DeltaflowError(f"{name} is not a number {advice}") from error
         sums = torch.stack([total.detach(), count.to(total.dtype)])
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         count = sums[1].clamp(min=1)
@@ -297,16 +297,17 @@ class ForecastLightningModule(pl.LightningModule):
                     mean = joint.mean
                 except NotImplementedError:  # the splines of GluonTS have none either
                     mean = drawn.mean(dim=0)
-                # Unlike torch's, NumPy's quantiles of no values, in a blank batch, are no values.
+                # A blank batch has no values, for which torch's quantile raises an error and
+                # NumPy's is empty.
                 quantiles = torch.from_numpy(np.quantile(drawn.numpy(), DECILES, axis=0))
         channels = observed.nonzero()[:, -1].cpu()
         scores.update(values, channels, mean, quantiles)
 
     def _print_scores(self, loop: Any) -> None:
-        """Print what has been logged, unless Lightning is told not to; in place of its table."""
+        """Print the logged scores in place of Lightning's table, unless its output is off."""
         if loop.verbose and self.trainer.is_global_zero:
             print(score_table(self.trainer.callback_metrics))
-        loop.verbose = False  # until it is told again, as each time that it runs
+        loop.verbose = False  # Lightning sets it anew for each run
 
     def _log_scores(self, stage: str, scores: ForecastScores) -> None:
         results = {f"{stage}_{name}": score for name, score in scores.compute().items()}
