@@ -39,6 +39,14 @@ def test_the_typical_gap_is_the_median_over_the_observation_times():
     assert Statistics.fit(data, ["HR"]).typical_gap == 10
 
 
+def test_the_typical_span_is_the_median_over_the_items():
+    times = [[0, 10, 1000, 5000], [3, 10], [0, 20, 100]]
+    # The last row of each is a query.
+    data = [series(np.ones(len(row) - 1), times=row) for row in times]
+    assert Statistics.fit(data, ["HR"]).typical_span == 20
+    assert fit([1.0], [2.0]).typical_span == fit([1.0], [2.0]).typical_gap == 1.0
+
+
 def test_medians_of_more_data_than_are_kept_are_close(monkeypatch):
     gaps = np.random.default_rng(0).exponential(10.0, (500, 20))
     data = [series(np.arange(20), times=own.cumsum()) for own in gaps]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deltaflow.data.scaling import SCALINGS, Scaling
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Series, SeriesReader
+from deltaflow.data.series import CALENDAR_CYCLES, Series, SeriesReader, seconds_per_period
 from deltaflow.data.statistics import LIMIT, Statistics, last_known
 from deltaflow.errors import DataError, UnknownNameError
 
@@ -179,6 +179,26 @@ class Reader:
         if not isinstance(reader.centred, bool):
             raise ValueError(f"centred is neither true nor false: {reader.centred!r}")
         return reader
+
+    @property
+    def span(self) -> float:
+        """How long series are as they are read, in typical gaps."""
+        gap, longest = self.statistics.typical_gap, self.statistics.typical_span
+        if self.context is not None:
+            longest = min(longest, self.context)
+        return float(max(1.0, min(longest / gap, self.context_length)))
+
+    @property
+    def cycles(self) -> list[float]:
+        """The calendar cycles of the covariates, in typical gaps, that series can show.
+
+        These are at least two gaps long, and no longer than a series is.
+        """
+        gap = self.statistics.typical_gap
+        if self.schema.time == "regular":
+            gap *= seconds_per_period(self.schema.time_unit)
+        cycles = (CALENDAR_CYCLES[name] / gap for name in self.seasonality)
+        return [cycle for cycle in cycles if 2 <= cycle <= self.span]
 
     def series_reader(self) -> SeriesReader:
         """Return what turns the entries of one data set into arrays."""

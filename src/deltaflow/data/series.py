@@ -517,6 +517,13 @@ CALENDAR_CYCLES = {"hour": 3600.0, "day": 86400.0, "week": 604800.0, "year": 315
 """Length in seconds of the calendar cycles; a year is the mean Gregorian one."""
 
 
+def seconds_per_period(freq: str) -> float:
+    """Return the mean length of a period, such as ``"h"`` or ``"ME"``, in seconds."""
+    count = 48  # four years of months
+    starts = pd.period_range("2001-01-01", periods=count + 1, freq=freq).to_timestamp()
+    return (starts[-1] - starts[0]).total_seconds() / count
+
+
 def calendar_phases(entry: DataEntry, times: np.ndarray, seasonality: Iterable[str]) -> np.ndarray:
     """Return sine and cosine of the phase (in UTC) of each calendar cycle, and of its overtone.
 

@@ -35,6 +35,7 @@ Numbers = TypeVar("Numbers", np.ndarray, Tensor)
 _BEYOND = 10 * LARGEST
 """No statistic of values up to `LARGEST` is larger."""
 
+_TIMES = ("typical_gap", "typical_span")
 _PER_CHANNEL = ("center", "spread", "within", "variation", "count", "magnitude")
 
 
@@ -47,6 +48,8 @@ class Statistics:
     typical_gap
         Median time between two observations of an item: seconds, or periods if regular. It is
         the unit of Δt inside a network.
+    typical_span
+        Median time from an item's first observation to its last one, in the same unit.
     center, spread
         Mean and standard deviation of each of the C channels over all observations.
     within
@@ -65,6 +68,7 @@ class Statistics:
     """
 
     typical_gap: float
+    typical_span: float
     center: list[float]
     spread: list[float]
     within: list[float]
@@ -79,9 +83,7 @@ class Statistics:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """The statistics of channels, covariates and static features as arrays, by name."""
-        return {
-            name: np.array(value) for name, value in asdict(self).items() if name != "typical_gap"
-        }
+        return {name: np.array(value) for name, value in asdict(self).items() if name not in _TIMES}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain, JSON-compatible values."""
@@ -102,7 +104,7 @@ class Statistics:
             least = -_BEYOND if located else np.nextafter(0, 1)
             if numbers.dtype.kind not in "if" and numbers.size:
                 raise ValueError(f"the statistics {name!r} are not numbers")
-            if numbers.ndim != (name != "typical_gap"):
+            if numbers.ndim != (name not in _TIMES):
                 raise ValueError(f"the statistics {name!r} have {numbers.ndim} dimensions")
             if not ((least <= numbers) & (numbers <= _BEYOND)).all():
                 raise ValueError(f"the statistics {name!r} have values that no data can have")
@@ -126,7 +128,7 @@ class Statistics:
         """
         values = covariates = static = None
         num_rows = 0
-        gaps, deviations = _Sample(), _Sample()
+        gaps, spans, deviations = _Sample(), _Sample(), _Sample()
         freedom = variation = 0.0  # degrees of freedom, and root of the squares, within items
         for chunk in _chunks(data):
             num_rows += sum(series.length for series in chunk)
@@ -135,6 +137,8 @@ class Statistics:
             covariates = _merged(covariates, known)
             static = _merged(static, np.stack([series.static_real for series in chunk]))
             gaps.add(np.concatenate([np.diff(series.times[: series.length]) for series in chunk]))
+            ends = [series.times[: series.length][[0, -1]] for series in chunk if series.length]
+            spans.add(np.diff(np.reshape(ends, (-1, 2))).ravel())
             owns = [_moments(series.values) for series in chunk]
             deviations.add(np.stack([own.typical_deviation for own in owns]))
             for own in owns:
@@ -157,8 +161,10 @@ class Statistics:
         spread = _first_positive(values.deviation, MINIMUM_SCALE * magnitude)
         within = _first_positive(_median_of_positive(deviations.rows), spread)
         variation = _first_positive(variation / np.sqrt(np.maximum(freedom, 1)), spread)
+        gap = float(np.median(gaps.rows)) if len(gaps.rows) else 1.0
         return cls(
-            typical_gap=float(np.median(gaps.rows)) if len(gaps.rows) else 1.0,
+            typical_gap=gap,
+            typical_span=max(float(np.median(spans.rows)), gap),
             center=values.mean.tolist(),
             spread=spread.tolist(),
             within=within.tolist(),

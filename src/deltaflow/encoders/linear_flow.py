@@ -56,7 +56,8 @@ class LinearFlowEncoder(Encoder):
         The number of neurons between two layers; by default the hidden size.
     span, cycles
         The length of a series and its known periods, both in typical gaps, from which initial
-        frequencies and decay rates are chosen. See `LinearFlow`.
+        frequencies and decay rates are chosen. See `LinearFlow`. An estimator takes them from its
+        training data, see `Reader.span` and `Reader.cycles`.
 
     References
     ----------

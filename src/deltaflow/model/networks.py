@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
 from gluonts.torch.distributions import Output
 
 from deltaflow.data import Reader
+from deltaflow.encoders import ENCODERS
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.model.channelwise import ChannelwiseNetwork
 from deltaflow.model.joint import JointNetwork
@@ -49,6 +51,25 @@ def make_network(
             return NETWORKS[network](reader, output, **options, **(network_kwargs or {}))
     except TypeError as error:
         raise DeltaflowError(f"network_kwargs of {network!r}: {error}") from error
+
+
+def with_time_scales(arguments: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
+    """Add the time scales of the data to the encoder's options, as far as it has such options.
+
+    What is given stays as it is. The result is stored with the weights, so that a loaded network is
+    the same whatever the data are.
+
+    Parameters
+    ----------
+    arguments
+        The arguments of :func:`make_network`.
+    reader
+        What knows the data, see `Reader.span` and `Reader.cycles`.
+    """
+    known = signature(ENCODERS[arguments["encoder"]]).parameters
+    scales = {"span": reader.span, "cycles": reader.cycles}
+    suited = {name: value for name, value in scales.items() if name in known}
+    return {**arguments, "encoder_kwargs": {**suited, **arguments["encoder_kwargs"]}}
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.forecast.loading import FORMAT_KEY
 from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
-from deltaflow.model.networks import make_network
+from deltaflow.model.networks import make_network, with_time_scales
 from deltaflow.model.options import ModelOptions
 from deltaflow.options import documents, options_from
 from deltaflow.process import ignore_notes
@@ -95,7 +95,7 @@ class ForecastLightningModule(pl.LightningModule):
         self.reader = reader if isinstance(reader, Reader) else Reader.from_dict(reader)
         self.prediction_length = prediction_length
         self.optimizer_options = optimizer
-        self.network_arguments = model.network_arguments
+        self.network_arguments = with_time_scales(model.network_arguments, self.reader)
         self.network = make_network(
             self.reader, make_output(distr_output), **self.network_arguments
         )
