@@ -18,7 +18,8 @@ def output(tmp_path_factory):
 
 def test_settings_are_arguments_of_the_estimator():
     arguments = inspect.signature(GRUFlowEstimator).parameters
-    assert set(demo.read_config()["estimator"]) <= set(arguments)
+    config = demo.read_config()
+    assert {*config["data"], *config["model"], *config["optimizer"]} <= set(arguments)
 
 
 def test_table_compares_both_models_on_every_channel(output):

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from deltaflow._version import __version__
-from deltaflow.errors import DeltaflowError
+from deltaflow.errors import DeltaflowError, needing
 from deltaflow.parsers import OneLineErrors, expanded
 
 
@@ -39,7 +39,7 @@ def _is_about_input(error: Exception) -> bool:
     # Of the system: a full disk, a missing file; a configuration in another encoding.
     if isinstance(error, (DeltaflowError, OSError, UnicodeDecodeError)):
         return True
-    # Lightning refuses options by errors of all kinds; what it calls does not speak in its name.
+    # Lightning raises errors of all kinds for a wrong option; code that it calls is not about them.
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     raised_in, kind = frame.f_globals.get("__name__", ""), type(error)
     refuses = kind in (ValueError, TypeError, RuntimeError) or kind.__module__.startswith(
@@ -50,13 +50,9 @@ def _is_about_input(error: Exception) -> bool:
 
 def compare(options: Sequence[str]) -> int:
     """Compare encoders; the status is 1 if any run failed."""
-    try:
+    with needing("cli,plot"):
         import jsonargparse
         from matplotlib import figure  # noqa: F401
-    except ImportError as error:
-        raise DeltaflowError(
-            f"{error.name} is needed here: pip install 'deltaflow[cli,plot]'"
-        ) from error
     from rich.console import Console
 
     from deltaflow.compare import CompareConfig
@@ -79,23 +75,15 @@ def compare(options: Sequence[str]) -> int:
 
 def benchmark(options: Sequence[str]) -> int:
     """Measure what every encoder costs, beside a plain GRU."""
-    try:
+    with needing("plot"):
         from deltaflow.benchmark import main as run
-    except ModuleNotFoundError as error:
-        raise DeltaflowError(
-            f"{error.name} is needed here: pip install 'deltaflow[plot]'"
-        ) from error
     return run(options)
 
 
 def serve(options: Sequence[str]) -> int:
     """Serve a trained predictor over HTTP."""
-    try:
+    with needing("serve"):
         from deltaflow.serve.command import main as run
-    except ModuleNotFoundError as error:
-        raise DeltaflowError(
-            f"{error.name} is needed here: pip install 'deltaflow[serve]'"
-        ) from error
     return run(options)
 
 
@@ -103,12 +91,8 @@ def _lightning(command: str) -> Callable[[Sequence[str]], int]:
     """Return a command of Lightning's command line."""
 
     def run_command(options: Sequence[str]) -> int:
-        try:
+        with needing("cli"):
             import jsonargparse  # noqa: F401
-        except ImportError as error:
-            raise DeltaflowError(
-                f"{error.name} is needed here: pip install 'deltaflow[cli]'"
-            ) from error
         from deltaflow.lightning_cli import run
 
         return run(command, expanded(options))

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     began = time.perf_counter()
     config = read_config()
     if options.quick:
-        config["estimator"]["trainer_kwargs"]["fast_dev_run"] = True
+        config["trainer"]["fast_dev_run"] = True
     try:
         scores = run(config, options.output, Console())
     except OSError as error:  # a full disk, say
@@ -97,7 +97,14 @@ def run(config: dict[str, Any], output: Path, console: Console) -> pd.DataFrame:
     length = splitter.prediction_length(data)
     console.print(f"Training on {len(training)} patients, validation on {len(validation)}")
 
-    estimator = GRUFlowEstimator(prediction_length=length, **config["estimator"])
+    estimator = GRUFlowEstimator(
+        length,
+        **config["data"],
+        **config["model"],
+        **config["optimizer"],
+        seed=config["seed"],
+        trainer_kwargs=config["trainer"],
+    )
     predictor = estimator.train(training, validation)
     predictor.serialize(output / "predictor")
 
@@ -132,7 +139,7 @@ def read_config() -> dict[str, Any]:
 def score(model: Predictor, instances: TestData) -> pd.DataFrame:
     """Backtest a model: a row per channel, their mean, and all values in one pool.
 
-    The pool adds up values of different units, so that the channels of large numbers rule it. A
+    The pool adds up values of different units, so that the channels of large numbers dominate it. A
     weighted quantile loss has no unit, so that its mean over the channels counts them alike; a
     mean of squared errors in different units would mean nothing, and is left out.
     """

@@ -167,6 +167,23 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float, np.number)) and bool(np.isfinite(value))
 
 
+@contextmanager
+def needing(extras: str) -> Iterator[None]:
+    """Let an import inside the context say which extras to install if a package is missing.
+
+    >>> with needing("plot"):  # doctest: +IGNORE_EXCEPTION_DETAIL
+    ...     import matplotlib_that_is_missing
+    Traceback (most recent call last):
+    DeltaflowError: matplotlib_that_is_missing is needed here: pip install 'deltaflow[plot]'
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise DeltaflowError(
+            f"{error.name} is needed here: pip install 'deltaflow[{extras}]'"
+        ) from error
+
+
 class DeltaflowWarning(UserWarning):
     """Something was handled, but the user should know about it."""
 

@@ -16,7 +16,7 @@ from deltaflow.compare.progress import Tell
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, SeriesReader, schema_of
 from deltaflow.data.statistics import Statistics
-from deltaflow.errors import DeltaflowError
+from deltaflow.errors import needing
 from deltaflow.forecast.baseline import BaselinePredictor
 from deltaflow.tasks import Task
 
@@ -171,8 +171,9 @@ class TreesPredictor(BaselinePredictor):
         scale: list,
     ) -> None:
         super().__init__(prediction_length, data_schema)
-        booster = _lightgbm().Booster
-        self.boosters = [None if text is None else booster(model_str=text) for text in models]
+        with needing("trees"):
+            from lightgbm import Booster
+        self.boosters = [None if text is None else Booster(model_str=text) for text in models]
         self.recent = recent
         self.center, self.scale = np.asarray(center), np.asarray(scale)
 
@@ -233,7 +234,8 @@ def fit_boosted_trees(
     ----------
     Ke et al., *LightGBM: A Highly Efficient Gradient Boosting Decision Tree*, 2017.
     """
-    lightgbm = _lightgbm()
+    with needing("trees"):
+        import lightgbm
     basis = _Basis.of(task)
     spans = [np.ptp(s.times[: s.length]) for s in basis.training.series if s.length]
     recent = float(np.median(spans or [0.0])) / 4 or 1.0
@@ -408,11 +410,3 @@ def _tree_features(
     known = np.concatenate([summaries[:, channel], others], axis=1)
     rows = np.broadcast_to(items, times.shape)
     return np.concatenate([times[:, None], known[rows]], axis=1)
-
-
-def _lightgbm() -> Any:
-    try:
-        import lightgbm
-    except ImportError as error:
-        raise DeltaflowError("LightGBM is needed here: pip install 'deltaflow[trees]'") from error
-    return lightgbm

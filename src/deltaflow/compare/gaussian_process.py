@@ -9,7 +9,7 @@ from torch.distributions import Normal
 
 from deltaflow.data.series import Series, SeriesReader, schema_of
 from deltaflow.data.statistics import Statistics
-from deltaflow.errors import DeltaflowError
+from deltaflow.errors import needing
 from deltaflow.forecast.baseline import BaselinePredictor
 from deltaflow.tasks.task import Task, known_before
 
@@ -157,23 +157,13 @@ class _Learn(NamedTuple):
 
 
 def _sklearn() -> _Learn:
-    try:
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import (
-            ConstantKernel,
-            DotProduct,
-            Matern,
-            WhiteKernel,
-        )
-    except ImportError as error:
-        raise DeltaflowError(
-            "scikit-learn is needed here: pip install 'deltaflow[gaussian-process]'"
-        ) from error
+    with needing("gaussian-process"):
+        from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
     def kernel() -> Any:
         wide = (1e-4, 1e4)
-        line = ConstantKernel(1.0, wide) * DotProduct(1.0, wide)
-        process = ConstantKernel(1.0, wide) * Matern(0.3, (1e-3, 1e2), nu=1.5)
-        return line + process + WhiteKernel(0.1, (1e-6, 1e1))
+        line = kernels.ConstantKernel(1.0, wide) * kernels.DotProduct(1.0, wide)
+        process = kernels.ConstantKernel(1.0, wide) * kernels.Matern(0.3, (1e-3, 1e2), nu=1.5)
+        return line + process + kernels.WhiteKernel(0.1, (1e-6, 1e1))
 
     return _Learn(kernel, GaussianProcessRegressor)

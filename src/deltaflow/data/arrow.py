@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.dataset import read_entries
+from deltaflow.data.dataset import read_entries, schema_from
 from deltaflow.data.matching import schema_in
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import SeriesReader, is_irregular, schema_of
@@ -23,7 +23,7 @@ from deltaflow.data.validation import (
     read_roles,
     read_times,
 )
-from deltaflow.errors import DataError, DeltaflowError
+from deltaflow.errors import DataError, needing
 from deltaflow.saving import replacing_file
 
 if TYPE_CHECKING:
@@ -219,17 +219,8 @@ def parquet_to_arrow(
                 rows = gather_rows(frame, item_id)
                 times = read_times(frame[timestamp], rows)
                 if schema is None:
-                    schema = Schema(
-                        target=roles["target"],
-                        univariate=isinstance(target, str),
-                        time=times.kind,
-                        time_unit=time_unit,
-                        time_zone=times.time_zone,
-                        feat_dynamic_real=roles["feat_dynamic_real"],
-                        past_feat_dynamic_real=roles["past_feat_dynamic_real"],
-                        feat_static_real=roles["feat_static_real"],
-                        feat_static_cat=levels,
-                    )
+                    univariate = isinstance(target, str)
+                    schema = schema_from(roles, levels, times, time_unit, univariate)
                 yield from read_entries(frame, rows, times, timestamp, schema)
 
         write_arrow(path, entries())
@@ -444,8 +435,6 @@ def _levels(file: Any, name: str) -> tuple[str, ...]:
 
 
 def _pyarrow() -> Any:
-    try:
+    with needing("arrow"):
         import pyarrow as pa
-    except ImportError as error:
-        raise DeltaflowError("this needs pyarrow: pip install 'deltaflow[arrow]'") from error
     return pa

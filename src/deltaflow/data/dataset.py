@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.schema import Schema, elapsed_time, unit_seconds
+from deltaflow.data.schema import ROLES, Schema, elapsed_time, unit_seconds
 from deltaflow.data.validation import (
     FrameRows,
     TimeColumn,
@@ -147,20 +147,11 @@ class IrregularDataset(Sequence[DataEntry]):
 
         rows = gather_rows(dataframe, item_id)
         times = read_times(dataframe[timestamp], rows)
-        schema = Schema(
-            target=roles["target"],
-            univariate=isinstance(target, str),
-            time=times.kind,
-            time_unit=time_unit,
-            time_zone=times.time_zone,
-            feat_dynamic_real=roles["feat_dynamic_real"],
-            past_feat_dynamic_real=roles["past_feat_dynamic_real"],
-            feat_static_real=roles["feat_static_real"],
-            feat_static_cat={
-                name: tuple(sorted(read_levels(dataframe[name]).dropna().unique()))
-                for name in roles["feat_static_cat"]
-            },
-        )
+        levels = {
+            name: tuple(sorted(read_levels(dataframe[name]).dropna().unique()))
+            for name in roles["feat_static_cat"]
+        }
+        schema = schema_from(roles, levels, times, time_unit, isinstance(target, str))
         entries = read_entries(dataframe, rows, times, timestamp, schema)
         for channel, name in enumerate(roles["target"]):
             if all(np.isnan(np.atleast_2d(e["target"])[channel]).all() for e in entries):
@@ -266,6 +257,25 @@ class IrregularDataset(Sequence[DataEntry]):
             past_feat_dynamic_real=list(past),
             time_unit=time_unit,
         )
+
+
+def schema_from(
+    roles: Mapping[str, tuple[str, ...]],
+    levels: Mapping[str, tuple[str, ...]],
+    times: TimeColumn,
+    time_unit: str,
+    univariate: bool,
+) -> Schema:
+    """Return the schema of columns by their roles, with the levels of the categories."""
+    names = {role: roles[role] for role in ROLES[:-1]}
+    return Schema(
+        **names,
+        univariate=univariate,
+        time=times.kind,
+        time_unit=time_unit,
+        time_zone=times.time_zone,
+        feat_static_cat=levels,
+    )
 
 
 def read_entries(
