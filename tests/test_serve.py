@@ -291,11 +291,12 @@ def test_snapshots_are_made_every_so_often_and_failures_are_told(live, tmp_path)
     snapshots.save()
     assert path.stat().st_mtime_ns == first  # nothing has changed
     snapshots.path = tmp_path / "state" / "below"
-    snapshots.is_due = True
     with TestClient(make_app(live, snapshots=snapshots)) as client:
+        assert client.get("/health").json()["snapshot"]["behind"] == 0
+        client.post("/update", json={"rows": [observation()]})
         snapshots.save()
         about = client.get("/health").json()
-    assert about["status"] == "no snapshot"
+    assert (about["status"], about["snapshot"]["behind"]) == ("no snapshot", 1)
     assert "state" in about["snapshot"]["problem"]
 
 

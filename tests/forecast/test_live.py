@@ -227,8 +227,7 @@ def test_a_gap_beyond_float32_is_refused(make_frame):
 
 
 def test_a_state_that_is_not_finite_is_not_kept(univariate):
-    predictor = predictor_of(univariate, "resnet_flow")
-    live = LiveForecaster(predictor)
+    live = LiveForecaster(predictor_of(univariate, "resnet_flow"))
     live.update(rows("a", [0.0]))
     with torch.no_grad():
         live.predictor.network.encoder.input_projection.bias.fill_(torch.nan)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +152,13 @@ class Encoder(nn.Module, ABC):
             seen=state.seen | observed,
         )
 
+    def frozen(self) -> Encoder:
+        """Return the encoder for weights that do not change any more.
+
+        One that prepares its weights before each step overrides this, and prepares them once.
+        """
+        return self
+
     def read(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
     ) -> Tensor:
@@ -229,3 +237,13 @@ def known_before(values: Tensor, observed: Tensor, delta_t: Tensor) -> tuple[Ten
 def own_precision(tensor: Tensor) -> torch.autocast:
     """Disable autocast, because a state's rounding errors would add up over hundreds of steps."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def replaced(module: M, name: str, part: nn.Module) -> M:
+    """Return a module that shares all parts with another one but the named one."""
+    twin = copy.copy(module)
+    twin._modules = {**module._modules, name: part}
+    return twin

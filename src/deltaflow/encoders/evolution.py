@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from deltaflow.encoders.fused import Stage, stages_of
@@ -50,6 +51,10 @@ class Evolution(nn.Module, ABC):
         """
         return None
 
+    def frozen(self) -> Evolution:
+        """Return the evolution for weights that do not change any more: prepared once."""
+        return self
+
     def to_queries(self, hidden: Tensor, delta_t: Tensor) -> Tensor:
         """Carry one state to many times: ``(B, H)`` and ``(B, Q)`` to ``(B, Q, H)``.
 
@@ -88,6 +93,23 @@ class FlowEvolution(Evolution):
     def stages(self, gaps: Tensor, clock: Tensor) -> list[Stage] | None:
         """Return the stages of the flow."""
         return stages_of(self.flow, gaps, clock)
+
+    def frozen(self) -> Evolution:
+        """Return the evolution by the same flow, prepared already."""
+        return _FrozenFlow(self.flow)
+
+
+class _FrozenFlow(FlowEvolution):
+    """Evolution by a flow whose weights do not change any more."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__(flow)
+        with torch.no_grad():
+            self._prepared = super().prepare()
+
+    def prepare(self) -> Evolve:
+        """Return ``F(Δt, h)``, which was prepared before."""
+        return self._prepared
 
 
 class NoEvolution(Evolution):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaflow.encoders.encoder import Encoder, State, own_precision
+from deltaflow.encoders.encoder import Encoder, State, own_precision, replaced
 from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution
 from deltaflow.encoders.fused import (
     ClampStage,
@@ -116,6 +116,10 @@ class RecurrentEncoder(Encoder):
         """Carry the states to the queries; see `Encoder.evolve_each`."""
         with own_precision(delta_t):
             return self.evolution.to_each(state.hidden, delta_t, row)
+
+    def frozen(self) -> Encoder:
+        """Return an encoder of the same weights, whose evolution is prepared already."""
+        return replaced(self, "evolution", self.evolution.frozen())
 
     def _project(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, features: Tensor

@@ -616,6 +616,8 @@ class LiveForecaster:
 
     def _keep_static(self, given: _Given, new: np.ndarray, common: _Common) -> None:
         """Keep the static features of new items, and check that those of others are the same."""
+        if not self._static:
+            return
         if given.absent and new.any():
             raise DataError(
                 "the item is new, and its static feature is missing",

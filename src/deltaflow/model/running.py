@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deltaflow.data import Reader
+from deltaflow.encoders.encoder import replaced
 from deltaflow.model.module import ForecastNetwork
 
 
@@ -48,12 +49,12 @@ class RunningNetwork:
     Parameters
     ----------
     reader, network
-        The reader and the network of a predictor.
+        The reader and the network of a predictor. Its weights must not change any more.
     """
 
     def __init__(self, reader: Reader, network: ForecastNetwork) -> None:
         self.reader = reader
-        self.network = network
+        self.network = replaced(network, "encoder", network.encoder.frozen())
 
     @torch.no_grad()
     def start(self, static_real: np.ndarray, static_cat: np.ndarray) -> Running:

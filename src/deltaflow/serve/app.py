@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,26 +47,37 @@ class Snapshots:
         The file of the snapshot.
     every
         Seconds between two snapshots.
+
+    Attributes
+    ----------
+    changes
+        How many rows were read, and items forgotten, since the start.
+    saved_changes
+        How many of these changes the snapshot has.
+    saved
+        When it was made; None if none was made since the start.
+    problem
+        Why the last attempt failed, None if it did not.
     """
 
     def __init__(self, live: LiveForecaster, path: str | Path, every: float) -> None:
         self.live, self.path, self.every = live, Path(path), every
+        self.changes = self.saved_changes = 0
         self.saved: float | None = None
         self.problem: str | None = None
-        self.is_due = True
 
     def save(self) -> None:
-        """Save what has changed; a failure is logged, and told by `problem`."""
-        if not self.is_due:
+        """Save what has changed; a failure is logged."""
+        changes = self.changes
+        if self.saved is not None and changes == self.saved_changes:
             return
-        self.is_due = False
         try:
             self.live.save(self.path)
-        except OSError as error:  # a full disk, say: the former snapshot is kept
-            self.is_due, self.problem = True, str(error)
+        except OSError as error:  # a full disk, say: the former snapshot stays
+            self.problem = str(error)
             logger.error("no snapshot: %s", error)
         else:
-            self.saved, self.problem = time.time(), None
+            self.saved_changes, self.saved, self.problem = changes, time.time(), None
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -164,7 +175,8 @@ def make_app(
 
     guarded = [Depends(check_token)] if token else []
 
-    async def read(request: Request, rows: Rows) -> pd.DataFrame:
+    async def body_of(request: Request) -> tuple[bytes, str]:
+        """Return the body and its type, within the limits."""
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -173,7 +185,7 @@ def make_app(
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type not in ("application/json", "text/csv"):
             raise HTTPException(415, "send application/json or text/csv")
-        return rows.read(bytes(body), content_type)
+        return bytes(body), content_type
 
     @app.exception_handler(DataError)
     async def on_bad_data(request: Request, error: DataError) -> Response:
@@ -208,17 +220,19 @@ def make_app(
     @app.post("/update", dependencies=guarded, openapi_extra=_body_of(observed))
     async def update(request: Request) -> dict[str, int]:
         """Read observations: all rows of the request, or none if one is refused."""
-        frame = await read(request, observed)
+        body = await body_of(request)
 
-        def work() -> None:
-            live.update(observed.parsed(frame))
+        def work() -> int:
+            frame = observed.read(*body).frame
+            live.update(frame)
+            return len(frame)
 
         with metrics.seconds.labels("update").time():
-            await run_in_threadpool(work)
+            count = await run_in_threadpool(work)
         if snapshots is not None:
-            snapshots.is_due = True
-        metrics.rows.labels("update").inc(len(frame))
-        return {"rows": len(frame), "items": len(live)}
+            snapshots.changes += count
+        metrics.rows.labels("update").inc(count)
+        return {"rows": count, "items": len(live)}
 
     @app.post("/forecast", dependencies=guarded, openapi_extra=_body_of(asked))
     async def forecast(
@@ -230,25 +244,19 @@ def make_app(
 
         Answers are JSON to JSON, and CSV to CSV.
         """
-        frame = await read(request, asked)
+        body, content_type = await body_of(request)
 
-        def work() -> Response:
-            given = asked.parsed(frame)
-            answers = live.forecast(given, quantile_levels=quantile_levels, seed=seed)
-            channels = len(live.schema.target)
-            # Items and times go back as they came.
-            for key in answers.columns[: answers.columns.get_loc("target_name")]:
-                answers[key] = np.repeat(frame[key].to_numpy(), channels)
-            if request.headers["content-type"].startswith("text/csv"):
-                return Response(answers.to_csv(index=False), media_type="text/csv")
-            names = list(answers.columns)
-            columns = [answers[name].tolist() for name in names]
-            rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-            return _json({"rows": rows})
+        def work() -> tuple[int, Response]:
+            frame, keys = asked.read(body, content_type)
+            answers = live.forecast(frame, quantile_levels=quantile_levels, seed=seed)
+            columns = {name: column.tolist() for name, column in answers.items()}
+            for key, given in keys.items():  # they go back as they came
+                columns[key] = [value for value in given for _ in live.schema.target]
+            return len(frame), _table(columns, content_type)
 
         with metrics.seconds.labels("forecast").time():
-            response = await run_in_threadpool(work)
-        metrics.rows.labels("forecast").inc(len(frame))
+            count, response = await run_in_threadpool(work)
+        metrics.rows.labels("forecast").inc(count)
         return response
 
     @app.get("/items/{item_id:path}", dependencies=guarded)
@@ -263,12 +271,12 @@ def make_app(
         _check_known(live, item_id)
         live.forget([item_id])
         if snapshots is not None:
-            snapshots.is_due = True
+            snapshots.changes += 1
         return {"items": len(live)}
 
     @app.get("/health")
     async def health() -> Response:
-        """Tell whether all is well, and since when everything is on disk."""
+        """Tell whether all is well, and how many of the changes are not in the snapshot yet."""
         about: dict[str, Any] = {
             "status": "ok",
             "version": __version__,
@@ -277,6 +285,7 @@ def make_app(
         }
         if snapshots is not None:
             about["snapshot"] = {
+                "behind": snapshots.changes - snapshots.saved_changes,
                 "seconds_ago": None if snapshots.saved is None else time.time() - snapshots.saved,
                 "problem": snapshots.problem,
             }
@@ -300,6 +309,13 @@ def _json(content: Any, status: int = 200, headers: Any = None) -> Response:
     return Response(
         orjson.dumps(content, default=str), status, headers, media_type="application/json"
     )
+
+
+def _table(columns: Mapping[Any, list[Any]], content_type: str) -> Response:
+    if content_type == "text/csv":
+        return Response(pd.DataFrame(columns).to_csv(index=False), media_type=content_type)
+    rows = zip(*columns.values(), strict=True)
+    return _json({"rows": [dict(zip(columns, row, strict=True)) for row in rows]})
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,13 @@ _MISSING = ("", "NA", "NaN", "nan", "null")
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Item = str | Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Received(NamedTuple):
+    """The rows of a request, and its items and times as they came, by the names of the columns."""
+
+    frame: pd.DataFrame
+    keys: dict[str, list[Any]]
 
 
 class Rows:
@@ -73,32 +80,35 @@ class Rows:
             f"{name}s", __config__=ConfigDict(extra="forbid"), rows=(rows, ...)
         )
 
-    def read(self, body: bytes, content_type: str) -> pd.DataFrame:
-        """Read the rows of a request; timestamps stay text.
+    def read(self, body: bytes, content_type: str) -> Received:
+        """Read the rows of a request.
 
         Raises
         ------
         DataError
-            If there is anything else in them than the columns.
+            If there is anything else in them than the columns, or a time is not a timestamp in
+            ISO 8601, or has an offset from UTC where the training data have none, or the other way
+            round.
         """
-        return self._read_csv(body) if content_type == "text/csv" else self._read_json(body)
+        read = self._read_csv if content_type == "text/csv" else self._read_json
+        columns = read(body)
+        keys = {key: columns[key] for key in (self.item_id, self.timestamp) if key is not None}
+        if self.item_id is not None:
+            columns[self.item_id] = list(map(str, columns[self.item_id]))
+        if self.time_zone is not None:
+            columns[self.timestamp] = self._timestamps(columns)
+        numbers = {name: np.array(columns[name], dtype=np.float64) for name in self.numeric}
+        return Received(pd.DataFrame({**columns, **numbers}), keys)
 
-    def _read_json(self, body: bytes) -> pd.DataFrame:
+    def _read_json(self, body: bytes) -> dict[str, Any]:
         try:
             rows = self.model.model_validate_json(body).rows  # type: ignore[attr-defined]
         except ValidationError as error:
             raise self._refusal(error, body) from None
-        return pd.DataFrame(
-            {
-                column: self._array(column, [getattr(row, f"column_{number}") for row in rows])
-                for number, column in enumerate(self.columns)
-            }
-        )
+        fields = enumerate(self.columns)
+        return {name: [getattr(row, f"column_{n}") for row in rows] for n, name in fields}
 
-    def _array(self, column: str, values: Sequence[Any]) -> np.ndarray:
-        return np.array(values, dtype=np.float64 if column in self.numeric else object)
-
-    def _read_csv(self, body: bytes) -> pd.DataFrame:
+    def _read_csv(self, body: bytes) -> dict[str, Any]:
         try:
             lines = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
             header, *rows = itertools.islice(filter(None, lines), self.limit + 2)
@@ -124,13 +134,13 @@ class Rows:
                 raise DataError("the column is missing", "add it", field=column)
             cells = given.get(column, [""] * len(rows))
             columns[column] = self._parsed(column, cells, items)
-        return pd.DataFrame(columns)
+        return columns
 
-    def _parsed(self, column: str, cells: Sequence[str], items: Sequence[str | None]) -> np.ndarray:
-        """Read the cells of a column, of which those that are missing become NaN."""
+    def _parsed(self, column: str, cells: Sequence[str], items: Sequence[str | None]) -> Any:
+        """Read the cells of a column, of which those that are missing become None or NaN."""
         if column not in self.numeric:
-            missing = np.nan if column in self.optional else ""
-            return np.array([cell or missing for cell in cells], dtype=object)
+            missing = None if column in self.optional else ""
+            return [cell or missing for cell in cells]
         known = np.array([cell not in _MISSING for cell in cells])
         numbers = pd.to_numeric(pd.Series(cells).where(known), errors="coerce").to_numpy(np.float64)
         wrong = known & np.isnan(numbers)
@@ -140,25 +150,14 @@ class Rows:
                             item=items[row], field=column, position=row)  # fmt: skip
         return numbers
 
-    def parsed(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Turn items into text, and times that are given as text into timestamps.
-
-        Raises
-        ------
-        DataError
-            If one of them is not a timestamp in ISO 8601, or has an offset from UTC where the
-            training data have none, or the other way round.
-        """
-        if self.item_id is not None:
-            frame = frame.assign(**{self.item_id: frame[self.item_id].astype(str)})
-        if self.time_zone is None:
-            return frame
-        texts = frame[self.timestamp].astype(str)
+    def _timestamps(self, columns: Mapping[str, Any]) -> pd.DatetimeIndex:
+        """Return the times, of which those without an offset are as they stand."""
+        texts = columns[self.timestamp]
         offset = np.array([bool(_OFFSET.search(text)) for text in texts])
         times = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
         for wrong, problem, remedy in (
             (
-                times.isna().to_numpy(),
+                times.isna(),
                 "is not a timestamp in ISO 8601 from the years 1678 to 2261",
                 "give one such as 2024-01-01T08:00:00",
             ),
@@ -172,12 +171,10 @@ class Rows:
         ):
             if wrong.any():
                 row = int(wrong.argmax())
-                item = None if self.item_id is None else frame[self.item_id].iloc[row]
-                raise DataError(f"the time {texts.iloc[row]!r} {problem}", remedy, item=item,
+                item = None if self.item_id is None else columns[self.item_id][row]
+                raise DataError(f"the time {texts[row]!r} {problem}", remedy, item=item,
                                 field=self.timestamp, position=row)  # fmt: skip
-        if not self.time_zone:
-            times = times.dt.tz_localize(None)
-        return frame.assign(**{self.timestamp: times})
+        return times if self.time_zone else times.tz_localize(None)
 
     def _refusal(self, error: ValidationError, body: bytes) -> DataError:
         """Return the first error of a JSON body, with the item of its row where it has one."""
