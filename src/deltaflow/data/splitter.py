@@ -288,25 +288,17 @@ def _level(entry: DataEntry, column: str) -> str:
 
 
 def cut_entry(entry: DataEntry, origin: int, end: int) -> tuple[DataEntry, DataEntry]:
-    """Return an entry before a forecast origin, with its queries, and the label behind it.
+    """Return an entry before a forecast origin, with its queries, and the label after it.
 
     Parameters
     ----------
     entry
         An irregular or regular entry.
     origin, end
-        The rows of the first query, and behind the last one.
+        The row of the first query, and the row after the last one.
     """
-    past, label = dict(entry), dict(entry)
-    label["start"] = entry["start"] + origin
-    for field in ("target", "past_feat_dynamic_real"):
-        if field in entry:
-            past[field], label[field] = entry[field][..., :origin], entry[field][..., origin:end]
-    if "feat_dynamic_real" in entry:
-        known = entry["feat_dynamic_real"]
-        past["feat_dynamic_real"] = known[..., :end]
-        label["feat_dynamic_real"] = known[..., origin:end]
-    return past, label
+    past = _sliced(entry, slice(0, origin), slice(0, end))
+    return past, _sliced(entry, slice(origin, end), slice(origin, end))
 
 
 def _times(entry: DataEntry) -> np.ndarray:
@@ -344,15 +336,19 @@ def _sliced(
     entry: DataEntry, past: slice, known: slice, padding: int = 0, padding_known: int = 0
 ) -> dict[str, Any]:
     """Cut an entry: observed fields by ``past``, fields known in advance by ``known``."""
-    cut = dict(entry)
-    cut["start"] = entry["start"] + (past.start or 0)
-    cut["target"] = _padded(entry["target"][..., past], padding)
-    cut["feat_dynamic_real"] = _padded(entry["feat_dynamic_real"][:, known], padding_known)
-    if "past_feat_dynamic_real" in entry:
-        cut["past_feat_dynamic_real"] = _padded(entry["past_feat_dynamic_real"][:, past], padding)
+    cut = {**entry, "start": entry["start"] + (past.start or 0)}
+    for field, rows, count in (
+        ("target", past, padding),
+        ("past_feat_dynamic_real", past, padding),
+        ("feat_dynamic_real", known, padding_known),
+    ):
+        if field in entry:
+            cut[field] = _padded(entry[field][..., rows], count)
     return cut
 
 
 def _padded(values: np.ndarray, count: int) -> np.ndarray:
+    if not count:  # counts are integers, which cannot be padded with NaN
+        return values.copy()
     widths = [(0, 0)] * (values.ndim - 1) + [(0, count)]
     return np.pad(values, widths, constant_values=np.nan)
