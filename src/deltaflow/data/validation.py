@@ -257,13 +257,14 @@ def read_constants(column: pd.Series, rows: FrameRows) -> pd.Series:
 
 
 def read_levels(column: pd.Series) -> pd.Series:
-    """Read a column of categories as text; 1 and 1.0 are the same level, missing stays missing."""
+    """Read a column of categories as text; missing stays missing."""
+    return column.astype("object").map(as_text, na_action="ignore")
 
-    def name(value: object) -> str:
-        whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
-        return str(int(value)) if whole else str(value)  # pyright: ignore[reportArgumentType]
 
-    return column.astype("object").map(name, na_action="ignore")
+def as_text(value: Any) -> str:
+    """Return an item or a level as text: the same for 1, 1.0 and "1"."""
+    whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
+    return str(int(value)) if whole else str(value)
 
 
 def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: FrameRows, field: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from deltaflow.data.schema import Schema, elapsed_time, unit_seconds
 from deltaflow.data.validation import (
     FrameRows,
     TimeColumn,
+    as_text,
     check_columns,
     check_distinct,
     check_range,
@@ -286,12 +287,6 @@ def item_names(frame: pd.DataFrame, rows: FrameRows, item_id: str | None) -> lis
     names = [as_text(item) for item in firsts]
     check_distinct(names, item_id)
     return names
-
-
-def as_text(item: Any) -> str:
-    """Return an item as text: the same for 1, 1.0 and "1"."""
-    whole = isinstance(item, (float, np.floating)) and float(item).is_integer()
-    return str(int(item)) if whole else str(item)
 
 
 def _of_items(frame: pd.DataFrame, item_id: str | None, names: set[str]) -> pd.DataFrame:

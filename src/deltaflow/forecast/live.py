@@ -24,6 +24,7 @@ from deltaflow.data.schema import TICKS_PER_SECOND, Schema, unit_seconds
 from deltaflow.data.validation import (
     FrameRows,
     TimeColumn,
+    as_text,
     check_columns,
     check_increasing,
     check_range,
@@ -35,7 +36,7 @@ from deltaflow.data.validation import (
 )
 from deltaflow.errors import DataError, DeltaflowError, in_frame
 from deltaflow.forecast.forecasts import read_levels
-from deltaflow.forecast.frame import as_text, item_names, read_known_times
+from deltaflow.forecast.frame import item_names, read_known_times
 from deltaflow.forecast.item_table import ItemTable, read_records, write_records
 from deltaflow.forecast.live_member import UNKNOWN_LEVEL, Member, Static, combined, networks_in
 from deltaflow.forecast.network_predictor import IrregularPredictor, advising
