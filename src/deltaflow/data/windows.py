@@ -277,6 +277,7 @@ class LastWindows(Dataset[Window]):
         self.items, ranges = _usable(data, reader, horizon, "validation item")
         self.reader = reader
         self.horizon = horizon
+        self.first_origins = ranges[:, 0].tolist()
         self.origins = [
             self._last_origin(data[item], low, high)
             for item, (low, high) in zip(self.items.tolist(), ranges.tolist(), strict=True)
@@ -295,10 +296,8 @@ class LastWindows(Dataset[Window]):
         return self.horizon.window(self.reader, series, self.origins[index])
 
 
-class SpreadWindows(Dataset[Window]):
-    """A few windows of every series that has any, at origins spread evenly over it.
-
-    The last one is that of `LastWindows`.
+class SpreadWindows(LastWindows):
+    """A few windows of every series that has any, at origins spread evenly up to the last one.
 
     Parameters
     ----------
@@ -311,22 +310,13 @@ class SpreadWindows(Dataset[Window]):
     def __init__(
         self, data: Sequence[Series], reader: Reader, horizon: Horizon, *, most: int = 8
     ) -> None:
-        last = LastWindows(data, reader, horizon)
-        _, ranges = _usable(data, reader, horizon, "validation item")
-        self.data, self.reader, self.horizon = data, reader, horizon
-        self.items: list[int] = []
-        self.origins: list[int] = []
-        for item, first, end in zip(last.items, ranges[:, 0], last.origins, strict=True):
-            origins = np.unique(np.linspace(first, end, most).round().astype(int))
-            self.items += [int(item)] * len(origins)
-            self.origins += origins.tolist()
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Window:
-        series = self.data[self.items[index]]
-        return self.horizon.window(self.reader, series, self.origins[index])
+        super().__init__(data, reader, horizon)
+        spread = [
+            np.unique(np.linspace(first, last, most).round().astype(int))
+            for first, last in zip(self.first_origins, self.origins, strict=True)
+        ]
+        self.items = self.items.repeat([len(origins) for origins in spread])
+        self.origins = np.concatenate(spread).tolist()
 
 
 def _usable(
