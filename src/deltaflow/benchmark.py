@@ -2,8 +2,9 @@
 
     deltaflow benchmark --output benchmark
 
-The floor reads as many inputs per observation as the encoders' own cells do, in the same process,
-and is timed again in every round, so that its ratios hold on a machine with other work to do.
+The plain GRU, the floor, reads as many inputs per observation as the encoders' own cells do. It is
+timed in the same process and in every round, so that ratios to it are reliable even on a busy
+machine.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ LONG_READERS = ("linear_flow", "coupling_flow", "gru")
 MIN_ROUNDS, MAX_ROUNDS = 3, 30
 
 OVERTIME = 10
-"""After this many times its ``seconds``, a call has had its rounds, however few they were."""
+"""A call takes part in no more rounds after this many times its ``seconds``, however few."""
 
 Tell: TypeAlias = Callable[[str], None]
 """Called between two measurements with the name of the next one."""
@@ -201,7 +202,7 @@ def benchmark(
 
 
 def _progress(console: Console) -> Progress:
-    """Return a bar that is drawn between measurements only: a thread of its own would disturb."""
+    """Return a bar that is drawn between measurements only: a thread would disturb them."""
     return Progress(
         BarColumn(),
         MofNCompleteColumn(),
@@ -320,8 +321,8 @@ def _encoder(name: str, workload: Workload, device: torch.device) -> Encoder:
 def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell) -> pd.DataFrame:
     """Time calls in turn: the medians of their times, and of the ratios to the floor's.
 
-    Each call takes part in the rounds until it has used up its ``seconds``, but in `MIN_ROUNDS` of
-    them, unless it is very slow.
+    Each call takes part in the rounds until it has used up its ``seconds``, and in at least
+    `MIN_ROUNDS` of them unless it is very slow.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     ratios: dict[str, list[float]] = {name: [] for name in calls}

@@ -42,7 +42,7 @@ def with_changes(group: G, changes: Mapping[str, Any], name: str = "the options"
     group
         The options.
     changes
-        The new values by name; for a group inside it, such a mapping again.
+        The new values by name; for a group inside it, a mapping of the same kind.
     name
         What the group is called in an error.
 

@@ -1,4 +1,4 @@
-"""What the parsers of the commands' options share."""
+"""The common parts of the parsers of commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 
 class OneLineErrors:
-    """Lets a parser of jsonargparse say what is wrong in one line, without all of its options."""
+    """Lets a parser of jsonargparse report an error in one line, without listing its options."""
 
     prog: str
 

@@ -132,7 +132,7 @@ def accuracy_by_cost(scores: pd.DataFrame, dataset: str, cost: str, label: str) 
 
 
 def calibration(scores: pd.DataFrame, dataset: str) -> Figure | None:
-    """Draw how much more, or less, the central intervals of each encoder cover than they say.
+    """Draw how far the coverage of each encoder's central intervals is from its nominal value.
 
     Parameters
     ----------

@@ -278,7 +278,7 @@ def _readable(own: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 
 
 def _rounded(mean: float, deviation: float, digits: int) -> str:
-    """Write a number to so many significant digits, and its deviation to the same place.
+    """Write a number with this many significant digits, and its deviation to the same place.
 
     >>> _rounded(0.123456, 0.01, 4), _rounded(12345.6, float("nan"), 4), _rounded(1.0, 0.0, 4)
     ('0.1235 ± 0.0100', '12,346', '1.000')

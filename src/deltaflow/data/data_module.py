@@ -223,7 +223,8 @@ class IrregularDataModule(pl.LightningDataModule):
                 )
 
     def setup(self, stage: str) -> None:
-        """Give all processes the seed of the first one, in case that theirs were drawn.
+        """Give all processes the seed of the first one, because theirs may have been drawn at
+        random.
 
         Raises
         ------
@@ -237,7 +238,7 @@ class IrregularDataModule(pl.LightningDataModule):
             self._set_seed(self.trainer.strategy.broadcast(self.seed))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the training is, for a checkpoint: its next batch, and the seed.
+        """Return the state of training for a checkpoint: the next batch, and the seed.
 
         A batch that an error interrupts before the optimiser's step is the next one again.
         """

@@ -82,5 +82,5 @@ class DataOptions:
             raise UnknownNameError("scaling", self.scaling, SCALINGS)
 
     def context_length_for(self, prediction_length: int) -> int:
-        """Return the context length, for windows of at most so many queries."""
+        """Return the context length for windows of at most this many queries."""
         return self.context_length or max(64, 2 * prediction_length)

@@ -272,7 +272,7 @@ class Reader:
         )
 
     def gaps_between(self, before: np.ndarray, after: np.ndarray) -> Tensor:
-        """Return Δt in typical gaps, from float64 times; 0 where there is no time before."""
+        """Return Δt in typical gaps, from float64 times; 0 for the first time."""
         return _float32(_or_zero((after - before) / self.statistics.typical_gap))
 
     def scaled_covariates(self, covariates: np.ndarray) -> Tensor:
@@ -322,7 +322,7 @@ def first_at(times: np.ndarray, moments: np.ndarray) -> np.ndarray:
 
 
 def _padded(arrays: Sequence[np.ndarray], length: int = 1) -> np.ndarray:
-    """Stack arrays whose first axes differ in length, with NaN behind the shorter ones."""
+    """Stack arrays whose first axes differ in length, and pad the shorter ones with NaN."""
     shape = len(arrays), max(length, *map(len, arrays)), *arrays[0].shape[1:]
     padded = np.full(shape, np.nan)
     for row, array in zip(padded, arrays, strict=True):
@@ -346,7 +346,7 @@ def _clip(values: np.ndarray, limit: float = LIMIT) -> np.ndarray:
 
 
 def _repeat_last(delta_t: np.ndarray) -> np.ndarray:
-    """Put each row's last known query in place of the padding behind it; 0 if none is known."""
+    """Replace each row's padding by its last known query, or by 0 if none is known."""
     return np.where(np.isfinite(delta_t), delta_t, last_known(delta_t[..., None], 0.0))
 
 

@@ -21,7 +21,7 @@ say of an item of which nothing is known."""
 
 
 class Windows(Protocol):
-    """Windows by number; beyond the first pass over them where an order is drawn anew."""
+    """Windows by number; numbers beyond their count are further passes, each in a new order."""
 
     reader: Reader
 
@@ -39,8 +39,8 @@ class Horizon:
     prediction_length
         The largest number of queries.
     duration
-        Queries lie less than so many seconds after the first of them, all that were observed
-        there; None if they are the next ``prediction_length`` ones.
+        The queries are all observations within this many seconds after the first of them; if None,
+        they are the next ``prediction_length`` observations.
     """
 
     prediction_length: int
@@ -64,7 +64,7 @@ class Horizon:
         return Window(series, context, slice(origin, int(self.ends(series, np.array([origin]))[0])))
 
     def ends(self, series: Series, origins: np.ndarray) -> np.ndarray:
-        """Return the row behind the last query of a window at each origin, the last row at most.
+        """Return the row after the last query of a window at each origin, the last row at most.
 
         Raises
         ------

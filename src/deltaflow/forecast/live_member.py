@@ -23,7 +23,7 @@ from deltaflow.forecast.support import SupportPredictor
 from deltaflow.model.running import Running, RunningNetwork
 
 QUERIES_AT_ONCE = 2**14
-"""About so many queries are forecast together."""
+"""About this many queries are forecast together."""
 
 UNKNOWN_LEVEL = -1
 """The code of a level of a category that the training data do not have."""

@@ -26,7 +26,7 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
     Parameters
     ----------
     reader
-        What the windows hold.
+        How series are read.
     balance
         The exponent b that gives rare channels more weight in the loss: a target of channel d has
         the weight :math:`n_d^{-b}`, where :math:`n_d` is the number of its observations in the

@@ -31,7 +31,7 @@ def make_network(
     Parameters
     ----------
     reader, output
-        What the windows hold, and the GluonTS output.
+        How series are read, and the GluonTS output.
     network, network_kwargs
         Name of a registered network, and its own options.
     options

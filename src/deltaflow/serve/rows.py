@@ -186,7 +186,7 @@ class Rows:
         if row is not None:
             try:
                 item = json.loads(body)["rows"][row].get(self.item_id)
-            except (ValueError, AttributeError):  # a row that is no object, say
+            except (ValueError, AttributeError):  # such as a row that is not an object
                 item = None
         return DataError(
             problem[0].lower() + problem[1:],
