@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deltaflow.flows import CouplingFlow, Flow, FlowStack, GRUFlow, ResNetFlow
+from deltaflow.flows import CouplingFlow, Flow, FlowStack, GRUFlow, LinearFlow, ResNetFlow
 
 
 def test_different_flows_make_a_flow():
@@ -47,7 +47,23 @@ class Shear(Flow):
         return self.prepare()(-t, y)
 
 
-def test_a_stack_of_semigroups_is_none_unless_it_is_one_flow():
+class DampedSpring(LinearFlow):
+    """A linear flow with a formula of its own, whose basis nobody knows."""
+
+    def prepare(self):
+        step, turn = super().prepare(), torch.tensor([[0.8, 0.6], [-0.6, 0.8]]).double()
+        return lambda t, x: step(t, x @ turn) @ turn.T
+
+
+def test_a_stack_of_linear_flows_is_a_semigroup():
+    stack = FlowStack([LinearFlow(2), LinearFlow(2, span=5.0)])
+    assert stack.semigroup
+    assert stack.scannable
+    assert not FlowStack([LinearFlow(2), DampedSpring(2)]).semigroup
+    assert not FlowStack([LinearFlow(2), ResNetFlow(2)]).scannable
+
+
+def test_a_stack_of_semigroups_is_none_unless_they_commute():
     t, x = torch.ones(1, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64)
     alone, both = FlowStack([Shear(0)]), FlowStack([Shear(0), Shear(1)])
     assert alone.semigroup

@@ -13,7 +13,14 @@ from itertools import product
 import pytest
 import torch
 
-from deltaflow.flows import FLOWS, TIME_EMBEDDINGS, Flow, FlowInversionError
+from deltaflow.flows import (
+    FLOWS,
+    TIME_EMBEDDINGS,
+    Flow,
+    FlowInversionError,
+    FlowStack,
+    LinearFlow,
+)
 from deltaflow.flows.flow import MAX_JACOBIAN_DIM
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
@@ -38,7 +45,12 @@ class Decay(Flow):
         return y * torch.exp(t)
 
 
-KNOWN = {**FLOWS, "decay": Decay}
+def linear_stack(dim: int) -> FlowStack:
+    """Linear flows, which commute, so that their composition claims what each of them does."""
+    return FlowStack([LinearFlow(dim), LinearFlow(dim, span=9.0)])
+
+
+KNOWN = {**FLOWS, "decay": Decay, "linear_stack": linear_stack}
 
 
 def make_flow(name: str, dim: int, dtype=torch.float64, **options) -> Flow:

@@ -16,9 +16,9 @@ import torch
 
 from deltaflow import (
     ForecastLightningModule,
-    GRUFlowEstimator,
     IrregularDataModule,
     IrregularDataset,
+    LinearFlowEstimator,
 )
 from deltaflow.tasks import TaskDataModule
 
@@ -103,7 +103,7 @@ def train(kind: str, devices: int) -> dict:
     # DDP trains the weights, and draws the windows, of the first process.
     torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))
     if kind == "estimator":
-        estimator = GRUFlowEstimator(
+        estimator = LinearFlowEstimator(
             **lengths,
             hidden_size=8,
             batch_size=BATCH_SIZE,

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from deltaflow.flows.flow import Flow, FlowMap
+from deltaflow.flows.linear import LinearFlow
 
 
 class FlowStack(Flow):
     r"""The composition :math:`F(t, x) = F_n(t, \dots F_2(t, F_1(t, x)))`.
 
     Every flow moves the state for the same time :math:`t`, so the composition is the identity at
-    :math:`t = 0`. Its inverse applies the inverses of the flows in reverse order.
+    :math:`t = 0`. Its inverse applies the inverses of the flows in reverse order. It is a semigroup
+    if it has one flow that is one, or linear flows alone.
 
     Parameters
     ----------
@@ -41,9 +43,11 @@ class FlowStack(Flow):
             )
         super().__init__(dims.pop())
         self.flows = nn.ModuleList(flows)
-        # The composition of two flows is a semigroup only if they commute, which is rare.
-        self.semigroup = len(flows) == 1 and flows[0].semigroup
-        self.scannable = len(flows) == 1 and flows[0].scannable
+        # A composition of semigroups is one only if they commute. Linear flows do, because they
+        # are diagonal in the same basis.
+        commute = len(flows) == 1 or all(type(flow) is LinearFlow for flow in flows)
+        self.semigroup = commute and all(flow.semigroup for flow in flows)
+        self.scannable = commute and all(flow.scannable for flow in flows)
         bounds = {flow.bound for flow in flows}
         self.bound = bounds.pop() if len(bounds) == 1 else math.inf
         self.closed_inverse = all(flow.closed_inverse for flow in flows)
