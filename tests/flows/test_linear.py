@@ -147,7 +147,7 @@ def test_it_is_stable_whatever_its_weights(dim):
 def test_frequencies_start_between_the_span_and_the_gap():
     rates, turns = LinearFlow(32, span=200.0).exponent()
     assert (turns.diff() > 0).all()
-    assert 1 / 200 < turns[0] < 1 / 100
+    assert 2 / 200 < turns[0] < 2 / 100
     assert 0.25 < turns[-1] < 0.5
     assert 1 / 4000 < rates.min() < 1 / 2000
     assert 1 / 80 < rates.max() < 1 / 40

@@ -14,6 +14,10 @@ from deltaflow.flows.flow import Flow, FlowInversionError, FlowMap
 SPAN = 50.0
 """The default length of a series, in typical gaps."""
 
+SLOWEST = 2.0
+"""The lowest initial frequency, in turns per series. Slower oscillators would take on phases beyond
+the length of a series that they have never had within."""
+
 FASTEST = 0.4
 """The highest initial frequency, in turns per typical gap. Frequencies above one turn in two gaps
 can hardly be distinguished from lower ones."""
@@ -44,7 +48,7 @@ class LinearFlow(Flow):
         The number of features of the state.
     span
         The length of a series, in units of time. Initial frequencies lie on a logarithmic scale
-        between ``1 / span`` and `FASTEST`, initial rates between ``0.05 / span`` and ``5 / span``.
+        between ``2 / span`` and `FASTEST`, initial rates between ``0.05 / span`` and ``5 / span``.
     cycles
         Periods, in units of time, that the first oscillators start with instead.
 
@@ -78,7 +82,7 @@ class LinearFlow(Flow):
     @torch.no_grad()
     def start_at(self, span: float, cycles: Sequence[float] = ()) -> None:
         """Set rates and frequencies to their initial values; see the parameters of the class."""
-        turns = _spread(min(1 / span, FASTEST), FASTEST, self.dim // 2)
+        turns = _spread(min(SLOWEST / span, FASTEST), FASTEST, self.dim // 2)
         known = torch.tensor(cycles[: len(turns)], dtype=turns.dtype)
         turns[: len(known)] = 1 / known
         self.frequency.copy_(_inverse_softplus(turns))
