@@ -118,11 +118,22 @@ def test_gradients_of_long_series_are_exact_at_any_time_scale(gap):
         assert (single - double).abs().max() <= 1e-3 * (1e-6 + double.abs().max()), name
 
 
-def test_more_series_than_are_read_at_a_time_are_all_read(monkeypatch):
-    encoder, batch = make(), make_batch()
-    expected = encoder(**batch).hidden
-    monkeypatch.setattr(linear_flow, "CACHED", 2 * max(LENGTHS))
-    torch.testing.assert_close(encoder(**batch).hidden, expected, atol=1e-14, rtol=0)
+def test_many_series_are_read_in_groups_of_similar_lengths(monkeypatch):
+    lengths = [33, 1, 0, 50, 17, 50, 2, 0]
+    encoder, batch = make(), make_batch(lengths)
+    values = batch["values"].requires_grad_()
+
+    def results():
+        hidden = encoder(**batch).hidden
+        weights = torch.linspace(-1, 2, hidden.numel(), dtype=hidden.dtype).view_as(hidden)
+        return hidden, *torch.autograd.grad((weights * hidden).sum(), [values, encoder.flow.rate])
+
+    read, sizes = encoder._read, []
+    monkeypatch.setattr(encoder, "_read", lambda *x: sizes.append(x[0].shape[:2]) or read(*x))
+    whole = results()
+    monkeypatch.setattr(linear_flow, "CACHED", 100)
+    torch.testing.assert_close(results(), whole, atol=1e-13, rtol=1e-12)
+    assert sizes == [(8, 50), (2, 50), (3, 33), (3, 1)]
 
 
 def test_known_cycles_are_where_frequencies_start():

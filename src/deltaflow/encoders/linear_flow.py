@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -114,10 +114,16 @@ class LinearFlowEncoder(Encoder):
         if not running.numel() or is_transformed():
             return self.read_plainly(values, observed, delta_t, running, features)
         parts = values, observed, delta_t, running, features
-        series = max(1, CACHED // running.shape[1]) if values.device.type == "cpu" else len(values)
         with own_precision(values):
-            groups = zip(*(part.split(series) for part in parts), strict=True)
-            return torch.cat([self._read(*group) for group in groups])
+            if values.device.type != "cpu" or running.numel() <= CACHED:
+                return self._read(*parts)
+            # Groups of series of similar lengths, so that little of what is read is padding.
+            lengths, order = running.sum(1).clamp(min=1).sort(descending=True, stable=True)
+            hidden = []
+            for first, stop in _groups(lengths.tolist()):
+                rows, length = order[first:stop], lengths[first]
+                hidden.append(self._read(*(part[rows, :length] for part in parts)))
+            return torch.cat(hidden)[order.argsort()]
 
     def _read(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
@@ -165,6 +171,15 @@ class LinearFlowEncoder(Encoder):
         """Carry the state to the queries by its flow; see `Encoder.evolve`."""
         with own_precision(delta_t):
             return self.flow.prepare()(delta_t.unsqueeze(-1), state.hidden.unsqueeze(-2))
+
+
+def _groups(lengths: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield where groups of series begin and end, whose lengths never increase."""
+    first = 0
+    while first < len(lengths):
+        stop = min(len(lengths), first + max(1, CACHED // lengths[first]))
+        yield first, stop
+        first = stop
 
 
 def _mixed(mixture: nn.Module, states: Tensor, seen: Tensor) -> Tensor:
