@@ -1,14 +1,12 @@
 """Gaussian processes with shared hyperparameters, and the defaults, as rows of the comparison."""
 
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from deltaflow import DeltaflowError, IrregularDataset, TimeSplitter
+from deltaflow import IrregularDataset, TimeSplitter
 from deltaflow.compare import run_comparison
-from deltaflow.compare.gaussian_process import fit_gaussian_process
+from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
 from deltaflow.tasks import Task, unseen_items
 from deltaflow.tasks.small import small_task
 from deltaflow.tasks.task import known_before
@@ -31,9 +29,8 @@ def lines(number: int, missing: float = 0.0) -> Task:
 
 
 def test_lines_go_on_and_noise_stays_where_it_is():
-    pytest.importorskip("sklearn")
     task = lines(24, missing=0.2)
-    predictor = fit_gaussian_process(task)
+    predictor = GaussianProcessPredictor.fit(known_before(task), task.prediction_length)
     (test,) = task.tests.values()
     labels = np.array([label["target"] for label in test.label])  # (N, D, Q)
     found = np.array([f.quantiles([0.1, 0.5, 0.9]) for f in predictor.predict(test.input)])
@@ -46,23 +43,15 @@ def test_lines_go_on_and_noise_stays_where_it_is():
 
 
 def test_an_item_of_which_nothing_is_known_has_the_prior():
-    pytest.importorskip("sklearn")
     task = lines(10)
-    predictor = fit_gaussian_process(task)
+    predictor = GaussianProcessPredictor.fit(known_before(task), task.prediction_length)
     (test,) = task.tests.values()
     past = next(iter(test.input))
     (forecast,) = predictor.predict([{**past, "target": past["target"] * np.nan}])
     np.testing.assert_allclose(forecast.mean[:, 1], predictor.center[1])
 
 
-def test_missing_scikit_learn_is_named_with_its_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.gaussian_process", None)
-    with pytest.raises(DeltaflowError, match=r"pip install 'deltaflow\[gaussian-process\]'"):
-        fit_gaussian_process(lines(10))
-
-
 def test_it_is_a_row_and_so_are_the_defaults(tiny, monkeypatch):
-    pytest.importorskip("sklearn")
     monkeypatch.setattr(folds, "EPOCHS", 1)
     monkeypatch.setitem(folds.SMALL, "num_batches_per_epoch", 2)
     runs = run_comparison(tiny(encoders=["gaussian_process", "defaults"]))

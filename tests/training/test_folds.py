@@ -14,8 +14,10 @@ from deltaflow import (
     DeltaflowError,
     EnsemblePredictor,
     GRUEstimator,
+    HoldPredictor,
     IrregularDataset,
     IrregularPredictor,
+    SupportPredictor,
     load_predictor,
 )
 from deltaflow.data import IrregularDataModule
@@ -47,6 +49,7 @@ def quick(**options) -> GRUEstimator:
         "hidden_size": 8,
         "num_batches_per_epoch": 2,
         "seed": 0,
+        "blend": False,
         "trainer_kwargs": dict(QUICK),
     }
     return GRUEstimator(**{**settings, **options})
@@ -98,7 +101,6 @@ def test_of_many_items_a_tenth_is_put_aside(seen, monkeypatch):
         ({"folds": 0}, IrregularPredictor),
         ({"folds": 3, "calibrate": False}, EnsemblePredictor),
         ({"folds": 1, "calibrate": False}, IrregularPredictor),
-        ({"folds": 3, "sampling": "path"}, EnsemblePredictor),
     ],
 )
 def test_each_part_is_switched_off_by_one_argument(options, kind):
@@ -189,8 +191,48 @@ def test_several_channels_and_heads(multivariate):
         if head == "negative_binomial":
             counts = [{**entry, "target": entry["target"].round()} for entry in multivariate]
             data = IrregularDataset(counts, multivariate.schema)
-        predictor = quick(folds=2, distr_output=head, supports="real").train(data)
-        assert isinstance(predictor, ConformalPredictor) == (head == "quantile")
+        predictor = quick(folds=2, distr_output=head).train(data)
+        assert isinstance(predictor.predictor, ConformalPredictor)
+        for quantiles in forecasts_of(predictor, data):
+            assert (quantiles >= 0).all()
+            assert head == "quantile" or (quantiles == quantiles.round()).all()
+
+
+def test_paths_stay_paths_when_they_are_calibrated():
+    """The samples of a query are in the order of those that were drawn for it."""
+    predictor = quick(folds=1, sampling="path", num_parallel_samples=400).train(noisy_items(30))
+    assert isinstance(predictor, ConformalPredictor)
+    data = noisy_items(3)
+    inputs = split(data, offset=-2)[1].generate_instances(2).input
+    bare = predictor.predictor.predict(inputs, seed=1)
+    for forecast, before in zip(predictor.predict(inputs, seed=1), bare, strict=True):
+        order = before.samples.argsort(axis=0)
+        assert (np.diff(np.take_along_axis(forecast.samples, order, axis=0), axis=0) >= 0).all()
+        assert not np.allclose(forecast.samples, before.samples)
+    (few, *_) = predictor.predict(inputs, num_samples=7, seed=1)
+    assert few.samples.shape == (7, 2)
+
+
+def test_simple_forecasts_are_blended_in_and_said(caplog):
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        predictor = quick(folds=2, blend=True).train(noisy_items(6))
+    summary = predictor.summary()["members"][0]
+    names = [member["predictor"] for member in summary["members"]]
+    assert names[0] == "EnsemblePredictor"
+    assert {*names[1:]} <= {"HoldPredictor", "GaussianProcessPredictor"}
+    assert sum(summary["weights"]) == pytest.approx(1, abs=0.01)
+    assert "blended from " in caplog.text
+
+
+def test_a_blend_is_as_good_as_the_better_of_its_parts_on_the_items_left_out():
+    """A network that knows nothing keeps the least weight, and one that knows all gets all."""
+    data = noisy_items(20)
+    pairs = list(split(data, offset=-2)[1].generate_instances(2))
+    hold = HoldPredictor.fit(data, 2)
+    wrong = SupportPredictor(hold, [[50.0, None, False]])
+    assert folds.blend_weights([wrong], [hold], [pairs], 1) == pytest.approx([0.1, 0.9], abs=1e-6)
+    assert folds.blend_weights([hold], [wrong], [pairs], 1) == pytest.approx([1.0, 0.0], abs=1e-6)
+    assert folds.blend_weights([hold], [hold], [pairs], 1) == pytest.approx([0.5, 0.5], abs=1e-3)
 
 
 def test_a_negative_number_of_folds_is_refused():

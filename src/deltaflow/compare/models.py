@@ -20,7 +20,6 @@ from deltaflow.compare.baselines import (
     fit_least_squares,
     fit_training_mean,
 )
-from deltaflow.compare.gaussian_process import fit_gaussian_process
 from deltaflow.compare.options import RowOptions
 from deltaflow.compare.progress import Tell
 from deltaflow.compare.resampled import ResampledEstimator, deepar
@@ -31,6 +30,7 @@ from deltaflow.data.windows import joined
 from deltaflow.encoders import Encoder
 from deltaflow.errors import DataError
 from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -135,7 +135,7 @@ def _train_trees(row: str, task: Task, options: RowOptions, seed: int, tell: Tel
 
 def _train_process(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Fit Gaussian processes, which do not depend on the seed."""
-    predictor = fit_gaussian_process(task)
+    predictor = GaussianProcessPredictor.fit(known_before(task), task.prediction_length)
     return Trained(predictor, predictor.theta.size, curve=[])
 
 

@@ -2,6 +2,7 @@
 
 from deltaflow.forecast.conformal import ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import PREDICTORS
@@ -10,6 +11,7 @@ from deltaflow.forecast.support import SupportPredictor
 _OWN = (
     ConformalPredictor,
     EnsemblePredictor,
+    GaussianProcessPredictor,
     HoldPredictor,
     IrregularPredictor,
     SupportPredictor,

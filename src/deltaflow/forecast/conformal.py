@@ -132,11 +132,17 @@ class ConformalPredictor(DeltaflowPredictor):
         DataError
             If nothing was observed after the origins.
         """
-        return cls._fitted(predictor, [_scores_of(predictor, calibration, predictor.schema.target)])
+        target = predictor.schema.target
+        parts = [_scores_of(predictor, calibration, target)]
+        return cls._fitted(predictor, parts, [0.0] * len(target))
 
     @classmethod
     def fit_folds(
-        cls, members: Sequence[DeltaflowPredictor], folds: Sequence[Pairs]
+        cls,
+        members: Sequence[DeltaflowPredictor],
+        folds: Sequence[Pairs],
+        predictor: DeltaflowPredictor | None = None,
+        least: Sequence[float] | None = None,
     ) -> "ConformalPredictor":
         """Calibrate the average of predictors, each on the items that it alone has left out.
 
@@ -151,14 +157,22 @@ class ConformalPredictor(DeltaflowPredictor):
             The predictors.
         folds
             For each of them, what was known and what followed of the items that it left out.
+        predictor
+            What is calibrated by the scores of the members; their average if None.
+        least
+            The smallest distance in which each channel is measured, such as 0.5 for counts, whose
+            quantiles may be equal.
         """
-        predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
+        if predictor is None:
+            predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
         target = predictor.schema.target
         parts = [_scores_of(*pair, target) for pair in zip(members, folds, strict=True)]
-        return cls._fitted(predictor, parts)
+        return cls._fitted(predictor, parts, least or [0.0] * len(target))
 
     @classmethod
-    def _fitted(cls, predictor: DeltaflowPredictor, parts: "list[_Scored]") -> "ConformalPredictor":
+    def _fitted(
+        cls, predictor: DeltaflowPredictor, parts: "list[_Scored]", smallest: Sequence[float]
+    ) -> "ConformalPredictor":
         # Items of different folds are different ones, whatever their names.
         item = [f"{fold}:{name}" for fold, part in enumerate(parts) for name in part.item]
         item = np.unique(item, return_inverse=True)[1]
@@ -172,7 +186,7 @@ class ConformalPredictor(DeltaflowPredictor):
         for number in range(len(predictor.schema.target)):
             own = channel == number
             spread = np.concatenate([below[own], above[own]])
-            floor = float(max(1e-6 * spread.mean() if own.any() else 0.0, 1e-300))
+            floor = float(max(1e-6 * spread.mean() if own.any() else 0.0, smallest[number], 1e-300))
             side = np.where(value[own] < median[own], below[own], above[own])
             score = (value[own] - median[own]) / np.maximum(side, floor)
             bounds, table = _calibrate(item[own], lead[own], score)
@@ -187,14 +201,20 @@ class ConformalPredictor(DeltaflowPredictor):
     ) -> Iterator[RealTimeForecast]:
         """Forecast each entry; quantiles, or ``num_samples`` samples of a ``seed``.
 
-        The mean is that of the predictor.
+        The mean of quantiles is that of the predictor. Paths that the predictor draws stay paths,
+        see :meth:`ConformalForecast.reordered`.
         """
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         entries = list(entries_of(dataset))
-        forecasts = self.predictor.predict(entries, seed=seed)
+        paths = getattr(self.predictor, "sampling", "marginal") != "marginal"
+        count = num_samples if paths else None
+        forecasts = self.predictor.predict(entries, num_samples=count, seed=seed)
         for number, (entry, forecast) in enumerate(zip(entries, forecasts, strict=True)):
             calibrated = self.calibrated(forecast, _leads(entry, self.prediction_length))
+            if paths and isinstance(forecast, SampleForecast):
+                yield calibrated.reordered(forecast.samples)
+                continue
             if not num_samples:
                 yield calibrated
                 continue
@@ -260,12 +280,31 @@ class ConformalForecast(RealTimeForecast):
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Draw samples, from each query on its own."""
         shape = (num_samples, *self._median.shape)
-        levels = torch.rand(shape, dtype=torch.float64).numpy()
+        return self._samples(torch.rand(shape, dtype=torch.float64).numpy())
+
+    def reordered(self, samples: np.ndarray) -> SampleForecast:
+        """Return as many calibrated samples, in the order of those given at each query.
+
+        So paths keep how their queries and channels depend on each other, which quantiles do not
+        tell (Schefzik, Thorarinsdottir & Gneiting, *Uncertainty Quantification in Complex
+        Simulation Models Using Ensemble Copula Coupling*, 2013).
+
+        Parameters
+        ----------
+        samples
+            ``(N, Q)`` or ``(N, Q, D)`` those of the forecast that is calibrated.
+        """
+        ranks = samples.argsort(axis=0, kind="stable").argsort(axis=0)
+        levels = (ranks + 0.5) / len(samples)
+        return self._samples(levels.reshape(len(samples), *self._median.shape))
+
+    def _samples(self, levels: np.ndarray) -> SampleForecast:
+        """Return the values ``(N, …)`` of levels ``(N, Q, D)``."""
         drawn = [
             np.interp(levels[:, query, channel], LEVELS, self.scores[query, channel])
             for query, channel in np.ndindex(self._median.shape)
         ]
-        samples = self._at(np.stack(drawn, axis=1).reshape(shape))
+        samples = self._at(np.stack(drawn, axis=1).reshape(levels.shape))
         forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
         return forecast.labelled(self.query_times, self.target, self.ignored)
 

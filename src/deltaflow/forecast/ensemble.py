@@ -1,5 +1,6 @@
 """An ensemble: the average forecast of several trained predictors."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import tee
 from typing import Any, TypeGuard
@@ -28,6 +29,9 @@ class EnsemblePredictor(DeltaflowPredictor):
     predictors
         At least one predictor; all of them trained on data of the same names, in any order, with
         the same ``prediction_length``.
+    weights
+        What each of them counts in the average, positive numbers whose sum is 1; by default all
+        count the same.
 
     Attributes
     ----------
@@ -51,7 +55,7 @@ class EnsemblePredictor(DeltaflowPredictor):
     """
 
     @validated()
-    def __init__(self, predictors: list) -> None:
+    def __init__(self, predictors: list, weights: list | None = None) -> None:
         if not predictors or not all(isinstance(p, DeltaflowPredictor) for p in predictors):
             names = ", ".join(type(member).__name__ for member in predictors) or "none"
             raise DeltaflowError(
@@ -75,6 +79,15 @@ class EnsemblePredictor(DeltaflowPredictor):
             ) from None
         super().__init__(first.prediction_length, schema)
         self.predictors: list[DeltaflowPredictor] = list(predictors)
+        equal = [1 / len(predictors)] * len(predictors)
+        self.weights: list[float] = equal if weights is None else list(weights)
+        if len(self.weights) != len(predictors) or not all(one > 0 for one in self.weights):
+            raise DeltaflowError(
+                f"{weights} are not the weights of {len(predictors)} predictors: give a positive "
+                "number for each"
+            )
+        if not math.isclose(sum(self.weights), 1, rel_tol=1e-6):
+            raise DeltaflowError(f"the weights {weights} do not add up to 1")
 
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
@@ -103,11 +116,15 @@ class EnsemblePredictor(DeltaflowPredictor):
             for forecast in first:
                 with unsaid():  # the first predictor has given the warnings about the data
                     forecasts = [next(member) for member in others]
-                yield EnsembleForecast([forecast, *forecasts])
+                yield EnsembleForecast([forecast, *forecasts], self.weights)
         finally:
             with unsaid():
                 for member in others:
                     member.close()
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the predictor is, and what each member counts."""
+        return {**super().summary(), "weights": [round(weight, 3) for weight in self.weights]}
 
 
 def _read_alike(

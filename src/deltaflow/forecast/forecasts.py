@@ -430,10 +430,13 @@ class EnsembleForecast(RealTimeForecast):
     ----------
     members
         The forecasts, of the same item and queries.
+    weights
+        What each of them counts, with a sum of 1; by default all count the same.
     """
 
-    def __init__(self, members: Sequence[Any]) -> None:
+    def __init__(self, members: Sequence[Any], weights: Sequence[float] | None = None) -> None:
         self.members = list(members)
+        self.weights = [1 / len(self.members)] * len(self.members) if weights is None else weights
         first = self.members[0]
         self.start_date, self.item_id, self.info = first.start_date, first.item_id, first.info
         self.prediction_length = first.prediction_length
@@ -442,19 +445,22 @@ class EnsembleForecast(RealTimeForecast):
     @property
     def mean(self) -> np.ndarray:
         """The mean, ``(Q,)`` or ``(Q, D)``."""
-        return np.mean([member.mean for member in self.members], axis=0)
+        return self._averaged([member.mean for member in self.members])
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        return np.mean([member.quantile(level) for member in self.members], axis=0)
+        return self._averaged([member.quantile(level) for member in self.members])
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
-        return np.mean([member.quantiles(levels, cells) for member in self.members], axis=0)
+        return self._averaged([member.quantiles(levels, cells) for member in self.members])
 
     def copy_dim(self, dim: int) -> EnsembleForecast:
         """Return the forecast of one channel."""
-        return EnsembleForecast([member.copy_dim(dim) for member in self.members])
+        return EnsembleForecast([member.copy_dim(dim) for member in self.members], self.weights)
+
+    def _averaged(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.average(parts, axis=0, weights=self.weights)
 
 
 class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):

@@ -184,8 +184,8 @@ def networks_in(predictor: DeltaflowPredictor) -> Iterator[IrregularPredictor]:
             yield from networks_in(member)
     else:
         raise DeltaflowError(
-            f"a {type(predictor).__name__} keeps no state that could be updated: forecast it by "
-            "predict_df"
+            f"a {type(predictor).__name__} keeps no state that could be updated: forecast by "
+            "predict_df, or train with blend=False"
         )
 
 
@@ -201,7 +201,8 @@ def combined(
     if isinstance(predictor, ConformalPredictor):
         return predictor.calibrated(combined(predictor.predictor, given, lead), lead)
     if isinstance(predictor, EnsemblePredictor):
-        return EnsembleForecast([combined(one, given, lead) for one in predictor.predictors])
+        parts = [combined(one, given, lead) for one in predictor.predictors]
+        return EnsembleForecast(parts, predictor.weights)
     return next(given)
 
 

@@ -113,7 +113,11 @@ class IrregularEstimator(Estimator):
         validation.
     calibrate
         Whether intervals are calibrated on the items left out, see `ConformalPredictor`. Not done
-        with fewer than five items, for paths, or for distributions of positive numbers.
+        with fewer than five items.
+    blend
+        Whether the forecasts of networks are averaged with simple ones, of a `HoldPredictor` and
+        of Gaussian processes, where there are 5 to 250 items: with the weights that are best on the
+        items left out. `LiveForecaster` needs ``blend=False``. Not done for paths.
     supports
         What values the channels can have. Forecasts keep to it: no negative concentration, mean
         and samples included, see `SupportPredictor`. ``"recognised"``: a channel that is never
@@ -180,6 +184,7 @@ class IrregularEstimator(Estimator):
         seed: int | None = None,
         folds: int | None = None,
         calibrate: bool = True,
+        blend: bool = True,
         supports: Supports = "recognised",
         trainer_kwargs: dict[str, Any] | None = None,
     ) -> None:
@@ -202,6 +207,7 @@ class IrregularEstimator(Estimator):
         self.seed = seed
         self.folds = folds
         self.calibrate = calibrate
+        self.blend = blend
         self.supports = supports
         self.trainer_kwargs = trainer_kwargs or {}
 
@@ -240,7 +246,7 @@ class IrregularEstimator(Estimator):
         """
         if validation_data is not None or ckpt_path is not None or self.folds == 0:
             output = self.train_model(training_data, validation_data, ckpt_path=ckpt_path)
-            return self._within_supports(output)
+            return self.within_supports(output)
         with seeded_run(self.seed) as seed:
             return train_folds(self, training_data, seed)
 
@@ -276,9 +282,10 @@ class IrregularEstimator(Estimator):
         output = self.train_model(
             training_data, validation_data, from_predictor=predictor, ckpt_path=ckpt_path
         )
-        return self._within_supports(output)
+        return self.within_supports(output)
 
-    def _within_supports(self, output: TrainOutput) -> DeltaflowPredictor:
+    def within_supports(self, output: TrainOutput) -> DeltaflowPredictor:
+        """Return the predictor of a training run, within the supports of its channels."""
         data = output.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         target = output.predictor.schema.target
         supports = supports_of(self.supports, data.training_windows.data, target)

@@ -11,6 +11,7 @@ import numpy as np
 from gluonts.dataset.common import DataEntry, Dataset
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
+from scipy.optimize import minimize
 
 from deltaflow.data import IrregularDataModule, Reader
 from deltaflow.data.arrow import ArrowDataset
@@ -20,10 +21,12 @@ from deltaflow.data.splitter import cut_entry
 from deltaflow.data.windows import SpreadWindows
 from deltaflow.forecast.conformal import FEWEST_ITEMS, ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
+from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
-from deltaflow.forecast.support import SupportPredictor, supports_of
-from deltaflow.heads import is_centred, make_output
+from deltaflow.forecast.support import Support, SupportPredictor, supports_of
+from deltaflow.heads import DECILES, is_centred, make_output
 from deltaflow.randomness import derived_seed
 from deltaflow.training import engine
 
@@ -52,7 +55,7 @@ SMALL: dict[str, Any] = {
 }
 """Settings for few items, where the user gives no others; an epoch has as many windows as ever."""
 
-EPOCHS, PATIENCE, DECAY = 30, 8, 0.98
+EPOCHS, PATIENCE, DECAY = 25, 7, 0.98
 """For few items: the largest number of epochs; how many of them go by without a better validation
 before a training ends; and the decay per batch of the average of the weights."""
 
@@ -61,6 +64,18 @@ PATIENCE_OF_MANY = 15
 
 MOST_UNLIKE = 8.0
 """If the deviations of nine in ten items differ by no more than this factor, one unit fits all."""
+
+SHRINKAGE = 0.05
+"""How much the weights of a blend are drawn towards equal ones, see `blend_weights`."""
+
+LEAST_OF_NETWORKS = 0.1
+"""The least weight of the networks in a blend: they alone heed covariates and other channels."""
+
+LEAST_WEIGHT = 0.02
+"""What counts less in a blend is left out of it."""
+
+MOST_PROCESSES = 4
+"""With more channels, Gaussian processes take longer to fit than the networks."""
 
 FEWEST_VALUES = 8
 """The deviation of fewer values says little: chance alone would let it differ by such a factor."""
@@ -165,7 +180,8 @@ def train_folds(
     base = estimator.create_data_module(entries, seed=seed)
     usable = np.asarray(base.training_windows.items)
     if len(usable) < 2:
-        return estimator.train_model(entries, validation_data=None).predictor
+        return estimator.within_supports(estimator.train_model(entries, validation_data=None))
+    few = len(usable) <= FEW_ITEMS
     plan = plan_for(base.training_windows.data, usable, base.reader, estimator.folds, seed)
     settings = {
         name: plan.settings[name] for name in estimator.free_options if name in plan.settings
@@ -190,23 +206,100 @@ def train_folds(
         epochs.append(ran)
         folds.append(pairs_of(data, select(entries, left_out)))
 
-    calibrated = estimator.calibrate and is_calibrated(careful, usable, plan)
-    rank_zero_info(_told(len(usable), plan, careful, epochs, calibrated))
+    target = base.reader.schema.target
+    supports = supports_of(estimator.supports, base.training_windows.data, target)
+    simple: list[DeltaflowPredictor] = []
+    weights = [1.0]
+    enough = sum(map(len, plan.left_out)) >= FEWEST_ITEMS
+    if estimator.blend and few and enough and estimator.sampling == "marginal":
+        simple = simple_forecasts(list(entries), estimator.prediction_length, supports)
+        weights = blend_weights(members, simple, folds, len(target))
+    parts = [blended([member], simple, weights) for member in members]
+    predictor = blended(members, simple, weights)
+    calibrated = estimator.calibrate and enough and is_calibrated(careful, supports)
     if calibrated:
-        predictor = ConformalPredictor.fit_folds(members, folds)
-    else:
-        predictor = members[0] if len(members) == 1 else EnsemblePredictor(members)
-    supports = supports_of(
-        estimator.supports, base.training_windows.data, base.reader.schema.target
-    )
+        least = [0.5 if support.whole else 0.0 for support in supports]
+        predictor = ConformalPredictor.fit_folds(parts, folds, predictor, least)
+    rank_zero_info(_told(len(usable), plan, careful, epochs, simple, weights, calibrated))
     return SupportPredictor.of(predictor, supports)
 
 
-def is_calibrated(estimator: IrregularEstimator, usable: np.ndarray, plan: Plan) -> bool:
-    """Tell whether intervals can be calibrated: by enough items, and one query at a time."""
-    items = sum(map(len, plan.left_out))
-    output = make_output(estimator.model.distr_output)
-    return items >= FEWEST_ITEMS and estimator.sampling == "marginal" and is_centred(output)
+def simple_forecasts(
+    entries: list[DataEntry], prediction_length: int, supports: Sequence[Support]
+) -> list[DeltaflowPredictor]:
+    """Fit the forecasts that are blended with those of the networks."""
+    simple: list[DeltaflowPredictor] = [HoldPredictor.fit(entries, prediction_length)]
+    if len(supports) <= MOST_PROCESSES:
+        root = all(support.low >= 0 for support in supports)
+        simple.append(GaussianProcessPredictor.fit(entries, prediction_length, root=root))
+    return simple
+
+
+def blend_weights(
+    members: Sequence[DeltaflowPredictor],
+    simple: Sequence[DeltaflowPredictor],
+    folds: Sequence[Sequence[tuple[DataEntry, DataEntry]]],
+    channels: int,
+) -> list[float]:
+    """Return the weights of the networks together, and of each simple forecast.
+
+    They are those of the lowest quantile loss on the items left out, drawn towards equal weights
+    (`SHRINKAGE`): few items say little.
+    """
+    values, items, quantiles = [], [], []
+    for number, (member, pairs) in enumerate(zip(members, folds, strict=True)):
+        past = [known for known, _ in pairs]
+        sources = [predictor.predict(past, seed=0) for predictor in (member, *simple)]
+        for (known, label), *forecasts in zip(pairs, *sources, strict=True):
+            value = label["target"].T.reshape(-1, channels)  # (Q, D)
+            seen = np.isfinite(value)
+            parts = [one.quantiles(DECILES)[:, : len(value)] for one in forecasts]
+            parts = np.array(parts).reshape(len(forecasts), len(DECILES), *value.shape)
+            quantiles.append(parts[:, :, seen])
+            values.append(np.stack([value[seen], np.nonzero(seen)[1]]))
+            items.append(np.full(int(seen.sum()), f"{number}:{known.get('item_id')}", dtype=object))
+    (value, channel), quantile = np.concatenate(values, axis=1), np.concatenate(quantiles, axis=2)
+    _, place, size = np.unique(np.concatenate(items), return_inverse=True, return_counts=True)
+    equal = np.full(len(quantile), 1 / len(quantile))
+    levels = np.array(DECILES)[:, None]
+
+    def losses(weights: np.ndarray) -> np.ndarray:
+        over = value - np.tensordot(weights, quantile, 1)  # (K, n)
+        return np.maximum(levels * over, (levels - 1) * over).mean(axis=0)
+
+    # Each item counts the same, and so does each channel, whatever its unit.
+    share = 1 / size[place]
+    usual = np.bincount(channel.astype(int), share * losses(equal), minlength=channels)
+    share = share / np.maximum(usual, np.finfo(float).tiny)[channel.astype(int)] / channels
+
+    def loss(weights: np.ndarray) -> float:
+        return float((share * losses(weights)).sum() + SHRINKAGE * ((weights - equal) ** 2).sum())
+
+    bounds = [(LEAST_OF_NETWORKS, 1.0), *[(0.0, 1.0)] * len(simple)]
+    total = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
+    found = minimize(loss, equal, bounds=bounds, constraints=total, method="SLSQP").x
+    found = np.where(found < LEAST_WEIGHT, 0.0, found)
+    return (found / found.sum()).tolist()
+
+
+def blended(
+    members: Sequence[DeltaflowPredictor],
+    simple: Sequence[DeltaflowPredictor],
+    weights: Sequence[float],
+) -> DeltaflowPredictor:
+    """Return the average of the networks, blended by weights with the simple forecasts."""
+    networks = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
+    chosen = [pair for pair in zip([networks, *simple], weights, strict=True) if pair[1] > 0]
+    if len(chosen) == 1:
+        return chosen[0][0]
+    predictors, shares = zip(*chosen, strict=True)
+    return EnsemblePredictor(list(predictors), list(shares))
+
+
+def is_calibrated(estimator: IrregularEstimator, supports: Sequence[Support]) -> bool:
+    """Tell whether calibrated quantiles stay where the distribution has values."""
+    positive = all(support.low >= 0 for support in supports)
+    return positive or is_centred(make_output(estimator.model.distr_output))
 
 
 def pairs_of(
@@ -252,17 +345,30 @@ def _train_member(
 
 
 def _told(
-    count: int, plan: Plan, estimator: IrregularEstimator, epochs: list[int], calibrated: bool
+    count: int,
+    plan: Plan,
+    estimator: IrregularEstimator,
+    epochs: list[int],
+    simple: Sequence[DeltaflowPredictor],
+    weights: Sequence[float],
+    calibrated: bool,
 ) -> str:
     """Say in one line what was done."""
     members = len(plan.left_out)
     what = "1 network" if members == 1 else f"{members} networks on folds of the items"
     aside = f"{len(plan.left_out[0])} put aside" if members == 1 else "each left out once"
     most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
+    names = ["networks", *(SIMPLE[type(predictor)] for predictor in simple)]
+    parts = [f"{weight:.0%} {name}" for name, weight in zip(names, weights, strict=True) if weight]
+    blend = f"blended from {', '.join(parts)}; " if simple else ""
     return (
         f"Trained {what} ({count} items, {aside}), stopped after {most} epochs; "
         f"scaling={estimator.data.scaling!r}, dropout={estimator.model.dropout:g}, "
-        f"weight_decay={estimator.optimizer.weight_decay:g}; "
+        f"weight_decay={estimator.optimizer.weight_decay:g}; {blend}"
         f"intervals {'calibrated' if calibrated else 'not calibrated'}. "
         "folds=0 trains one network on all items."
     )
+
+
+SIMPLE = {HoldPredictor: "hold", GaussianProcessPredictor: "Gaussian process"}
+"""What the simple forecasts of a blend are called."""

@@ -1,17 +1,18 @@
 """A Gaussian process per item and channel, all with the same kernel."""
 
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from gluonts.core.component import validated
-from torch.distributions import Normal
+from gluonts.dataset.common import Dataset
+from torch.distributions import Distribution, Normal
 
-from deltaflow.data.series import Series, SeriesReader, schema_of
+from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
-from deltaflow.errors import needing
 from deltaflow.forecast.baseline import BaselinePredictor
-from deltaflow.tasks.task import Task, known_before
 
 MOST_ITEMS, MOST_ROWS = 64, 100
 """The kernel is fitted to at most this many items, and at most this many last values of each."""
@@ -37,9 +38,14 @@ class GaussianProcessPredictor(BaselinePredictor):
         ``(D,)`` mean and deviation of each channel.
     unit
         The unit of time: seconds, or periods of a regular series.
-    """
+    root
+        Whether the processes are of the square roots of the values, whose noise differs less
+        between small and large ones.
 
-    family = Normal
+    References
+    ----------
+    Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006.
+    """
 
     @validated()
     def __init__(
@@ -50,14 +56,51 @@ class GaussianProcessPredictor(BaselinePredictor):
         center: list,
         spread: list,
         unit: float,
+        root: bool = False,
     ) -> None:
         super().__init__(prediction_length, data_schema)
+        self.root = root
         self.theta = np.asarray(theta)
         self.center, self.spread, self.unit = np.asarray(center), np.asarray(spread), unit
+
+    @property
+    def family(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The distributions, made of a location and a scale."""
+        return SquaredNormal if self.root else Normal
+
+    @classmethod
+    def fit(
+        cls, training_data: Dataset, prediction_length: int, root: bool = False
+    ) -> "GaussianProcessPredictor":
+        """Fit the kernel of each channel to all items, by the sum of their marginal likelihoods."""
+        entries = list(entries_of(training_data))
+        schema = schema_of(entries)
+        reader = SeriesReader(schema)
+        data = [_rooted(reader.read(entry), root) for entry in entries]
+        statistics = Statistics.fit(data, schema.target)
+        channels = len(schema.target)
+        spans = [np.ptp(one.times[: one.length]) for one in data if one.length > 1]
+        unit = float(np.median(spans or [0.0])) or 1.0
+        chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ITEMS]
+        theta = []
+        for channel in range(channels):
+            curves = [_curve(data[item], channel, unit, MOST_ROWS) for item in chosen]
+            known = [curve for curve in curves if len(curve.values)]
+            theta.append(_fit(known, statistics.center[channel], statistics.spread[channel]))
+        return cls(
+            prediction_length=prediction_length,
+            data_schema=schema.to_dict(),
+            theta=np.array(theta).tolist(),
+            center=statistics.center[:channels],
+            spread=statistics.spread[:channels],
+            unit=unit,
+            root=root,
+        )
 
     def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return location and scale ``(Q, D)`` of the predictive distribution of a value."""
         learn = _sklearn()
+        series = _rooted(series, self.root)
         loc, scale = (np.empty((len(queries), len(self.center))) for _ in range(2))
         for channel, theta in enumerate(self.theta):
             kernel = learn.kernel().clone_with_theta(theta)
@@ -73,45 +116,49 @@ class GaussianProcessPredictor(BaselinePredictor):
         return loc, np.maximum(scale, 1e-9 * self.spread)
 
 
-def fit_gaussian_process(task: Task) -> GaussianProcessPredictor:
-    """Fit the kernel of each channel to all items, by the sum of their marginal likelihoods.
+class SquaredNormal(Distribution):
+    """The square of a normal variable that is 0 where it would be negative.
 
-    Raises
-    ------
-    DeltaflowError
-        If scikit-learn is not installed.
-
-    References
+    Parameters
     ----------
-    Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006.
+    loc, scale
+        Of the normal variable.
     """
-    entries = known_before(task)
-    schema = schema_of(entries)
-    reader = SeriesReader(schema)
-    data = [reader.read(entry) for entry in entries]
-    statistics = Statistics.fit(data, schema.target)
-    channels = range(len(schema.target))
-    spans = [np.ptp(one.times[: one.length]) for one in data if one.length > 1]
-    unit = float(np.median(spans or [0.0])) or 1.0
-    chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ITEMS]
-    theta = []
-    for channel in channels:
-        curves = [_curve(data[item], channel, unit, MOST_ROWS) for item in chosen]
-        theta.append(
-            _fit(
-                [curve for curve in curves if len(curve.values)],
-                statistics.center[channel],
-                statistics.spread[channel],
-            )
+
+    arg_constraints: ClassVar[dict] = {}
+
+    def __init__(self, loc: torch.Tensor, scale: torch.Tensor) -> None:
+        self.normal = Normal(loc, scale)
+        super().__init__(self.normal.batch_shape, validate_args=False)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The mean, that of the part at 0 included."""
+        loc, scale = self.normal.loc, self.normal.scale
+        ratio = loc / scale
+        density = torch.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
+        return (loc**2 + scale**2) * torch.special.ndtr(ratio) + loc * scale * density
+
+    def icdf(self, value: torch.Tensor) -> torch.Tensor:
+        """Return quantiles."""
+        return self.normal.icdf(value).clamp(min=0) ** 2
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
+        """Draw samples."""
+        return self.normal.sample(sample_shape).clamp(min=0) ** 2
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the log-density, at 0 the logarithm of the probability."""
+        root = value.clamp(min=0).sqrt()
+        inside = self.normal.log_prob(root) - torch.log(2 * root)
+        return torch.where(
+            value > 0, inside, torch.special.log_ndtr(-self.normal.loc / self.normal.scale)
         )
-    return GaussianProcessPredictor(
-        prediction_length=task.prediction_length,
-        data_schema=schema.to_dict(),
-        theta=np.array(theta).tolist(),
-        center=statistics.center[: len(schema.target)],
-        spread=statistics.spread[: len(schema.target)],
-        unit=unit,
-    )
+
+
+def _rooted(series: Series, root: bool) -> Series:
+    """Return a series with the square roots of its values; 0 in the place of negative ones."""
+    return series._replace(values=np.sqrt(np.maximum(series.values, 0))) if root else series
 
 
 class _Curve(NamedTuple):
@@ -157,8 +204,7 @@ class _Learn(NamedTuple):
 
 
 def _sklearn() -> _Learn:
-    with needing("gaussian-process"):
-        from sklearn.gaussian_process import GaussianProcessRegressor, kernels
+    from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
     def kernel() -> Any:
         wide = (1e-4, 1e4)
