@@ -161,7 +161,8 @@ def test_training_goes_on_from_a_predictor_within_supports():
 def test_live_forecasts_keep_within_the_support():
     frame = decays()
     times = {"timestamp": "time", "target": ["conc", "events", "change"], "time_unit": "h"}
-    predictor = quick(folds=2).train(IrregularDataset.from_long_dataframe(frame, **times))
+    data = IrregularDataset.from_long_dataframe(frame, **times)
+    predictor = quick(folds=2, blend=False).train(data)
     live = LiveForecaster(predictor, timestamp="time")
     live.update(frame)
     last = frame.groupby("item_id", as_index=False)["time"].max()
