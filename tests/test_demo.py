@@ -1,6 +1,7 @@
 """The demo runs from its settings to its table and figure."""
 
 import inspect
+from contextlib import redirect_stdout
 
 import pandas as pd
 import pytest
@@ -12,8 +13,16 @@ from deltaflow.tasks import VITALS
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     output = tmp_path_factory.mktemp("demo")
-    demo.main(["--quick", "--output", str(output)])
+    with (output / "printed.txt").open("w") as printed, redirect_stdout(printed):
+        demo.main(["--quick", "--output", str(output)])
     return output
+
+
+def test_names_of_the_channels_are_printed_in_80_columns(output):
+    printed = (output / "printed.txt").read_text()
+    for name in [*VITALS, demo.POOLED, demo.AVERAGE]:
+        assert f"\n{name} " in printed.replace("\n ", "\n")
+    assert "…" not in printed
 
 
 def test_settings_are_arguments_of_the_estimator():

@@ -33,6 +33,7 @@ from deltaflow import (
     HoldPredictor,
     IrregularDataset,
     TimeSplitter,
+    plot_forecasts,
     predict_df,
     split_items,
 )
@@ -42,10 +43,7 @@ from deltaflow.tables import as_markdown, as_rich
 from deltaflow.tasks import VITALS, clinical_dataset, clinical_sample
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-BLUE = "#2166ac"
 
 POOLED, AVERAGE = "values pooled", "mean of channels"
 
@@ -119,7 +117,7 @@ def run(config: dict[str, Any], output: Path, console: Console) -> pd.DataFrame:
     write(output / "table.csv", scores.to_csv())
     table = readable(scores)
     write(output / "table.md", as_markdown(table))
-    shown = table.rename(columns=lambda heading: heading.replace(": ", "\n"))
+    shown = table.rename(columns=_in_lines)
     console.print(as_rich(shown.rename_axis("vital sign"), caption=CAPTION, sections=[AVERAGE]))
 
     figure = draw(predictor, test, **config["figure"])
@@ -185,8 +183,6 @@ def draw(
 
     The forecast is asked for every half hour, whatever the times of the measurements are.
     """
-    from matplotlib.figure import Figure
-
     grid = np.arange(24 * 60, 48 * 60 + 1, 30)
     stays = {str(patient): stay for patient, stay in clinical_sample().groupby("patient")}
 
@@ -196,7 +192,8 @@ def draw(
         return int(measured.groupby(later).sum().to_numpy().min())
 
     chosen = sorted([entry["item_id"] for entry in test], key=rarest, reverse=True)[:patients]
-    past = pd.concat([stays[patient].query(f"minutes < {grid[0]}") for patient in chosen])
+    history = pd.concat([stays[patient] for patient in chosen])
+    past = history[history["minutes"] < grid[0]]
     asked = pd.MultiIndex.from_product([past["patient"].unique(), grid]).to_frame(
         index=False, name=["patient", "minutes"]
     )
@@ -207,46 +204,27 @@ def draw(
         item_id="patient",
         timestamp="minutes",
         quantile_levels=[0.1, 0.25, 0.75, 0.9],
-    ).groupby(["patient", "target_name"])
-
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    panels = figure.subplots(len(channels), patients, sharex=True, sharey="row", squeeze=False)
-    for column, patient in enumerate(chosen):
-        stay = stays[patient]
-        panels[0, column].set_title(describe(stay.iloc[0]), fontsize=10)
-        panels[-1, column].set_xlabel("hours since admission")
-        for row, channel in enumerate(channels):
-            forecast = forecasts.get_group((int(patient), channel))
-            measured = stay[["minutes", channel]].dropna().to_numpy()
-            panel(panels[row, column], forecast, measured, grid[0])
-    for row, channel in enumerate(channels):
-        panels[row, 0].set_ylabel(f"{channel} ({VITALS[channel]})")
+    )
+    for frame in (history, forecasts):
+        frame["hours"] = frame["minutes"] / 60
+    figure = plot_forecasts(
+        forecasts, history, item_id="patient", timestamp="hours", channels=channels
+    )
+    figure.set_size_inches(10, 7.5)
+    panels = np.array(figure.axes).reshape(len(channels), patients)
+    for patient, axes in zip(chosen, panels.T, strict=True):
+        axes[0].set_title(describe(stays[patient].iloc[0]), fontsize=10)
+        axes[-1].set(xlabel="hours since admission", xlim=(0, 48), xticks=range(0, 49, 12))
+    for channel, axes in zip(channels, panels, strict=True):
+        axes[0].set_ylabel(f"{channel} ({VITALS[channel]})")
     figure.align_ylabels()
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False)
     return figure
 
 
-def panel(axes: Axes, forecast: pd.DataFrame, measured: np.ndarray, origin: float) -> None:
-    """Draw one channel of one patient: ``measured`` holds minutes and values, ``(T, 2)``."""
-    hours = forecast["minutes"] / 60
-    for low, high, shade in (("0.1", "0.9", 0.18), ("0.25", "0.75", 0.3)):
-        label = f"{float(high) - float(low):.0%} interval"
-        axes.fill_between(
-            hours, forecast[low], forecast[high], color=BLUE, alpha=shade, lw=0, label=label
-        )
-    axes.plot(hours, forecast["predictions"], color=BLUE, lw=1.6, label="median forecast")
-    axes.axvline(origin / 60, color="0.6", lw=0.8, ls=":")
-    times, values = measured.T
-    past = times < origin
-    point = {"ls": "", "marker": "o", "ms": 3.2, "color": "0.2"}
-    axes.plot(times[past] / 60, values[past], label="read by the model", **point)
-    axes.plot(times[~past] / 60, values[~past], label="measured later", mfc="white", **point)
-    axes.set_xlim(0, 48)
-    axes.set_xticks(range(0, 49, 12))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="0.92")
-    axes.set_axisbelow(True)
+def _in_lines(heading: str) -> str:
+    """Break a heading such as ``quantile loss: hold`` into short lines."""
+    measure, model = heading.split(": ")
+    return "\n".join([*measure.rsplit(" ", 1), model])
 
 
 def describe(stay: pd.Series) -> str:

@@ -49,7 +49,9 @@ def as_rich(
         pad_edge=False,
         padding=(0, 0, 0, 1),
     )
-    printed.add_column(Text(str(table.index.name or "")), overflow="fold")
+    words = [word for name in table.index for word in str(name).split()]
+    width = max(map(len, words), default=0)  # so that the names do not give way to wide columns
+    printed.add_column(Text(str(table.index.name or "")), overflow="fold", min_width=width)
     for heading in table.columns:
         printed.add_column(Text(heading), justify="right", no_wrap=True)
     for name, row in zip(table.index, table.to_numpy(), strict=True):
