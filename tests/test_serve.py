@@ -139,6 +139,7 @@ BAD_ROWS = {
     "static": (observation("b", 9, age=51), "b", "age", "not what it was"),
     "no item": (observation(None, 9), None, "item_id", "valid"),
     "list": (observation(["a"], 9), None, "item_id", "valid"),
+    "long number": (observation(10**30, 9), 10**30, "item_id", "valid"),
 }
 
 

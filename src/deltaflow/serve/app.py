@@ -1,6 +1,7 @@
 """The HTTP interface of a live forecaster."""
 
 import asyncio
+import json
 import logging
 import secrets
 import time
@@ -213,7 +214,9 @@ def make_app(
     def refusal(status: int, problem: str, headers: Any = None, **where: Any) -> Response:
         metrics.refused.labels(status).inc()
         known = {name: _plain(value) for name, value in where.items() if value is not None}
-        return _json({"error": problem, **known}, status, headers)
+        # Not by orjson, which refuses some of the numbers and texts that an error quotes.
+        content = json.dumps({"error": problem, **known}, default=str)
+        return Response(content, status, headers, media_type="application/json")
 
     asked, observed = questions(live, max_rows), observations(live, max_rows)
 
@@ -305,10 +308,8 @@ def _check_known(live: LiveForecaster, item_id: str) -> None:
         raise HTTPException(404, f"item {item_id!r} is not known")
 
 
-def _json(content: Any, status: int = 200, headers: Any = None) -> Response:
-    return Response(
-        orjson.dumps(content, default=str), status, headers, media_type="application/json"
-    )
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
 
 
 def _table(columns: Mapping[Any, list[Any]], content_type: str) -> Response:
