@@ -27,8 +27,9 @@ def registries():
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
 def test_example_runs(script, registries, tmp_path, monkeypatch, capsys):
-    if script.stem.startswith("forecast_with_"):
-        pytest.importorskip(script.stem.removeprefix("forecast_with_"))
+    _, is_with, library = script.stem.partition("_with_")
+    if is_with:
+        pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setattr("sys.argv", [str(script), "--quick"])

@@ -151,10 +151,10 @@ class ItemTable:
 
 def write_records(archive: zipfile.ZipFile, names: Sequence[str], packed: Sequence[Tensor]) -> None:
     """Write items and their packed records into an archive, as arrays of NumPy."""
-    encoded = [name.encode(errors="surrogatepass") for name in names]
+    joined = "".join(names).encode(errors="surrogatepass")
     arrays = {
-        "names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        "lengths": np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)),
+        "names": np.frombuffer(joined, dtype=np.uint8),
+        "lengths": np.fromiter(map(len, names), dtype=np.int64, count=len(names)),  # of characters
         **{f"block_{number}": records.numpy() for number, records in enumerate(packed)},
     }
     for name, array in arrays.items():
@@ -170,10 +170,7 @@ def read_records(archive: zipfile.ZipFile) -> tuple[list[str], list[Tensor]]:
             return np.lib.format.read_array(file, allow_pickle=False)
 
     ends = read("lengths").cumsum().tolist()
-    joined = read("names").tobytes()
-    names = [
-        joined[start:end].decode(errors="surrogatepass")
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
+    joined = read("names").tobytes().decode(errors="surrogatepass")
+    names = [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     count = sum(name.startswith("block_") for name in archive.namelist())
     return names, [torch.from_numpy(read(f"block_{number}")) for number in range(count)]
