@@ -89,3 +89,20 @@ def test_the_floor_reads_as_many_inputs_as_the_cells_of_the_encoders():
     assert isinstance(encoder, RecurrentEncoder)
     inputs = TINY.inputs(torch.device("cpu"))
     assert inputs.shape[-1] == encoder.input_projection.in_features == 16
+
+
+def test_a_size_that_cudnn_does_not_support_has_no_times():
+    def refused():
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
+
+    calls = {benchmark.FLOOR: refused, "gru": lambda: None}
+    table = benchmark._timed(calls, 0.0, lambda _: None).set_index("encoder")
+    assert table.loc[benchmark.FLOOR].isna().all()
+    assert table.loc["gru", "ms"] > 0
+    assert table["ratio"].isna().all()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        benchmark._timed({"gru": out_of_memory}, 0.0, lambda _: None)
+
+
+def out_of_memory():
+    raise RuntimeError("CUDA out of memory")

@@ -10,6 +10,7 @@ machine.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -322,27 +323,42 @@ def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell
     """Time calls in turn: the medians of their times, and of the ratios to the floor's.
 
     Each call takes part in the rounds until it has used up its ``seconds``, and in at least
-    `MIN_ROUNDS` of them unless it is very slow.
+    `MIN_ROUNDS` of them unless it is very slow. What cuDNN does not support at this size is NaN.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     ratios: dict[str, list[float]] = {name: [] for name in calls}
+    able = []
     for name, call in calls.items():
         tell(f"{name}, to warm up")
-        call()
+        if _is_supported(call):
+            able.append(name)
+    floor = [FLOOR] if FLOOR in able else []
     for number in range(MAX_ROUNDS):
         budget = OVERTIME * seconds if 0 < number < MIN_ROUNDS else seconds
-        waiting = [n for n in calls if n != FLOOR and (not number or sum(times[n]) < budget)]
-        for name in [FLOOR, *waiting] if waiting else []:
+        waiting = [n for n in able if n != FLOOR and (not number or sum(times[n]) < budget)]
+        for name in [*floor, *waiting] if waiting else []:
             tell(f"{name}, round {number + 1}")
             began = timer()
             calls[name]()
             times[name].append(timer() - began)
-            ratios[name].append(times[name][-1] / times[FLOOR][-1])
-    rows = [
-        (name, 1e3 * statistics.median(times[name]), statistics.median(ratios[name]))
-        for name in calls
-    ]
+            ratios[name] += [times[name][-1] / times[FLOOR][-1]] if floor else []
+    rows = [(name, 1e3 * _median(times[name]), _median(ratios[name])) for name in calls]
     return pd.DataFrame(rows, columns=["encoder", "ms", "ratio"])
+
+
+def _is_supported(call: Callable[[], object]) -> bool:
+    """Make a call, and tell whether cuDNN supports its size."""
+    try:
+        call()
+    except RuntimeError as error:
+        if "NOT_SUPPORTED" not in str(error):
+            raise
+        return False
+    return True
+
+
+def _median(numbers: Sequence[float]) -> float:
+    return statistics.median(numbers) if numbers else math.nan
 
 
 @contextmanager
