@@ -36,8 +36,8 @@ def test_the_channels_drawn_are_those_measured_most_before_and_after():
     assert titles(figure) == ["p1 · c2", "p1 · c1", "p1 · c3", "p1 · c4"]
     assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["a", "b"]
     read = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
-    np.testing.assert_array_equal(read["read"], past[1])
-    np.testing.assert_array_equal(read["measured later"], future[1])
+    np.testing.assert_array_equal(read["past"], [3.0])
+    np.testing.assert_array_equal(read["actual"], future[1])
 
 
 def test_each_encoder_is_drawn_once_from_its_first_seed():

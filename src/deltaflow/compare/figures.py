@@ -10,6 +10,7 @@ import pandas as pd
 
 from deltaflow.compare.run import Run
 from deltaflow.compare.score import INTERVALS
+from deltaflow.forecast.plot import Interval, draw_forecast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,13 +168,11 @@ def _panels(examples: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
 
 def _draw_forecast(axes: Axes, example: Mapping[str, Any], channel: int) -> None:
     """Draw one channel of one item: observations, median and 80 % interval."""
-    times = example["times"]
-    low, median, high = (example[name][channel] for name in ("low", "median", "high"))
-    axes.fill_between(times, low, high, color="C0", alpha=0.25, lw=0, label="80 % interval")
-    axes.plot(times, median, color="C0", lw=1.3, label="median")
-    point = {"ls": "", "marker": "o", "ms": 2.5, "color": "0.2"}
-    axes.plot(example["past_times"], example["past"][channel], label="read", **point)
-    axes.plot(times, example["future"][channel], label="measured later", mfc="white", **point)
+    low, median, high = (np.array(example[name][channel]) for name in ("low", "median", "high"))
+    values = [*example["past"][channel], *example["future"][channel]]
+    observed = pd.Series(values, [*example["past_times"], *example["times"]], dtype=float)
+    interval = Interval(0.8, low, high)
+    draw_forecast(axes, pd.Index(example["times"]), median, [interval], observed=observed)
     axes.tick_params(labelsize=7)
 
 
