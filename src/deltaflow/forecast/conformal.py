@@ -249,11 +249,7 @@ class ConformalForecast(RealTimeForecast):
 
     def __init__(self, forecast: RealTimeForecast, scores: np.ndarray, least: np.ndarray) -> None:
         self.forecast, self.scores, self.least = forecast, scores, least
-        self.start_date, self.item_id, self.info = (
-            forecast.start_date, forecast.item_id, forecast.info,
-        )  # fmt: skip
-        self.prediction_length = forecast.prediction_length
-        self.labelled(forecast.query_times, forecast.target, forecast.ignored)
+        self.labelled_like(forecast)
         low, median, high = forecast.quantiles(INNER)
         self._shape = median.shape
         shape = len(scores), len(least)

@@ -74,6 +74,12 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         self.ignored = tuple(ignored)
         return self
 
+    def labelled_like(self, forecast: RealTimeForecast) -> None:
+        """Take item, times and channels from another forecast."""
+        self.start_date, self.item_id = forecast.start_date, forecast.item_id
+        self.info, self.prediction_length = forecast.info, forecast.prediction_length
+        self.labelled(forecast.query_times, forecast.target, forecast.ignored)
+
     def __getitem__(self, name: str) -> np.ndarray:
         """Return the mean, the median or a quantile, as GluonTS's evaluation asks for it."""
         self._check_complete()
@@ -437,10 +443,7 @@ class EnsembleForecast(RealTimeForecast):
     def __init__(self, members: Sequence[Any], weights: Sequence[float] | None = None) -> None:
         self.members = list(members)
         self.weights = [1 / len(self.members)] * len(self.members) if weights is None else weights
-        first = self.members[0]
-        self.start_date, self.item_id, self.info = first.start_date, first.item_id, first.info
-        self.prediction_length = first.prediction_length
-        self.labelled(first.query_times, first.target, first.ignored)
+        self.labelled_like(self.members[0])
 
     @property
     def mean(self) -> np.ndarray:

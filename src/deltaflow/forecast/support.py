@@ -241,11 +241,7 @@ class SupportForecast(RealTimeForecast):
 
     def __init__(self, forecast: Any, supports: Sequence[Support]) -> None:
         self.forecast, self.supports = forecast, list(supports)
-        self.start_date, self.item_id, self.info = (
-            forecast.start_date, forecast.item_id, forecast.info,
-        )  # fmt: skip
-        self.prediction_length = forecast.prediction_length
-        self.labelled(forecast.query_times, forecast.target, forecast.ignored)
+        self.labelled_like(forecast)
 
     @property
     def mean(self) -> np.ndarray:
