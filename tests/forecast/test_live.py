@@ -200,6 +200,26 @@ def test_static_features_come_with_the_first_rows_and_stay(rich, make_frame):
     pd.testing.assert_frame_equal(live.forecast(future), once, atol=1e-4)
 
 
+def test_missing_static_features_are_unknown_ones(rich, make_frame):
+    frame = make_frame(("HR", "MAP"), num_items=3)
+    frame.loc[frame["item_id"] == "p0", ["age", "ward"]] = None
+    frame.loc[frame["item_id"] == "p1", "ward"] = "another"
+    live = LiveForecaster(rich)
+    live.update(frame)
+    future = frame.groupby("item_id").tail(1)
+    once = predict_df(live.predictor, frame, future)
+    pd.testing.assert_frame_equal(live.forecast(future), once, atol=1e-4)
+    with pytest.raises(DataError, match=r"item 'p0', field 'ward'.*not what it was"):
+        live.update(future.assign(timestamp=future["timestamp"] + pd.Timedelta("1h"), ward="icu"))
+
+
+def test_no_rows_are_no_news(single):
+    live = LiveForecaster(single)
+    live.update(rows("a", [0.0]))
+    live.update(rows("a", [1.0]).iloc[:0])
+    assert live.item("a")["num_observations"] == 1
+
+
 def test_bad_questions_are_refused_by_name(single):
     live = LiveForecaster(single)
     live.update(rows("a", [0.0, 1.0]))

@@ -98,7 +98,7 @@ class Member:
 
     def _start(self, real: np.ndarray, cat: np.ndarray) -> Running:
         codes = [
-            known[cat[:, column]]
+            known[np.maximum(cat[:, column], UNKNOWN_LEVEL)]
             for column, known in zip(self._cat, self._found.codes, strict=True)
         ]  # fmt: skip
         codes = np.stack(codes, axis=-1) if codes else np.empty((len(cat), 0), dtype=np.int64)
