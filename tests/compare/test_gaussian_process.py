@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
 from deltaflow import IrregularDataset, TimeSplitter
 from deltaflow.compare import run_comparison
-from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
+from deltaflow.forecast.gaussian_process import GaussianProcessPredictor, predictive
 from deltaflow.tasks import Task, unseen_items
 from deltaflow.tasks.small import small_task
 from deltaflow.tasks.task import known_before
@@ -49,6 +50,20 @@ def test_an_item_of_which_nothing_is_known_has_the_prior():
     past = next(iter(test.input))
     (forecast,) = predictor.predict([{**past, "target": past["target"] * np.nan}])
     np.testing.assert_allclose(forecast.mean[:, 1], predictor.center[1])
+
+
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_forecasts_are_those_of_scikit_learn(count):
+    rng = np.random.default_rng(count)
+    kernel = kernels.ConstantKernel() * kernels.DotProduct()
+    kernel += kernels.ConstantKernel() * kernels.Matern(nu=1.5) + kernels.WhiteKernel()
+    theta = rng.uniform([-1, -1, -1, -1, -3], 1)
+    times, values, asked = np.sort(rng.uniform(0, 5, count)), rng.normal(size=count), np.arange(9.0)
+    process = GaussianProcessRegressor(kernel.clone_with_theta(theta), optimizer=None)
+    if count:
+        process.fit(times[:, None], values)
+    expected = process.predict(asked[:, None], return_std=True)
+    np.testing.assert_allclose(predictive(theta, times, values, asked), expected, rtol=1e-7)
 
 
 def test_it_is_a_row_and_so_are_the_defaults(tiny, monkeypatch):
