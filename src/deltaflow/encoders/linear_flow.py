@@ -130,21 +130,24 @@ class LinearFlowEncoder(Encoder):
     ) -> Tensor:
         """Read some of the series; see `read`."""
         chunks = Chunks.on(values.device, running.shape[1])
-        seen, gaps = _arranged(chunks, values, observed, features, delta_t)
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        inputs = _inputs(values, observed, features, delta_t)
+        seen = torch.cat([chunks.view(part) for part in inputs]).to(dtype)  # (R, L, C, B)
+        gaps = chunks.arranged(delta_t).to(dtype)
         rates, turns = self.flow.exponent()
-        rates = rates.to(seen.dtype)
+        rates = rates.to(dtype)
         motion = Motion.of(rates, turns, gaps, chunks.arranged(delta_t.detach().double().cumsum(1)))
         counts = running.sum(1)
         newest = chunks.places((counts - 1).clamp(min=0))
         inner, hidden = seen, []
         own = zip(*(part.split(self.sizes) for part in (rates, turns, motion)), strict=True)
         for layer, (r, nu, moved) in enumerate(own):
-            weight, bias = (part.to(seen.dtype) for part in self.entries[layer].parameters())
+            weight, bias = (part.to(dtype) for part in self.entries[layer].parameters())
             states = oscillate(inner, weight, bias, r, nu, gaps, moved)  # (2, n, L, C, B)
             hidden.append(states.flatten(2).index_select(-1, newest))
             if layer < len(self.mixtures):
                 inner = _mixed(self.mixtures[layer], turned(states, moved.cos, moved.sin), seen)
-        cos, sin = (part.flatten(1)[:, newest] for part in (motion.cos, motion.sin))
+        cos, sin = (part.flatten(1).index_select(-1, newest) for part in motion[1:])
         hidden = turned(torch.cat(hidden, 1), cos, sin).flatten(0, 1).T[:, : self.hidden_size]
         return hidden.masked_fill((counts == 0).unsqueeze(-1), 0.0).to(values.dtype)
 
@@ -155,7 +158,7 @@ class LinearFlowEncoder(Encoder):
         with own_precision(values):
             moved = self.flow.prepare()(delta_t.unsqueeze(-1), state.hidden)
             moved = functional.pad(moved, (0, self.hidden_size % 2)).unflatten(-1, (2, -1))
-            seen = _inputs(values, observed, features, delta_t)
+            seen = torch.cat(_inputs(values, observed, features, delta_t), -1)
             inner, hidden = seen, []
             for layer, before in enumerate(moved.split(self.sizes, -1)):
                 entries = self.entries[layer](inner).unflatten(-1, (3, -1))
@@ -191,14 +194,8 @@ def _mixed(mixture: nn.Module, states: Tensor, seen: Tensor) -> Tensor:
     return functional.gelu(torch.addmm(mixed, of_states, states)).unflatten(1, shape)
 
 
-def _inputs(values: Tensor, observed: Tensor, features: Tensor, delta_t: Tensor) -> Tensor:
-    """Return the input of the first layer, ``(…, R)``."""
-    clock = delta_t.log1p().unsqueeze(-1)
-    return torch.cat([values, observed.to(values.dtype), features, clock], -1)
-
-
-def _arranged(chunks: Chunks, *parts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `_inputs` as ``(R, L, C, B)`` and the gaps as ``(L, C, B)``, at least in float32."""
-    values, *_, delta_t = parts
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    return chunks.arranged(_inputs(*parts)).to(dtype), chunks.arranged(delta_t).to(dtype)
+def _inputs(
+    values: Tensor, observed: Tensor, features: Tensor, delta_t: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the parts of the input of the first layer, ``(…, R)`` together."""
+    return values, observed.to(values.dtype), features, delta_t.log1p().unsqueeze(-1)

@@ -48,11 +48,15 @@ class Chunks(NamedTuple):
 
     def arranged(self, rows: Tensor) -> Tensor:
         """Arrange ``(B, T, …)`` as ``(…, L, C, B)``, filled up with zeros."""
+        return self.view(rows).contiguous()
+
+    def view(self, rows: Tensor) -> Tensor:
+        """Return what `arranged` does, in memory of any order."""
         added = self.length * self.count - rows.shape[1]
         if added:
             rows = F.pad(rows, [*[0, 0] * (rows.ndim - 2), 0, added])
         rows = rows.unflatten(1, (self.count, self.length))
-        return rows.permute(*range(3, rows.ndim), 2, 1, 0).contiguous()
+        return rows.permute(*range(3, rows.ndim), 2, 1, 0)
 
     def places(self, steps: Tensor) -> Tensor:
         """Return where one step of each series ``(B,)`` stands in ``(L, C, B)``, flattened."""

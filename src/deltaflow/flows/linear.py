@@ -204,7 +204,7 @@ def rotation(turns: Tensor, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
 
     Whole turns are dropped, exactly, before the phase is cast to ``dtype``.
     """
-    phase = 2 * math.pi * (turns * t.double()).frac().to(dtype)
+    phase = (turns * t.double()).frac_().to(dtype).mul_(2 * math.pi)
     return phase.cos(), phase.sin()
 
 
