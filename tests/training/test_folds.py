@@ -238,3 +238,18 @@ def test_a_blend_is_as_good_as_the_better_of_its_parts_on_the_items_left_out():
 def test_a_negative_number_of_folds_is_refused():
     with pytest.raises(DeltaflowError, match="folds must be at least 0, got -1"):
         quick(folds=-1)
+
+
+def test_intervals_of_folds_are_never_narrower_than_those_of_the_predictor():
+    """On the past of items, a forecast may do better than it will do on what lies ahead."""
+    data = noisy_items(20)
+    pairs = list(split(data, offset=-2)[1].generate_instances(2))
+    tenfold = IrregularDataset([{**e, "target": 10 * e["target"]} for e in data], data.schema)
+    wide = HoldPredictor.fit(tenfold, 2)
+    for fitted, is_narrower in (
+        (ConformalPredictor.fit(wide, pairs), True),
+        (ConformalPredictor.fit_folds([wide], [pairs]), False),
+    ):
+        own, calibrated = forecasts_of(wide, data), forecasts_of(fitted, data)
+        assert (np.ptp(calibrated, axis=1) < 0.5 * np.ptp(own, axis=1)).all() == is_narrower
+        assert is_narrower or (np.ptp(calibrated, axis=1) >= np.ptp(own, axis=1) - 1e-9).all()

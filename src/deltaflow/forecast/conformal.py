@@ -39,6 +39,9 @@ FEWEST_ITEMS = 5
 _NORMAL = np.array([NormalDist().inv_cdf(level) for level in LEVELS]) / NormalDist().inv_cdf(0.9)
 """What the scores are of a model that is right and normal; 1 at the level 0.9."""
 
+_NO_WIDTH = np.where(LEVELS < 0.5, np.inf, -np.inf)
+"""Scores that no interval is narrower than."""
+
 Pairs = Iterable[tuple[DataEntry, DataEntry]]
 """What was known and what followed, as GluonTS's ``TestData`` yields it."""
 
@@ -134,7 +137,7 @@ class ConformalPredictor(DeltaflowPredictor):
         """
         target = predictor.schema.target
         parts = [_scores_of(predictor, calibration, target)]
-        return cls._fitted(predictor, parts, [0.0] * len(target))
+        return cls._fitted(predictor, parts, [0.0] * len(target), _NO_WIDTH)
 
     @classmethod
     def fit_folds(
@@ -150,6 +153,9 @@ class ConformalPredictor(DeltaflowPredictor):
         the scores are those of single members, and the average is usually closer to the truth, so
         that the intervals tend to cover more (Barber et al., *Predictive inference with the
         jackknife+*, 2021, on what can be proved of such schemes).
+
+        Intervals are widened where they cover too little, but never made narrower than those of
+        the predictor: what lies ahead is seldom easier to forecast than the past of items.
 
         Parameters
         ----------
@@ -167,11 +173,15 @@ class ConformalPredictor(DeltaflowPredictor):
             predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
         target = predictor.schema.target
         parts = [_scores_of(*pair, target) for pair in zip(members, folds, strict=True)]
-        return cls._fitted(predictor, parts, least or [0.0] * len(target))
+        return cls._fitted(predictor, parts, least or [0.0] * len(target), _NORMAL)
 
     @classmethod
     def _fitted(
-        cls, predictor: DeltaflowPredictor, parts: "list[_Scored]", smallest: Sequence[float]
+        cls,
+        predictor: DeltaflowPredictor,
+        parts: "list[_Scored]",
+        smallest: Sequence[float],
+        narrowest: np.ndarray,
     ) -> "ConformalPredictor":
         # Items of different folds are different ones, whatever their names.
         item = [f"{fold}:{name}" for fold, part in enumerate(parts) for name in part.item]
@@ -190,6 +200,8 @@ class ConformalPredictor(DeltaflowPredictor):
             side = np.where(value[own] < median[own], below[own], above[own])
             score = (value[own] - median[own]) / np.maximum(side, floor)
             bounds, table = _calibrate(item[own], lead[own], score)
+            table = np.where(LEVELS < 0.5, np.minimum(table, narrowest), table)
+            table = np.where(LEVELS > 0.5, np.maximum(table, narrowest), table)
             leads.append(bounds.tolist())
             scores.append(table.tolist())
             least.append(floor)

@@ -65,7 +65,7 @@ PATIENCE_OF_MANY = 15
 MOST_UNLIKE = 8.0
 """If the deviations of nine in ten items differ by no more than this factor, one unit fits all."""
 
-SHRINKAGE = 0.05
+SHRINKAGE = 0.1
 """How much the weights of a blend are drawn towards equal ones, see `blend_weights`."""
 
 LEAST_OF_NETWORKS = 0.1
