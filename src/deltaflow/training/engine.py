@@ -19,10 +19,10 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor
 
 from deltaflow.process import quiet
+from deltaflow.training.options import TrainerOptions
 
 DEFAULTS: Mapping[str, Any] = {
-    "max_epochs": 50,
-    "gradient_clip_val": 10.0,
+    **vars(TrainerOptions()),
     "logger": False,
     "enable_model_summary": False,
 }

@@ -31,7 +31,7 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """The arguments of Lightning's ``Trainer`` that a comparison sets.
+    """The arguments of Lightning's ``Trainer`` that have defaults of their own.
 
     Attributes
     ----------
