@@ -253,6 +253,10 @@ def test_a_restart_goes_on_from_the_snapshot(predictor, tmp_path):
     predictor.serialize(tmp_path / "model")
     path = tmp_path / "state"
 
+    left = tmp_path / ".unfinished-by-a-killed-process"
+    left.mkdir()
+    (left / "state").touch()
+
     def served():
         live = start(tmp_path / "model", path, "item_id", "timestamp")
         return TestClient(make_app(live, snapshots=Snapshots(live, path, every=3600)))
@@ -265,6 +269,7 @@ def test_a_restart_goes_on_from_the_snapshot(predictor, tmp_path):
         assert client.post("/update", json={"rows": [observation(minute=1)]}).status_code == 200
     with served() as client:
         assert client.get("/items/a").json()["num_observations"] == 2
+    assert not left.exists()
 
 
 def test_the_snapshot_of_another_predictor_is_refused(multivariate, predictor, tmp_path):

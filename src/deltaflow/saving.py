@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,17 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
         if error.errno is not None and (named is None or _UNFINISHED in str(named)):
             error.filename = str(path)
         raise
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Delete what processes left that were killed while they replaced a file.
+
+    No process may be writing the file.
+    """
+    path = Path(path)
+    for folder in path.parent.glob(f"{_UNFINISHED}*"):
+        if (folder / path.name).exists():
+            shutil.rmtree(folder)
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -74,9 +74,9 @@ class Snapshots:
             return
         try:
             self.live.save(self.path)
-        except OSError as error:  # a full disk, say: the former snapshot stays
+        except Exception as error:  # a full disk, say: the former snapshot stays
             self.problem = str(error)
-            logger.error("no snapshot: %s", error)
+            logger.exception("no snapshot")
         else:
             self.saved_changes, self.saved, self.problem = changes, time.time(), None
 

@@ -15,6 +15,7 @@ import uvicorn
 from deltaflow.errors import DeltaflowError, check_at_least_one
 from deltaflow.forecast.live import LiveForecaster
 from deltaflow.forecast.loading import load_predictor
+from deltaflow.saving import remove_unfinished
 from deltaflow.serve.app import MAX_BYTES, MAX_ROWS, Snapshots, make_app
 
 TOKEN = "DELTAFLOW_TOKEN"
@@ -87,6 +88,8 @@ def start(
         If the snapshot is of another predictor, or of other names.
     """
     loaded = load_predictor(predictor)
+    if snapshot is not None:
+        remove_unfinished(snapshot)
     if snapshot is None or not snapshot.exists():
         return LiveForecaster(loaded, item_id=item_id, timestamp=timestamp)
     live = LiveForecaster.load(snapshot)
