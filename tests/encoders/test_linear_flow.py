@@ -15,7 +15,10 @@ LENGTHS = [33, 1, 0, 50, 17]
 def make(hidden_size: int = 8, dtype=torch.float64, **options) -> LinearFlowEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LinearFlowEncoder(CHANNELS, FEATURES, hidden_size, **options).to(dtype)
+        encoder = LinearFlowEncoder(CHANNELS, FEATURES, hidden_size, **options).to(dtype)
+        for tempo in encoder.tempi:
+            torch.nn.init.normal_(tempo.weight)
+        return encoder
 
 
 def make_batch(lengths=LENGTHS, dtype=torch.float64) -> dict[str, torch.Tensor]:
@@ -45,14 +48,15 @@ def step_by_step(encoder: LinearFlowEncoder, batch: dict[str, torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize("hidden_size", [6, 7])
+@pytest.mark.parametrize("hidden_size", [8, 9])
+@pytest.mark.parametrize("tempo", [1.0, 3.0])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)], ids=["f64", "f32"]
 )
 def test_the_scan_has_the_values_and_gradients_of_the_loop(
-    num_layers, hidden_size, dtype, tolerance
+    num_layers, hidden_size, tempo, dtype, tolerance
 ):
-    encoder = make(hidden_size, dtype, num_layers=num_layers)
+    encoder = make(hidden_size, dtype, num_layers=num_layers, tempo=tempo)
     batch = make_batch(dtype=dtype)
     tensors = {name: batch[name].requires_grad_() for name in ("values", "delta_t", "features")}
     tensors |= dict(encoder.named_parameters())
@@ -68,9 +72,10 @@ def test_the_scan_has_the_values_and_gradients_of_the_loop(
         assert error <= tolerance * (1 + plain[name].abs().max()), name
 
 
+@pytest.mark.parametrize("tempo", [1.0, 3.0])
 @pytest.mark.parametrize("gap", [1e-9, 1e-3, 1.0, 1e3])
-def test_two_steps_to_a_query_are_one(gap):
-    encoder = make()
+def test_two_steps_to_a_query_are_one(gap, tempo):
+    encoder = make(tempo=tempo)
     state = encoder(**make_batch())
     half = torch.full((len(LENGTHS), 1), gap, dtype=torch.float64)
     between = state._replace(hidden=encoder.evolve(state, half).squeeze(1))
@@ -136,6 +141,26 @@ def test_many_series_are_read_in_groups_of_similar_lengths(monkeypatch):
     assert sizes == [(8, 50), (2, 50), (3, 33), (3, 1)]
 
 
+def test_a_tempo_turns_all_oscillators_of_a_layer_faster():
+    encoder = make(10, num_layers=2, tempo=4.0)
+    state = encoder(**make_batch([30]))
+    oscillators, tempi = state.hidden.split([8, 2], -1)
+    assert (tempi.abs() <= math.log(4.0)).all()
+    assert (tempi != 0).all()
+    assert encoder.sizes == [2, 2]
+    later = encoder.evolve(state, torch.ones(1, 1, dtype=torch.float64))
+    time = tempi.exp().repeat_interleave(2, -1)
+    expected = encoder.flow.prepare()(time, oscillators)
+    torch.testing.assert_close(later[0], torch.cat([expected, tempi], -1))
+
+
+def test_a_new_network_has_the_tempo_of_the_data():
+    encoder = LinearFlowEncoder(CHANNELS, FEATURES, 8, tempo=3.0).double()
+    tempi = encoder(**make_batch()).hidden[:, encoder.flow.dim :]
+    assert tempi.shape == (len(LENGTHS), 2)
+    assert not tempi.any()
+
+
 def test_known_cycles_are_where_frequencies_start():
     encoder = make(16, num_layers=2, cycles=[24.0])
     _, turns = encoder.flow.exponent()
@@ -148,9 +173,15 @@ def test_more_layers_than_oscillators_are_refused():
         make_encoder("linear_flow", 1, 0, 4, num_layers=3)
     with pytest.raises(DeltaflowError, match="from 1 to 2"):
         make_encoder("linear_flow", 1, 0, 4, num_layers=0)
+    with pytest.raises(DeltaflowError, match="makes 1 oscillators"):
+        make_encoder("linear_flow", 1, 0, 4, num_layers=2, tempo=2.0)
 
 
-@pytest.mark.parametrize("options", [{"span": -1.0}, {"cycles": [math.inf]}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"span": -1.0}, {"cycles": [math.inf]}, {"tempo": 0.5}, {"tempo": math.nan}],
+    ids=str,
+)
 def test_impossible_time_scales_are_refused(options):
-    with pytest.raises(DeltaflowError, match=r"span|cycles"):
+    with pytest.raises(DeltaflowError, match=next(iter(options))):
         make_encoder("linear_flow", 1, 0, 4, **options)

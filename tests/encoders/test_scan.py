@@ -61,6 +61,19 @@ def test_any_step_is_found_again(length):
     assert torch.equal(found, numbers[torch.arange(4), steps])
 
 
+@any_chunks
+def test_times_go_on_from_chunk_to_chunk(length):
+    gaps = torch.rand(3, 37, dtype=torch.float64)
+    chunks = Chunks.of(37, length)
+    arranged = chunks.arranged(gaps)
+    before = torch.cat([torch.zeros_like(gaps[:, :1]), gaps[:, :-1]], 1)
+    for step in (0, 1, 20, 36):
+        place = chunks.places(torch.full((3,), step))
+        assert torch.equal(chunks.delayed(arranged).flatten()[place], before[:, step])
+        elapsed = chunks.elapsed(arranged).flatten()[place]
+        torch.testing.assert_close(elapsed, gaps[:, : step + 1].sum(1))
+
+
 def test_a_long_series_is_as_exact_as_a_short_one():
     """Errors of float32 fade as the states do: ten thousand steps add up no more than a hundred."""
     factors, inputs = draw(10_000, series=1, dtype=torch.float32)

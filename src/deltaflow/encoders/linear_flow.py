@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -58,6 +59,12 @@ class LinearFlowEncoder(Encoder):
         The length of a series and its known periods, both in typical gaps, from which initial
         frequencies and decay rates are chosen. See `LinearFlow`. An estimator takes them from its
         training data, see `Reader.span` and `Reader.cycles`.
+    tempo
+        The largest factor by which a layer speeds its oscillators up, or slows them down. If it is
+        more than 1, each layer sets its tempo :math:`c(u)` at every observation, and goes on by
+        :math:`e^{\Lambda c \Delta t}` until the next one. So frequencies may depend on what is
+        known, such as an amplitude, and two steps are still exactly one. The tempi are part of the
+        hidden state, a number per layer.
 
     References
     ----------
@@ -65,6 +72,8 @@ class LinearFlowEncoder(Encoder):
     arXiv:2303.06349; Smith et al., *Simplified State Space Layers for Sequence Modeling*, 2023,
     arXiv:2208.04933; Scholz et al., *Latent Linear ODEs*, 2022.
     """
+
+    layer_of: Tensor
 
     def __init__(
         self,
@@ -76,18 +85,25 @@ class LinearFlowEncoder(Encoder):
         width: int | None = None,
         span: float = SPAN,
         cycles: Sequence[float] = (),
+        tempo: float = 1.0,
     ) -> None:
         super().__init__(num_channels, num_features, hidden_size)
         # Every layer gets slow and fast oscillators, and one for every cycle.
         repeated = [cycle for cycle in cycles for _ in range(num_layers)]
-        self.flow = LinearFlow(hidden_size, span=span, cycles=repeated)
-        count = self.flow.num_modes
+        if not 1 <= tempo < math.inf:
+            raise DeltaflowError(f"tempo must be a factor of at least 1, got {tempo}")
+        num_tempi = num_layers if tempo > 1 else 0
+        count = max(0, hidden_size - num_tempi + 1) // 2
         if not 1 <= num_layers <= count:
             raise DeltaflowError(
                 f"hidden_size {hidden_size} makes {count} oscillators, which cannot be shared "
                 f"among {num_layers} layers: choose num_layers from 1 to {count}"
             )
+        self.flow = LinearFlow(hidden_size - num_tempi, span=span, cycles=repeated)
+        self.log_tempo = math.log(tempo)
         self.sizes = [len(part) for part in torch.arange(count).tensor_split(num_layers)]
+        layer_of = torch.arange(num_layers).repeat_interleave(torch.tensor(self.sizes))
+        self.register_buffer("layer_of", layer_of, persistent=False)
         width = width or hidden_size
         num_inputs = 2 * num_channels + num_features + 1
         widths = [num_inputs, *[width] * (num_layers - 1)]
@@ -96,7 +112,11 @@ class LinearFlowEncoder(Encoder):
         self.mixtures = nn.ModuleList(
             nn.Linear(2 * size + num_inputs, width) for size in self.sizes[:-1]
         )
+        self.tempi = nn.ModuleList(nn.Linear(size, 1) for size in widths[:num_tempi])
         with torch.no_grad():
+            for tempo_of in self.tempi:
+                for parameter in tempo_of.parameters():
+                    parameter.zero_()
             layer = torch.arange(len(self.flow.frequency)) % num_layers
             self.flow.frequency.copy_(self.flow.frequency[layer.argsort(stable=True)])
             for size, entry in zip(self.sizes, self.entries, strict=True):
@@ -135,20 +155,26 @@ class LinearFlowEncoder(Encoder):
         seen = torch.cat([chunks.view(part) for part in inputs]).to(dtype)  # (R, L, C, B)
         gaps = chunks.arranged(delta_t).to(dtype)
         rates, turns = self.flow.exponent()
-        rates = rates.to(dtype)
-        motion = Motion.of(rates, turns, gaps, chunks.arranged(delta_t.detach().double().cumsum(1)))
         counts = running.sum(1)
         newest = chunks.places((counts - 1).clamp(min=0))
-        inner, hidden = seen, []
-        own = zip(*(part.split(self.sizes) for part in (rates, turns, motion)), strict=True)
-        for layer, (r, nu, moved) in enumerate(own):
+        inner, own = seen, gaps
+        hidden, phases, tempi = [], [], []
+        exponents = zip(rates.to(dtype).split(self.sizes), turns.split(self.sizes), strict=True)
+        for layer, exponent in enumerate(exponents):
+            if self.tempi:
+                tempo = self._tempo(layer, inner.movedim(0, -1)).squeeze(-1)  # (L, C, B)
+                tempi.append(tempo.flatten()[newest])
+                own = gaps * chunks.delayed(tempo).exp()
+            motion = Motion.of(*exponent, own, chunks.elapsed(own))
             weight, bias = (part.to(dtype) for part in self.entries[layer].parameters())
-            states = oscillate(inner, weight, bias, r, nu, gaps, moved)  # (2, n, L, C, B)
+            states = oscillate(inner, weight, bias, *exponent, own, motion)  # (2, n, L, C, B)
             hidden.append(states.flatten(2).index_select(-1, newest))
+            phases.append([part.flatten(1).index_select(-1, newest) for part in motion[1:]])
             if layer < len(self.mixtures):
-                inner = _mixed(self.mixtures[layer], turned(states, moved.cos, moved.sin), seen)
-        cos, sin = (part.flatten(1).index_select(-1, newest) for part in motion[1:])
-        hidden = turned(torch.cat(hidden, 1), cos, sin).flatten(0, 1).T[:, : self.hidden_size]
+                inner = _mixed(self.mixtures[layer], turned(states, *motion[1:]), seen)
+        cos, sin = (torch.cat(parts) for parts in zip(*phases, strict=True))
+        hidden = turned(torch.cat(hidden, 1), cos, sin).flatten(0, 1)[: self.flow.dim]
+        hidden = torch.cat([hidden, *(tempo.unsqueeze(0) for tempo in tempi)]).T
         return hidden.masked_fill((counts == 0).unsqueeze(-1), 0.0).to(values.dtype)
 
     def step(
@@ -156,11 +182,13 @@ class LinearFlowEncoder(Encoder):
     ) -> Tensor:
         """Read one observation; see `Encoder.step`."""
         with own_precision(values):
-            moved = self.flow.prepare()(delta_t.unsqueeze(-1), state.hidden)
-            moved = functional.pad(moved, (0, self.hidden_size % 2)).unflatten(-1, (2, -1))
+            moved = self._moved(delta_t.unsqueeze(-1), state.hidden)[:, : self.flow.dim]
+            moved = functional.pad(moved, (0, self.flow.dim % 2)).unflatten(-1, (2, -1))
             seen = torch.cat(_inputs(values, observed, features, delta_t), -1)
-            inner, hidden = seen, []
+            inner, hidden, tempi = seen, [], []
             for layer, before in enumerate(moved.split(self.sizes, -1)):
+                if self.tempi:
+                    tempi.append(self._tempo(layer, inner))
                 entries = self.entries[layer](inner).unflatten(-1, (3, -1))
                 gate, drive = entries[:, :1].sigmoid(), entries[:, 1:]
                 states = (1 - gate) * before + gate * drive  # (B, 2, n)
@@ -168,12 +196,26 @@ class LinearFlowEncoder(Encoder):
                 if layer < len(self.mixtures):
                     mixed = self.mixtures[layer](torch.cat([states.flatten(1), seen], -1))
                     inner = functional.gelu(mixed)
-            return torch.cat(hidden, -1).flatten(1)[:, : self.hidden_size]
+            oscillators = torch.cat(hidden, -1).flatten(1)[:, : self.flow.dim]
+            return torch.cat([oscillators, *tempi], -1)
 
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
         """Carry the state to the queries by its flow; see `Encoder.evolve`."""
         with own_precision(delta_t):
-            return self.flow.prepare()(delta_t.unsqueeze(-1), state.hidden.unsqueeze(-2))
+            return self._moved(delta_t.unsqueeze(-1), state.hidden.unsqueeze(-2))
+
+    def _moved(self, t: Tensor, hidden: Tensor) -> Tensor:
+        """Carry states ``(…, H)`` for times ``(…, 1)``; their tempi stay as they are."""
+        oscillators, tempi = hidden.tensor_split([self.flow.dim], -1)
+        if self.tempi:
+            t = t * tempi.exp()[..., self.layer_of]  # (…, N), a time for each oscillator
+        moved = self.flow.prepare()(t, oscillators)
+        return torch.cat([moved, tempi.expand(*moved.shape[:-1], -1)], -1)
+
+    def _tempo(self, layer: int, inner: Tensor) -> Tensor:
+        """Return the logarithm of a layer's tempo, ``(…, 1)``, from its input ``(…, W)``."""
+        weight, bias = (part.to(inner.dtype) for part in self.tempi[layer].parameters())
+        return self.log_tempo * torch.tanh(functional.linear(inner, weight, bias))
 
 
 def _groups(lengths: list[int]) -> Iterator[tuple[int, int]]:

@@ -48,11 +48,6 @@ class Motion(NamedTuple):
         rates, turns = (part.view(-1, 1, 1, 1) for part in (rates, turns))
         return Motion((-rates * gaps).exp_(), *rotation(turns, elapsed, gaps.dtype))
 
-    def split(self, sizes: list[int]) -> list[Motion]:
-        """Split the oscillators into groups."""
-        parts = (part.split(sizes) for part in self)
-        return [Motion(*group) for group in zip(*parts, strict=True)]
-
 
 def oscillate(
     inner: Tensor,

@@ -64,6 +64,16 @@ class Chunks(NamedTuple):
         series = torch.arange(len(steps), device=steps.device)
         return (step * self.count + chunk) * len(steps) + series
 
+    def delayed(self, steps: Tensor) -> Tensor:
+        """Return what stands one step earlier in ``(L, C, B)``, and 0 at the first step."""
+        before = F.pad(steps[-1:, :-1], (0, 0, 1, 0))
+        return torch.cat([before, steps[:-1]])
+
+    def elapsed(self, gaps: Tensor) -> Tensor:
+        """Return the times since the beginning, in float64, and without gradients."""
+        within = gaps.detach().double().cumsum(0)
+        return within + (within[-1].cumsum(0) - within[-1])
+
 
 def scan_(factors: Tensor, inputs: Tensor) -> Tensor:
     r"""Replace inputs by the states :math:`s_n = a_n s_{n-1} + b_n`, where :math:`s_{-1} = 0`.
