@@ -415,7 +415,7 @@ def test_a_process_killed_while_saving_leaves_a_snapshot(single, tmp_path):
 
 def test_threads_may_share_it(single, tmp_path):
     live, failures = LiveForecaster(single), []
-    hours = np.arange(40.0)
+    hours = np.arange(20.0)
 
     def write(item):
         for hour in hours:
