@@ -24,7 +24,7 @@ FLOORS = [
     ["compare"],
     ["__init__"],
     ["parsers"],
-    ["benchmark", "demo", "lightning_cli", "serve"],
+    ["auto_command", "benchmark", "demo", "lightning_cli", "serve"],
     ["cli"],
     ["__main__"],
 ]

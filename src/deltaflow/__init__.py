@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from deltaflow.forecast.predictor import DeltaflowPredictor
     from deltaflow.forecast.support import SupportPredictor
     from deltaflow.forecast.writer import ForecastWriter
+    from deltaflow.training.auto import AutoEstimator
     from deltaflow.training.estimator import (
         CouplingFlowEstimator,
         GRUDEstimator,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArrowDataset",
+    "AutoEstimator",
     "Backtest",
     "ConformalPredictor",
     "CouplingFlowEstimator",
@@ -117,6 +119,7 @@ __getattr__, __dir__ = lazy(
         "forecast.predictor": ("DeltaflowPredictor",),
         "forecast.support": ("SupportPredictor",),
         "forecast.writer": ("ForecastWriter",),
+        "training.auto": ("AutoEstimator",),
         "training.estimator": (
             "CouplingFlowEstimator",
             "GRUDEstimator",

@@ -80,6 +80,15 @@ def benchmark(options: Sequence[str]) -> int:
     return run(options)
 
 
+def auto(options: Sequence[str]) -> int:
+    """Search for the options that suit a file."""
+    with needing("auto"):
+        import optuna  # noqa: F401
+    from deltaflow.auto_command import main as run
+
+    return run(options)
+
+
 def serve(options: Sequence[str]) -> int:
     """Serve a trained predictor over HTTP."""
     with needing("serve"):
@@ -106,6 +115,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "test": ("score a trained model on the test data", _lightning("test")),
     "predict": ("write the forecasts of a trained model", _lightning("predict")),
     "compare": ("train encoders on the same data, and compare them", compare),
+    "auto": ("search for the options that suit a file, within a time limit", auto),
     "benchmark": ("measure what every encoder costs, beside a plain GRU", benchmark),
     "serve": ("serve a trained predictor over HTTP", serve),
 }

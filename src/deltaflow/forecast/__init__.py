@@ -1,5 +1,6 @@
 """Predictors: entries or DataFrames in, forecasts out."""
 
+from deltaflow.forecast.auto import AutoPredictor
 from deltaflow.forecast.conformal import ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
@@ -9,6 +10,7 @@ from deltaflow.forecast.predictor import PREDICTORS
 from deltaflow.forecast.support import SupportPredictor
 
 _OWN = (
+    AutoPredictor,
     ConformalPredictor,
     EnsemblePredictor,
     GaussianProcessPredictor,

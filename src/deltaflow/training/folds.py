@@ -3,6 +3,7 @@ averages, calibrated intervals."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -79,6 +80,10 @@ MOST_PROCESSES = 4
 
 FEWEST_VALUES = 8
 """The deviation of fewer values says little: chance alone would let it differ by such a factor."""
+
+
+Folds = Sequence[Sequence[tuple[DataEntry, DataEntry]]]
+"""For each network, what was known and what followed of the items that it left out."""
 
 
 class Plan(NamedTuple):
@@ -201,27 +206,135 @@ def train_folds(
             reader=reader,
             validation_origins="spread",
         )
-        predictor, ran = _train_member(careful, data, plan)
+        predictor, ran = train_member(careful, data, plan)
         members.append(predictor)
         epochs.append(ran)
         folds.append(pairs_of(data, select(entries, left_out)))
 
     target = base.reader.schema.target
     supports = supports_of(estimator.supports, base.training_windows.data, target)
-    simple: list[DeltaflowPredictor] = []
-    weights = [1.0]
     enough = sum(map(len, plan.left_out)) >= FEWEST_ITEMS
+    simple: list[DeltaflowPredictor] = []
     if estimator.blend and few and enough and estimator.sampling == "marginal":
         simple = simple_forecasts(list(entries), estimator.prediction_length, supports)
-        weights = blend_weights(members, simple, folds, len(target))
-    parts = [blended([member], simple, weights) for member in members]
+    finished = finish(careful, members, folds, simple, supports, enough)
+    rank_zero_info(_told(len(usable), plan, careful, epochs, simple, finished))
+    return finished.predictor
+
+
+class Finished(NamedTuple):
+    """What networks were made into.
+
+    Attributes
+    ----------
+    predictor
+        The predictor.
+    weights
+        What the networks count together, and each simple forecast; see `blend_weights`.
+    is_calibrated
+        Whether its intervals are calibrated.
+    """
+
+    predictor: DeltaflowPredictor
+    weights: list[float]
+    is_calibrated: bool
+
+
+def finish(
+    estimator: IrregularEstimator,
+    members: Sequence[DeltaflowPredictor],
+    folds: Folds,
+    simple: Sequence[DeltaflowPredictor],
+    supports: Sequence[Support],
+    enough: bool,
+) -> Finished:
+    """Blend networks with simple forecasts, calibrate them, and keep them within supports.
+
+    Parameters
+    ----------
+    estimator
+        Which says whether to calibrate.
+    members, folds
+        The networks, and for each what was known and what followed of the items it left out.
+    simple
+        Other forecasts to blend in.
+    supports
+        The support of each channel.
+    enough
+        Whether there are items enough to calibrate on.
+    """
+    weights = blend_weights(members, simple, folds, len(supports)) if simple else [1.0]
     predictor = blended(members, simple, weights)
-    calibrated = estimator.calibrate and enough and is_calibrated(careful, supports)
+    calibrated = estimator.calibrate and enough and is_calibrated(estimator, supports)
     if calibrated:
+        parts = [blended([member], simple, weights) for member in members]
         least = [0.5 if support.whole else 0.0 for support in supports]
         predictor = ConformalPredictor.fit_folds(parts, folds, predictor, least)
-    rank_zero_info(_told(len(usable), plan, careful, epochs, simple, weights, calibrated))
-    return SupportPredictor.of(predictor, supports)
+    return Finished(SupportPredictor.of(predictor, supports), weights, calibrated)
+
+
+class Judged(NamedTuple):
+    """The n observed labels of some forecasts, and their forecasts by P predictors.
+
+    Attributes
+    ----------
+    value, channel, item
+        ``(n,)`` the label, the number of its channel, and the item.
+    quantile
+        ``(P, K, n)`` the forecast deciles.
+    """
+
+    value: np.ndarray
+    channel: np.ndarray
+    item: np.ndarray
+    quantile: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        predictors: Sequence[DeltaflowPredictor],
+        pairs: Sequence[tuple[DataEntry, DataEntry]],
+        channels: int,
+    ) -> Judged:
+        """Forecast what was known by each predictor."""
+        past = [known for known, _ in pairs]
+        sources = [predictor.predict(past, seed=0) for predictor in predictors]
+        parts = []
+        for (known, label), *forecasts in zip(pairs, *sources, strict=True):
+            value = label["target"].T.reshape(-1, channels)  # (Q, D)
+            seen = np.isfinite(value)
+            deciles = [one.quantiles(DECILES)[:, : len(value)] for one in forecasts]
+            quantile = np.array(deciles).reshape(len(forecasts), len(DECILES), *value.shape)
+            item = np.full(int(seen.sum()), str(known.get("item_id")), dtype=object)
+            parts.append(cls(value[seen], np.nonzero(seen)[1], item, quantile[:, :, seen]))
+        return cls.joined(parts)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Judged]) -> Judged:
+        """Put labels one after the other."""
+        return cls(*(np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
+
+    def losses(self, weights: np.ndarray) -> np.ndarray:
+        """Return the quantile loss ``(n,)`` of the predictors' average by weights ``(P,)``."""
+        levels = np.array(DECILES)[:, None]
+        over = self.value - np.tensordot(weights, self.quantile, 1)
+        return np.maximum(levels * over, (levels - 1) * over).mean(axis=0)
+
+
+def compared_loss(
+    predictor: DeltaflowPredictor,
+    other: DeltaflowPredictor,
+    pairs: Sequence[tuple[DataEntry, DataEntry]],
+) -> float:
+    """Return a predictor's quantile loss as a share of another's, averaged over channels."""
+    channels = len(predictor.schema.target)
+    judged = Judged.of([predictor, other], pairs, channels)
+    own, others = (
+        np.bincount(judged.channel, judged.losses(weights), minlength=channels)
+        for weights in np.eye(2)
+    )
+    seen = others > 0
+    return float((own[seen] / others[seen]).mean()) if seen.any() else math.inf
 
 
 def simple_forecasts(
@@ -238,7 +351,7 @@ def simple_forecasts(
 def blend_weights(
     members: Sequence[DeltaflowPredictor],
     simple: Sequence[DeltaflowPredictor],
-    folds: Sequence[Sequence[tuple[DataEntry, DataEntry]]],
+    folds: Folds,
     channels: int,
 ) -> list[float]:
     """Return the weights of the networks together, and of each simple forecast.
@@ -246,34 +359,23 @@ def blend_weights(
     They are those of the lowest quantile loss on the items left out, drawn towards equal weights
     (`SHRINKAGE`): few items say little.
     """
-    values, items, quantiles = [], [], []
-    for number, (member, pairs) in enumerate(zip(members, folds, strict=True)):
-        past = [known for known, _ in pairs]
-        sources = [predictor.predict(past, seed=0) for predictor in (member, *simple)]
-        for (known, label), *forecasts in zip(pairs, *sources, strict=True):
-            value = label["target"].T.reshape(-1, channels)  # (Q, D)
-            seen = np.isfinite(value)
-            parts = [one.quantiles(DECILES)[:, : len(value)] for one in forecasts]
-            parts = np.array(parts).reshape(len(forecasts), len(DECILES), *value.shape)
-            quantiles.append(parts[:, :, seen])
-            values.append(np.stack([value[seen], np.nonzero(seen)[1]]))
-            items.append(np.full(int(seen.sum()), f"{number}:{known.get('item_id')}", dtype=object))
-    (value, channel), quantile = np.concatenate(values, axis=1), np.concatenate(quantiles, axis=2)
-    _, place, size = np.unique(np.concatenate(items), return_inverse=True, return_counts=True)
-    equal = np.full(len(quantile), 1 / len(quantile))
-    levels = np.array(DECILES)[:, None]
-
-    def losses(weights: np.ndarray) -> np.ndarray:
-        over = value - np.tensordot(weights, quantile, 1)  # (K, n)
-        return np.maximum(levels * over, (levels - 1) * over).mean(axis=0)
-
+    judged = Judged.joined(
+        [
+            Judged.of([member, *simple], pairs, channels)
+            for member, pairs in zip(members, folds, strict=True)
+            if pairs
+        ]
+    )
+    equal = np.full(len(judged.quantile), 1 / len(judged.quantile))
     # Each item counts the same, and so does each channel, whatever its unit.
-    share = 1 / size[place]
-    usual = np.bincount(channel.astype(int), share * losses(equal), minlength=channels)
-    share = share / np.maximum(usual, np.finfo(float).tiny)[channel.astype(int)] / channels
+    _, place, size = np.unique(judged.item, return_inverse=True, return_counts=True)
+    share, channel = 1 / size[place], judged.channel
+    usual = np.bincount(channel, share * judged.losses(equal), minlength=channels)
+    share = share / np.maximum(usual, np.finfo(float).tiny)[channel] / channels
 
     def loss(weights: np.ndarray) -> float:
-        return float((share * losses(weights)).sum() + SHRINKAGE * ((weights - equal) ** 2).sum())
+        drawn = SHRINKAGE * ((weights - equal) ** 2).sum()
+        return float((share * judged.losses(weights)).sum() + drawn)
 
     bounds = [(LEAST_OF_NETWORKS, 1.0), *[(0.0, 1.0)] * len(simple)]
     total = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
@@ -327,7 +429,7 @@ def select(entries: Sequence[DataEntry], chosen: np.ndarray) -> Any:
     return [entries[int(number)] for number in chosen]
 
 
-def _train_member(
+def train_member(
     estimator: IrregularEstimator, data: IrregularDataModule, plan: Plan
 ) -> tuple[IrregularPredictor, int]:
     """Train one network; return its predictor, and the number of epochs."""
@@ -350,8 +452,7 @@ def _told(
     estimator: IrregularEstimator,
     epochs: list[int],
     simple: Sequence[DeltaflowPredictor],
-    weights: Sequence[float],
-    calibrated: bool,
+    finished: Finished,
 ) -> str:
     """Say in one line what was done."""
     members = len(plan.left_out)
@@ -359,13 +460,17 @@ def _told(
     aside = f"{len(plan.left_out[0])} put aside" if members == 1 else "each left out once"
     most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
     names = ["networks", *(SIMPLE[type(predictor)] for predictor in simple)]
-    parts = [f"{weight:.0%} {name}" for name, weight in zip(names, weights, strict=True) if weight]
+    parts = [
+        f"{weight:.0%} {name}"
+        for name, weight in zip(names, finished.weights, strict=True)
+        if weight
+    ]
     blend = f"blended from {', '.join(parts)}; " if simple else ""
     return (
         f"Trained {what} ({count} items, {aside}), stopped after {most} epochs; "
         f"scaling={estimator.data.scaling!r}, dropout={estimator.model.dropout:g}, "
         f"weight_decay={estimator.optimizer.weight_decay:g}; {blend}"
-        f"intervals {'calibrated' if calibrated else 'not calibrated'}. "
+        f"intervals {'calibrated' if finished.is_calibrated else 'not calibrated'}. "
         "folds=0 trains one network on all items."
     )
 

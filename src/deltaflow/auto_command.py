@@ -1,0 +1,82 @@
+"""The command `deltaflow auto`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+
+from deltaflow.data import IrregularDataset
+from deltaflow.errors import DataError
+from deltaflow.tables import as_rich
+from deltaflow.tasks.datasets import READERS
+from deltaflow.training.auto import PRESETS, AutoEstimator
+
+SHOWN = ["loss", "seconds", "chosen", "encoder", "hidden_size", "scaling", "dropout"]
+"""The columns of the leaderboard that fit into a terminal."""
+
+
+def main(options: Sequence[str]) -> int:
+    """Search for the options that suit a file, and save the predictor."""
+    parser = argparse.ArgumentParser(
+        prog="deltaflow auto",
+        description="Search for the options that suit the series of a file, within a time limit, "
+        "and save the blend of the best networks. Ctrl-C ends the search with the best so far.",
+    )
+    parser.add_argument("file", type=Path, help="CSV or Parquet file, a row per item and time")
+    parser.add_argument("--prediction-length", type=int, required=True, help="queries per forecast")
+    parser.add_argument("--time-limit", type=float, help="seconds; by default as the preset says")
+    parser.add_argument(
+        "--presets", choices=PRESETS, default="good", help="how much is tried (%(default)s)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("predictor"), help="(%(default)s)")
+    parser.add_argument("--seed", type=int, help="seed of the search")
+    parser.add_argument("--item-id", default="item_id", help="name of this column (%(default)s)")
+    parser.add_argument("--timestamp", default="timestamp", help="likewise (%(default)s)")
+    parser.add_argument("--target", nargs="+", default=["target"], help="columns to forecast")
+    parser.add_argument("--time-unit", default="h", help="unit of elapsed numbers (%(default)s)")
+    for role, what in (
+        ("feat-dynamic-real", "covariates known in advance"),
+        ("past-feat-dynamic-real", "covariates known for the past only"),
+        ("feat-static-real", "numbers that are constant per item"),
+        ("feat-static-cat", "categories that are constant per item"),
+    ):
+        parser.add_argument(f"--{role}", nargs="*", default=[], help=f"columns of {what}")
+    given = parser.parse_args(options)
+    torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
+    read = READERS.get(given.file.suffix)
+    if read is None:
+        raise DataError(f"{given.file} is not a file of the kinds {', '.join(READERS)}",
+                        "give a CSV or Parquet file", field="file")  # fmt: skip
+    data = IrregularDataset.from_long_dataframe(
+        read(given.file),
+        item_id=given.item_id,
+        timestamp=given.timestamp,
+        target=given.target[0] if len(given.target) == 1 else given.target,
+        time_unit=given.time_unit,
+        feat_dynamic_real=given.feat_dynamic_real,
+        past_feat_dynamic_real=given.past_feat_dynamic_real,
+        feat_static_real=given.feat_static_real,
+        feat_static_cat=given.feat_static_cat,
+    )
+    estimator = AutoEstimator(
+        given.prediction_length,
+        time_limit=given.time_limit,
+        presets=given.presets,
+        seed=given.seed,
+    )
+    predictor = estimator.train(data)
+    predictor.serialize(given.output)
+    console = Console()
+    console.print(as_rich(_as_text(predictor.leaderboard[SHOWN].head(20))))
+    console.print(f"Saved in {given.output}: deltaflow.load_predictor reads it.", soft_wrap=True)
+    return 0
+
+
+def _as_text(table: pd.DataFrame) -> pd.DataFrame:
+    numbers = table.select_dtypes("float")
+    return table.assign(**numbers.map("{:.3g}".format)).astype(str)

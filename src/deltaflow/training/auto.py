@@ -1,0 +1,356 @@
+"""A search for the options that suit a data set, within a time limit."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from gluonts.core.component import validated
+from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.model.estimator import Estimator
+from lightning.pytorch.callbacks import Timer
+from rich.console import Console
+
+from deltaflow.data.data_module import by_number
+from deltaflow.errors import DeltaflowError, UnknownNameError, check_at_least_one, needing
+from deltaflow.forecast.auto import AutoPredictor
+from deltaflow.forecast.conformal import FEWEST_ITEMS
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.support import Supports, supports_of
+from deltaflow.randomness import check_seed, derived_seed, seeded_run
+from deltaflow.training.estimator import IrregularEstimator
+from deltaflow.training.folds import (
+    FEW_ITEMS,
+    Plan,
+    compared_loss,
+    finish,
+    pairs_of,
+    plan_for,
+    select,
+    simple_forecasts,
+    train_member,
+)
+
+if TYPE_CHECKING:
+    import optuna
+
+SHARE_OF_SEARCH = 0.85
+"""The share of the time limit after which no further network is begun, and training is ended."""
+
+
+class Preset(NamedTuple):
+    """How thorough a search is.
+
+    Attributes
+    ----------
+    time_limit
+        Seconds, where none are given.
+    members
+        The largest number of networks in the blend.
+    encoders, networks, hidden_sizes
+        What is tried of each.
+    """
+
+    time_limit: float
+    members: int
+    encoders: tuple[str, ...]
+    networks: tuple[str, ...]
+    hidden_sizes: tuple[int, ...]
+
+
+PRESETS: dict[str, Preset] = {
+    "fast": Preset(60, 4, ("gru_flow", "gru"), ("joint",), (16, 32)),
+    "good": Preset(300, 6, ("gru_flow", "gru", "linear_flow"), ("joint",), (16, 32, 64)),
+    "best": Preset(
+        1800,
+        10,
+        ("gru_flow", "coupling_flow", "resnet_flow", "linear_flow", "gru", "gru_d"),
+        ("joint", "channelwise"),
+        (16, 32, 64, 128),
+    ),
+}
+"""Every preset by its name."""
+
+
+class AutoEstimator(Estimator):
+    """Searches for the options that suit a data set, and blends the best networks.
+
+    Network after network is trained, the first with the default options, and the next ones with
+    those that the search proposes (Optuna's TPE). Each leaves out a part of the items, on which it
+    is judged: by its quantile loss as a share of a `HoldPredictor`'s. The best are blended with
+    simple forecasts and calibrated on the items that they have left out, as `IrregularEstimator`
+    does it. Interrupted by Ctrl-C, a search ends with the best so far.
+
+    Needs the extra ``auto``.
+
+    Parameters
+    ----------
+    prediction_length
+        The largest number of queries per forecast.
+    time_limit
+        Seconds that training may take in all, kept within 10 % and 10 seconds; by default 60, 300
+        or 1800, by the preset.
+    presets
+        ``"fast"``, ``"good"`` or ``"best"``: what is tried, and how many networks are blended, see
+        `PRESETS`.
+    context_length, horizon, context
+        What is read and asked for, see `IrregularEstimator`.
+    supports
+        What values the channels can have, see `IrregularEstimator`.
+    seed
+        Seed of the search, of weights and of windows. How many networks are tried depends on the
+        speed of the machine all the same.
+    verbose
+        Whether a line is printed for each network.
+
+    Examples
+    --------
+    >>> from deltaflow.tasks import irregular_sine
+    >>> from deltaflow import AutoEstimator, IrregularDataset
+    >>> data = IrregularDataset.from_long_dataframe(irregular_sine())
+    >>> predictor = AutoEstimator(8, time_limit=120).train(data)  # doctest: +SKIP
+    >>> predictor.leaderboard  # doctest: +SKIP
+    """
+
+    @validated()
+    def __init__(
+        self,
+        prediction_length: int,
+        time_limit: float | None = None,
+        presets: str = "good",
+        context_length: int | None = None,
+        horizon: str | None = None,
+        context: str | None = None,
+        supports: Supports = "recognised",
+        seed: int | None = None,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__()
+        check_at_least_one(prediction_length=prediction_length)
+        check_seed(seed)
+        if presets not in PRESETS:
+            raise UnknownNameError("preset", presets, PRESETS)
+        if time_limit is not None and not time_limit > 0:
+            raise DeltaflowError(f"time_limit must be a positive number of seconds: {time_limit}")
+        with needing("auto"):
+            import optuna  # noqa: F401
+        self.preset = PRESETS[presets]
+        self.prediction_length = prediction_length
+        self.time_limit = self.preset.time_limit if time_limit is None else time_limit
+        self.supports = supports
+        self.seed = seed
+        self.verbose = verbose
+        self.fixed = {"context_length": context_length, "horizon": horizon, "context": context}
+
+    def train(
+        self,
+        training_data: Dataset,
+        validation_data: Dataset | None = None,
+        *,
+        shuffle_buffer_length: int | None = None,
+        cache_data: bool = False,
+        num_workers: int | None = None,
+    ) -> AutoPredictor:
+        """Search, and return the blend of the best; the other arguments are ignored.
+
+        Raises
+        ------
+        DataError
+            If the data are not what an estimator can train on.
+        DeltaflowError
+            If there are fewer than two items to learn from, or no network was trained in time.
+        """
+        end = time.monotonic() + SHARE_OF_SEARCH * self.time_limit
+        with seeded_run(self.seed) as seed:
+            search = _Search(self, training_data, seed, end)
+            with _interruptible():
+                search.run()
+            return search.result()
+
+
+class _Trial(NamedTuple):
+    """A network that was trained: its options, fold and predictor, and how well it did."""
+
+    options: dict[str, Any]
+    fold: int
+    predictor: DeltaflowPredictor
+    loss: float
+    seconds: float
+
+
+class _Search:
+    """The networks tried so far.
+
+    Parameters
+    ----------
+    auto
+        What is searched for.
+    training_data
+        The data.
+    seed
+        Seed of the search.
+    end
+        When the search ends, by the monotonic clock.
+    """
+
+    def __init__(self, auto: AutoEstimator, training_data: Dataset, seed: int, end: float) -> None:
+        self.auto, self.seed, self.end = auto, seed, end
+        self.entries = by_number(training_data)
+        base = self._estimator({}).create_data_module(self.entries, seed=seed)
+        self.data, self.reader = base.training_windows.data, base.reader
+        self.usable = np.asarray(base.training_windows.items)
+        if len(self.usable) < 2:
+            raise DeltaflowError(
+                "a search leaves out items to judge by, and there are fewer than two to learn "
+                "from: train an IrregularEstimator"
+            )
+        self.plan: Plan = plan_for(self.data, self.usable, self.reader, None, seed)
+        target = self.reader.schema.target
+        self.supports = supports_of(auto.supports, self.data, target)
+        few = len(self.usable) <= FEW_ITEMS
+        known = list(self.entries) if few else list(self.entries[:FEW_ITEMS])
+        self.simple = simple_forecasts(known, auto.prediction_length, self.supports)
+        self.pairs: dict[int, list[tuple[DataEntry, DataEntry]]] = {}
+        self.trials: list[_Trial] = []
+        self.console = Console(stderr=True)
+
+    def run(self) -> None:
+        """Try one network after the other, until the time is up."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = optuna.samplers.TPESampler(
+            seed=self.seed % 2**32, n_startup_trials=6, multivariate=True
+        )
+        study = optuna.create_study(sampler=sampler)
+        for fold in range(len(self.plan.left_out)):  # the default options on every fold
+            if fold < 2 or self._remaining() > 0.5 * self.auto.time_limit:
+                study.enqueue_trial(
+                    {
+                        "encoder": "gru_flow",
+                        "network": "joint",
+                        "hidden_size": 32,
+                        "scaling": self.plan.settings["scaling"],
+                        "dropout": 0.1,
+                        "weight_decay": 0.01,
+                        "lr": 3e-3,
+                    }
+                )
+        # A trial that ends by Ctrl-C ends the study.
+        while self._remaining() > 0 and (not self.trials or self._has_time()):
+            trial = study.ask()
+            study.tell(trial, self._try(self._proposed(trial)))
+
+    def result(self) -> AutoPredictor:
+        """Blend and calibrate the best networks."""
+        if not self.trials:
+            raise DeltaflowError("the search ended before the first network was trained")
+        best = sorted(self.trials, key=lambda trial: trial.loss)[: self.auto.preset.members]
+        predictors = [trial.predictor for trial in best]
+        folds = [self.pairs[trial.fold] for trial in best]
+        estimator = self._estimator({})
+        enough = sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
+        blend = finish(
+            estimator, predictors, folds, self.simple if enough else [], self.supports, enough
+        )
+        chosen = {id(trial) for trial in best}
+        rows = [
+            {
+                **trial.options,
+                "fold": trial.fold,
+                "loss": round(trial.loss, 4),
+                "seconds": round(trial.seconds, 1),
+                "chosen": id(trial) in chosen,
+            }
+            for trial in self.trials
+        ]
+        self._tell(f"Blended the best {len(best)} of {len(self.trials)} networks.")
+        return AutoPredictor(blend.predictor, rows)
+
+    def _proposed(self, trial: optuna.Trial) -> dict[str, Any]:
+        preset = self.auto.preset
+        return {
+            "encoder": trial.suggest_categorical("encoder", preset.encoders),
+            "network": trial.suggest_categorical("network", preset.networks),
+            "hidden_size": trial.suggest_categorical("hidden_size", preset.hidden_sizes),
+            "scaling": trial.suggest_categorical("scaling", ["last", "running"]),
+            "dropout": trial.suggest_categorical("dropout", [0.1, 0.0, 0.3]),
+            "weight_decay": trial.suggest_float("weight_decay", 1e-3, 0.1, log=True),
+            "lr": trial.suggest_float("lr", 1e-3, 1e-2, log=True),
+        }
+
+    def _try(self, options: dict[str, Any]) -> float:
+        """Train a network and return its loss, as a share of a hold's."""
+        begun = time.monotonic()
+        number = len(self.trials)
+        fold = number % len(self.plan.left_out)
+        left_out = self.plan.left_out[fold]
+        remaining = timedelta(seconds=max(self._remaining(), 1.0))
+        timer = Timer(duration=remaining, verbose=False)
+        trainer_kwargs = {"enable_progress_bar": False, "callbacks": [timer]}
+        estimator = self._estimator({**options, "trainer_kwargs": trainer_kwargs})
+        data = estimator.create_data_module(
+            select(self.entries, np.setdiff1d(self.usable, left_out)),
+            select(self.entries, left_out),
+            seed=derived_seed(self.seed, number) % 2**32,
+            validation_origins="spread",
+        )
+        predictor, _ = train_member(estimator, data, self.plan)
+        if fold not in self.pairs:
+            self.pairs[fold] = pairs_of(data, select(self.entries, left_out))
+        pairs = self.pairs[fold]
+        loss = compared_loss(predictor, self.simple[0], pairs)
+        seconds = time.monotonic() - begun
+        self.trials.append(_Trial(options, fold, predictor, loss, seconds))
+        best = min(trial.loss for trial in self.trials)
+        words = ", ".join(f"{name} {_short(value)}" for name, value in options.items())
+        self._tell(
+            f"{number + 1}: {loss:.3f} × hold's quantile loss in {seconds:.0f} s ({words}); best "
+            f"{best:.3f}, {max(self._remaining(), 0):.0f} s left"
+        )
+        return loss if math.isfinite(loss) else 1e9
+
+    def _estimator(self, options: dict[str, Any]) -> IrregularEstimator:
+        plan = getattr(self, "plan", None)
+        settings = {} if plan is None else plan.settings
+        given = {**settings, **self.auto.fixed, **options}
+        return IrregularEstimator(self.auto.prediction_length, supports=self.auto.supports, **given)
+
+    def _remaining(self) -> float:
+        return self.end - time.monotonic()
+
+    def _has_time(self) -> bool:
+        """Tell whether another network is likely to be trained in time."""
+        return self._remaining() > 0.7 * float(np.median([one.seconds for one in self.trials]))
+
+    def _tell(self, line: str) -> None:
+        if self.auto.verbose:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End what is inside at Ctrl-C, without an error.
+
+    Lightning ends the process at Ctrl-C, and ignores the next one.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if is_main else None
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        pass
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, before)

@@ -1,0 +1,93 @@
+"""The search for options: it ends in time, at Ctrl-C too, and returns a blend and a leaderboard."""
+
+import signal
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deltaflow import DeltaflowError, IrregularDataset, UnknownNameError, load_predictor
+from deltaflow.cli import main
+from deltaflow.training import folds
+from deltaflow.training.auto import AutoEstimator
+
+pytest.importorskip("optuna")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(folds, "EPOCHS", 1)
+    monkeypatch.setitem(folds.SMALL, "num_batches_per_epoch", 2)
+
+
+def waves(number: int = 8) -> IrregularDataset:
+    random = np.random.default_rng(0)
+    frames = []
+    for item in range(number):
+        times = random.exponential(1.0, 12).cumsum()
+        values = np.sin(times) + 0.1 * random.normal(size=12)
+        frames.append(pd.DataFrame({"item_id": f"i{item}", "timestamp": times, "target": values}))
+    return IrregularDataset.from_long_dataframe(pd.concat(frames))
+
+
+def asked(data, ahead=2):
+    for entry in data:
+        times = entry["feat_dynamic_real"]
+        more = times[0, -1] + np.arange(1.0, ahead + 1)
+        yield {**entry, "feat_dynamic_real": np.concatenate([times, more[None]], axis=1)}
+
+
+def test_a_search_ends_in_time_with_a_blend_and_a_leaderboard(tmp_path, capsys):
+    begun = time.monotonic()
+    predictor = AutoEstimator(2, time_limit=6.0, presets="fast", seed=0).train(waves())
+    assert time.monotonic() - begun < 1.1 * 6.0 + 10
+    board = predictor.leaderboard
+    assert board["loss"].is_monotonic_increasing
+    assert 1 <= board["chosen"].sum() <= 4
+    assert {"encoder", "scaling", "lr", "seconds"} <= set(board)
+    assert "hold's quantile loss" in capsys.readouterr().err
+    predictor.serialize(tmp_path)
+    loaded = load_predictor(tmp_path)
+    pd.testing.assert_frame_equal(loaded.leaderboard, board)
+    for first, second in zip(
+        predictor.predict(asked(waves())), loaded.predict(asked(waves())), strict=True
+    ):
+        np.testing.assert_array_equal(first.quantile(0.9), second.quantile(0.9))
+        assert np.isfinite(first.quantile(0.9)).all()
+
+
+def test_ctrl_c_ends_a_search_with_the_best_so_far(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    threading.Timer(4.0, lambda: signal.raise_signal(signal.SIGINT)).start()
+    begun = time.monotonic()
+    predictor = AutoEstimator(2, time_limit=600.0, presets="fast", verbose=False).train(waves())
+    assert time.monotonic() - begun < 60
+    assert len(predictor.leaderboard) >= 1
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_cannot_be_searched_is_refused():
+    with pytest.raises(UnknownNameError, match="preset"):
+        AutoEstimator(2, presets="excellent")
+    with pytest.raises(DeltaflowError, match="time_limit must be a positive number"):
+        AutoEstimator(2, time_limit=0)
+    with pytest.raises(DeltaflowError, match="fewer than two"):
+        AutoEstimator(2, time_limit=1, verbose=False).train(waves(1))
+
+
+def test_the_command_saves_what_it_finds_in_a_file(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"item_id": np.repeat(list("abcdef"), 8), "week": np.tile(range(8), 6)})
+    frame["sales"] = random.poisson(3.0, len(frame))
+    frame.to_csv(tmp_path / "sales.csv", index=False)
+    options = ["--prediction-length", "2", "--time-limit", "4", "--presets", "fast"]
+    columns = ["--timestamp", "week", "--target", "sales", "--time-unit", "W"]
+    saved = tmp_path / "found"
+    given = ["auto", str(tmp_path / "sales.csv"), *options, *columns, "--output", str(saved)]
+    assert main(given) == 0
+    assert "encoder" in capsys.readouterr().out
+    assert load_predictor(saved).summary()["target"] == ["sales"]
+    assert main(["auto", "sales.txt", *options]) == 2
+    assert "give a CSV or Parquet file" in capsys.readouterr().err
