@@ -80,7 +80,7 @@ class Member:
                 f"the encoder {predictor.network_arguments['encoder']!r} cannot read one "
                 f"observation at a time: {error}"
             ) from error
-        self.parts = _leaves((read.encoded, read.memory))
+        self.parts = [leaf.cpu() for leaf in _leaves((read.encoded, read.memory))]
 
     def covariates(self, times: TimeColumn, known: np.ndarray) -> np.ndarray:
         """Return the network's covariates and calendar phases ``(N, K)`` at times ``(N,)``."""
@@ -92,9 +92,9 @@ class Member:
         return np.hstack([known, phases_at(seconds, cycles).T])
 
     def start(self, static: Static) -> list[Tensor]:
-        """Return the parts of the states of new items."""
+        """Return the parts of the states of new items, in main memory."""
         running = self._start(static.real, static.cat)
-        return _leaves((running.encoded, running.memory))
+        return [leaf.cpu() for leaf in _leaves((running.encoded, running.memory))]
 
     def _start(self, real: np.ndarray, cat: np.ndarray) -> Running:
         codes = [
