@@ -36,7 +36,8 @@ settings.load_profile("suite")
 SLOW = {
     "test_any_frame", "test_any_schema", "test_baselines", "test_batches", "test_benchmark",
     "test_cli", "test_demo", "test_distributed", "test_estimator_laws", "test_examples",
-    "test_auto", "test_folds", "test_forecasts_of_heads", "test_gaussian_process", "test_gluonts_tools",
+    "test_auto",
+    "test_folds", "test_forecasts_of_heads", "test_gaussian_process", "test_gluonts_tools",
     "test_imports", "test_interrupted_fit", "test_learning", "test_lightning_cli", "test_ode_laws",
     "test_predict_df", "test_process", "test_readme", "test_regular_data", "test_report",
     "test_run", "test_saving", "test_trained_laws", "test_training",
