@@ -18,6 +18,7 @@ from deltaflow.compare.baselines import (
     LinearPredictor,
     fit_boosted_trees,
     fit_item_mean,
+    fit_item_trend,
     fit_least_squares,
     fit_training_mean,
     summarise,
@@ -83,6 +84,30 @@ def test_means_are_those_of_the_training_set_and_of_the_item(task):
     for forecast, past in zip(means(fit_item_mean(task), test), test.input, strict=True):
         expected = past["target"].mean(axis=1)
         np.testing.assert_allclose(forecast, np.tile(expected, (len(forecast), 1)), rtol=1e-12)
+
+
+def test_a_trend_goes_on_as_the_line_through_the_item(task):
+    predictor = fit_item_trend(task)
+    test = task.tests["line"]
+    for forecast, past, asked in zip(
+        means(predictor, test), test.input, predictor.predict(test.input), strict=True
+    ):
+        known = past["target"].shape[-1]
+        times = past["feat_dynamic_real"][0, :known]
+        for channel, values in enumerate(past["target"]):
+            expected = np.polyval(np.polyfit(times, values, 1), asked.query_times)
+            known = np.isfinite(expected)  # the other queries only pad
+            np.testing.assert_allclose(forecast[known, channel], expected[known], rtol=1e-6)
+    errors = [
+        np.abs(forecast.mean - label["target"].T)
+        for forecast, label in zip(
+            predictor.predict(task.validation.input), task.validation.label, strict=True
+        )
+    ]
+    np.testing.assert_allclose(predictor.scale, np.nanmean(np.concatenate(errors), axis=0))
+    nothing = {**past, "target": past["target"] * np.nan}
+    (unknown,) = predictor.predict([nothing])
+    np.testing.assert_allclose(unknown.mean[0], predictor.center)
 
 
 def test_least_squares_finds_the_line(task):

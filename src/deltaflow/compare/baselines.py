@@ -136,6 +136,38 @@ class LinearPredictor(BaselinePredictor):
         return np.tile(loc, shape), np.tile(self.scale, shape)
 
 
+class TrendPredictor(BaselinePredictor):
+    """Forecasts each channel by the line through what was observed of it in the item.
+
+    One value is held; without any, the mean of the training set is forecast.
+
+    Parameters
+    ----------
+    prediction_length
+        The number of queries.
+    data_schema
+        What the data hold, as `Schema.to_dict` gives it.
+    center
+        ``(D,)`` mean of each channel in the training set.
+    scale
+        ``(D,)`` scale of each channel's Laplace distribution.
+    """
+
+    family = Laplace
+
+    @validated()
+    def __init__(
+        self, prediction_length: int, data_schema: dict, center: list, scale: list
+    ) -> None:
+        super().__init__(prediction_length, data_schema)
+        self.center, self.scale = np.asarray(center), np.asarray(scale)
+
+    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return location and scale ``(Q, D)``."""
+        loc = _trend(series, queries, self.center)
+        return loc, np.tile(self.scale, (len(queries), 1))
+
+
 class TreesPredictor(BaselinePredictor):
     """Forecasts a channel by its last value plus a change, which boosted trees predict.
 
@@ -197,6 +229,22 @@ def fit_training_mean(task: Task) -> LinearPredictor:
 def fit_item_mean(task: Task) -> LinearPredictor:
     """Forecast each channel by the mean of what was observed of it in the item."""
     return _fit_lines(task, lambda terms, values: (0.0, 1.0, 0.0))
+
+
+def fit_item_trend(task: Task) -> TrendPredictor:
+    """Forecast each channel by the line through what was observed of it in the item."""
+    basis = _Basis.of(task)
+    errors: list[list[np.ndarray]] = [[] for _ in basis.center]
+    for series, label in zip(basis.validation.series, basis.validation.labels, strict=True):
+        loc = _trend(series, series.times[series.length :], basis.center)
+        for channel, (value, line) in enumerate(zip(label.T, loc.T, strict=True)):
+            errors[channel].append((value - line)[np.isfinite(value)])
+    return TrendPredictor(
+        prediction_length=task.prediction_length,
+        data_schema=basis.schema.to_dict(),
+        center=basis.center.tolist(),
+        scale=[basis.scale(np.concatenate(own), n) for n, own in enumerate(errors)],
+    )
 
 
 def fit_least_squares(task: Task) -> LinearPredictor:
@@ -383,6 +431,21 @@ def _terms(summary: np.ndarray, center: np.ndarray) -> np.ndarray:
     """Return last value and mean ``(D, 3)`` around the centre, 0 where there is none; and 1."""
     last, mean = (np.nan_to_num(summary[:, name] - center) for name in (LAST, MEAN))
     return np.stack([last, mean, np.ones_like(center)], axis=1)
+
+
+def _trend(series: Series, queries: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return the lines ``(Q, D)`` through what was observed, at the queries."""
+    lines = np.tile(center, (len(queries), 1))
+    for channel, values in enumerate(series.values[:, : len(center)].T):
+        known = np.isfinite(values)
+        times = series.times[: series.length][known]
+        if not len(times):
+            continue
+        since, value = times - times.mean(), values[known]
+        variation = (since**2).sum()
+        slope = (since * value).sum() / variation if variation > 0 else 0.0
+        lines[:, channel] = value.mean() + slope * (queries - times.mean())
+    return lines
 
 
 def _held(summary: np.ndarray, center: np.ndarray) -> np.ndarray:

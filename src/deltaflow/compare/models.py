@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 from deltaflow.compare.baselines import (
     fit_boosted_trees,
     fit_item_mean,
+    fit_item_trend,
     fit_least_squares,
     fit_training_mean,
 )
@@ -127,6 +128,11 @@ def _train_line(row: str, task: Task, options: RowOptions, seed: int, tell: Tell
     return Trained(predictor, num_parameters, curve=[])
 
 
+def _train_trend(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
+    """Fit the width of lines through the items; there is nothing random in it."""
+    return Trained(fit_item_trend(task), 0, curve=[])
+
+
 def _train_trees(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Fit boosted trees; each leaf counts as a weight."""
     predictor, num_leaves = fit_boosted_trees(task, seed, torch.get_num_threads(), tell)
@@ -187,6 +193,7 @@ BASELINES: dict[str, Callable[[str, Task, RowOptions, int, Tell], Trained]] = {
     HOLD: _train_hold,
     "training_mean": _train_line,
     "item_mean": _train_line,
+    "item_trend": _train_trend,
     "least_squares": _train_line,
     "boosted_trees": _train_trees,
     "gaussian_process": _train_process,

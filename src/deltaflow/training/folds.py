@@ -20,6 +20,7 @@ from deltaflow.data.data_module import by_number
 from deltaflow.data.series import Series
 from deltaflow.data.splitter import cut_entry
 from deltaflow.data.windows import SpreadWindows
+from deltaflow.errors import warn_once
 from deltaflow.forecast.conformal import FEWEST_ITEMS, ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
@@ -184,6 +185,12 @@ def train_folds(
     entries = by_number(training_data)
     base = estimator.create_data_module(entries, seed=seed)
     usable = np.asarray(base.training_windows.items)
+    if estimator.calibrate and len(usable) < FEWEST_ITEMS:
+        warn_once(
+            f"{len(usable)} items are too few to calibrate intervals on, which takes "
+            f"{FEWEST_ITEMS}: they will cover less than they say. Train on more items, or cut long "
+            "ones into several"
+        )
     if len(usable) < 2:
         return estimator.within_supports(estimator.train_model(entries, validation_data=None))
     few = len(usable) <= FEW_ITEMS
