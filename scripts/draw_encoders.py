@@ -24,8 +24,6 @@ MARKERS = {
     "resnet_flow": "s",
     "coupling_flow": "D",
     "linear_flow": "^",
-    "ode_rnn": "x",
-    "neural_cde": "+",
 }
 
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from deltaflow._version import __version__
 from deltaflow.errors import DeltaflowError
 
-FORMAT = 1
+FORMAT = 2
 """The format of stored predictors and checkpoints. It is counted on whenever files in an earlier
 format cannot be read any more."""
 

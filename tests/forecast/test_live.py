@@ -365,7 +365,7 @@ def test_a_damaged_snapshot_is_refused_by_name(single, tmp_path, make_frame):
     path.write_bytes(whole[:2000] + b"x" + whole[2001:])
     check("damaged")
     for member, content, message in (
-        ("live.json", lambda old: old.replace(b'"format": 1', b'"format": 0'), "format 0"),
+        ("live.json", lambda old: old.replace(b'"format": 2', b'"format": 0'), "format 0"),
         ("live.json", lambda old: old.replace(b"LiveForecaster", b"os.system"), "not a snapshot"),
         ("live.json", lambda old: old.replace(b'"resolution": "s"', b'"resolution": "x"'), "ticks"),
         ("block_0.npy", lambda old: old[:-8], "damaged"),

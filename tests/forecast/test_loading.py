@@ -19,6 +19,7 @@ from deltaflow import (
     IrregularPredictor,
     load_predictor,
 )
+from deltaflow.saving import FORMAT
 
 
 def rewrite(path: Path, change) -> None:
@@ -49,7 +50,8 @@ def test_the_directory_holds_plain_json_and_weights(directory):
 @pytest.mark.parametrize("number", [None, 0, 99])
 def test_a_predictor_in_another_format_is_refused(number, directory):
     rewrite(directory / "predictor.json", lambda content: content.update(format=number))
-    with pytest.raises(DeltaflowError, match=f"in format {number}, and .* reads format 1: train"):
+    message = f"in format {number}, and .* reads format {FORMAT}: train"
+    with pytest.raises(DeltaflowError, match=message):
         load_predictor(directory)
 
 
