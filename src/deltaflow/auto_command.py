@@ -11,9 +11,8 @@ import torch
 from rich.console import Console
 
 from deltaflow.data import IrregularDataset
-from deltaflow.errors import DataError
 from deltaflow.tables import as_rich
-from deltaflow.tasks.datasets import READERS
+from deltaflow.tasks.datasets import read_file
 from deltaflow.training.auto import PRESETS, AutoEstimator
 
 SHOWN = ["loss", "seconds", "chosen", "encoder", "hidden_size", "scaling", "dropout"]
@@ -28,32 +27,28 @@ def main(options: Sequence[str]) -> int:
         "and save the blend of the best networks. Ctrl-C ends the search with the best so far.",
     )
     parser.add_argument("file", type=Path, help="CSV or Parquet file, a row per item and time")
-    parser.add_argument("--prediction-length", type=int, required=True, help="queries per forecast")
-    parser.add_argument("--time-limit", type=float, help="seconds; by default as the preset says")
+    parser.add_argument("--prediction_length", type=int, required=True, help="queries per forecast")
+    parser.add_argument("--time_limit", type=float, help="seconds; by default as the preset says")
     parser.add_argument(
         "--presets", choices=PRESETS, default="good", help="how much is tried (%(default)s)"
     )
     parser.add_argument("--output", type=Path, default=Path("predictor"), help="(%(default)s)")
     parser.add_argument("--seed", type=int, help="seed of the search")
-    parser.add_argument("--item-id", default="item_id", help="name of this column (%(default)s)")
+    parser.add_argument("--item_id", default="item_id", help="name of this column (%(default)s)")
     parser.add_argument("--timestamp", default="timestamp", help="likewise (%(default)s)")
     parser.add_argument("--target", nargs="+", default=["target"], help="columns to forecast")
-    parser.add_argument("--time-unit", default="h", help="unit of elapsed numbers (%(default)s)")
+    parser.add_argument("--time_unit", default="h", help="unit of elapsed numbers (%(default)s)")
     for role, what in (
-        ("feat-dynamic-real", "covariates known in advance"),
-        ("past-feat-dynamic-real", "covariates known for the past only"),
-        ("feat-static-real", "numbers that are constant per item"),
-        ("feat-static-cat", "categories that are constant per item"),
+        ("feat_dynamic_real", "covariates known in advance"),
+        ("past_feat_dynamic_real", "covariates known for the past only"),
+        ("feat_static_real", "numbers that are constant per item"),
+        ("feat_static_cat", "categories that are constant per item"),
     ):
         parser.add_argument(f"--{role}", nargs="*", default=[], help=f"columns of {what}")
     given = parser.parse_args(options)
     torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
-    read = READERS.get(given.file.suffix)
-    if read is None:
-        raise DataError(f"{given.file} is not a file of the kinds {', '.join(READERS)}",
-                        "give a CSV or Parquet file", field="file")  # fmt: skip
     data = IrregularDataset.from_long_dataframe(
-        read(given.file),
+        read_file(given.file, given.timestamp),
         item_id=given.item_id,
         timestamp=given.timestamp,
         target=given.target[0] if len(given.target) == 1 else given.target,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from deltaflow._version import __version__
 from deltaflow.errors import DeltaflowError, needing
-from deltaflow.parsers import OneLineErrors, expanded
+from deltaflow.parsers import OneLineErrors, expanded, underscored
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...")
     given = parser.parse_args(arguments)
     try:
-        return COMMANDS[given.command][1](given.options)
+        return COMMANDS[given.command][1](underscored(given.options))
     except Exception as error:
         if not _is_about_input(error):
             raise

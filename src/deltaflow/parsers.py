@@ -29,6 +29,14 @@ SHORT_FORMS = ("dataset", "dataset_kwargs", "columns", "split")
 """Options of the group ``data`` that may be given without its name."""
 
 
+def underscored(options: Iterable[str]) -> list[str]:
+    """Let ``--time-limit`` stand for ``--time_limit``, as all commands write their options."""
+    return [
+        re.sub(r"^--[a-z][a-z-]*", lambda name: "--" + name[0][2:].replace("-", "_"), option)
+        for option in options
+    ]
+
+
 def expanded(options: Sequence[str]) -> list[str]:
     """Return the options of a command with short forms and names of shipped files written out."""
     return _with_shipped_configs(_written_out(option) for option in options)

@@ -79,10 +79,11 @@ def test_what_cannot_be_searched_is_refused():
 
 def test_the_command_saves_what_it_finds_in_a_file(tmp_path, capsys):
     random = np.random.default_rng(0)
-    frame = pd.DataFrame({"item_id": np.repeat(list("abcdef"), 8), "week": np.tile(range(8), 6)})
+    weeks = pd.date_range("2024-01-01", periods=8, freq="W")  # of which CSV makes text
+    frame = pd.DataFrame({"item_id": np.repeat(list("abcdef"), 8), "week": np.tile(weeks, 6)})
     frame["sales"] = random.poisson(3.0, len(frame))
     frame.to_csv(tmp_path / "sales.csv", index=False)
-    options = ["--prediction-length", "2", "--time-limit", "4", "--presets", "fast"]
+    options = ["--prediction_length", "2", "--time-limit", "4", "--presets", "fast"]
     columns = ["--timestamp", "week", "--target", "sales", "--time-unit", "W"]
     saved = tmp_path / "found"
     given = ["auto", str(tmp_path / "sales.csv"), *options, *columns, "--output", str(saved)]
@@ -90,4 +91,4 @@ def test_the_command_saves_what_it_finds_in_a_file(tmp_path, capsys):
     assert "encoder" in capsys.readouterr().out
     assert load_predictor(saved).summary()["target"] == ["sales"]
     assert main(["auto", "sales.txt", *options]) == 2
-    assert "give a CSV or Parquet file" in capsys.readouterr().err
+    assert "sales.txt is not a .csv, .gz, .parquet file" in capsys.readouterr().err

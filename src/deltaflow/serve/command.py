@@ -40,13 +40,13 @@ def main(options: Sequence[str]) -> int:
     parser.add_argument(
         "--every", type=float, default=60.0, help="seconds between two snapshots (%(default)s)"
     )
-    parser.add_argument("--item-id", default="item_id", help="name of this field (%(default)s)")
+    parser.add_argument("--item_id", default="item_id", help="name of this field (%(default)s)")
     parser.add_argument("--timestamp", default="timestamp", help="name of this field (%(default)s)")
     parser.add_argument(
-        "--max-rows", type=int, default=MAX_ROWS, help="most rows of a request (%(default)s)"
+        "--max_rows", type=int, default=MAX_ROWS, help="most rows of a request (%(default)s)"
     )
     parser.add_argument(
-        "--max-bytes", type=int, default=MAX_BYTES, help="largest request (%(default)s)"
+        "--max_bytes", type=int, default=MAX_BYTES, help="largest request (%(default)s)"
     )
     given = parser.parse_args(options)
     check_at_least_one(max_rows=given.max_rows, max_bytes=given.max_bytes)

@@ -163,27 +163,39 @@ def _named_task(dataset: str) -> Callable[..., Task] | None:
     return partial(FOLDED_TASKS[collection], name, fold=int(fold or 0))
 
 
-def _file_task(path: Path, columns: Columns, given: Split) -> Task:
-    """Return the task to forecast unseen items of a file, or the last part of all items."""
+def read_file(path: Path, timestamp: str) -> pd.DataFrame:
+    """Read a CSV or Parquet file, with its times as timestamps if they are not numbers.
+
+    Raises
+    ------
+    DataError
+        If it is a file of another kind, or cannot be read, or a time is not a timestamp.
+    """
     if path.suffix not in READERS:
         raise DataError(f"{path.name} is not a {', '.join(READERS)} file", "convert it",
                         field="dataset")  # fmt: skip
-    target = columns.target[0] if len(columns.target) == 1 else columns.target
     try:
         frame = READERS[path.suffix](path)
     except ValueError as error:
         raise DataError(f"{path.name} cannot be read ({error})", "create the file again",
                         field="dataset") from error  # fmt: skip
-    if columns.timestamp in frame and not is_numeric_dtype(frame[columns.timestamp]):
+    if timestamp in frame and not is_numeric_dtype(frame[timestamp]):
         try:
-            times = pd.to_datetime(frame[columns.timestamp])  # CSV has no dates
+            times = pd.to_datetime(frame[timestamp])  # CSV has no dates
         except (ValueError, TypeError) as error:
             raise DataError(
                 f"holds a value that is not a timestamp ({error})",
                 "write all times in one format, either all with a time zone or all without",
-                field=columns.timestamp,
+                field=timestamp,
             ) from error
-        frame[columns.timestamp] = times
+        frame[timestamp] = times
+    return frame
+
+
+def _file_task(path: Path, columns: Columns, given: Split) -> Task:
+    """Return the task to forecast unseen items of a file, or the last part of all items."""
+    target = columns.target[0] if len(columns.target) == 1 else columns.target
+    frame = read_file(path, columns.timestamp)
     data = IrregularDataset.from_long_dataframe(frame, **{**vars(columns), "target": target})
     name = path.name.removesuffix("".join(path.suffixes))
     if given.after is None and given.date is None:
