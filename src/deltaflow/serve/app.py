@@ -5,10 +5,11 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import orjson
@@ -18,13 +19,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from deltaflow._version import __version__
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.live import LiveForecaster
 from deltaflow.serve.rows import Rows, observations, questions
+
+T = TypeVar("T")
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -162,6 +164,13 @@ def make_app(
         responses={422: {"model": None, "description": "What is wrong: item, field, row, remedy"}},
     )
     metrics = _Metrics(live, snapshots)
+    # One request is computed at a time: several threads would only wait for the interpreter, and
+    # for each other.
+    worker = ThreadPoolExecutor(max_workers=1)
+
+    async def computed(work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(worker, work)
+
     bearer = HTTPBearer(auto_error=False)
 
     def check_token(
@@ -231,7 +240,7 @@ def make_app(
             return len(frame)
 
         with metrics.seconds.labels("update").time():
-            count = await run_in_threadpool(work)
+            count = await computed(work)
         if snapshots is not None:
             snapshots.changes += count
         metrics.rows.labels("update").inc(count)
@@ -258,7 +267,7 @@ def make_app(
             return len(frame), _table(columns, content_type)
 
         with metrics.seconds.labels("forecast").time():
-            count, response = await run_in_threadpool(work)
+            count, response = await computed(work)
         metrics.rows.labels("forecast").inc(count)
         return response
 
