@@ -28,6 +28,7 @@ from deltaflow.randomness import check_seed, derived_seed, seeded_run
 from deltaflow.training.estimator import IrregularEstimator
 from deltaflow.training.folds import (
     FEW_ITEMS,
+    SMALL,
     Plan,
     compared_loss,
     finish,
@@ -230,19 +231,10 @@ class _Search:
             seed=self.seed % 2**32, n_startup_trials=6, multivariate=True
         )
         study = optuna.create_study(sampler=sampler)
+        default = self._default_options()
         for fold in range(len(self.plan.left_out)):  # the default options on every fold
             if fold < 2 or self._remaining() > 0.5 * self.auto.time_limit:
-                study.enqueue_trial(
-                    {
-                        "encoder": "gru_flow",
-                        "network": "joint",
-                        "hidden_size": 32,
-                        "scaling": self.plan.settings["scaling"],
-                        "dropout": 0.1,
-                        "weight_decay": 0.01,
-                        "lr": 3e-3,
-                    }
-                )
+                study.enqueue_trial(default)
         # A trial that ends by Ctrl-C ends the study.
         while self._remaining() > 0 and (not self.trials or self._has_time()):
             trial = study.ask()
@@ -255,7 +247,7 @@ class _Search:
         best = sorted(self.trials, key=lambda trial: trial.loss)[: self.auto.preset.members]
         predictors = [trial.predictor for trial in best]
         folds = [self.pairs[trial.fold] for trial in best]
-        estimator = self._estimator({})
+        estimator = self._estimator(self.plan.settings)
         enough = sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
         blend = finish(
             estimator, predictors, folds, self.simple if enough else [], self.supports, enough
@@ -273,6 +265,19 @@ class _Search:
         ]
         self._tell(f"Blended the best {len(best)} of {len(self.trials)} networks.")
         return AutoPredictor(blend.predictor, rows)
+
+    def _default_options(self) -> dict[str, Any]:
+        """Return the options of an estimator of few items of which nothing is set."""
+        default = self._estimator({})
+        return {
+            "encoder": default.model.encoder,
+            "network": default.model.network,
+            "hidden_size": default.model.hidden_size,
+            "scaling": self.plan.settings["scaling"],
+            "dropout": SMALL["dropout"],
+            "weight_decay": SMALL["weight_decay"],
+            "lr": default.optimizer.lr,
+        }
 
     def _proposed(self, trial: optuna.Trial) -> dict[str, Any]:
         preset = self.auto.preset
@@ -295,7 +300,9 @@ class _Search:
         remaining = timedelta(seconds=max(self._remaining(), 1.0))
         timer = Timer(duration=remaining, verbose=False)
         trainer_kwargs = {"enable_progress_bar": False, "callbacks": [timer]}
-        estimator = self._estimator({**options, "trainer_kwargs": trainer_kwargs})
+        estimator = self._estimator(
+            {**self.plan.settings, **options, "trainer_kwargs": trainer_kwargs}
+        )
         data = estimator.create_data_module(
             select(self.entries, np.setdiff1d(self.usable, left_out)),
             select(self.entries, left_out),
@@ -318,9 +325,7 @@ class _Search:
         return loss if math.isfinite(loss) else 1e9
 
     def _estimator(self, options: dict[str, Any]) -> IrregularEstimator:
-        plan = getattr(self, "plan", None)
-        settings = {} if plan is None else plan.settings
-        given = {**settings, **self.auto.fixed, **options}
+        given = {**self.auto.fixed, **options}
         return IrregularEstimator(self.auto.prediction_length, supports=self.auto.supports, **given)
 
     def _remaining(self) -> float:

@@ -59,10 +59,10 @@ SMALL: dict[str, Any] = {
 
 EPOCHS, PATIENCE, DECAY = 25, 7, 0.98
 """For few items: the largest number of epochs; how many of them go by without a better validation
-before a training ends; and the decay per batch of the average of the weights."""
+before a training run ends; and the decay per batch of the average of the weights."""
 
 PATIENCE_OF_MANY = 15
-"""The same patience for many items, whose trainings take as many epochs as ever."""
+"""The same patience for many items, whose training runs keep the usual number of epochs."""
 
 MOST_UNLIKE = 8.0
 """If the deviations of nine in ten items differ by no more than this factor, one unit fits all."""
