@@ -118,9 +118,10 @@ def _section(runs: Sequence[Run], test: str) -> Section:
         "forecasts": figures.forecasts(runs, test),
         "learning curves": figures.learning_curves(runs, test),
     }
+    overview = table.overview(runs, test)
     return Section(
-        table.overview(runs, test),
-        table.best(runs, test),
+        overview,
+        table.best(runs, test).loc[overview.index, overview.columns],
         {title: shown for title, shown in details.items() if len(shown)},
         {title: _png(figure) for title, figure in drawn.items() if figure is not None},
     )

@@ -94,7 +94,7 @@ def overview(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
 
 
 def best(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
-    """Return which cells of the `overview` are the best of their column, as booleans.
+    """Return a boolean per row and heading: whether the cell is the best of its column.
 
     The best coverage is the one closest to the nominal share; `COUNTS` have no best.
     """
@@ -105,8 +105,7 @@ def best(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
     marked = (means == means.min()).rename(columns=SUMMARY)
     if "balanced MSE" in marked:
         marked[RATIO] = marked["balanced MSE"]
-    shown = overview(runs, dataset)
-    return marked.reindex(index=shown.index, columns=shown.columns, fill_value=False)
+    return marked.reindex(columns=[*SUMMARY.values(), RATIO], fill_value=False)
 
 
 def best_first(runs: Sequence[Run], dataset: str) -> list[Run]:
