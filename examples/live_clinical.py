@@ -66,7 +66,7 @@ def main(quick: bool) -> None:
     training, unseen = split_items(clinical_dataset(), 0.2, seed=0)
     estimator = GRUFlowEstimator(
         prediction_length=16,
-        blend=False,  # networks alone, which keep a state
+        blend=False,  # networks alone, whose states are small
         trainer_kwargs={"max_epochs": 12, "fast_dev_run": quick},
         seed=0,
     )

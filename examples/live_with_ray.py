@@ -137,7 +137,7 @@ def main(quick: bool) -> None:
     df = irregular_sine(num_series=10 if quick else 100)
     estimator = GRUFlowEstimator(
         prediction_length=8,
-        blend=False,  # networks alone, which keep a state
+        blend=False,  # networks alone, whose states are small
         trainer_kwargs={"max_epochs": 5, "fast_dev_run": quick},
         seed=0,
     )

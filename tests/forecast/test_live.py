@@ -12,16 +12,17 @@ import pytest
 import torch
 
 from deltaflow import (
+    ConformalPredictor,
     DataError,
     DeltaflowError,
-    EnsemblePredictor,
-    HoldPredictor,
     IrregularDataModule,
     IrregularDataset,
     IrregularPredictor,
     LiveForecaster,
     predict_df,
 )
+from deltaflow.forecast.conformal import LEVELS
+from deltaflow.forecast.predictor import DeltaflowPredictor
 
 START = pd.Timestamp("2024-03-01")
 
@@ -258,10 +259,20 @@ def test_a_state_that_is_not_finite_is_not_kept(univariate):
 
 
 def test_what_keeps_no_state_is_refused_by_name(univariate, single):
-    with pytest.raises(DeltaflowError, match="HoldPredictor keeps no state"):
-        LiveForecaster(HoldPredictor.fit(univariate, 4))
-    with pytest.raises(DeltaflowError, match="HoldPredictor keeps no state"):
-        LiveForecaster(EnsemblePredictor([single, HoldPredictor.fit(univariate, 4)]))
+    class Plain(DeltaflowPredictor):
+        def predict(self, dataset, num_samples=None, seed=None):
+            raise NotImplementedError
+
+        def with_unlimited_context(self):
+            return self
+
+    plain = Plain(4, univariate.schema)
+    with pytest.raises(DeltaflowError, match=r"a Plain keeps no state.*predict_df.*HoldPredictor"):
+        LiveForecaster(plain)
+    with pytest.raises(DeltaflowError, match="a Plain keeps no state"):
+        LiveForecaster(
+            ConformalPredictor(plain, [[3600.0]], [[[0.0] * len(LEVELS)] * 2], [1.0], [5])
+        )
     hermite = predictor_of(univariate, "neural_cde", encoder_kwargs={"interpolation": "hermite"})
     with pytest.raises(DeltaflowError, match=r"'neural_cde' cannot read one observation.*hermite"):
         LiveForecaster(hermite)

@@ -162,7 +162,7 @@ def test_live_forecasts_keep_within_the_support():
     frame = decays()
     times = {"timestamp": "time", "target": ["conc", "events", "change"], "time_unit": "h"}
     data = IrregularDataset.from_long_dataframe(frame, **times)
-    predictor = quick(folds=2, blend=False).train(data)
+    predictor = quick(folds=2).train(data)  # blended and calibrated
     live = LiveForecaster(predictor, timestamp="time")
     live.update(frame)
     last = frame.groupby("item_id", as_index=False)["time"].max()

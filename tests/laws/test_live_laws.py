@@ -8,6 +8,7 @@ import torch
 from deltaflow import (
     ConformalPredictor,
     EnsemblePredictor,
+    HoldPredictor,
     IrregularDataModule,
     IrregularDataset,
     IrregularPredictor,
@@ -17,7 +18,9 @@ from deltaflow import (
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.windows import Horizon
 from deltaflow.encoders import ENCODERS
-from deltaflow.forecast import conformal
+from deltaflow.forecast import AutoPredictor, GaussianProcessPredictor, conformal
+from deltaflow.forecast.gaussian_process import CONTEXT
+from deltaflow.forecast.live.members import MANY_ROWS
 from deltaflow.heads import make_output
 from deltaflow.model.networks import NETWORKS, make_network
 from deltaflow.model.running import RunningNetwork
@@ -251,6 +254,64 @@ def test_the_law_holds_for_calibrated_ensembles(multivariate, frame, roles):
         ensemble, [[3600.0]] * 2, [[near, 2 * near]] * 2, least=[1e-6] * 2, num_items=[50] * 2
     )
     check_law(calibrated, frame)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "network"),
+    [*((encoder, "joint") for encoder in ENCODERS), ("gru_flow", "channelwise")],
+)
+def test_many_first_rows_of_an_item_are_read_as_one_by_one(encoder, network, multivariate, frame):
+    """They are read together, and what follows goes on from there."""
+    predictor = predictor_of(multivariate, encoder, network)
+    rows = frame[frame["item_id"].isin(["p0", "p1", "p2"])]
+    parts = [  # of one item with many rows, and of one with few, in the same updates
+        rows.assign(timestamp=rows["timestamp"] + shift * pd.Timedelta("3D"))
+        for shift in range(MANY_ROWS // 20 + 1)
+    ]
+    history = pd.concat(parts).sort_values(["item_id", "timestamp"], kind="stable")
+    history = history[(history["item_id"] == "p0") | (history.groupby("item_id").cumcount() > 12)]
+    assert history.groupby("item_id").size().max() > MANY_ROWS
+    together, apart = LiveForecaster(predictor), LiveForecaster(predictor)
+    together.update(history)
+    for _, few in history.groupby(history.groupby("item_id").cumcount() // 10):
+        apart.update(few)
+    for live in (together, apart):
+        live.update(history.groupby("item_id").tail(1).assign(timestamp=pd.Timestamp("2024-04-01")))
+    future = frame.groupby("item_id").tail(1).head(3).assign(timestamp=pd.Timestamp("2024-04-02"))
+    mine, theirs = (
+        live.forecast(future, quantile_levels=LEVELS)[["predictions", "0.1", "0.9"]].to_numpy()
+        for live in (together, apart)
+    )
+    scale = np.maximum(np.tile(frame[["HR", "MAP"]].std(), 3), theirs[:, 2] - theirs[:, 1])
+    assert np.abs((mine - theirs) / scale[:, None]).max() < 1e-5
+    for item in ("p0", "p1", "p2"):
+        assert together.item(item) == apart.item(item)
+
+
+def test_the_law_holds_for_what_small_data_are_blended_with(multivariate, frame, roles):
+    other = in_other_order(frame, roles)
+    frame = frame.copy()
+    frame.loc[frame["item_id"].isin(["p1", "p4"]), "MAP"] = np.nan  # never observed
+    parts = [
+        predictor_of(multivariate, "gru_flow"),
+        HoldPredictor.fit(other, 4),
+        GaussianProcessPredictor.fit(other, 4),
+    ]
+    for part in parts[1:]:
+        check_law(part, frame)
+    blend = EnsemblePredictor(parts, [0.5, 0.3, 0.2])
+    check_law(AutoPredictor(blend, [{"loss": 1.0}]), frame)
+
+
+def test_a_gaussian_process_keeps_no_more_values_than_it_uses(univariate, make_frame):
+    predictor = GaussianProcessPredictor.fit(univariate, 4, root=True)
+    long = make_frame(num_items=1, length=CONTEXT + 40)
+    long.loc[long.index % 10 == 7, "HR"] = np.nan
+    live = check_law(predictor, long)
+    size = live.bytes_per_item
+    assert 16 * CONTEXT < size < 16 * CONTEXT + 100
+    live.update(long.assign(timestamp=long["timestamp"] + pd.Timedelta("1000D")))
+    assert live.bytes_per_item == size
 
 
 def test_a_context_limits_only_the_given_predictor(multivariate, frame):

@@ -23,6 +23,13 @@ CONTEXT = 300
 """The largest number of values that a forecast uses: its cost is cubic in their number."""
 
 
+class Curve(NamedTuple):
+    """Values ``(n,)`` of a channel, and their times ``(n,)`` since the first row of the item."""
+
+    times: np.ndarray
+    values: np.ndarray
+
+
 class GaussianProcessPredictor(BaselinePredictor):
     """Forecasts each channel by a Gaussian process in time, given what was observed of it.
 
@@ -86,8 +93,8 @@ class GaussianProcessPredictor(BaselinePredictor):
         chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ITEMS]
         theta = []
         for channel in range(channels):
-            curves = [_curve(data[item], channel, unit, MOST_ROWS) for item in chosen]
-            known = [curve for curve in curves if len(curve.values)]
+            curves = [_curve(data[item], channel, MOST_ROWS) for item in chosen]
+            known = [one._replace(times=one.times / unit) for one in curves if len(one.values)]
             theta.append(_fit(known, statistics.center[channel], statistics.spread[channel]))
         return cls(
             prediction_length=prediction_length,
@@ -101,15 +108,24 @@ class GaussianProcessPredictor(BaselinePredictor):
 
     def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return location and scale ``(Q, D)`` of the predictive distribution of a value."""
-        series = _rooted(series, self.root)
+        curves = [_curve(series, channel, CONTEXT) for channel in range(len(self.center))]
+        return self.locate_from(curves, queries - (series.times[0] if series.length else 0.0))
+
+    def locate_from(
+        self, curves: Sequence[Curve], queries: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the same, given the last `CONTEXT` values of each channel.
+
+        The queries ``(Q,)`` are times since the first row of the item, too.
+        """
         loc, scale = (np.empty((len(queries), len(self.center))) for _ in range(2))
-        for channel, theta in enumerate(self.theta):
-            seen = _curve(series, channel, self.unit, CONTEXT)
-            values = (seen.values - self.center[channel]) / self.spread[channel]
-            asked = (queries - seen.origin) / self.unit
-            mean, deviation = predictive(theta, seen.times, values, asked)
-            loc[:, channel] = self.center[channel] + self.spread[channel] * mean
-            scale[:, channel] = self.spread[channel] * deviation
+        for channel, (theta, (times, values)) in enumerate(zip(self.theta, curves, strict=True)):
+            center, spread = self.center[channel], self.spread[channel]
+            values = np.sqrt(np.maximum(values, 0)) if self.root else values
+            mean, deviation = predictive(
+                theta, times / self.unit, (values - center) / spread, queries / self.unit
+            )
+            loc[:, channel], scale[:, channel] = center + spread * mean, spread * deviation
         return loc, np.maximum(scale, 1e-9 * self.spread)
 
 
@@ -158,21 +174,12 @@ def _rooted(series: Series, root: bool) -> Series:
     return series._replace(values=np.sqrt(np.maximum(series.values, 0))) if root else series
 
 
-class _Curve(NamedTuple):
-    """What was observed of a channel: times ``(n,)`` since an origin, and values ``(n,)``."""
-
-    times: np.ndarray
-    values: np.ndarray
-    origin: float
-
-
-def _curve(series: Series, channel: int, unit: float, most: int) -> _Curve:
+def _curve(series: Series, channel: int, most: int) -> Curve:
     known = np.flatnonzero(np.isfinite(series.values[:, channel]))[-most:]
-    origin = float(series.times[0]) if len(series.times) else 0.0
-    return _Curve((series.times[known] - origin) / unit, series.values[known, channel], origin)
+    return Curve(series.times[known] - series.times[:1], series.values[known, channel])
 
 
-def _fit(curves: Sequence[_Curve], center: float, spread: float) -> np.ndarray:
+def _fit(curves: Sequence[Curve], center: float, spread: float) -> np.ndarray:
     """Return the parameters under which the curves, each on its own, are most likely."""
     from scipy.optimize import minimize
     from sklearn.gaussian_process import GaussianProcessRegressor, kernels

@@ -14,7 +14,7 @@ from gluonts.model.estimator import Estimator
 
 from deltaflow.data.schema import LONGEST, Schema
 from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
-from deltaflow.data.statistics import Statistics, last_row
+from deltaflow.data.statistics import Statistics, last_known
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.baseline import finite_queries
 from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast
@@ -147,7 +147,8 @@ class HoldPredictor(DeltaflowPredictor):
         reader = SeriesReader(self.schema)
         for number, entry in enumerate(entries_of(dataset)):
             series, found = reader.read(entry, self.prediction_length), reader.match(entry)
-            mean, quantiles = (part[..., found.channels] for part in self._locate(series))
+            located = self.locate(*self._last(series))
+            mean, quantiles = (part[..., found.channels] for part in located)
             start, info = entry["start"] + series.length, entry.get("info")
             if num_samples:
                 with seeded(None if seed is None else derived_seed(seed, number)):
@@ -158,18 +159,31 @@ class HoldPredictor(DeltaflowPredictor):
                 forecast = QuantileForecast(parts, start, keys, series.item_id, info)
             yield forecast.labelled(query_times_of(entry), found.target, found.unforecast)
 
-    def _locate(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean ``(Q, D)`` and the quantiles ``(K, Q, D)`` at the queries."""
-        queries = finite_queries(series)
-        mean = np.tile(self.center, (len(queries), 1))
-        quantiles = np.repeat(self.values.T[:, None], len(queries), axis=1)
-        row = last_row(np.isfinite(series.values[:, : len(self.center)]))
-        for channel in np.flatnonzero(row >= 0).tolist():
-            last = series.values[row[channel], channel]
-            mean[:, channel] = last
-            lead = queries - series.times[row[channel]]
-            quantiles[:, :, channel] = last + self._change(lead, channel)
+    def locate(self, last: np.ndarray, lead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean ``(Q, D)`` and the quantiles ``(K, Q, D)`` at queries.
+
+        Parameters
+        ----------
+        last
+            ``(Q, D)`` the last value of each channel before each query, NaN if there is none.
+        lead
+            ``(Q, D)`` the time since then.
+        """
+        seen = np.isfinite(last)
+        mean = np.where(seen, last, self.center)
+        quantiles = np.repeat(self.values.T[:, None], len(last), axis=1)
+        for channel, own in enumerate(seen.T):
+            change = self._change(lead[own, channel], channel)
+            quantiles[:, own, channel] = last[own, channel] + change
         return mean, quantiles
+
+    def _last(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
+        """Return the last value of each channel, and the time since then, both ``(Q, D)``."""
+        queries = finite_queries(series)
+        values = series.values[:, : len(self.center)]
+        observed = np.where(np.isfinite(values), series.times[: len(values), None], np.nan)
+        last, since = (last_known(part, np.nan) for part in (values, observed))
+        return np.tile(last, (len(queries), 1)), queries[:, None] - since
 
     def _change(self, lead: np.ndarray, channel: int) -> np.ndarray:
         """Return the quantiles ``(K, Q)`` of a channel's change over lead times ``(Q,)``."""

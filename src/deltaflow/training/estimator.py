@@ -117,7 +117,7 @@ class IrregularEstimator(Estimator):
     blend
         Whether the forecasts of networks are averaged with simple ones, of a `HoldPredictor` and
         of Gaussian processes, where there are 5 to 250 items: with the weights that are best on the
-        items left out. `LiveForecaster` needs ``blend=False``. Not done for paths.
+        items left out. Not done for paths.
     supports
         What values the channels can have. Forecasts keep to it: no negative concentration, mean
         and samples included, see `SupportPredictor`. ``"recognised"``: a channel that is never

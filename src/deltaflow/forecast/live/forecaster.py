@@ -1,0 +1,282 @@
+"""The live forecaster."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from deltaflow.data.schema import Schema
+from deltaflow.data.validation import as_text
+from deltaflow.errors import DataError, DeltaflowError
+from deltaflow.forecast.forecasts import read_levels
+from deltaflow.forecast.live.frames import FrameReader
+from deltaflow.forecast.live.snapshot import Snapshot, read_snapshot, write_snapshot
+from deltaflow.forecast.live.states import States
+from deltaflow.forecast.network_predictor import IrregularPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.randomness import check_seed
+from deltaflow.saving import reading
+
+
+class LiveForecaster:
+    """Reads observations of any number of items as they arrive, and forecasts them at any moment.
+
+    It keeps a state of fixed size for each item, instead of its history. An observation costs one
+    step of the encoder, however long the history is.
+
+    **What is promised.** After any updates, in any batches, :meth:`forecast` returns what
+    ``predict_df(live.predictor, history, future_df)`` returns for all rows of these updates: equal
+    to 1e-5 of the scale, by rounding in float32. ``live.predictor`` is the given predictor with
+    unlimited context. The given one reads the last ``context_length`` observations only, so its
+    forecasts are the same as long as an item has no more of them. A network reads much longer
+    series than it was trained on at your own risk: compare the two by a backtest, or begin an item
+    anew now and then, by :meth:`forget` and an update with its recent history.
+
+    It may be used by several threads. An update is done as a whole or not at all.
+
+    Parameters
+    ----------
+    predictor
+        A trained predictor with marginal forecasts: networks, `HoldPredictor`,
+        `GaussianProcessPredictor`, and what wraps them, such as ensembles and calibration.
+    item_id, timestamp
+        The names of these columns in all DataFrames; ``item_id`` is None for a single series.
+
+    Attributes
+    ----------
+    predictor
+        The predictor with unlimited context. It is not to be changed.
+
+    Raises
+    ------
+    DeltaflowError
+        If the predictor keeps no state; draws paths; or has an encoder that cannot read one
+        observation at a time.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from deltaflow import GRUFlowEstimator, IrregularDataset, LiveForecaster
+    >>> from deltaflow.tasks import irregular_sine
+    >>> data = IrregularDataset.from_long_dataframe(irregular_sine(num_series=4))
+    >>> trainer_kwargs = {"fast_dev_run": True, "enable_progress_bar": False, "logger": False}
+    >>> estimator = GRUFlowEstimator(prediction_length=8, folds=0, trainer_kwargs=trainer_kwargs)
+    >>> live = LiveForecaster(estimator.train(data))
+    >>> def rows(items, times, **columns):
+    ...     return pd.DataFrame({"item_id": items, "timestamp": pd.to_datetime(times), **columns})
+    >>> live.update(rows("a", ["2024-01-01 08:00", "2024-01-01 08:20"], target=[1.0, 0.8]))
+    >>> live.update(rows(["b", "a"], ["2024-01-01 08:21", "2024-01-01 08:30"], target=0.5))
+    >>> len(live), live.item("a")["num_observations"]
+    (2, 3)
+    >>> future = rows("a", ["2024-01-01 08:40", "2024-01-02 08:00"])
+    >>> live.forecast(future, quantile_levels=[0.9]).columns
+    Index(['item_id', 'timestamp', 'target_name', 'predictions', '0.9'], dtype='object')
+    """
+
+    def __init__(
+        self,
+        predictor: DeltaflowPredictor,
+        *,
+        item_id: str | None = "item_id",
+        timestamp: str = "timestamp",
+    ) -> None:
+        _check_kind(predictor)
+        self.predictor = predictor.with_unlimited_context()
+        self.item_id, self.timestamp = item_id, timestamp
+        self._frames = FrameReader(self.schema, item_id, timestamp)
+        self._states = States(self.predictor, timestamp)
+        self._saving = threading.Lock()
+
+    @property
+    def schema(self) -> Schema:
+        """What the data hold."""
+        return self.predictor.schema
+
+    @property
+    def bytes_per_item(self) -> int:
+        """The memory of an item in bytes, without its name."""
+        return self._states.bytes_per_item
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self._states)
+
+    def __contains__(self, item: object) -> bool:
+        return as_text(item) in self._states
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} items, {self.bytes_per_item} bytes each)"
+
+    def update(self, df: pd.DataFrame) -> None:
+        """Read further observations of known items, and the first ones of new items.
+
+        Parameters
+        ----------
+        df
+            A row per item and time, sorted by time within each item, with the channels and
+            covariates of the training data by name; NaN where not observed. Every row is read as
+            an observation time, even if nothing was observed there. A new item also needs its
+            static features; for known items they may be left out.
+
+        Raises
+        ------
+        DataError
+            As `predict_df`; and if a row is not later than all earlier ones of its item, also of
+            earlier updates, or a static feature changes. All items are then left as they were.
+        """
+        self._states.read(self._frames.observations(df))
+
+    def forecast(
+        self,
+        future_df: pd.DataFrame,
+        *,
+        quantile_levels: Sequence[float] = (0.1, 0.5, 0.9),
+        seed: int | None = None,
+    ) -> pd.DataFrame:
+        """Forecast every row of ``future_df``.
+
+        Parameters
+        ----------
+        future_df
+            The questions: item and timestamp, in any order and number, and the covariates known in
+            advance.
+        quantile_levels
+            The levels, between 0 and 1.
+        seed
+            Seed of the samples, where a distribution has no quantile function.
+
+        Returns
+        -------
+        pandas.DataFrame
+            As `predict_df` returns it.
+
+        Raises
+        ------
+        DataError
+            If an item is unknown, or a question lies before its last observation.
+        """
+        levels = read_levels(quantile_levels)
+        check_seed(seed)
+        answers_in = ["target_name", "predictions", *map(str, levels)]
+        for key in self._frames.keys:
+            if key in answers_in:
+                raise DataError("is also the name of a column of the answer", "rename", field=key)
+        asked = self._frames.questions(future_df)
+        values = self._states.answer(asked, levels, seed)  # (L, N, D)
+
+        channels = len(self.schema.target)
+        answers = np.empty_like(values)
+        answers[:, asked.rows.order] = values
+        row = np.arange(len(future_df)).repeat(channels)
+        names = np.array(self.schema.target, dtype=object)
+        columns = {key: future_df[key].array.take(row) for key in self._frames.keys}
+        columns["target_name"] = np.tile(names, len(future_df))
+        for name, answer in zip(answers_in[1:], answers, strict=True):
+            columns[name] = answer.reshape(-1)
+        return pd.DataFrame(columns)
+
+    def forget(self, items: Iterable[object]) -> None:
+        """Delete items: an update may begin them anew.
+
+        Raises
+        ------
+        DataError
+            If one of them is unknown; none is deleted then.
+        """
+        self._states.forget(list(dict.fromkeys(map(as_text, items))))
+
+    def item(self, item: object) -> dict[str, Any]:
+        """Return what is kept of an item in plain terms.
+
+        Returns
+        -------
+        dict
+            ``item_id``; ``num_observations``, the number of its rows; ``first`` and ``last``, the
+            times of the first and the last one; and ``observed``, the time of the last value of
+            each channel, None if there is none.
+
+        Raises
+        ------
+        DataError
+            If the item is unknown.
+        """
+        about = self._states.about(as_text(item))
+        observed = dict(zip(self._frames.channels, about["observed"], strict=True))
+        return {"item_id": as_text(item), **about, "observed": observed}
+
+    def is_of(self, predictor: DeltaflowPredictor) -> bool:
+        """Tell whether the states are those of a predictor: of its weights, and all else."""
+        return _are_same(self.predictor, predictor.with_unlimited_context())
+
+    def save(self, path: str | Path) -> None:
+        """Write the states of all items, and the predictor, to a file.
+
+        The file is replaced at once: a process that is killed at any moment leaves the former
+        snapshot. Updates and forecasts go on while it is written.
+
+        Parameters
+        ----------
+        path
+            The file.
+        """
+        with self._saving:
+            clock, names, packed = self._states.copy()
+            about = {
+                "item_id": self.item_id,
+                "timestamp": self.timestamp,
+                "resolution": clock.resolution,
+            }
+            write_snapshot(path, Snapshot(self.predictor, about, names, packed))
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> LiveForecaster:
+        """Read what :meth:`save` wrote, executing nothing of it.
+
+        Parameters
+        ----------
+        path
+            The file.
+        device
+            Where to compute, ``"auto"`` for a GPU if there is one.
+
+        Raises
+        ------
+        DeltaflowError
+            If there is no snapshot, or it is damaged.
+        """
+        with reading(path):
+            predictor, about, names, packed = read_snapshot(path, device)
+            live = cls(predictor, item_id=about["item_id"], timestamp=about["timestamp"])
+            live._states.fill(about["resolution"], names, packed)
+        return live
+
+
+def _check_kind(predictor: DeltaflowPredictor) -> None:
+    if not isinstance(predictor, DeltaflowPredictor):
+        raise DeltaflowError(
+            f"a {type(predictor).__name__} does not say what its data hold: give a predictor that "
+            "deltaflow has trained or loaded"
+        )
+    if predictor.schema.time == "regular":
+        raise DataError(
+            "the predictor was trained on a regular data set, which has no real time",
+            "train it on an IrregularDataset",
+        )
+
+
+def _are_same(one: DeltaflowPredictor, other: DeltaflowPredictor) -> bool:
+    """Tell whether two predictors have the same arguments and weights."""
+    if one.description() != other.description():
+        return False
+    if not all(map(_are_same, one.members, other.members)):
+        return False
+    if not isinstance(one, IrregularPredictor) or not isinstance(other, IrregularPredictor):
+        return True
+    weights, others = one.network.state_dict(), other.network.state_dict()
+    return all(torch.equal(value.cpu(), others[name].cpu()) for name, value in weights.items())

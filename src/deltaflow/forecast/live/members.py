@@ -1,0 +1,452 @@
+"""The members of a live forecaster: each reads what it knows into states of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaflow.data.matching import match
+from deltaflow.data.reader import FARTHEST
+from deltaflow.data.schema import TICKS_PER_SECOND, Schema
+from deltaflow.data.series import Series, phases_at
+from deltaflow.data.validation import TimeColumn
+from deltaflow.errors import DeltaflowError
+from deltaflow.forecast.auto import AutoPredictor
+from deltaflow.forecast.conformal import ConformalPredictor
+from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.forecasts import (
+    DistributionForecast,
+    EnsembleForecast,
+    QuantileForecast,
+    RealTimeForecast,
+    SharedDistribution,
+)
+from deltaflow.forecast.gaussian_process import CONTEXT, Curve, GaussianProcessPredictor
+from deltaflow.forecast.hold import HoldPredictor
+from deltaflow.forecast.live.frames import UNKNOWN_LEVEL, Static
+from deltaflow.forecast.network_predictor import IrregularPredictor, finite
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.support import SupportPredictor
+from deltaflow.model.running import Running, RunningNetwork
+
+QUERIES_AT_ONCE = 2**14
+"""About this many queries are forecast together."""
+
+ROWS_AT_ONCE = 2**17
+"""About this many rows of new items are read together."""
+
+MANY_ROWS = 32
+"""A new item with this many rows is read as a whole, instead of row by row."""
+
+
+class Arrived(NamedTuple):
+    """N rows of I items that are to be read. The rows of an item stand together.
+
+    Attributes
+    ----------
+    starts, counts
+        ``(I,)`` the first row of each item, and the number of its rows, which does not increase
+        from item to item.
+    new
+        ``(I,)`` bool, whether the item has no state yet.
+    static
+        The static features of the items.
+    elapsed, gaps
+        ``(N,)`` seconds since the first row of the item, and since the row before: 0 at the first.
+    ages
+        ``(N, C)`` seconds from the last value of each channel to the row before; from the item's
+        first row, if there is no value.
+    values
+        ``(N, C)`` values of the channels, NaN where not observed.
+    times, known
+        ``(N,)`` times and ``(N, K)`` covariates.
+    """
+
+    starts: np.ndarray
+    counts: np.ndarray
+    new: np.ndarray
+    static: Static
+    elapsed: np.ndarray
+    gaps: np.ndarray
+    ages: np.ndarray
+    values: np.ndarray
+    times: TimeColumn
+    known: np.ndarray
+
+    def rows_of(self, item: int) -> slice:
+        """Return the rows of an item."""
+        return slice(self.starts[item], self.starts[item] + self.counts[item])
+
+
+class Asked(NamedTuple):
+    """N queries of I items.
+
+    Attributes
+    ----------
+    bounds
+        ``(I + 1,)``: item ``i`` owns the queries ``bounds[i]:bounds[i + 1]``.
+    elapsed, gaps
+        ``(N,)`` seconds since the first row of the item, and since its last one.
+    ages
+        ``(I, C)`` seconds from the last value of each channel to the last row.
+    times, known
+        ``(N,)`` times and ``(N, K)`` covariates.
+    """
+
+    bounds: np.ndarray
+    elapsed: np.ndarray
+    gaps: np.ndarray
+    ages: np.ndarray
+    times: TimeColumn
+    known: np.ndarray
+
+    @property
+    def item(self) -> np.ndarray:
+        """The item ``(N,)`` of each query."""
+        return np.arange(len(self.ages)).repeat(np.diff(self.bounds))
+
+
+class Member(ABC):
+    """A predictor that keeps a state of fixed size per item. It finds its data by name.
+
+    Parameters
+    ----------
+    predictor
+        The predictor.
+    schema
+        The schema of the data.
+
+    Attributes
+    ----------
+    parts
+        An example ``(1, …)`` of each part of the state of an item.
+    farthest
+        The longest gap in seconds that can be read.
+    """
+
+    parts: list[Tensor]
+    farthest: float = np.inf
+
+    def __init__(self, predictor: DeltaflowPredictor, schema: Schema) -> None:
+        own = predictor.schema
+        self._schema = schema
+        self._found = match(schema, own)
+        observed = [*schema.target, *schema.past_feat_dynamic_real]
+        self._channels = [observed.index(n) for n in (*own.target, *own.past_feat_dynamic_real)]
+        self._targets = self._channels[: len(own.target)]
+
+    @abstractmethod
+    def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
+        """Read rows into the parts ``(I, …)`` of the states of their items."""
+
+    @abstractmethod
+    def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
+        """Forecast all queries in one forecast."""
+
+    def is_finite(self, parts: Sequence[Tensor]) -> bool:
+        """Tell whether states can be forecast from."""
+        return True
+
+    def _labelled(self, forecast: RealTimeForecast) -> RealTimeForecast:
+        return forecast.labelled(None, self._schema.target)
+
+
+class NetworkMember(Member):
+    """A network: the state is that of its encoder.
+
+    Raises
+    ------
+    DeltaflowError
+        If it draws paths, or has an encoder that cannot read one observation at a time.
+    """
+
+    def __init__(self, predictor: IrregularPredictor, schema: Schema) -> None:
+        if predictor.sampling != "marginal":
+            raise DeltaflowError(
+                f"a predictor with sampling={predictor.sampling!r} draws paths, which a live "
+                "forecaster does not: train one with sampling='marginal'"
+            )
+        super().__init__(predictor, schema)
+        self.predictor = predictor
+        self.network = RunningNetwork(predictor.reader, predictor.network)
+        self.farthest = FARTHEST * predictor.reader.statistics.typical_gap
+        own = predictor.schema
+        self._known = [schema.feat_dynamic_real.index(name) for name in own.feat_dynamic_real]
+        self._real = [schema.feat_static_real.index(name) for name in own.feat_static_real]
+        self._cat = [list(schema.feat_static_cat).index(name) for name in own.feat_static_cat]
+        self._started = self._start(
+            Static(
+                np.full((1, len(schema.feat_static_real)), np.nan),
+                np.full((1, len(schema.feat_static_cat)), UNKNOWN_LEVEL),
+            )
+        )
+        count = len(predictor.reader.statistics.covariate_center)
+        nothing = np.full((1, len(self._channels)), np.nan)
+        try:
+            read = self.network.read(self._started, np.zeros(1), nothing, np.zeros((1, count)))
+        except DeltaflowError as error:
+            raise DeltaflowError(
+                f"the encoder {predictor.network_arguments['encoder']!r} cannot read one "
+                f"observation at a time: {error}"
+            ) from error
+        self.parts = [leaf.cpu() for leaf in _leaves((read.encoded, read.memory))]
+
+    def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
+        """Read rows: of new items with many rows all together, and others row by row."""
+        known = self._covariates(arrived.times, arrived.known)
+        if arrived.new.any():
+            began = self._start(Static(*(part[arrived.new] for part in arrived.static)))
+            _put(parts, np.flatnonzero(arrived.new), began)
+        whole = arrived.new & (arrived.counts >= MANY_ROWS)
+        if not whole.any():
+            self._read_steps(parts, arrived, known, np.arange(len(whole)))
+            return
+        pending = np.flatnonzero(whole)
+        while len(pending):
+            size = max(1, ROWS_AT_ONCE // int(arrived.counts[pending[0]]))
+            group, pending = pending[:size], pending[size:]
+            _put(parts, group, self._read_whole(arrived, known, group))
+        rest = np.flatnonzero(~whole)
+        others = [part[rest] for part in parts]
+        self._read_steps(others, arrived, known, rest)
+        for part, new in zip(parts, others, strict=True):
+            part[rest] = new
+
+    def _read_whole(self, arrived: Arrived, known: np.ndarray, items: np.ndarray) -> Running:
+        """Return the states of new items after all their rows."""
+        static = self._static(Static(*(part[items] for part in arrived.static)))
+        return self.network.read_whole(
+            [
+                Series(
+                    item_id=None,
+                    times=arrived.elapsed[own],
+                    values=arrived.values[own][:, self._channels],
+                    covariates=known[own],
+                    static_real=real,
+                    static_cat=cat,
+                )
+                for own, real, cat in zip(map(arrived.rows_of, items), *static, strict=True)
+            ]
+        )
+
+    def _read_steps(
+        self, parts: Sequence[Tensor], arrived: Arrived, known: np.ndarray, items: np.ndarray
+    ) -> None:
+        """Read the rows of some items into the parts of their states, one after the other."""
+        starts, counts = arrived.starts[items], arrived.counts[items]
+        for step in range(int(counts.max(initial=0))):
+            # The items with the most rows are first, so those that go on are the first ones.
+            own = slice(int(np.searchsorted(-counts, -step)))
+            rows = starts[own] + step
+            running = self._running([part[own] for part in parts], arrived.ages[rows])
+            values = arrived.values[rows][:, self._channels]
+            _put(parts, own, self.network.read(running, arrived.gaps[rows], values, known[rows]))
+
+    def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
+        """Forecast all queries in one forecast."""
+        covariates = self._covariates(asked.times, asked.known)
+        bounds = asked.bounds
+        counts = np.diff(bounds)
+        order = np.argsort(-counts, kind="stable")
+        pieces: list[tuple[Tensor, ...]] = []
+        while len(order):
+            most = int(counts[order[0]])
+            size = max(1, QUERIES_AT_ONCE // most)
+            own, order = order[:size], order[size:]
+            steps = np.arange(most)
+            wanted = steps < counts[own, None]  # (I, Q)
+            rows = bounds[own, None] + np.minimum(steps, counts[own, None] - 1)
+            running = self._running([part[own] for part in parts], asked.ages[own])
+            args, loc, scale = self.network.forecast(running, asked.gaps[rows], covariates[rows])
+            item, _ = np.nonzero(wanted)
+            mask = torch.from_numpy(wanted)
+            pieces.append(
+                (
+                    torch.from_numpy(rows[wanted]),
+                    loc.cpu()[item],
+                    scale.cpu()[item],
+                    *(finite(arg).double().cpu()[mask] for arg in args),
+                )
+            )
+        rows, *columns = (torch.cat(column) for column in zip(*pieces, strict=True))
+        loc, scale, *args = (column[rows.argsort()] for column in columns)
+        whole = np.array([0, len(rows)])
+        (make,) = self.predictor.forecasts_from(args, loc, scale, whole, [self._found.channels])
+        return self._labelled(make(start_date=None, item_id=None, info=None))
+
+    def is_finite(self, parts: Sequence[Tensor]) -> bool:
+        """Tell whether all hidden states are finite."""
+        return bool(_like(self._started.encoded, iter(parts)).state.hidden.isfinite().all())
+
+    def _start(self, static: Static) -> Running:
+        """Return the states of items before their first row."""
+        return self.network.start(*self._static(static))
+
+    def _static(self, static: Static) -> Static:
+        """Return the static features as the network knows them."""
+        codes = [
+            known[np.maximum(static.cat[:, column], UNKNOWN_LEVEL)]
+            for column, known in zip(self._cat, self._found.codes, strict=True)
+        ]
+        nothing = np.empty((len(static.cat), 0), dtype=np.int64)
+        return Static(static.real[:, self._real], np.stack(codes, axis=-1) if codes else nothing)
+
+    def _covariates(self, times: TimeColumn, known: np.ndarray) -> np.ndarray:
+        """Return the network's covariates and calendar phases ``(N, K)`` at times ``(N,)``."""
+        known = known[:, self._known]
+        cycles = self.predictor.reader.seasonality
+        if not cycles:
+            return known
+        seconds = times.ticks / float(TICKS_PER_SECOND[times.resolution])
+        return np.hstack([known, phases_at(seconds, cycles).T])
+
+    def _running(self, parts: Sequence[Tensor], ages: np.ndarray) -> Running:
+        """Return the state whose parts these are, with times counted from the last row."""
+        leaves = (part.to(self.predictor.device) for part in parts)
+        encoded, memory = _like((self._started.encoded, self._started.memory), leaves)
+        return Running(encoded, memory, np.zeros(len(ages)), -ages[:, self._channels])
+
+
+class HoldMember(Member):
+    """The last value of each channel, which a `HoldPredictor` forecasts."""
+
+    def __init__(self, predictor: HoldPredictor, schema: Schema) -> None:
+        super().__init__(predictor, schema)
+        self.predictor = predictor
+        self.parts = [torch.zeros(1, len(self._targets), dtype=torch.float64)]
+
+    def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
+        """Keep the last value of each channel, NaN as long as there is none."""
+        last = parts[0].numpy()
+        last[arrived.new] = np.nan
+        for channel, column in enumerate(arrived.values[:, self._targets].T):
+            known = np.isfinite(column)
+            newest = np.maximum.accumulate(np.where(known, np.arange(len(column)), -1))
+            row = newest[arrived.starts + arrived.counts - 1]
+            within = row >= arrived.starts
+            last[within, channel] = column[row[within]]
+
+    def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
+        """Forecast all queries in one forecast."""
+        item = asked.item
+        lead = asked.ages[item][:, self._targets] + asked.gaps[:, None]
+        mean, quantiles = self.predictor.locate(parts[0].numpy()[item], lead)
+        values = np.concatenate([mean[None], quantiles])[..., self._found.channels]
+        keys = ["mean", *map(str, self.predictor.levels)]
+        return self._labelled(QuantileForecast(values, None, keys))  # pyright: ignore[reportArgumentType]
+
+
+class GaussianProcessMember(Member):
+    """The last values of each channel and their times, from which a Gaussian process forecasts.
+
+    A `GaussianProcessPredictor` uses at most `CONTEXT` of them, so 16 bytes for each are enough.
+    """
+
+    def __init__(self, predictor: GaussianProcessPredictor, schema: Schema) -> None:
+        super().__init__(predictor, schema)
+        self.predictor = predictor
+        kept = torch.zeros(1, len(self._targets), 2, CONTEXT, dtype=torch.float64)
+        self.parts = [kept]
+
+    def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
+        """Keep the last values, and their times since the first row. What is not there is NaN."""
+        kept = parts[0].numpy()  # (I, D, 2, CONTEXT)
+        kept[arrived.new] = np.nan
+        for item, curves in enumerate(kept):
+            own = arrived.rows_of(item)
+            for channel, curve in zip(self._targets, curves, strict=True):
+                known = np.isfinite(arrived.values[own, channel])
+                more = np.stack([arrived.elapsed[own], arrived.values[own, channel]])[:, known]
+                curve[:] = np.hstack([curve, more])[:, -CONTEXT:]
+
+    def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
+        """Forecast all queries in one forecast."""
+        kept = parts[0].numpy()
+        located = [
+            self.predictor.locate_from(
+                [Curve(*curve[:, ~np.isnan(curve[0])]) for curve in curves],
+                asked.elapsed[start:stop],
+            )
+            for curves, start, stop in zip(kept, asked.bounds[:-1], asked.bounds[1:], strict=True)
+        ]
+        loc, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*located, strict=True))
+        shared = SharedDistribution(
+            lambda cells: self.predictor.family(loc[cells], scale[cells]),
+            np.array([0, len(loc)]),
+            len(self._targets),
+        )
+        return self._labelled(
+            DistributionForecast.of_shared(shared, 0, self._found.channels, None, None, None)  # pyright: ignore[reportArgumentType]
+        )
+
+
+KINDS: dict[type[DeltaflowPredictor], Callable[[Any, Schema], Member]] = {
+    IrregularPredictor: NetworkMember,
+    HoldPredictor: HoldMember,
+    GaussianProcessPredictor: GaussianProcessMember,
+}
+"""What keeps the states of a predictor."""
+
+
+_WRAPPERS = AutoPredictor, ConformalPredictor, EnsemblePredictor, SupportPredictor
+
+
+def members_of(predictor: DeltaflowPredictor, schema: Schema) -> list[Member]:
+    """Return what keeps the states of a predictor, within any wrappers, in their order.
+
+    Raises
+    ------
+    DeltaflowError
+        If one of the predictors keeps no state.
+    """
+    if isinstance(predictor, _WRAPPERS):
+        return [member for one in predictor.members for member in members_of(one, schema)]
+    if type(predictor) not in KINDS:
+        raise DeltaflowError(
+            f"a {type(predictor).__name__} keeps no state that could be updated: forecast by "
+            f"predict_df, or build a predictor of {', '.join(kind.__name__ for kind in KINDS)} only"
+        )
+    return [KINDS[type(predictor)](predictor, schema)]
+
+
+def combined(
+    predictor: DeltaflowPredictor, given: Iterator[RealTimeForecast], lead: np.ndarray
+) -> RealTimeForecast:
+    """Return the forecast of a predictor from those of its members, in the same order.
+
+    ``lead`` ``(N,)`` are the seconds from the last observations to the queries.
+    """
+    if isinstance(predictor, SupportPredictor):
+        return predictor.bounded(combined(predictor.predictor, given, lead))
+    if isinstance(predictor, ConformalPredictor):
+        return predictor.calibrated(combined(predictor.predictor, given, lead), lead)
+    if isinstance(predictor, EnsemblePredictor):
+        parts = [combined(one, given, lead) for one in predictor.predictors]
+        return EnsembleForecast(parts, predictor.weights)
+    if isinstance(predictor, AutoPredictor):
+        return combined(predictor.predictor, given, lead)
+    return next(given)
+
+
+def _leaves(part: Any) -> list[Tensor]:
+    """Return the tensors in nested tuples."""
+    return [part] if isinstance(part, Tensor) else [leaf for own in part for leaf in _leaves(own)]
+
+
+def _like(example: Any, leaves: Iterator[Tensor]) -> Any:
+    """Put tensors into nested tuples like those of an example."""
+    if isinstance(example, Tensor):
+        return next(leaves)
+    parts = [_like(own, leaves) for own in example]
+    return type(example)(*parts) if hasattr(example, "_fields") else tuple(parts)
+
+
+def _put(parts: Sequence[Tensor], items: Any, running: Running) -> None:
+    """Write the states of some items into the parts of all."""
+    for part, new in zip(parts, _leaves((running.encoded, running.memory)), strict=True):
+        part[items] = new.to(part.device)

@@ -1,0 +1,76 @@
+"""Snapshots of a live forecaster: one file with the states, the predictor, and no code."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from deltaflow.errors import DeltaflowError
+from deltaflow.forecast.live.item_table import read_records, write_records
+from deltaflow.forecast.predictor import DeltaflowPredictor, load_directory
+from deltaflow.saving import FORMAT, check_format, replacing_file
+
+_CLASS = "LiveForecaster"
+_HEAD, _PREDICTOR = "live.json", "predictor"
+"""What a snapshot holds beside its records: plain values, and the predictor."""
+
+
+class Snapshot(NamedTuple):
+    """What is saved.
+
+    Attributes
+    ----------
+    predictor
+        The predictor.
+    about
+        Plain values.
+    names, packed
+        The items, and their records.
+    """
+
+    predictor: DeltaflowPredictor
+    about: dict[str, Any]
+    names: list[str]
+    packed: list[Tensor]
+
+
+def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
+    """Write a snapshot; a former one is replaced when the new one is on the disk."""
+    predictor, about, names, packed = snapshot
+    with replacing_file(path) as new, open(new, "wb") as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(_HEAD, json.dumps({"format": FORMAT, "class": _CLASS, **about}))
+            with TemporaryDirectory() as folder:
+                predictor.serialize(folder)
+                for written in sorted(Path(folder).rglob("*")):
+                    inner = Path(_PREDICTOR, written.relative_to(folder))
+                    archive.write(written, inner.as_posix())
+            write_records(archive, names, packed)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_snapshot(path: str | Path, device: str) -> Snapshot:
+    """Undo `write_snapshot`, executing nothing of what was written.
+
+    Raises
+    ------
+    Exception
+        Of any kind, if the file is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        about = json.loads(archive.read(_HEAD))
+        if about["class"] != _CLASS:
+            raise DeltaflowError(f"{path} is not a snapshot of a {_CLASS}")
+        check_format(about["format"], path)
+        with TemporaryDirectory() as folder:
+            inside = [name for name in archive.namelist() if name.startswith(_PREDICTOR)]
+            archive.extractall(folder, inside)
+            predictor = load_directory(Path(folder, _PREDICTOR), device)
+        return Snapshot(predictor, about, *read_records(archive))

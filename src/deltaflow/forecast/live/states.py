@@ -1,0 +1,327 @@
+"""The states of all live items: observations go in, and forecasts come out."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deltaflow.data.reader import FARTHEST
+from deltaflow.data.schema import Schema
+from deltaflow.data.validation import FrameRows, in_ticks_of
+from deltaflow.errors import DataError, DeltaflowError
+from deltaflow.forecast.live.clock import Clock
+from deltaflow.forecast.live.frames import MISSING_LEVEL, Observations, Questions
+from deltaflow.forecast.live.item_table import ItemTable
+from deltaflow.forecast.live.members import Arrived, Asked, combined, members_of
+from deltaflow.forecast.network_predictor import advising
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.randomness import derived_seed, seeded
+
+
+class _Common(NamedTuple):
+    """What all members share of the records of I items.
+
+    Attributes
+    ----------
+    moments
+        ``(I, 2 + C)`` times of the first and the last row, and of the last value of each channel,
+        or of the first row if it has none: ticks, or elapsed numbers.
+    count
+        ``(I, 1)`` number of rows.
+    seen
+        ``(I, C)`` bool, whether a channel has been observed.
+    static_real, static_cat
+        Static features, see `Static`.
+    """
+
+    moments: np.ndarray
+    count: np.ndarray
+    seen: np.ndarray
+    static_real: np.ndarray
+    static_cat: np.ndarray
+
+    @classmethod
+    def example(cls, schema: Schema, time: type) -> _Common:
+        """Return a record of zeros."""
+        channels = len(schema.target) + len(schema.past_feat_dynamic_real)
+        return cls(
+            moments=np.zeros((1, 2 + channels), time),
+            count=np.zeros((1, 1), np.int64),
+            seen=np.zeros((1, channels), np.bool_),
+            static_real=np.zeros((1, len(schema.feat_static_real))),
+            static_cat=np.zeros((1, len(schema.feat_static_cat)), np.int64),
+        )
+
+
+class States:
+    """What is kept of each item, instead of its history. Several threads may use it.
+
+    Parameters
+    ----------
+    predictor
+        The predictor that forecasts.
+    timestamp
+        The name of the time column, for errors.
+
+    Attributes
+    ----------
+    clock
+        How times are counted: in the finest unit that was given.
+
+    Raises
+    ------
+    DeltaflowError
+        If the predictor keeps no state.
+    """
+
+    def __init__(self, predictor: DeltaflowPredictor, timestamp: str) -> None:
+        self.predictor, self.timestamp = predictor, timestamp
+        self.clock = Clock.of(predictor.schema)
+        self.members = members_of(predictor, predictor.schema)
+        common = _Common.example(predictor.schema, self.clock.dtype)
+        parts = [part for member in self.members for part in member.parts]
+        self._table = ItemTable([*map(torch.from_numpy, common), *parts])
+        self._lock = threading.Lock()
+
+    @property
+    def bytes_per_item(self) -> int:
+        """The memory of an item in bytes, without its name."""
+        return self._table.bytes_per_item
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._table
+
+    def read(self, given: Observations) -> None:
+        """Read observations; all of them, or none if there is an error."""
+        with self._lock:
+            self._refine(given)
+            rows = self._table.find(given.names)
+            packed = self._table.take(rows)
+            self._advance(given, rows.numpy() < 0, packed)
+            self._table.put(given.names, rows, packed)
+
+    def answer(self, asked: Questions, levels: Sequence[float], seed: int | None) -> np.ndarray:
+        """Return the median and the quantiles of L levels of all questions, ``(1 + L, N, D)``."""
+        with self._lock:
+            found = self._table.find(asked.names)
+            for number in np.flatnonzero(found.numpy() < 0)[:1].tolist():
+                raise DataError(
+                    "is not known",
+                    "give at least one observation by update first",
+                    frame="future_df",
+                    **asked.rows.where(int(asked.rows.bounds[number])),
+                )
+            packed = self._table.take(found)
+            clock = self.clock
+        common, states = self._parts(packed)
+        queries = self._queries(asked, common, clock)
+        answers = []
+        with torch.no_grad(), advising():
+            for number, (member, parts) in enumerate(zip(self.members, states, strict=True)):
+                with seeded(None if seed is None else derived_seed(seed, number)):
+                    answers.append(member.forecast(parts, queries))
+            forecast = combined(self.predictor, iter(answers), queries.gaps)
+            values = forecast.quantiles([0.5, *levels])
+        return values.reshape(len(values), len(queries.gaps), -1)
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Delete items, or none if one of them is unknown."""
+        with self._lock:
+            for name in names:
+                if name not in self._table:
+                    raise DataError("is not known", "leave it out", item=name)
+            self._table.forget(names)
+
+    def about(self, name: str) -> dict[str, Any]:
+        """Return what is known of an item; the last value of each channel in their order."""
+        with self._lock:
+            if name not in self._table:
+                raise DataError("is not known", "give its observations by update", item=name)
+            common, _ = self._parts(self._table.take(self._table.find([name])))
+            clock = self.clock
+        first, last, *since = map(clock.moment, common.moments[0].tolist())
+        return {
+            "num_observations": int(common.count[0, 0]),
+            "first": first,
+            "last": last,
+            "observed": [
+                time if known else None
+                for time, known in zip(since, common.seen[0].tolist(), strict=True)
+            ],
+        }
+
+    def copy(self) -> tuple[Clock, list[str], list[Tensor]]:
+        """Return the clock, the names of all items and their packed records, at one moment."""
+        with self._lock:
+            return self.clock, *self._table.copy()
+
+    def fill(self, resolution: str, names: Sequence[str], packed: Sequence[Tensor]) -> None:
+        """Put in what :meth:`copy` returned, into states that are still empty.
+
+        Raises
+        ------
+        ValueError
+            If it is not of such states.
+        """
+        with self._lock:
+            self.clock = self.clock.in_unit(resolution)
+            self._table.fill(names, packed)
+
+    def _parts(self, packed: Sequence[Tensor]) -> tuple[_Common, list[list[Tensor]]]:
+        """Return what packed records hold: what all members share, and what each of them keeps."""
+        parts = iter(self._table.parts(packed))
+        common = (part.numpy() for part in itertools.islice(parts, len(_Common._fields)))
+        return _Common(*common), [
+            list(itertools.islice(parts, len(member.parts))) for member in self.members
+        ]
+
+    def _refine(self, given: Observations) -> None:
+        """Count all times in the unit of new ones, if that is finer."""
+        if self.clock.is_coarser(given.times):
+            moments = self.clock.column(self._table.all_of(0).numpy())
+            refined = in_ticks_of(moments, given.times, self.timestamp)
+            self._table.replace(0, torch.from_numpy(refined.ticks))
+            self.clock = self.clock.in_unit(refined.resolution)
+
+    def _advance(self, given: Observations, new: np.ndarray, packed: Sequence[Tensor]) -> None:
+        """Read observations into the packed records of their items; ``new`` ones have none yet."""
+        common, states = self._parts(packed)
+        times = in_ticks_of(given.times, self.clock.column(np.empty(0)), self.timestamp)
+        common.moments[new] = times.ticks[given.starts[new], None]
+        common.seen[new] = False
+        common.count[new] = 0
+        self._check_later(given, times.ticks, ~new, common)
+        _keep_static(given, new, common, self.predictor.schema)
+
+        starts, counts, observed = given.starts, given.counts, np.isfinite(given.values)
+        # Everything by row (N,): the item, the row before, and when each channel was seen then.
+        turn = np.argsort(starts)
+        item = turn.repeat(counts[turn])
+        first, last, since = (common.moments[item, 0], common.moments[:, 1], common.moments[:, 2:])
+        before = np.roll(times.ticks, 1)
+        before[starts] = last
+        newest = np.maximum.accumulate(np.where(observed, np.arange(len(item))[:, None], -1))
+        known = np.where(
+            newest >= starts[item, None],
+            times.ticks[np.maximum(newest, 0)],
+            since[item],
+        )  # (N, C) after each row
+        earlier = np.roll(known, 1, axis=0)
+        earlier[starts] = since
+        arrived = Arrived(
+            starts=starts,
+            counts=counts,
+            new=new,
+            static=given.static,
+            elapsed=self.clock.seconds(times.ticks - first),
+            gaps=self.clock.seconds(times.ticks - before),
+            ages=self.clock.seconds(before[:, None] - earlier),
+            values=given.values,
+            times=times,
+            known=given.known,
+        )
+        self._check_near(arrived.gaps, given.rows)
+        for member, parts in zip(self.members, states, strict=True):
+            member.read(parts, arrived)
+            if not member.is_finite(parts):
+                raise DeltaflowError(
+                    "the network's state is not a number: train again, at a lower learning rate"
+                )
+        ends = starts + counts - 1
+        common.moments[:, 1] = times.ticks[ends]
+        common.moments[:, 2:] = known[ends]
+        common.seen[:] |= newest[ends] >= starts[:, None]
+        common.count[:, 0] += counts
+
+    def _queries(self, asked: Questions, common: _Common, clock: Clock) -> Asked:
+        """Return where questions stand beside what is known of their items."""
+        stored = clock.column(common.moments)
+        moments = in_ticks_of(stored, asked.times, self.timestamp)
+        times = in_ticks_of(asked.times, stored, self.timestamp)
+        clock = clock.in_unit(times.resolution)
+        first, last = moments.ticks[:, 0], moments.ticks[:, 1]
+        item = np.arange(len(last)).repeat(np.diff(asked.rows.bounds))
+        if (early := times.ticks < last[item]).any():
+            row = int(early.argmax())
+            raise DataError(
+                f"the query lies before the last observation, at "
+                f"{clock.moment(last[item[row]].item())}",
+                "ask for later times",
+                field=self.timestamp,
+                frame="future_df",
+                **asked.rows.where(row),
+            )
+        gaps = clock.seconds(times.ticks - last[item])
+        self._check_near(gaps, asked.rows)
+        return Asked(
+            bounds=asked.rows.bounds,
+            elapsed=clock.seconds(times.ticks - first[item]),
+            gaps=gaps,
+            ages=clock.seconds(last[:, None] - moments.ticks[:, 2:]),
+            times=times,
+            known=asked.known,
+        )
+
+    def _check_later(
+        self, given: Observations, ticks: np.ndarray, known: np.ndarray, common: _Common
+    ) -> None:
+        """Raise unless the first row of each known item is later than its last observation."""
+        first, last = ticks[given.starts], common.moments[:, 1]
+        early = known & (first <= last)
+        if early.any():
+            number = int(early.argmax())
+            moment, latest = (self.clock.moment(t[number].item()) for t in (first, last))
+            relation = "is that of" if first[number] == last[number] else "lies before"
+            raise DataError(
+                f"the time {moment} {relation} the last observation, at {latest}",
+                "drop the row; to insert earlier rows, forget the item and give its whole history",
+                field=self.timestamp,
+                **given.rows.where(int(given.starts[number])),
+            )
+
+    def _check_near(self, gaps: np.ndarray, rows: FrameRows) -> None:
+        """Raise if a gap in seconds is too long for float32."""
+        farthest = min(member.farthest for member in self.members)
+        if (far := gaps > farthest).any():
+            raise DataError(
+                f"the gap is longer than {FARTHEST:g} typical gaps of the training set, which "
+                f"are {farthest / FARTHEST:g} s long",
+                "check the unit of the times, or train on such gaps",
+                field=self.timestamp,
+                **rows.where(int(far.argmax())),
+            )
+
+
+def _keep_static(given: Observations, new: np.ndarray, common: _Common, schema: Schema) -> None:
+    """Keep the static features of new items, and check that those of others are the same."""
+    if given.absent and new.any():
+        raise DataError(
+            "the item is new, and its static feature is missing",
+            "give the column with the first rows of an item, if need be with missing values",
+            field=given.absent[0],
+            **given.rows.where(int(given.starts[new.argmax()])),
+        )
+    real, cat = given.static
+    for mine, theirs, known, names in (
+        (common.static_real, real, ~np.isnan(real), schema.feat_static_real),
+        (common.static_cat, cat, cat != MISSING_LEVEL, list(schema.feat_static_cat)),
+    ):
+        mine[new] = theirs[new]
+        changed = known & (mine != theirs)
+        if changed.any():
+            number, column = np.argwhere(changed)[0]
+            raise DataError(
+                "the static feature is not what it was when the item began",
+                "leave it out; to change it, forget the item and give its whole history",
+                field=names[column],
+                **given.rows.where(int(given.starts[number])),
+            )
