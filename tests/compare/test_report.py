@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from deltaflow.cli import main
-from deltaflow.compare import CompareConfig, compare, table
+from deltaflow.compare import CompareConfig, compare, report, table
 from deltaflow.compare.table import COLUMNS
 
 
@@ -21,6 +21,19 @@ def test_results_are_long_and_named_as_promised(finished):
     wanted = {"mean_weighted_quantile_loss", "mse", "mae", "nll", "coverage_80", "parameters"}
     wanted |= {"coverage_50", "coverage_95"}
     assert wanted <= set(results["metric"])
+
+
+def test_a_comparison_of_several_sets_has_one_table_over_them(tiny):
+    config = tiny(encoders=["last_value"], data={"dataset": ["sine", "sink"]})
+    compare(config)
+    text = (config.output / "table.md").read_text()
+    assert text.startswith("## Quantile loss as a share of the last value's\n\n|  | ")
+    assert "| mean of the sets | " in text.split("##")[1]
+    assert " 1.000 |" in text.split("##")[1]
+    assert (config.output / "figures" / "coverage_against_size.png").exists()
+    page = (config.output / "index.html").read_text()
+    assert page.count("coverage against size") == 1
+    assert ">Quantile loss as a share of the last value&#x27;s</h2>" in page
 
 
 def test_page_holds_everything_itself(finished):
@@ -159,6 +172,51 @@ def test_the_best_rows_come_first_and_the_best_of_each_column_is_marked():
     assert marked["balanced MSE"].to_dict() == {"wide": True, "gru": False, "hold": False}
     assert marked["80 % interval covers"].to_dict() == {"wide": False, "gru": True, "hold": False}
     assert not marked["parameters"].any()
+
+
+def runs_on_sets(losses: dict[str, list[float]]) -> list[dict]:
+    """A run per encoder and set, whose coverage is a tenth of its quantile loss."""
+    return [
+        {
+            "encoder": encoder,
+            "seed": 0,
+            "scores": {
+                f"set {number}": {"mean_weighted_quantile_loss": loss, "coverage_80": loss / 10}
+            },
+            "squared_errors": {f"set {number}": {"count": [[2], [1]], "sum": [[1.0], [1.0]]}},
+        }
+        for encoder, own in losses.items()
+        for number, loss in enumerate(own)
+    ]
+
+
+def test_losses_on_several_sets_are_shares_of_those_of_the_last_value():
+    losses = {"hold": [4.0, 9.0], "last_value": [5.0, 10.0], "gru": [4.5, 6.0], "broken": [1.0]}
+    runs = runs_on_sets(losses)
+    ratio = table.loss_by_set(runs)
+    assert list(ratio) == ["gru", "hold", "last_value", "broken"]  # no mean of a part of the sets
+    assert ratio["gru"].to_dict() == {"set 0": 0.9, "set 1": 0.6, "mean of the sets": 0.75}
+    assert ratio["broken"].isna().tolist() == [False, True, True]
+    coverage = table.coverage_by_set(runs)
+    assert list(coverage) == ["hold", "gru", "broken"]
+    assert coverage.loc["mean of the sets", "hold"] == pytest.approx(0.65)
+    assert table.size_of_sets(runs).to_dict("list") == {"items": [2, 2], "values": [3, 3]}
+    assert table.loss_by_set(runs[:1]).empty  # one set
+    assert table.loss_by_set([run for run in runs if run["encoder"] != "last_value"]).empty
+
+
+def test_the_best_of_each_set_is_marked():
+    runs = runs_on_sets({"last_value": [5.0, 10.0], "gru": [8.5, 6.0], "wide": [9.5, 12.0]})
+    loss, coverage = report.over_sets(runs).values()
+    assert loss.shown.loc["set 1"].to_dict() == {
+        "last_value": "1.000",
+        "gru": "0.600",
+        "wide": "1.200",
+    }
+    assert loss.best.loc["set 1"].to_dict() == {"last_value": False, "gru": True, "wide": False}
+    assert coverage.shown.loc["set 0"].to_dict() == {"gru": "85%", "wide": "95%"}
+    assert coverage.best.loc["set 0"].to_dict() == {"gru": True, "wide": False}
+    assert report.over_sets(runs[::2]) == {}
 
 
 def test_losses_that_are_not_finite_are_shown_as_such():

@@ -33,6 +33,16 @@ def test_each_channel_holds_its_own_last_value():
     np.testing.assert_array_equal(forecast.mean, [[83, 62]] * 2)
 
 
+def test_without_width_every_quantile_is_the_last_value_or_the_mean_of_what_was_never_observed():
+    dataset = read([0.0, 1, 2, 3], HR=[80, 81, np.nan, 83], MAP=[60, np.nan, 62, np.nan])
+    last = HoldPredictor.fit(dataset, 1).without_width()
+    unseen = {**ask(dataset, 4.0), "target": dataset[0]["target"] * [[1], [np.nan]]}
+    seen, partly = last.predict([ask(dataset, 4.0), unseen])
+    for level in (0.1, 0.5, 0.9):
+        np.testing.assert_array_equal(seen.quantile(level), [[83, 62]])
+        np.testing.assert_allclose(partly.quantile(level), [[83, 61]])
+
+
 def test_time_counts_since_the_channel_was_seen():
     """HR was seen an hour before the first query; MAP, which moves alike, two hours before."""
     times = np.arange(400.0)

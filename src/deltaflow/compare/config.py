@@ -63,8 +63,8 @@ class CompareConfig(RowOptions):
     ----------
     encoders
         Rows of the table: registered encoders, variants, or baselines. hold, the last value, is
-        always the first; the others are training_mean, item_mean (the mean of what was observed),
-        item_trend (the line through what was observed),
+        always the first; the others are last_value (hold without any width), training_mean,
+        item_mean (the mean of what was observed), item_trend (the line through what was observed),
         least_squares (of the last value and the item's mean), boosted_trees (LightGBM on summaries
         of what was observed), gaussian_process (one per item, with shared hyperparameters),
         defaults (`GRUFlowEstimator` as it is, without any of these options) and resampled_deepar,

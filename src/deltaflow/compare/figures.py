@@ -156,6 +156,40 @@ def calibration(scores: pd.DataFrame, dataset: str) -> Figure | None:
     return figure
 
 
+def coverage_by_size(coverage: pd.DataFrame, sizes: pd.DataFrame, nominal: float) -> Figure:
+    """Draw how much the intervals cover on each data set against the number of its values.
+
+    Parameters
+    ----------
+    coverage
+        A row per data set and a column per encoder.
+    sizes
+        The number of `items` and `values` of each data set.
+    nominal
+        What the intervals say. Within the grey band lie 95 in 100 shares of as many independent
+        values that are covered with this probability.
+    """
+    figure, axes = _figure(7, 4.5)
+    values = sizes["values"].reindex(coverage.index)
+    shown = np.geomspace(values.min() / 1.3, values.max() * 1.3)
+    apart = 1.96 * np.sqrt(nominal * (1 - nominal) / shown)
+    axes.fill_between(shown, nominal - apart, np.minimum(nominal + apart, 1), color="0.92")
+    axes.axhline(nominal, color="0.4", lw=1)
+    for position, (encoder, own) in enumerate(coverage.items()):
+        marker = MARKERS[position // 10 % len(MARKERS)]
+        axes.plot(values, own, marker, color=f"C{position % 10}", alpha=0.8, label=str(encoder))
+    items = sizes["items"].reindex(coverage.index)
+    for name, size, count, least in zip(
+        coverage.index, values, items, coverage.min(axis=1), strict=True
+    ):
+        axes.annotate(f"{name}\n{count} items", (size, least), (0, -6), ha="center", va="top",
+                      textcoords="offset points", fontsize=7, color="0.4")  # fmt: skip
+    axes.set(xscale="log", xlabel="values forecast", ylabel=f"{nominal:.0%} interval covers")
+    _space_ticks(axes.xaxis, values)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
 def _panels(examples: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """Return (item, channel) of each panel: several items, or several channels of the first."""
     first = examples[0]

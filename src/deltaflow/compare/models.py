@@ -113,6 +113,12 @@ def _train_hold(row: str, task: Task, options: RowOptions, seed: int, tell: Tell
     return Trained(predictor, num_parameters=0, curve=[])
 
 
+def _train_last(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
+    """Hold without any width: what quantile losses of different data sets are compared with."""
+    hold = HoldPredictor.fit(known_before(task), task.prediction_length)
+    return Trained(hold.without_width(), num_parameters=0, curve=[])
+
+
 LINES = {
     "training_mean": fit_training_mean,
     "item_mean": fit_item_mean,
@@ -188,9 +194,11 @@ def _train_resampled(row: str, task: Task, options: RowOptions, seed: int, tell:
 
 
 HOLD = "hold"
+LAST_VALUE = "last_value"
 RESAMPLED = "resampled_deepar"
 BASELINES: dict[str, Callable[[str, Task, RowOptions, int, Tell], Trained]] = {
     HOLD: _train_hold,
+    LAST_VALUE: _train_last,
     "training_mean": _train_line,
     "item_mean": _train_line,
     "item_trend": _train_trend,

@@ -78,6 +78,13 @@ class Section(NamedTuple):
     pictures: dict[str, bytes]
 
 
+class Marked(NamedTuple):
+    """A table as text, and which of its cells are the best of their row."""
+
+    shown: pd.DataFrame
+    best: pd.DataFrame
+
+
 def write_report(runs: Sequence[Run], config: CompareConfig) -> None:
     """Write `results.csv`, `table.md`, `figures/*.png` and `index.html` into the output folder.
 
@@ -87,15 +94,47 @@ def write_report(runs: Sequence[Run], config: CompareConfig) -> None:
     write(config.output / "results.csv", scores.to_csv(index=False))
     sections = {test: _section(table.best_first(runs, test), test) for test in tests_of(runs)}
     failed = table.failures(runs)
-    text = []
+    sets, pictures = over_sets(runs), _sets_drawn(runs)
+    text = [f"## {title}\n\n{as_markdown(_bold(*own))}" for title, own in sets.items()]
+    for title, picture in pictures.items():
+        write(config.output / "figures" / f"{title.replace(' ', '_')}.png", picture)
     for test, section in sections.items():
-        text += [f"## {test}\n\n{as_markdown(_bold(section))}"]
+        text += [f"## {test}\n\n{as_markdown(_bold(section.overview, section.best))}"]
         text += [f"## {test}: {title}\n\n{as_markdown(t)}" for title, t in section.details.items()]
         for title, picture in section.pictures.items():
             write(config.output / "figures" / f"{test}-{title.replace(' ', '_')}.png", picture)
     text += [f"## Failed runs\n\n{as_markdown(failed)}"] if len(failed) else []
     write(config.output / "table.md", "\n".join(text))
-    write(config.output / "index.html", _page(sections, failed, config))
+    write(config.output / "index.html", _page(sets, pictures, sections, failed, config))
+
+
+def over_sets(runs: Sequence[Run]) -> dict[str, Marked]:
+    """Return what is compared between data sets, by title; empty if there is only one."""
+    made = {}
+    if len(loss := table.loss_by_set(runs)):
+        made["Quantile loss as a share of the last value's"] = Marked(
+            _texts(loss, "{:.3f}"), loss.eq(loss.min(axis=1), axis=0)
+        )
+    if len(coverage := table.coverage_by_set(runs)):
+        away = (coverage - table.NOMINAL).abs().round(9)
+        made["80 % interval covers"] = Marked(
+            _texts(coverage, "{:.0%}"), away.eq(away.min(axis=1), axis=0)
+        )
+    return made
+
+
+def _texts(numbers: pd.DataFrame, form: str) -> pd.DataFrame:
+    """Return numbers as text, and nothing where there is none."""
+    return numbers.map(form.format).where(numbers.notna(), "")
+
+
+def _sets_drawn(runs: Sequence[Run]) -> dict[str, bytes]:
+    """Return the figures over the data sets as PNG, by title."""
+    coverage = table.coverage_by_set(runs).drop(index=table.MEAN, errors="ignore")
+    if coverage.empty:
+        return {}
+    figure = figures.coverage_by_size(coverage, table.size_of_sets(runs), table.NOMINAL)
+    return {"coverage against size": _png(figure)}
 
 
 def tests_of(runs: Sequence[Run]) -> list[str]:
@@ -133,12 +172,18 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _bold(section: Section) -> pd.DataFrame:
-    """Return the overview in Markdown, with the best cell of each column in bold."""
-    return section.overview.mask(section.best, "**" + section.overview + "**")
+def _bold(shown: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
+    """Return a table for Markdown, with the best cells in bold."""
+    return shown.mask(best, "**" + shown + "**")
 
 
-def _page(sections: Mapping[str, Section], failed: pd.DataFrame, config: CompareConfig) -> str:
+def _page(
+    sets: Mapping[str, Marked],
+    pictures: Mapping[str, bytes],
+    sections: Mapping[str, Section],
+    failed: pd.DataFrame,
+    config: CompareConfig,
+) -> str:
     """Return the HTML page."""
     parts, contents = [f"<p>{NOTES}</p>"], []
 
@@ -148,15 +193,24 @@ def _page(sections: Mapping[str, Section], failed: pd.DataFrame, config: Compare
         contents.append(f'<a href="#part{len(contents)}">{name}</a>')
         parts.append(f'<h2 id="part{len(contents) - 1}">{name}</h2>')
 
+    def draw(drawn: Mapping[str, bytes], about: str) -> None:
+        """Show figures side by side."""
+        parts.append('<div class="figures">')
+        for title, picture in drawn.items():
+            encoded = base64.b64encode(picture).decode()
+            alt = html.escape(f"{about}: {title}")
+            parts.append(f'<img alt="{alt}" src="data:image/png;base64,{encoded}">')
+        parts.append("</div>")
+
+    for title, own in sets.items():
+        begin(title)
+        parts.append(_as_html(*own))
+    if pictures:
+        draw(pictures, "all data sets")
     for test, section in sections.items():
         begin(test)
         parts.append(_as_html(section.overview, section.best))
-        parts.append('<div class="figures">')
-        for title, picture in section.pictures.items():
-            encoded = base64.b64encode(picture).decode()
-            alt = html.escape(f"{test}: {title}")
-            parts.append(f'<img alt="{alt}" src="data:image/png;base64,{encoded}">')
-        parts.append("</div>")
+        draw(section.pictures, test)
         for title, shown in section.details.items():
             parts.append(f"<details><summary>{html.escape(title)}</summary>")
             parts.append(f"{_as_html(shown)}</details>")

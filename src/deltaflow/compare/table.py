@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from deltaflow.compare.models import HOLD
+from deltaflow.compare.models import HOLD, LAST_VALUE
 from deltaflow.compare.run import Run
 from deltaflow.compare.score import INTERVALS
 
@@ -48,6 +48,15 @@ NUM_RESAMPLES = 1000
 
 ORDER = ("balanced_mean_weighted_quantile_loss", "balanced_mse", "balanced_mae")
 """Rows are sorted by the first of these measures that is available."""
+
+LOSS = "mean_weighted_quantile_loss"
+"""The measure that is compared between data sets, as a share of that of `LAST_VALUE`."""
+
+NOMINAL = 0.8
+"""What the interval says whose coverage is compared between data sets."""
+
+MEAN = "mean of the sets"
+"""The last row of the tables over data sets."""
 
 COUNTS = ("parameters", "evaluations_per_batch")
 """Measures that are whole numbers."""
@@ -106,6 +115,54 @@ def best(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
     if "balanced MSE" in marked:
         marked[RATIO] = marked["balanced MSE"]
     return marked.reindex(columns=[*SUMMARY.values(), RATIO], fill_value=False)
+
+
+def loss_by_set(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the quantile loss as a share of that of the last value, the best rows first.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per data set, a column per encoder, and the means over the sets as the last row; means
+        over the seeds, NaN where a run has failed. Empty without the row `LAST_VALUE`, or if there
+        is only one data set.
+    """
+    wide = _by_set(runs, LOSS)
+    if LAST_VALUE not in wide or len(wide) < 2:
+        return pd.DataFrame()
+    ratio = _with_mean(wide.div(wide[LAST_VALUE], axis=0))
+    return ratio[ratio.loc[MEAN].sort_values(kind="stable").index]
+
+
+def coverage_by_set(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the share of values within the 80 % interval, in the shape of `loss_by_set`."""
+    wide = _by_set(runs, "coverage_80").drop(columns=LAST_VALUE, errors="ignore")
+    return _with_mean(wide) if len(wide) > 1 else pd.DataFrame()
+
+
+def size_of_sets(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the number of `items` that are forecast, and of their `values`, by data set."""
+    sizes = {}
+    for run in runs:
+        for dataset, errors in run["squared_errors"].items():
+            count = np.array(errors["count"])
+            sizes[dataset] = {"items": len(count), "values": int(count.sum())}
+    return pd.DataFrame.from_dict(sizes, orient="index", columns=["items", "values"])
+
+
+def _by_set(runs: Sequence[Run], measure: str) -> pd.DataFrame:
+    """Return data sets by encoders: means over the seeds of a measure."""
+    scores = results(runs)
+    own = scores[scores["metric"] == measure]
+    wide = own.pivot_table(
+        index="dataset", columns="encoder", values="value", sort=False, dropna=False
+    )
+    return wide.rename_axis(index=None, columns=None)
+
+
+def _with_mean(wide: pd.DataFrame) -> pd.DataFrame:
+    """Add the means over the data sets, of encoders that have finished on all of them."""
+    return pd.concat([wide, wide.mean(skipna=False).to_frame(MEAN).T])
 
 
 def best_first(runs: Sequence[Run], dataset: str) -> list[Run]:
