@@ -72,6 +72,18 @@ def test_the_scan_has_the_values_and_gradients_of_the_loop(
         assert error <= tolerance * (1 + plain[name].abs().max()), name
 
 
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("tempo", [1.0, 3.0])
+@pytest.mark.parametrize("lengths", [LENGTHS, [36], [50, 50], [0, 1]])
+def test_states_are_the_same_without_gradients(num_layers, tempo, lengths):
+    """Then only the last state of the last layer is computed, and less is kept."""
+    encoder, batch = make(num_layers=num_layers, tempo=tempo), make_batch(lengths)
+    trained = encoder(**batch)
+    with torch.no_grad():
+        state = encoder(**batch)
+    torch.testing.assert_close(state.hidden, trained.hidden, atol=1e-13, rtol=1e-12)
+
+
 @pytest.mark.parametrize("tempo", [1.0, 3.0])
 @pytest.mark.parametrize("gap", [1e-9, 1e-3, 1.0, 1e3])
 def test_two_steps_to_a_query_are_one(gap, tempo):

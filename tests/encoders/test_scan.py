@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deltaflow.encoders.scan import SHORT, Chunks, scan_, scan_back_
+from deltaflow.encoders.scan import SHORT, Chunks, last_state, scan_, scan_back_
 
 STEPS = [1, 2, SHORT, SHORT + 1, 36, 103, 3 * SHORT**2]
 """In one chunk, in several, and in chunks of chunks."""
@@ -94,3 +94,13 @@ def test_numbers_fade_to_zero_where_they_would_be_slow():
     small = (found != 0) & (found.abs() < torch.finfo(found.dtype).tiny)
     assert (found > 0).sum() > 200
     assert not small.any()
+
+
+@any_length
+@any_chunks
+def test_the_last_state_is_that_of_the_scan(num_steps, length):
+    factors, inputs = draw(num_steps)
+    chunks = Chunks.of(num_steps, length)
+    factors, inputs = chunks.arranged(factors), chunks.arranged(inputs)
+    last = last_state(factors, inputs)
+    torch.testing.assert_close(last, scan_(factors, inputs)[..., -1, -1, :])

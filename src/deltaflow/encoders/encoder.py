@@ -120,7 +120,7 @@ class Encoder(nn.Module, ABC):
         hidden = self.read(values, observed, delta_t, running, features)
 
         elapsed = delta_t.double().cumsum(-1)  # (B, T)
-        newest = (observed.mT * steps).amax(-1)  # (B, C), 0 if never observed
+        newest = (observed.mT.contiguous() * steps).amax(-1)  # (B, C), 0 if never observed
         seen = newest > 0
         index = (newest - 1).clamp(min=0).long()
         last = values.gather(1, index.unsqueeze(1)).squeeze(1)

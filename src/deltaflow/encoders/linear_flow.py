@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from deltaflow.encoders.encoder import Encoder, State, own_precision
 from deltaflow.encoders.fused import is_transformed
-from deltaflow.encoders.oscillators import Motion, oscillate, turned
+from deltaflow.encoders.oscillators import Motion, last_oscillation, oscillate, turned
 from deltaflow.encoders.scan import Chunks
 from deltaflow.errors import DeltaflowError
 from deltaflow.flows.linear import SPAN, LinearFlow
@@ -151,31 +151,38 @@ class LinearFlowEncoder(Encoder):
         """Read some of the series; see `read`."""
         chunks = Chunks.on(values.device, running.shape[1])
         dtype = torch.promote_types(values.dtype, torch.float32)
-        inputs = _inputs(values, observed, features, delta_t)
-        seen = torch.cat([chunks.view(part) for part in inputs]).to(dtype)  # (R, L, C, B)
+        parts = *_inputs(values, observed, features, delta_t), running.unsqueeze(-1)
+        seen = torch.cat([chunks.view(part) for part in parts]).to(dtype)  # (R + 1, L, C, B)
+        padding = ~chunks.view(running)
+        padding = padding if padding.any() else None
         gaps = chunks.arranged(delta_t).to(dtype)
         rates, turns = self.flow.exponent()
-        counts = running.sum(1)
-        newest = chunks.places((counts - 1).clamp(min=0))
-        inner, own = seen, gaps
+        rates = rates.to(dtype)
+        exponents = zip(rates.split(self.sizes), turns.split(self.sizes), strict=True)
+        motions = []
+        if not self.tempi:
+            motions = Motion.of(rates, turns, gaps, chunks.elapsed(gaps)).split(self.sizes)
+        inner, own, last = seen[:-1], gaps, len(self.entries) - 1
         hidden, phases, tempi = [], [], []
-        exponents = zip(rates.to(dtype).split(self.sizes), turns.split(self.sizes), strict=True)
         for layer, exponent in enumerate(exponents):
             if self.tempi:
                 tempo = self._tempo(layer, inner.movedim(0, -1)).squeeze(-1)  # (L, C, B)
-                tempi.append(tempo.flatten()[newest])
+                tempi.append(_newest(tempo, chunks, running))
                 own = gaps * chunks.delayed(tempo).exp()
-            motion = Motion.of(*exponent, own, chunks.elapsed(own))
-            weight, bias = (part.to(dtype) for part in self.entries[layer].parameters())
-            states = oscillate(inner, weight, bias, *exponent, own, motion)  # (2, n, L, C, B)
-            hidden.append(states.flatten(2).index_select(-1, newest))
-            phases.append([part.flatten(1).index_select(-1, newest) for part in motion[1:]])
-            if layer < len(self.mixtures):
+                motions.append(Motion.of(*exponent, own, chunks.elapsed(own)))
+            motion = motions[layer]
+            drive = inner, *_affine(self.entries[layer], dtype)
+            phases.append(motion.last)
+            if layer == last and not torch.is_grad_enabled():
+                hidden.append(last_oscillation(*drive, motion, padding))
+                break
+            states = oscillate(*drive, *exponent, own, motion, padding)  # (2, n, L, C, B)
+            hidden.append(states[:, :, -1, -1])
+            if layer < last:
                 inner = _mixed(self.mixtures[layer], turned(states, *motion[1:]), seen)
         cos, sin = (torch.cat(parts) for parts in zip(*phases, strict=True))
         hidden = turned(torch.cat(hidden, 1), cos, sin).flatten(0, 1)[: self.flow.dim]
-        hidden = torch.cat([hidden, *(tempo.unsqueeze(0) for tempo in tempi)]).T
-        return hidden.masked_fill((counts == 0).unsqueeze(-1), 0.0).to(values.dtype)
+        return torch.cat([hidden, *tempi]).T.to(values.dtype)
 
     def step(
         self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
@@ -227,17 +234,33 @@ def _groups(lengths: list[int]) -> Iterator[tuple[int, int]]:
         first = stop
 
 
+def _newest(steps: Tensor, chunks: Chunks, running: Tensor) -> Tensor:
+    """Return what ``(L, C, B)`` numbers are at the last observation, ``(1, B)``; 0 without any."""
+    counts = running.sum(1)
+    newest = steps.flatten()[chunks.places((counts - 1).clamp(min=0))]
+    return newest.masked_fill(counts == 0, 0.0).unsqueeze(0)
+
+
+def _affine(layer: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a layer."""
+    assert isinstance(layer, nn.Linear)
+    return layer.weight.to(dtype), layer.bias.to(dtype)
+
+
 def _mixed(mixture: nn.Module, states: Tensor, seen: Tensor) -> Tensor:
     """Return the hidden layer over states ``(2, n, L, C, B)`` and inputs ``(R, L, C, B)``."""
-    weight, bias = (part.to(seen.dtype) for part in mixture.parameters())
+    weight, bias = _affine(mixture, seen.dtype)
     states, shape = states.flatten(2).flatten(0, 1), seen.shape[1:]
-    of_states, of_seen = weight.split([len(states), len(seen)], 1)
-    mixed = torch.addmm(bias.unsqueeze(1), of_seen, seen.flatten(1))
-    return functional.gelu(torch.addmm(mixed, of_states, states)).unflatten(1, shape)
+    of_states, of_seen = torch.cat([weight, bias.unsqueeze(1)], 1).split(
+        [len(states), len(seen)], 1
+    )
+    mixed = (of_seen @ seen.flatten(1)).addmm_(of_states, states)
+    activate = functional.gelu if mixed.requires_grad else torch.ops.aten.gelu_  # in place
+    return activate(mixed).unflatten(1, shape)
 
 
 def _inputs(
     values: Tensor, observed: Tensor, features: Tensor, delta_t: Tensor
 ) -> tuple[Tensor, ...]:
     """Return the parts of the input of the first layer, ``(…, R)`` together."""
-    return values, observed.to(values.dtype), features, delta_t.log1p().unsqueeze(-1)
+    return values, observed, features, delta_t.log1p().unsqueeze(-1)

@@ -12,13 +12,14 @@ has real factors, so that real and imaginary parts of states are scanned alike.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deltaflow.encoders.fused.recurrence import once_only
-from deltaflow.encoders.scan import scan_, scan_back_
+from deltaflow.encoders.scan import last_state, scan_, scan_back_
 from deltaflow.flows.linear import rotation
 
 
@@ -48,6 +49,15 @@ class Motion(NamedTuple):
         rates, turns = (part.view(-1, 1, 1, 1) for part in (rates, turns))
         return Motion((-rates * gaps).exp_(), *rotation(turns, elapsed, gaps.dtype))
 
+    def split(self, sizes: Sequence[int]) -> list[Motion]:
+        """Return the motion of each of several groups of oscillators."""
+        return [Motion(*parts) for parts in zip(*(part.split(sizes) for part in self), strict=True)]
+
+    @property
+    def last(self) -> tuple[Tensor, Tensor]:
+        """The cosine and sine ``(N, B)`` of the phases at the last observation."""
+        return self.cos[:, -1, -1], self.sin[:, -1, -1]
+
 
 def oscillate(
     inner: Tensor,
@@ -57,6 +67,7 @@ def oscillate(
     turns: Tensor,
     gaps: Tensor,
     motion: Motion,
+    padding: Tensor | None = None,
 ) -> Tensor:
     """Return the states of n oscillators after each observation, in their turning frame.
 
@@ -70,17 +81,30 @@ def oscillate(
         ``(n,)`` r and turns per unit of time, ``(L, C, B)`` the times since the previous
         observations, and what follows from them. ``motion`` counts as constant: the whole gradient
         by rates, turns and gaps, also through `turned` states, is taken here.
+    padding
+        ``(L, C, B)``, True where nothing is read. There all gaps are 0, and states stay.
 
     Returns
     -------
     Tensor
         ``(2, n, L, C, B)``, real and imaginary parts.
     """
-    return _Oscillate.apply(inner, weight, bias, rates, turns, gaps, motion)  # type: ignore[return-value]
+    return _Oscillate.apply(inner, weight, bias, rates, turns, gaps, motion, padding)  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def last_oscillation(
+    inner: Tensor, weight: Tensor, bias: Tensor, motion: Motion, padding: Tensor | None = None
+) -> Tensor:
+    """Return the last of the states that `oscillate` returns, ``(2, n, B)``, without gradients."""
+    gate, drive, _ = _driven(inner, weight, bias, motion, padding)
+    return last_state(_kept(gate, motion), drive.mul_(gate))
 
 
 def turned(numbers: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn states ``(2, n, …)`` out of the turning frame, by e^iθ."""
+    if not numbers.requires_grad:
+        return _turned(numbers, cos, sin)
     return _Turn.apply(numbers, cos, sin)  # type: ignore[return-value]
 
 
@@ -95,11 +119,9 @@ class _Oscillate(torch.autograd.Function):
         turns: Tensor,
         gaps: Tensor,
         motion: Motion,
+        padding: Tensor | None,
     ) -> Tensor:
-        entries = torch.addmm(bias.unsqueeze(1), weight, inner.flatten(1))
-        gate, states = _gate_and_numbers(entries, gaps)
-        gate.sigmoid_()
-        drive = _turned_back(states, motion.cos, motion.sin)
+        gate, drive, states = _driven(inner, weight, bias, motion, padding)
         torch.mul(drive, gate, out=states)
         scan_(_kept(gate, motion), states)
         ctx.save_for_backward(inner, weight, rates, turns, gaps, gate, drive, states, *motion)
@@ -130,7 +152,7 @@ class _Oscillate(torch.autograd.Function):
             torch.mul(_turned(total, motion.cos, motion.sin), gate, out=of_drive)
             of_inner = (weight.T @ of_entries).view_as(inner) if ctx.needs_input_grad[0] else None
             of_weight = of_entries @ inner.flatten(1).T
-            return of_inner, of_weight, of_entries.sum(1), of_rates, of_turns, of_gaps, None
+            return of_inner, of_weight, of_entries.sum(1), of_rates, of_turns, of_gaps, None, None
 
 
 class _Turn(torch.autograd.Function):
@@ -145,6 +167,18 @@ class _Turn(torch.autograd.Function):
         return _turned_back(gradient, *ctx.saved_tensors), None, None
 
 
+def _driven(
+    inner: Tensor, weight: Tensor, bias: Tensor, motion: Motion, padding: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gates and drives in the turning frame, and memory of the same shape as the drives."""
+    entries = torch.addmm(bias.unsqueeze(1), weight, inner.flatten(1))
+    gate, drive = _gate_and_numbers(entries, inner[0])
+    gate.sigmoid_()
+    if padding is not None:
+        gate.masked_fill_(padding, 0.0)
+    return gate, _turned_back(drive, motion.cos, motion.sin), drive
+
+
 def _gate_and_numbers(entries: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
     parts = entries.view(3, -1, *gaps.shape)
     return parts[0], parts[1:]
@@ -152,7 +186,7 @@ def _gate_and_numbers(entries: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
 
 def _kept(gate: Tensor, motion: Motion) -> Tensor:
     """Return the factors of the recurrence."""
-    return (1 - gate).mul_(motion.decay)
+    return torch.addcmul(motion.decay, motion.decay, gate, value=-1)
 
 
 def _left(kept: Tensor, states: Tensor) -> Tensor:
@@ -169,15 +203,17 @@ def _left(kept: Tensor, states: Tensor) -> Tensor:
 
 def _turned(numbers: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     (real, imaginary), out = numbers, torch.empty_like(numbers)
-    torch.mul(cos, real, out=out[0]).addcmul_(sin, imaginary, value=-1)
-    torch.mul(cos, imaginary, out=out[1]).addcmul_(sin, real)
+    torch.mul(cos, numbers, out=out)
+    out[0].addcmul_(sin, imaginary, value=-1)
+    out[1].addcmul_(sin, real)
     return out
 
 
 def _turned_back(numbers: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     (real, imaginary), out = numbers, torch.empty_like(numbers)
-    torch.mul(cos, real, out=out[0]).addcmul_(sin, imaginary)
-    torch.mul(cos, imaginary, out=out[1]).addcmul_(sin, real, value=-1)
+    torch.mul(cos, numbers, out=out)
+    out[0].addcmul_(sin, imaginary)
+    out[1].addcmul_(sin, real, value=-1)
     return out
 
 

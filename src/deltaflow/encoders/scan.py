@@ -87,6 +87,14 @@ def scan_(factors: Tensor, inputs: Tensor) -> Tensor:
     return inputs
 
 
+def last_state(factors: Tensor, inputs: Tensor) -> Tensor:
+    """Return the last of the states ``(…, B)`` that `scan_` computes."""
+    product, end = factors.prod(-3), _ends(factors.unbind(-3), inputs.unbind(-3))
+    return torch.addcmul(
+        end[..., -1, :], product[..., -1, :], _between(product, end)[..., -1, :]
+    )  # fmt: skip
+
+
 def scan_back_(factors: Tensor, inputs: Tensor) -> Tensor:
     r"""Replace inputs by the states :math:`s_n = a_{n+1} s_{n+1} + b_n`, from the last one on.
 
@@ -103,12 +111,17 @@ def _scan_(
     factors: Sequence[Tensor], inputs: Sequence[Tensor], product: Tensor, between: Between
 ) -> None:
     """Replace the inputs of L steps, in this order, by states; each is ``(…, C, B)``."""
+    state = between(product, _ends(factors, inputs))
+    for factor, added in zip(factors, inputs, strict=True):
+        state = torch.addcmul(added, factor, state, out=added)
+
+
+def _ends(factors: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    """Return the states after L steps from 0, ``(…, C, B)``."""
     end, other = inputs[0].clone(), torch.empty_like(inputs[0])
     for factor, added in zip(factors[1:], inputs[1:], strict=True):
         end, other = torch.addcmul(added, factor, end, out=other), end
-    state = between(product, end)
-    for factor, added in zip(factors, inputs, strict=True):
-        state = torch.addcmul(added, factor, state, out=added)
+    return end
 
 
 def _between(product: Tensor, end: Tensor) -> Tensor:

@@ -205,7 +205,7 @@ def rotation(turns: Tensor, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     Whole turns are dropped, exactly, before the phase is cast to ``dtype``.
     """
     phase = (turns * t.double()).frac_().to(dtype).mul_(2 * math.pi)
-    return phase.cos(), phase.sin()
+    return phase.cos(), phase.sin() if phase.requires_grad else phase.sin_()
 
 
 def _spread(lowest: float, highest: float, count: int) -> Tensor:
