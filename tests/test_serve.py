@@ -17,6 +17,7 @@ pytest.importorskip("httpx")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
 
+import httpx
 from fastapi.testclient import TestClient
 
 from deltaflow import IrregularDataModule, IrregularDataset, IrregularPredictor, LiveForecaster
@@ -24,6 +25,7 @@ from deltaflow.cli import main
 from deltaflow.errors import DeltaflowError
 from deltaflow.serve.app import Snapshots, make_app
 from deltaflow.serve.command import start
+from deltaflow.serve.together import FEW_ROWS, Together
 
 
 def predictor_of(data, seed=0):
@@ -193,6 +195,81 @@ def test_limits_and_kinds_are_kept(client):
     assert client.post("/forecast", json={"rows": [question("x")]}).json()["item"] == "x"
     assert client.get("/nothing").status_code == 404
     assert client.get("/health").json()["items"] == 0
+
+
+def at_once(live, *requests):
+    """Send requests (path, rows) at the same time, and return the answers."""
+
+    async def send():
+        transport = httpx.ASGITransport(make_app(live))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            sent = [client.post(path, json={"rows": rows}) for path, rows in requests]
+            return await asyncio.gather(*sent)
+
+    return asyncio.run(send())
+
+
+def test_requests_at_the_same_time_get_the_answers_of_requests_alone(live, client):
+    client.post("/update", json={"rows": [observation(), observation("b", HR=60.0)]})
+    asked = [
+        [question("a"), question("b", "2024-03-01T11:00:00")],
+        [question("b"), question("nobody")],
+        [question("b")],
+        [question("a", "soon")],
+        [question("a", "2024-03-01T12:00:00.5"), question("a")],
+        [question("a", "2024-01-01T00:00:00")],
+    ]
+    alone = [client.post("/forecast", json={"rows": rows}) for rows in asked]
+    together = at_once(live, *(("/forecast", rows) for rows in asked))
+    assert [told.status_code for told in together] == [200, 422, 200, 422, 200, 422]
+    for mine, once in zip(together, alone, strict=True):
+        assert mine.status_code == once.status_code
+        if mine.status_code == 422:
+            assert mine.json() == once.json()
+            continue
+        for row, other in zip(mine.json()["rows"], once.json()["rows"], strict=True):
+            assert row == {**other, **{k: pytest.approx(other[k], rel=1e-6) for k in NUMBERS}}
+
+
+NUMBERS = ["predictions", "0.1", "0.5", "0.9"]
+
+
+def test_updates_at_the_same_time_are_each_read_as_a_whole(live):
+    told = at_once(
+        live,
+        ("/update", [observation("a", 1), observation("b", 1)]),
+        ("/update", [observation("c", 1), observation("d", 1, HR=1e101)]),
+        ("/update", [observation("a", 2), observation("e", 1)]),
+        ("/update", [observation("a", 0), observation("f", 1)]),
+        ("/forecast", [question("a")]),
+    )
+    assert [one.status_code for one in told] == [200, 422, 200, 422, 200]
+    assert (told[1].json()["item"], told[1].json()["row"]) == ("d", 1)
+    assert (told[3].json()["item"], told[3].json()["row"]) == ("a", 0)
+    assert len(live) == 3
+    assert live.item("a")["num_observations"] == 2
+
+
+def test_requests_that_wait_are_answered_by_one_call():
+    calls = []
+
+    def answer(requests):
+        calls.append(requests)
+        if "bad" in requests:
+            raise ValueError(len(requests))
+        return [request.upper() for request in requests]
+
+    async def ask():
+        together = Together()
+        asked = [together("kind", answer, one, 1) for one in ("a", "b", "bad", "c")]
+        asked += [together("other", answer, "d", 1), together("kind", answer, "e", FEW_ROWS)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, second, error, *others = asyncio.run(ask())
+    assert [first, second, *others] == ["A", "B", "C", "D", "E"]
+    assert error.args == (1,)  # its own error, when it was alone
+    whole = ["a", "b", "bad", "c"]
+    assert calls == [whole, *([one] for one in whole), ["d"], ["e"]]
 
 
 def test_a_token_guards_all_but_health_and_documentation(live):

@@ -5,11 +5,11 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
@@ -24,9 +24,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from deltaflow._version import __version__
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.live import LiveForecaster
-from deltaflow.serve.rows import Rows, observations, questions
-
-T = TypeVar("T")
+from deltaflow.serve.rows import Columns, Rows, observations, questions
+from deltaflow.serve.together import Together
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -35,6 +34,9 @@ MAX_ROWS = 100_000
 
 MAX_BYTES = 64 * 2**20
 """The largest size of a request's body, likewise."""
+
+FEW_BYTES = 2**16
+"""Bodies of this size are read at once; longer ones in a thread."""
 
 Level = Annotated[float, Query(gt=0, lt=1)]
 
@@ -164,12 +166,14 @@ def make_app(
         responses={422: {"model": None, "description": "What is wrong: item, field, row, remedy"}},
     )
     metrics = _Metrics(live, snapshots)
-    # One request is computed at a time: several threads would only wait for the interpreter, and
-    # for each other.
-    worker = ThreadPoolExecutor(max_workers=1)
+    together, answers = Together(), _Answers(live, max_rows)
 
-    async def computed(work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(worker, work)
+    async def read(rows: Rows, request: Request) -> Columns:
+        """Return the rows of a request; long ones are read in a thread."""
+        body, content_type = await body_of(request)
+        if len(body) <= FEW_BYTES:
+            return rows.read(body, content_type)
+        return await asyncio.to_thread(rows.read, body, content_type)
 
     bearer = HTTPBearer(auto_error=False)
 
@@ -192,7 +196,7 @@ def make_app(
             body += chunk
             if len(body) > max_bytes:
                 raise HTTPException(413, f"the body is larger than {max_bytes} bytes")
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        content_type = _type_of(request)
         if content_type not in ("application/json", "text/csv"):
             raise HTTPException(415, "send application/json or text/csv")
         return bytes(body), content_type
@@ -227,26 +231,19 @@ def make_app(
         content = json.dumps({"error": problem, **known}, default=str)
         return Response(content, status, headers, media_type="application/json")
 
-    asked, observed = questions(live, max_rows), observations(live, max_rows)
-
-    @app.post("/update", dependencies=guarded, openapi_extra=_body_of(observed))
-    async def update(request: Request) -> dict[str, int]:
+    @app.post("/update", dependencies=guarded, openapi_extra=_body_of(answers.observed))
+    async def update(request: Request) -> Response:
         """Read observations: all rows of the request, or none if one is refused."""
-        body = await body_of(request)
-
-        def work() -> int:
-            frame = observed.read(*body).frame
-            live.update(frame)
-            return len(frame)
-
         with metrics.seconds.labels("update").time():
-            count = await computed(work)
+            given = await read(answers.observed, request)
+            count = len(given[live.timestamp])
+            await together("update", answers.to_updates, given, count)
         if snapshots is not None:
             snapshots.changes += count
         metrics.rows.labels("update").inc(count)
-        return {"rows": count, "items": len(live)}
+        return _json({"rows": count, "items": len(live)})
 
-    @app.post("/forecast", dependencies=guarded, openapi_extra=_body_of(asked))
+    @app.post("/forecast", dependencies=guarded, openapi_extra=_body_of(answers.asked))
     async def forecast(
         request: Request,
         quantile_levels: Annotated[list[Level], Query(max_length=99)] = [0.1, 0.5, 0.9],  # noqa: B006
@@ -256,18 +253,14 @@ def make_app(
 
         Answers are JSON to JSON, and CSV to CSV.
         """
-        body, content_type = await body_of(request)
-
-        def work() -> tuple[int, Response]:
-            frame, keys = asked.read(body, content_type)
-            answers = live.forecast(frame, quantile_levels=quantile_levels, seed=seed)
-            columns = {name: column.tolist() for name, column in answers.items()}
-            for key, given in keys.items():  # they go back as they came
-                columns[key] = [value for value in given for _ in live.schema.target]
-            return len(frame), _table(columns, content_type)
-
         with metrics.seconds.labels("forecast").time():
-            count, response = await computed(work)
+            given = await read(answers.asked, request)
+            count = len(given[live.timestamp])
+            # Samples of a seed are those of a request that is answered alone.
+            kind = ("forecast", *quantile_levels, None if seed is None else object())
+            answer = partial(answers.to_forecasts, levels=quantile_levels, seed=seed)
+            columns = await together(kind, answer, given, count)
+            response = _table(columns, _type_of(request))
         metrics.rows.labels("forecast").inc(count)
         return response
 
@@ -312,6 +305,50 @@ def make_app(
     return app
 
 
+class _Answers:
+    """Answers several requests of one kind by one call of the forecaster.
+
+    Attributes
+    ----------
+    observed, asked
+        What requests with observations, and with questions, may hold.
+    """
+
+    def __init__(self, live: LiveForecaster, max_rows: int) -> None:
+        self.live = live
+        self.observed, self.asked = observations(live, max_rows), questions(live, max_rows)
+
+    def to_updates(self, requests: list[Columns]) -> list[None]:
+        """Read the observations of all requests, or of none if there is an error."""
+        key = self.live.item_id
+        items = [{"0"} if key is None else set(map(str, one[key])) for one in requests]
+        if sum(map(len, items)) > len(set().union(*items)):
+            raise ValueError("an item stands in two requests, which must be read one by one")
+        self.live.update(self.observed.frame(requests))
+        return [None] * len(requests)
+
+    def to_forecasts(
+        self, requests: list[Columns], levels: Sequence[float], seed: int | None
+    ) -> list[Columns]:
+        """Forecast the questions of all requests, or of none if there is an error."""
+        answer = self.live.forecast(self.asked.frame(requests), quantile_levels=levels, seed=seed)
+        columns = {str(name): column.tolist() for name, column in answer.items()}
+        channels, stop, parts = len(self.live.schema.target), 0, []
+        for one in requests:
+            start, stop = stop, stop + channels * len(one[self.live.timestamp])
+            part: Columns = {name: column[start:stop] for name, column in columns.items()}
+            for key in (self.live.item_id, self.live.timestamp):
+                if key is not None:  # they go back as they came
+                    part[key] = [value for value in one[key] for _ in range(channels)]
+            parts.append(part)
+        return parts
+
+
+def _type_of(request: Request) -> str:
+    """Return the type of a request's body."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def _check_known(live: LiveForecaster, item_id: str) -> None:
     if item_id not in live:
         raise HTTPException(404, f"item {item_id!r} is not known")
@@ -321,7 +358,7 @@ def _json(content: Any) -> Response:
     return Response(orjson.dumps(content), media_type="application/json")
 
 
-def _table(columns: Mapping[Any, list[Any]], content_type: str) -> Response:
+def _table(columns: Columns, content_type: str) -> Response:
     if content_type == "text/csv":
         return Response(pd.DataFrame(columns).to_csv(index=False), media_type=content_type)
     rows = zip(*columns.values(), strict=True)

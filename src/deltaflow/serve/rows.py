@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -27,11 +27,8 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Item = str | Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
-class Received(NamedTuple):
-    """The rows of a request, and its items and times as they came, by the names of the columns."""
-
-    frame: pd.DataFrame
-    keys: dict[str, list[Any]]
+Columns = dict[str, Sequence[Any]]
+"""The rows of a request by their columns, as they came."""
 
 
 class Rows:
@@ -80,27 +77,39 @@ class Rows:
             f"{name}s", __config__=ConfigDict(extra="forbid"), rows=(rows, ...)
         )
 
-    def read(self, body: bytes, content_type: str) -> Received:
+    def read(self, body: bytes, content_type: str) -> Columns:
         """Read the rows of a request.
 
         Raises
         ------
         DataError
-            If there is anything else in them than the columns, or a time is not a timestamp in
-            ISO 8601, or has an offset from UTC where the training data have none, or the other way
-            round.
+            If there is anything else in them than the columns.
         """
-        read = self._read_csv if content_type == "text/csv" else self._read_json
-        columns = read(body)
-        keys = {key: columns[key] for key in (self.item_id, self.timestamp) if key is not None}
+        return self._read_csv(body) if content_type == "text/csv" else self._read_json(body)
+
+    def frame(self, requests: Sequence[Columns]) -> pd.DataFrame:
+        """Return the rows of several requests, one after the other.
+
+        Raises
+        ------
+        DataError
+            If a time is not a timestamp in ISO 8601, or has an offset from UTC where the training
+            data have none, or the other way round.
+        """
+        columns: dict[str, Any] = {}
+        for name in self.columns:
+            if name in self.numeric:
+                parts = [np.array(one[name], dtype=np.float64) for one in requests]
+                columns[name] = np.concatenate(parts)
+            else:
+                columns[name] = [value for one in requests for value in one[name]]
         if self.item_id is not None:
             columns[self.item_id] = list(map(str, columns[self.item_id]))
         if self.time_zone is not None:
             columns[self.timestamp] = self._timestamps(columns)
-        numbers = {name: np.array(columns[name], dtype=np.float64) for name in self.numeric}
-        return Received(pd.DataFrame({**columns, **numbers}), keys)
+        return pd.DataFrame(columns)
 
-    def _read_json(self, body: bytes) -> dict[str, Any]:
+    def _read_json(self, body: bytes) -> Columns:
         try:
             rows = self.model.model_validate_json(body).rows  # type: ignore[attr-defined]
         except ValidationError as error:
@@ -108,7 +117,7 @@ class Rows:
         fields = enumerate(self.columns)
         return {name: [getattr(row, f"column_{n}") for row in rows] for n, name in fields}
 
-    def _read_csv(self, body: bytes) -> dict[str, Any]:
+    def _read_csv(self, body: bytes) -> Columns:
         try:
             lines = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
             header, *rows = itertools.islice(filter(None, lines), self.limit + 2)
