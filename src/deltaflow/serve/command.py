@@ -68,7 +68,7 @@ def main(options: Sequence[str]) -> int:
         max_rows=given.max_rows,
         max_bytes=given.max_bytes,
     )
-    # A full collection of garbage would go through all objects of the libraries, and stop the server
+    # A full collection of garbage would go through all objects of the libraries, and stop it all
     # for a quarter of a second. They stay anyway.
     gc.collect()
     gc.freeze()
