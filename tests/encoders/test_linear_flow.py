@@ -153,6 +153,16 @@ def test_many_series_are_read_in_groups_of_similar_lengths(monkeypatch):
     assert sizes == [(8, 50), (2, 50), (3, 33), (3, 1)]
 
 
+def test_a_group_ends_where_its_padding_costs_more_than_another_group(monkeypatch):
+    encoder, batch = make(), make_batch([33, 50, 1, 49, 0])
+    whole = encoder(**batch).hidden
+    read, sizes = encoder._read, []
+    monkeypatch.setattr(encoder, "_read", lambda *x: sizes.append(x[0].shape[:2]) or read(*x))
+    monkeypatch.setattr(linear_flow, "PADDED", 20)
+    torch.testing.assert_close(encoder(**batch).hidden, whole, atol=1e-13, rtol=1e-12)
+    assert sizes == [(3, 50), (2, 1)]
+
+
 def test_a_tempo_turns_all_oscillators_of_a_layer_faster():
     encoder = make(10, num_layers=2, tempo=4.0)
     state = encoder(**make_batch([30]))

@@ -24,8 +24,11 @@ DRIVE_GAIN = 3.0
 averages of about eight inputs at different phases, so they would be too small otherwise."""
 
 
-CACHED = 30_000
+CACHED = 20_000
 """The number of observations that a CPU reads at a time, so that they fit into its cache."""
+
+PADDED = 4_000
+"""How much padding a CPU reads in as little time as it takes to begin another group of series."""
 
 
 class LinearFlowEncoder(Encoder):
@@ -135,12 +138,14 @@ class LinearFlowEncoder(Encoder):
             return self.read_plainly(values, observed, delta_t, running, features)
         parts = values, observed, delta_t, running, features
         with own_precision(values):
-            if values.device.type != "cpu" or running.numel() <= CACHED:
+            if values.device.type != "cpu":
                 return self._read(*parts)
-            # Groups of series of similar lengths, so that little of what is read is padding.
             lengths, order = running.sum(1).clamp(min=1).sort(descending=True, stable=True)
+            groups = list(_groups(lengths))
+            if len(groups) == 1:
+                return self._read(*parts)
             hidden = []
-            for first, stop in _groups(lengths.tolist()):
+            for first, stop in groups:
                 rows, length = order[first:stop], lengths[first]
                 hidden.append(self._read(*(part[rows, :length] for part in parts)))
             return torch.cat(hidden)[order.argsort()]
@@ -225,11 +230,13 @@ class LinearFlowEncoder(Encoder):
         return self.log_tempo * torch.tanh(functional.linear(inner, weight, bias))
 
 
-def _groups(lengths: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield where groups of series begin and end, whose lengths never increase."""
+def _groups(lengths: Tensor) -> Iterator[tuple[int, int]]:
+    """Yield where groups of series of similar lengths begin and end. Lengths never increase."""
     first = 0
     while first < len(lengths):
-        stop = min(len(lengths), first + max(1, CACHED // lengths[first]))
+        padding = (lengths[first] - lengths[first:]).cumsum(0)
+        count = min(int((padding <= PADDED).sum()), CACHED // int(lengths[first]))
+        stop = first + max(1, count)
         yield first, stop
         first = stop
 
