@@ -7,7 +7,13 @@ import torch
 
 from deltaflow.errors import UnknownNameError
 from deltaflow.flows import BOUNDED_TIME_EMBEDDINGS, TIME_EMBEDDINGS, GRUFlow
-from deltaflow.flows.time_embedding import FASTEST_RATE, SLOWEST_RATE, Rate
+from deltaflow.flows.time_embedding import (
+    FASTEST_RATE,
+    SLOWEST_RATE,
+    FourierTime,
+    Rate,
+    once_per_time,
+)
 
 MAKERS = [
     pytest.param(make, id=f"{name}-{kind}")
@@ -86,6 +92,30 @@ def test_the_default_dtype_does_not_change_the_initial_weights(make, dtype):
 @any_embedding
 def test_batch_axes_are_kept(make):
     assert make(5)(torch.rand(2, 3, 1)).shape == (2, 3, 5)
+
+
+def test_equal_times_are_embedded_once_with_the_same_gradients():
+    phi = FourierTime(5)
+    with torch.no_grad():
+        phi.raw_weight.normal_()
+    plain, sizes = phi.prepare(), []
+
+    def counted(t):
+        sizes.append(len(t))
+        return plain(t)
+
+    moments = torch.rand(4, 1)
+    t = moments[torch.randint(4, (30, 20))]  # (30, 20, 1)
+    torch.testing.assert_close(once_per_time(counted)(t), plain(t.clone().requires_grad_()))
+    assert sizes == [4]
+    weight = torch.randn(30, 20, 5)
+    parameters = list(phi.parameters())
+    gradients = [
+        torch.autograd.grad((phi.prepare()(times) * weight).sum(), parameters)
+        for times in (t, t.clone().requires_grad_())  # with a derivative, each time is its own
+    ]
+    for mine, plain_one in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, plain_one, rtol=1e-4, atol=1e-4)
 
 
 def test_rates_cover_the_decades():

@@ -151,6 +151,21 @@ def test_a_head_gives_arguments_of_every_channel(output):
 
 
 @any_output
+def test_arguments_of_some_targets_are_those_of_all(output):
+    head = Head(in_features=5, num_targets=3, output=make_output(output), width=8)
+    torch.nn.init.normal_(head.skip.weight)
+    features, mask = torch.randn(2, 4, 5, requires_grad=True), torch.rand(2, 4, 3) < 0.5
+    some, everything = head.at(features, mask), head(features)
+    for mine, whole in zip(some, everything, strict=True):
+        torch.testing.assert_close(mine, whole[mask])
+    gradients = [
+        torch.autograd.grad(sum(arg.square().sum() for arg in args), features)[0]
+        for args in (some, [whole[mask] for whole in everything])
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+@any_output
 def test_a_missing_target_has_no_influence(output):
     head = Head(in_features=5, num_targets=1, output=make_output(output), width=8)
     features = torch.randn(3, 2, 5, requires_grad=True)

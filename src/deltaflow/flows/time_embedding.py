@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from deltaflow.errors import UnknownNameError
@@ -191,7 +192,35 @@ class FourierTime(TimeEmbedding):
             waves = torch.sin(half_frequency * t.unsqueeze(-1)).square()  # (*, D, K)
             return (weight * waves).sum(-1)
 
-        return phi
+        return once_per_time(phi)
+
+
+def once_per_time(phi: TimeMap) -> TimeMap:
+    """Return a map that computes an embedding once for each of the times that differ.
+
+    Of thousands of gaps that were recorded to the minute, a few dozen differ. Where the derivative
+    with respect to time is wanted, every time is its own.
+
+    Examples
+    --------
+    >>> double = once_per_time(lambda t: print(len(t), "times") or 2 * t)
+    >>> double(torch.tensor([[5.0], [1.0], [5.0]])).flatten()
+    2 times
+    tensor([10.,  2., 10.])
+    """
+
+    def looked_up(t: Tensor) -> Tensor:
+        if t.requires_grad or is_transformed() or torch.compiler.is_compiling():
+            return phi(t)
+        moments, place = t.squeeze(-1).unique(return_inverse=True)
+        return F.embedding(place, phi(moments.unsqueeze(-1)))
+
+    return looked_up
+
+
+def is_transformed() -> bool:
+    """Tell whether `torch.func` or forward-mode differentiation is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class Saturating(TimeEmbedding):

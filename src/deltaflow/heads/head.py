@@ -82,6 +82,11 @@ class Head(nn.Module):
         """Map ``(..., I)`` to the arguments, each ``(..., D)`` (quantiles: ``(..., D, K)``)."""
         return self.arguments(self.raw(features).unflatten(-1, (self.num_targets, -1)))
 
+    def at(self, features: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Return the arguments ``(N,)`` where ``mask``, ``(..., D)``, is True, and no others."""
+        raw = self.raw(features).reshape(mask.numel(), -1)
+        return self.arguments(raw.index_select(0, mask.flatten().nonzero().squeeze(1)))
+
     def raw(self, features: Tensor) -> Tensor:
         """Map ``(..., I)`` to the unbounded numbers that become the arguments of all targets."""
         return self.network(features) + self.skip(features)

@@ -93,13 +93,24 @@ class JointNetwork(ForecastNetwork[Encoded]):
 
     def decode(self, encoded: Encoded, delta_t: Tensor, covariates: Tensor) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at queries; see `ForecastNetwork.decode`."""
+        return self.head(self._features_at(encoded, delta_t, covariates))
+
+    def _features_at(self, encoded: Encoded, delta_t: Tensor, covariates: Tensor) -> Tensor:
+        """Return what the head reads at queries, ``(B, Q, I)``."""
         state = encoded.state
         hidden = self.encoder.evolve(state, delta_t)  # (B, Q, H)
         age = state.age.unsqueeze(1) + delta_t.unsqueeze(-1)  # (B, Q, C)
         seen = state.seen.to(hidden.dtype)
         known = torch.cat([state.last, seen, encoded.static, encoded.levels], dim=-1)
         features = [hidden, delta_t.log1p().unsqueeze(-1), age.log1p()]
-        return self.head(torch.cat([*features, _beside(covariates, known)], dim=-1))
+        return torch.cat([*features, _beside(covariates, known)], dim=-1)
+
+    def at_targets(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the arguments at the observed targets; see `ForecastNetwork.at_targets`."""
+        features = self._features_at(
+            self.encode(batch), batch.query_delta_t, batch.query_covariates
+        )
+        return self.head.at(features, batch.target_observed)
 
     def update(self, encoded: Encoded, delta_t: Tensor, rows: Rows, covariates: Tensor) -> Encoded:
         """Read one more observation of each series; see `ForecastNetwork.update`."""

@@ -132,15 +132,15 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
 
         ``args`` is the result of :meth:`at_targets`, if it has been computed already.
         """
-        mask = batch.target_observed
+        series, query, channel = place = batch.target_observed.nonzero(as_tuple=True)
         losses = self.head.loss(
-            batch.target[mask],
-            mask[mask],
+            batch.target[place],
+            torch.ones_like(query, dtype=torch.bool),
             self.at_targets(batch) if args is None else args,
-            batch.scale.unsqueeze(1).expand(mask.shape)[mask],
+            batch.scale[series, channel],
         )
-        channel = mask.nonzero(as_tuple=True)[2]
-        return (losses * self.channel_weights[channel]).sum(), mask.sum()
+        total = (losses * self.channel_weights[channel]).sum()
+        return total, torch.tensor(len(query), device=total.device)
 
     def sample_paths(self, batch: Batch, num_samples: int) -> Tensor:
         """Draw coherent trajectories: sample one query, read the sample, and go on to the next.

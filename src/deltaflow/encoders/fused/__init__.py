@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from deltaflow.encoders.fused.cell import ClampStage, GRUCellStage, cell_matrices
 from deltaflow.encoders.fused.coupling import coupling_stages
@@ -27,6 +25,7 @@ from deltaflow.encoders.fused.recurrence import recur
 from deltaflow.encoders.fused.resnet import resnet_stages
 from deltaflow.encoders.fused.stage import Stage
 from deltaflow.flows import CouplingLayer, Flow, FlowStack, GRULayer, ResNetLayer
+from deltaflow.flows.time_embedding import is_transformed
 
 __all__ = [
     "STAGES",
@@ -61,11 +60,6 @@ def stages_of(flow: Flow, t: Tensor, clock: Tensor) -> list[Stage] | None:
             return None
         stages += made
     return stages
-
-
-def is_transformed() -> bool:
-    """Tell whether `torch.func` or forward-mode differentiation is active; both need autograd."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _layers(flow: Flow) -> Iterator[Flow]:
