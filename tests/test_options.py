@@ -58,7 +58,7 @@ def test_arguments_reach_the_groups_of_an_estimator():
     assert estimator.free_options == []
     assert GRUEstimator(4).model == ModelOptions(encoder="gru")
     assert GRUEstimator(4, dropout=0.0).free_options == [
-        "scaling", "weight_decay", "batch_size", "num_batches_per_epoch"
+        "network", "scaling", "weight_decay", "batch_size", "num_batches_per_epoch"
     ]  # fmt: skip
 
 

@@ -154,6 +154,23 @@ def test_items_in_units_of_their_own_are_scaled_each(rows, scale, scaling):
     assert plan.settings["scaling"] == scaling
 
 
+@pytest.mark.parametrize(
+    ("channels", "rate", "network"),
+    [(16, 0.2, "channelwise"), (16, 0.5, "joint"), (3, 0.2, "joint")],
+)
+def test_many_channels_at_times_of_their_own_have_a_state_each(channels, rate, network):
+    random = np.random.default_rng(0)
+    values = random.normal(size=(240, channels))
+    values[random.random(values.shape) > rate] = np.nan
+    frame = pd.DataFrame(values).add_prefix("c")
+    frame = frame.assign(item_id=np.repeat(range(6), 40), timestamp=np.tile(np.arange(40.0), 6))
+    names = [f"c{number}" for number in range(channels)]
+    data = IrregularDataset.from_long_dataframe(frame, target=names)
+    module = IrregularDataModule(data, prediction_length=2, context_length=8)
+    plan = plan_for(module.training_windows.data, np.arange(6), module.reader, None, seed=0)
+    assert plan.settings["network"] == network
+
+
 def test_long_items_are_split_into_fewer_folds():
     data = noisy_items(9, rows=100)
     module = IrregularDataModule(data, prediction_length=2, context_length=64)

@@ -51,7 +51,7 @@ def _pointing_to_options(init: Callable[..., None]) -> Callable[..., None]:
         for name in kwargs:
             if name not in known:
                 encoder = kwargs.get("encoder") or self.default_encoder
-                network = kwargs.get("network", "joint")
+                network = kwargs.get("network") or ModelOptions().network
                 raise UnknownArgumentError(
                     f"{type(self).__name__} has no argument {name!r}"
                     + _place_of(name, kwargs[name], known, encoder, network)
@@ -75,7 +75,7 @@ def _place_of(name: str, value: Any, known: list[str], encoder: str, network: st
     return f": did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"
 
 
-FREE = ("scaling", "dropout", "weight_decay", "batch_size", "num_batches_per_epoch")
+FREE = ("network", "scaling", "dropout", "weight_decay", "batch_size", "num_batches_per_epoch")
 """The options that follow the data where they are not given, see `plan_for`."""
 
 
@@ -107,10 +107,10 @@ class IrregularEstimator(Estimator):
         How many networks are trained on all items but a part, where no validation data are given.
         Each is stopped when its forecasts of the items that it leaves out get no better; their
         forecasts are averaged. By default 5 (3 if items are long) up to 250 items, and beyond them
-        1, which leaves out a tenth of the items. With few items, `scaling`, `dropout`,
-        `weight_decay`, `batch_size` and `num_batches_per_epoch` follow the data too, as far as
-        they are not given; a line says what was chosen. 0 trains one network on all items, without
-        validation.
+        1, which leaves out a tenth of the items. What is not given follows the data too: the
+        `network` and `scaling`, and with few items `dropout`, `weight_decay`, `batch_size` and
+        `num_batches_per_epoch`; a line says what was chosen. 0 trains one network on all items,
+        without validation.
     calibrate
         Whether intervals are calibrated on the items left out, see `ConformalPredictor`. Not done
         with fewer than five items.
@@ -165,7 +165,7 @@ class IrregularEstimator(Estimator):
         thinning: float = 0.0,
         encoder: str | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
-        network: str = "joint",
+        network: str | None = None,
         network_kwargs: dict[str, Any] | None = None,
         scaling: str | None = None,
         balance: float = 0.0,
@@ -202,6 +202,8 @@ class IrregularEstimator(Estimator):
         self.model = options_from(ModelOptions, arguments)
         self.optimizer = options_from(OptimizerOptions, arguments)
         self.free_options = [name for name in FREE if arguments[name] is None]
+        if network_kwargs and network is None:  # they are options of the usual network
+            self.free_options.remove("network")
         self.sampling = sampling
         self.num_parallel_samples = num_parallel_samples
         self.seed = seed

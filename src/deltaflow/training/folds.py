@@ -67,6 +67,10 @@ PATIENCE_OF_MANY = 15
 MOST_UNLIKE = 8.0
 """If the deviations of nine in ten items differ by no more than this factor, one unit fits all."""
 
+MANY_CHANNELS, SELDOM = 16, 1 / 3
+"""With so many channels, of which a row observes at most this share, each gets a state of its own:
+a joint one would hold hardly more than a number for each."""
+
 SHRINKAGE = 0.1
 """How much the weights of a blend are drawn towards equal ones, see `blend_weights`."""
 
@@ -144,19 +148,30 @@ def plan_for(
     else:
         folds = min(folds, count)
         left_out = [order[first::folds] for first in range(folds)]
-    settings = {**(SMALL if few else {}), "scaling": _scaling_for(data, usable[:1000], reader)}
+    some = [data[int(item)] for item in usable[:1000]]
+    settings = {
+        **(SMALL if few else {}),
+        "network": _network_for(some, len(reader.schema.target)),
+        "scaling": _scaling_for(some, len(reader.schema.target)),
+    }
     if few:
         return Plan(left_out, settings, EPOCHS, PATIENCE, DECAY)
     return Plan(left_out, settings, int(engine.DEFAULTS["max_epochs"]), PATIENCE_OF_MANY, None)
 
 
-def _scaling_for(data: Sequence[Series], usable: np.ndarray, reader: Reader) -> str:
+def _network_for(items: Sequence[Series], channels: int) -> str:
+    """Keep a state per channel, where many are observed at times of their own."""
+    observed = sum(int(np.isfinite(item.values[:, :channels]).sum()) for item in items)
+    rows = sum(item.length for item in items)
+    seldom = observed <= SELDOM * channels * rows
+    return "channelwise" if channels >= MANY_CHANNELS and seldom else "joint"
+
+
+def _scaling_for(items: Sequence[Series], channels: int) -> str:
     """Forecast changes in one unit, unless the items are of units of their own."""
-    channels = len(reader.schema.target)
-    deviations = np.full((len(usable), channels), np.nan)
-    for row, item in zip(deviations, usable, strict=True):
-        values = data[int(item)].values[:, :channels]
-        for channel, own in enumerate(values.T):
+    deviations = np.full((len(items), channels), np.nan)
+    for row, item in zip(deviations, items, strict=True):
+        for channel, own in enumerate(item.values[:, :channels].T):
             known = own[np.isfinite(own)]
             row[channel] = np.std(known) if len(known) >= FEWEST_VALUES else np.nan
     for own in deviations.T:
@@ -475,7 +490,8 @@ def _told(
     blend = f"blended from {', '.join(parts)}; " if simple else ""
     return (
         f"Trained {what} ({count} items, {aside}), stopped after {most} epochs; "
-        f"scaling={estimator.data.scaling!r}, dropout={estimator.model.dropout:g}, "
+        f"network={estimator.model.network!r}, scaling={estimator.data.scaling!r}, "
+        f"dropout={estimator.model.dropout:g}, "
         f"weight_decay={estimator.optimizer.weight_decay:g}; {blend}"
         f"intervals {'calibrated' if finished.is_calibrated else 'not calibrated'}. "
         "folds=0 trains one network on all items."
