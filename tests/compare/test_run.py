@@ -7,7 +7,7 @@ import torch
 from gluonts.dataset.common import MetaData, TrainDatasets
 from gluonts.dataset.jsonl import JsonLinesWriter
 
-from deltaflow import EnsemblePredictor, load_predictor
+from deltaflow import ConformalPredictor, EnsemblePredictor, load_predictor
 from deltaflow.compare import run, run_comparison
 from deltaflow.compare.models import matching_size
 from deltaflow.compare.run import execute
@@ -162,6 +162,23 @@ def test_average_row_is_the_average_of_the_kept_predictors(tiny):
     assert stored["parameters"] == sum(member["parameters"] for member in members)
     # The squared error is convex, so that an average can only be better than its members' mean.
     assert stored["mse"] < np.mean([member["mse"] for member in members])
+
+
+def test_an_average_may_be_calibrated_on_the_validation(tiny, trained):
+    changes = {"seeds": [0, 1], "trainer": {"max_epochs": 1}, "average_seeds": True}
+    plain = run_comparison(tiny(**changes))[-1]["scores"]["sine"]
+    trained.clear()
+    config = tiny(**changes, calibrate_averages=True)
+    stored = run_comparison(config)[-1]["scores"]["sine"]
+    assert trained == []  # the members stay as they are
+    task, folder = TASKS["sine"](**config.data.dataset_kwargs), config.output / "runs"
+    ensemble = EnsemblePredictor([load_predictor(folder / f"sine-gru-seed{n}") for n in (0, 1)])
+    test = task.tests["sine"]
+    calibrated = list(ConformalPredictor.fit(ensemble, task.validation).predict(test.input))
+    scores = accuracy(calibrated, test, *channel_units(task))
+    assert stored == {**stored, **{name: pytest.approx(scores[name]) for name in scores}}
+    assert stored["mse"] == pytest.approx(plain["mse"])
+    assert stored["mean_weighted_quantile_loss"] != plain["mean_weighted_quantile_loss"]
 
 
 def test_average_is_made_again_when_a_member_changes(tiny, trained):

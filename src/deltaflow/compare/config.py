@@ -78,6 +78,9 @@ class CompareConfig(RowOptions):
     average_seeds
         Whether each encoder with several seeds gets a further row, the average of its forecasts
         over the seeds.
+    calibrate_averages
+        Whether that row is calibrated on the validation (`ConformalPredictor`): the average is
+        closer to the truth than its members, and no narrower.
     output
         Folder of the results, and of the trained encoders. Runs that are finished there are not
         repeated, so that several commands with different seeds may fill it side by side, and a
@@ -91,6 +94,7 @@ class CompareConfig(RowOptions):
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     average_seeds: bool = True
+    calibrate_averages: bool = False
     output: Path = Path("comparison")
     threads: int = 1
 

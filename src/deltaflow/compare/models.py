@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from gluonts.dataset.split import TestData
 from gluonts.model.predictor import Predictor
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 
@@ -30,6 +31,7 @@ from deltaflow.data.series import schema_of
 from deltaflow.data.windows import joined
 from deltaflow.encoders import Encoder
 from deltaflow.errors import DataError
+from deltaflow.forecast.conformal import ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
@@ -211,11 +213,17 @@ BASELINES: dict[str, Callable[[str, Task, RowOptions, int, Tell], Trained]] = {
 """Rows that are not encoders, by name."""
 
 
-def average_of(folders: Sequence[Path]) -> Trained:
-    """Return the average of encoders that were trained with several seeds, from their folders."""
+def average_of(folders: Sequence[Path], calibration: TestData | None = None) -> Trained:
+    """Return the average of encoders that were trained with several seeds, from their folders.
+
+    It is calibrated on forecasts of items that none of them was trained on, if they are given.
+    """
     members = [IrregularPredictor.deserialize(folder) for folder in folders]
     num_parameters = sum(_count(member.network) for member in members)
-    return Trained(EnsemblePredictor(members), num_parameters, curve=[])
+    predictor: DeltaflowPredictor = EnsemblePredictor(members)
+    if calibration is not None:
+        predictor = ConformalPredictor.fit(predictor, calibration)
+    return Trained(predictor, num_parameters, curve=[])
 
 
 def matching_size(count: Callable[[int], int], wanted: int) -> int:

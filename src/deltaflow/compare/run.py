@@ -123,7 +123,9 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
                     progress.end("needs two finished seeds")
                     continue
                 path = folder / f"{_file_name(dataset, row, 'averaged')}.json"
-                settle(path, about, _digests(members), partial(average, members))
+                calibrate = config.calibrate_averages
+                settings = _digests(members) | {"calibrate_averages": calibrate}
+                settle(path, about, settings, partial(average, members, calibrate))
     return runs
 
 
@@ -153,10 +155,14 @@ def execute(
     return _judged(train, seed, task, units, folder)
 
 
-def average(members: Sequence[Path], task: Task, units: Units) -> Run:
-    """Score the average of runs that differ in their seed alone, by their files."""
+def average(members: Sequence[Path], calibrate: bool, task: Task, units: Units) -> Run:
+    """Score the average of runs that differ in their seed alone, by their files.
+
+    If it is to be calibrated, that is done on the validation of the task.
+    """
     folders = [path.with_suffix("") for path in members]
-    return _judged(partial(average_of, folders), 0, task, units)
+    calibration = task.validation if calibrate else None
+    return _judged(partial(average_of, folders, calibration), 0, task, units)
 
 
 def _judged(

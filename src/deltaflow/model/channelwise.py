@@ -181,7 +181,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
     def encode(self, batch: Batch) -> ChannelsEncoded:
         """Read the observations of a batch, with each channel as a series of its own."""
         size, _, channels = batch.values.shape
-        batch = batch._replace(values=_tamed(batch.values, batch.observed))
+        batch = batch._replace(values=_tamed(batch.values))
         # In float64, because the gaps of a channel are differences of long sums.
         elapsed = batch.delta_t.double().cumsum(-1)  # (B, T)
         age = (elapsed[:, -1:] - elapsed).to(batch.delta_t.dtype)
@@ -245,8 +245,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         covariates: Tensor,
     ) -> ChannelsEncoded:
         """Read one more observation of each series. Only observed channels get a new state."""
-        state, observed = encoded.state, rows.observed
-        values = _tamed(rows.values, observed)
+        state, values, observed = encoded.state, _tamed(rows.values), rows.observed
         age = state.age + delta_t.view(-1, 1, 1)
         channel = torch.arange(self.num_channels, device=age.device).repeat(len(age))
         beside = covariates.repeat_interleave(self.num_channels, dim=0).unsqueeze(1)
@@ -376,13 +375,12 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         )
 
 
-def _tamed(values: Tensor, observed: Tensor) -> Tensor:
-    """Compress observed values beyond `TAME`: linear near 0, logarithmic further out.
+def _tamed(values: Tensor) -> Tensor:
+    """Compress values beyond `TAME`: linear near 0, logarithmic further out.
 
     The outliers of heavy-tailed measurements would dominate the summaries and the gradients.
     """
-    place = observed.nonzero(as_tuple=True)  # few of the values, and asinh is slow
-    return values.index_put(place, TAME * torch.asinh(values[place] / TAME))
+    return TAME * torch.asinh(values / TAME)
 
 
 def _groups(lengths: Tensor) -> Iterator[slice]:
