@@ -348,6 +348,12 @@ def read_entries(
 def read_known(dataframe: pd.DataFrame, rows: FrameRows, names: Sequence[str]) -> np.ndarray:
     """Read covariates known in advance ``(K, N)``, gathered by item; no value may be missing."""
     known = _read_columns(dataframe, rows, names)
+    check_known(known, rows, names)
+    return known
+
+
+def check_known(known: np.ndarray, rows: FrameRows, names: Sequence[str]) -> None:
+    """Raise if a covariate known in advance is missing in a row, ``(K, N)``."""
     for name, column in zip(names, known, strict=True):
         if (gap := np.isnan(column)).any():
             raise DataError(
@@ -356,7 +362,6 @@ def read_known(dataframe: pd.DataFrame, rows: FrameRows, names: Sequence[str]) -
                 field=name,
                 **rows.where(int(gap.argmax())),
             )
-    return known
 
 
 def _read_columns(dataframe: pd.DataFrame, rows: FrameRows, names: Sequence[str]) -> np.ndarray:

@@ -164,9 +164,14 @@ def gather_rows(frame: pd.DataFrame, item_id: str | None) -> FrameRows:
     codes, items = item_codes(frame, item_id)
     names = [str(item) for item in items]
     check_distinct(names, item_id)
+    return gathered(codes, names, frame.index)
+
+
+def gathered(codes: np.ndarray, items: list[str], labels: pd.Index) -> FrameRows:
+    """Group rows by item, given the number ``(N,)`` of each row's item."""
     order = np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[order], np.arange(len(items) + 1))
-    return FrameRows(order, bounds, names, frame.index)
+    return FrameRows(order, bounds, items, labels)
 
 
 def read_times(column: pd.Series, rows: FrameRows) -> TimeColumn:
@@ -196,7 +201,7 @@ def read_times(column: pd.Series, rows: FrameRows) -> TimeColumn:
         remedy = "give elapsed numbers instead of timestamps"
         _refuse((seconds < YEAR_1) | (seconds >= YEAR_10000), problem, remedy, field, rows)
         zone = None if index.tz is None else _zone_name(index.tz, field)
-        ticks, resolution = _coarsest(index.asi8, index.unit)
+        ticks, resolution = coarsest(index.asi8, index.unit)
         return TimeColumn(ticks, "timestamp", resolution, zone)
     raise DataError(
         f"holds {column.dtype}, which is neither a timestamp nor a number",
@@ -235,10 +240,15 @@ def read_numbers(column: pd.Series, rows: FrameRows) -> np.ndarray:
             field=field,
         )
     values = column.to_numpy(dtype="float64", na_value=np.nan)
+    check_numbers(values, field, rows)
+    return values
+
+
+def check_numbers(values: np.ndarray, field: str, rows: FrameRows) -> None:
+    """Raise if a value ``(N,)`` is infinite, or larger than `LARGEST`; it may be NaN."""
     remedy = "replace it with a number, or with NaN if it was not observed"
     _refuse(np.isinf(values), "the value is infinite", remedy, field, rows)
     _refuse(np.abs(values) > LARGEST, f"the value is larger than {LARGEST:g}", remedy, field, rows)
-    return values
 
 
 def read_constants(column: pd.Series, rows: FrameRows) -> pd.Series:
@@ -354,7 +364,7 @@ def _zone_name(zone: tzinfo, field: str) -> str:
     return name
 
 
-def _coarsest(ticks: np.ndarray, unit: str) -> tuple[np.ndarray, str]:
+def coarsest(ticks: np.ndarray, unit: str) -> tuple[np.ndarray, str]:
     """Convert ticks to the coarsest unit out of ns, us, ms and s that represents all exactly."""
     units = ["ns", "us", "ms", "s"]
     for coarser in units[units.index(unit) + 1 :]:

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from deltaflow._version import __version__
 from deltaflow.errors import DataError, DeltaflowError
+from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.live import LiveForecaster
 from deltaflow.serve.rows import Columns, Rows, observations, questions
 from deltaflow.serve.together import Together
@@ -324,23 +325,30 @@ class _Answers:
         items = [{"0"} if key is None else set(map(str, one[key])) for one in requests]
         if sum(map(len, items)) > len(set().union(*items)):
             raise ValueError("an item stands in two requests, which must be read one by one")
-        self.live.update(self.observed.frame(requests))
+        self.live.states.read(self.observed.observations(requests))
         return [None] * len(requests)
 
     def to_forecasts(
         self, requests: list[Columns], levels: Sequence[float], seed: int | None
     ) -> list[Columns]:
         """Forecast the questions of all requests, or of none if there is an error."""
-        answer = self.live.forecast(self.asked.frame(requests), quantile_levels=levels, seed=seed)
-        columns = {str(name): column.tolist() for name, column in answer.items()}
-        channels, stop, parts = len(self.live.schema.target), 0, []
+        live, levels = self.live, read_levels(levels)
+        names = live.frames.answered(levels)
+        asked = self.asked.questions(requests)
+        values = live.states.answer(asked, levels, seed)  # (L, N, D)
+        answers = np.empty_like(values)
+        answers[:, asked.rows.order] = values
+        stop, parts = 0, []
         for one in requests:
-            start, stop = stop, stop + channels * len(one[self.live.timestamp])
-            part: Columns = {name: column[start:stop] for name, column in columns.items()}
-            for key in (self.live.item_id, self.live.timestamp):
-                if key is not None:  # they go back as they came
-                    part[key] = [value for value in one[key] for _ in range(channels)]
-            parts.append(part)
+            count = len(one[live.timestamp])
+            start, stop = stop, stop + count
+            part: Columns = {  # items and times go back as they came
+                key: [value for value in one[key] for _ in live.schema.target]
+                for key in live.frames.keys
+            }
+            part["target_name"] = [*live.schema.target] * count
+            own = answers[:, start:stop].reshape(len(answers), -1)
+            parts.append(part | dict(zip(names[1:], own.tolist(), strict=True)))
         return parts
 
 

@@ -1,4 +1,4 @@
-"""Rows over HTTP: what JSON and CSV may hold, and how they become DataFrames."""
+"""Rows over HTTP: what JSON and CSV may hold, and how the forecaster reads them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from deltaflow.data.dataset import check_known
+from deltaflow.data.schema import unit_seconds
+from deltaflow.data.validation import (
+    FrameRows,
+    TimeColumn,
+    as_text,
+    check_numbers,
+    check_range,
+    coarsest,
+    gathered,
+)
 from deltaflow.errors import DataError
 from deltaflow.forecast.live import LiveForecaster
+from deltaflow.forecast.live.frames import FrameReader, Observations, Questions
 
 _OFFSET = re.compile(r":\d{2}(\.\d+)?\s*(Z|[+-]\d{2}(:?\d{2})?)$", re.IGNORECASE)
 """The end of a time of day with an offset from UTC."""
@@ -40,10 +52,8 @@ class Rows:
         The name of a row in the documentation of the interface.
     columns
         The type of each column by its name, and whether it may be left out.
-    item_id, timestamp
-        The names of these columns.
-    time_zone
-        Whether timestamps must have an offset from UTC; None if times are numbers.
+    frames
+        What reads the DataFrames of the forecaster.
     limit
         The largest number of rows.
     """
@@ -52,16 +62,13 @@ class Rows:
         self,
         name: str,
         columns: Mapping[str, tuple[Any, bool]],
-        item_id: str | None,
-        timestamp: str,
-        time_zone: bool | None,
+        frames: FrameReader,
         limit: int,
     ) -> None:
         self.columns = list(columns)
         self.optional = [column for column, (_, optional) in columns.items() if optional]
         self.numeric = [column for column, (kind, _) in columns.items() if kind is Number]
-        self.item_id, self.timestamp = item_id, timestamp
-        self.time_zone, self.limit = time_zone, limit
+        self._frames, self.limit = frames, limit
         # Names of columns may be anything, those of attributes may not.
         fields: dict[str, Any] = {
             f"column_{number}": (
@@ -87,8 +94,21 @@ class Rows:
         """
         return self._read_csv(body) if content_type == "text/csv" else self._read_json(body)
 
-    def frame(self, requests: Sequence[Columns]) -> pd.DataFrame:
-        """Return the rows of several requests, one after the other.
+    def observations(self, requests: Sequence[Columns]) -> Observations:
+        """Return the observations of several requests, as the forecaster reads them.
+
+        Raises
+        ------
+        DataError
+            If a value is impossible; see :meth:`questions` for times.
+        """
+        asked = self.questions(requests)
+        values = self._numbers(requests, self._frames.channels, asked.rows)
+        static = {name: self._joined(requests, name) for name in self._frames.static}
+        return self._frames.observed(asked, values.T, pd.DataFrame(static))
+
+    def questions(self, requests: Sequence[Columns]) -> Questions:
+        """Return the questions of several requests, as the forecaster reads them.
 
         Raises
         ------
@@ -96,18 +116,32 @@ class Rows:
             If a time is not a timestamp in ISO 8601, or has an offset from UTC where the training
             data have none, or the other way round.
         """
-        columns: dict[str, Any] = {}
-        for name in self.columns:
-            if name in self.numeric:
-                parts = [np.array(one[name], dtype=np.float64) for one in requests]
-                columns[name] = np.concatenate(parts)
-            else:
-                columns[name] = [value for one in requests for value in one[name]]
-        if self.item_id is not None:
-            columns[self.item_id] = list(map(str, columns[self.item_id]))
-        if self.time_zone is not None:
-            columns[self.timestamp] = self._timestamps(columns)
-        return pd.DataFrame(columns)
+        times = self._joined(requests, self._frames.timestamp)
+        labels = pd.RangeIndex(len(times))
+        if self._frames.item_id is None:
+            rows = gathered(np.zeros(len(times), dtype=np.int64), ["0"], labels)
+        else:
+            items = np.array(self._joined(requests, self._frames.item_id), dtype=object)
+            codes, names = pd.factorize(np.array([as_text(item) for item in items], dtype=object))
+            rows = gathered(codes, names.tolist(), labels)
+        known = self._frames.schema.feat_dynamic_real
+        covariates = self._numbers(requests, known, rows)
+        check_known(covariates, rows, known)
+        return Questions(rows, rows.items, self._times(times, rows), covariates.T)
+
+    def _numbers(
+        self, requests: Sequence[Columns], names: Sequence[str], rows: FrameRows
+    ) -> np.ndarray:
+        """Return columns of numbers ``(n, N)``, gathered by item."""
+        numbers = np.empty((len(names), len(rows.order)))
+        for column, name in zip(numbers, names, strict=True):
+            parts = [np.array(one[name], dtype=np.float64) for one in requests]
+            column[:] = np.concatenate(parts)[rows.order]
+            check_numbers(column, name, rows)
+        return numbers
+
+    def _joined(self, requests: Sequence[Columns], name: str) -> list[Any]:
+        return [value for one in requests for value in one[name]]
 
     def _read_json(self, body: bytes) -> Columns:
         try:
@@ -136,7 +170,7 @@ class Rows:
                 raise DataError("there is no such column, or there are two",
                                 f"there are {self.columns}", field=column)  # fmt: skip
         given = dict(zip(header, zip(*rows, strict=True), strict=True))
-        items = given.get(self.item_id, [None] * len(rows))
+        items = given.get(self._frames.item_id, [None] * len(rows))
         columns = {}
         for column in self.columns:
             if column not in given and column not in self.optional:
@@ -159,11 +193,17 @@ class Rows:
                             item=items[row], field=column, position=row)  # fmt: skip
         return numbers
 
-    def _timestamps(self, columns: Mapping[str, Any]) -> pd.DatetimeIndex:
+    def _times(self, given: list[Any], rows: FrameRows) -> TimeColumn:
         """Return the times, of which those without an offset are as they stand."""
-        texts = columns[self.timestamp]
+        schema, field = self._frames.schema, self._frames.timestamp
+        if schema.time == "elapsed":
+            elapsed = np.array(given, dtype=np.float64)[rows.order]
+            check_range(elapsed, unit_seconds(schema.time_unit), rows, field)
+            return TimeColumn(elapsed, "elapsed", "", None)
+        texts = [given[row] for row in rows.order]
         offset = np.array([bool(_OFFSET.search(text)) for text in texts])
         times = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
+        zoned = schema.time_zone is not None
         for wrong, problem, remedy in (
             (
                 times.isna(),
@@ -171,19 +211,19 @@ class Rows:
                 "give one such as 2024-01-01T08:00:00",
             ),
             (
-                offset != self.time_zone,
-                "has no offset from UTC" if self.time_zone else "has an offset from UTC",
+                offset != zoned,
+                "has no offset from UTC" if zoned else "has an offset from UTC",
                 "the training data have one, such as +00:00"
-                if self.time_zone
+                if zoned
                 else "the training data have none",
             ),
         ):
             if wrong.any():
                 row = int(wrong.argmax())
-                item = None if self.item_id is None else columns[self.item_id][row]
-                raise DataError(f"the time {texts[row]!r} {problem}", remedy, item=item,
-                                field=self.timestamp, position=row)  # fmt: skip
-        return times if self.time_zone else times.tz_localize(None)
+                where = rows.where(row)
+                raise DataError(f"the time {texts[row]!r} {problem}", remedy, field=field, **where)
+        ticks, resolution = coarsest(times.asi8, times.unit)
+        return TimeColumn(ticks, "timestamp", resolution, schema.time_zone)
 
     def _refusal(self, error: ValidationError, body: bytes) -> DataError:
         """Return the first error of a JSON body, with the item of its row where it has one."""
@@ -194,7 +234,7 @@ class Rows:
         item = None
         if row is not None:
             try:
-                item = json.loads(body)["rows"][row].get(self.item_id)
+                item = json.loads(body)["rows"][row].get(self._frames.item_id)
             except (ValueError, AttributeError):  # such as a row that is not an object
                 item = None
         return DataError(
@@ -216,7 +256,7 @@ def observations(live: LiveForecaster, limit: int) -> Rows:
         **dict.fromkeys(schema.feat_static_real, (Number, True)),
         **dict.fromkeys(schema.feat_static_cat, (str | int, True)),
     }
-    return Rows("Observation", columns, live.item_id, live.timestamp, _time_zone(live), limit)
+    return Rows("Observation", columns, live.frames, limit)
 
 
 def questions(live: LiveForecaster, limit: int) -> Rows:
@@ -225,7 +265,7 @@ def questions(live: LiveForecaster, limit: int) -> Rows:
         **_keys(live),
         **dict.fromkeys(live.schema.feat_dynamic_real, (Number, False)),
     }
-    return Rows("Question", columns, live.item_id, live.timestamp, _time_zone(live), limit)
+    return Rows("Question", columns, live.frames, limit)
 
 
 def _keys(live: LiveForecaster) -> dict[str, tuple[Any, bool]]:
@@ -233,7 +273,3 @@ def _keys(live: LiveForecaster) -> dict[str, tuple[Any, bool]]:
     time = Number if live.schema.time == "elapsed" else dates
     items = {} if live.item_id is None else {live.item_id: (Item, False)}
     return {**items, live.timestamp: (time, False)}
-
-
-def _time_zone(live: LiveForecaster) -> bool | None:
-    return None if live.schema.time == "elapsed" else live.schema.time_zone is not None

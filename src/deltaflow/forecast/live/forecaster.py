@@ -89,8 +89,8 @@ class LiveForecaster:
         _check_kind(predictor)
         self.predictor = predictor.with_unlimited_context()
         self.item_id, self.timestamp = item_id, timestamp
-        self._frames = FrameReader(self.schema, item_id, timestamp)
-        self._states = States(self.predictor, timestamp)
+        self.frames = FrameReader(self.schema, item_id, timestamp)
+        self.states = States(self.predictor, timestamp)
         self._saving = threading.Lock()
 
     @property
@@ -101,14 +101,14 @@ class LiveForecaster:
     @property
     def bytes_per_item(self) -> int:
         """The memory of an item in bytes, without its name."""
-        return self._states.bytes_per_item
+        return self.states.bytes_per_item
 
     def __len__(self) -> int:
         """Return the number of items."""
-        return len(self._states)
+        return len(self.states)
 
     def __contains__(self, item: object) -> bool:
-        return as_text(item) in self._states
+        return as_text(item) in self.states
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} items, {self.bytes_per_item} bytes each)"
@@ -130,7 +130,7 @@ class LiveForecaster:
             As `predict_df`; and if a row is not later than all earlier ones of its item, also of
             earlier updates, or a static feature changes. All items are then left as they were.
         """
-        self._states.read(self._frames.observations(df))
+        self.states.read(self.frames.observations(df))
 
     def forecast(
         self,
@@ -163,19 +163,16 @@ class LiveForecaster:
         """
         levels = read_levels(quantile_levels)
         check_seed(seed)
-        answers_in = ["target_name", "predictions", *map(str, levels)]
-        for key in self._frames.keys:
-            if key in answers_in:
-                raise DataError("is also the name of a column of the answer", "rename", field=key)
-        asked = self._frames.questions(future_df)
-        values = self._states.answer(asked, levels, seed)  # (L, N, D)
+        answers_in = self.frames.answered(levels)
+        asked = self.frames.questions(future_df)
+        values = self.states.answer(asked, levels, seed)  # (L, N, D)
 
         channels = len(self.schema.target)
         answers = np.empty_like(values)
         answers[:, asked.rows.order] = values
         row = np.arange(len(future_df)).repeat(channels)
         names = np.array(self.schema.target, dtype=object)
-        columns = {key: future_df[key].array.take(row) for key in self._frames.keys}
+        columns = {key: future_df[key].array.take(row) for key in self.frames.keys}
         columns["target_name"] = np.tile(names, len(future_df))
         for name, answer in zip(answers_in[1:], answers, strict=True):
             columns[name] = answer.reshape(-1)
@@ -189,7 +186,7 @@ class LiveForecaster:
         DataError
             If one of them is unknown; none is deleted then.
         """
-        self._states.forget(list(dict.fromkeys(map(as_text, items))))
+        self.states.forget(list(dict.fromkeys(map(as_text, items))))
 
     def item(self, item: object) -> dict[str, Any]:
         """Return what is kept of an item in plain terms.
@@ -206,8 +203,8 @@ class LiveForecaster:
         DataError
             If the item is unknown.
         """
-        about = self._states.about(as_text(item))
-        observed = dict(zip(self._frames.channels, about["observed"], strict=True))
+        about = self.states.about(as_text(item))
+        observed = dict(zip(self.frames.channels, about["observed"], strict=True))
         return {"item_id": as_text(item), **about, "observed": observed}
 
     def is_of(self, predictor: DeltaflowPredictor) -> bool:
@@ -226,7 +223,7 @@ class LiveForecaster:
             The file.
         """
         with self._saving:
-            clock, names, packed = self._states.copy()
+            clock, names, packed = self.states.copy()
             about = {
                 "item_id": self.item_id,
                 "timestamp": self.timestamp,
@@ -253,7 +250,7 @@ class LiveForecaster:
         with reading(path):
             predictor, about, names, packed = read_snapshot(path, device)
             live = cls(predictor, item_id=about["item_id"], timestamp=about["timestamp"])
-            live._states.fill(about["resolution"], names, packed)
+            live.states.fill(about["resolution"], names, packed)
         return live
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -116,21 +117,33 @@ class FrameReader:
         """Read observations, in the order of time within each item."""
         check_columns(df, [*self._known, *self.channels])
         rows = gather_rows(df, self.item_id)
-        times = self._times(df, rows)
-        check_increasing(times, times.ticks, rows, self.timestamp)
-        values = [read_numbers(df[name], rows) for name in self.channels]
-        counts = np.diff(rows.bounds)
-        turn = np.argsort(-counts, kind="stable")
-        names = item_names(df, rows, self.item_id)
-        return Observations(
+        asked = Questions(
             rows=rows,
-            times=times,
+            names=item_names(df, rows, self.item_id),
+            times=self._times(df, rows),
             known=read_known(df, rows, self.schema.feat_dynamic_real).T,
-            values=np.stack(values, axis=-1),
+        )
+        values = [read_numbers(df[name], rows) for name in self.channels]
+        return self.observed(asked, np.stack(values, axis=-1), df)
+
+    def observed(self, rows: Questions, values: np.ndarray, df: pd.DataFrame) -> Observations:
+        """Return observations whose values ``(N, C)`` are gathered by item already.
+
+        ``df`` has the static features, in the order of the frame.
+        """
+        given, names, times, known = rows
+        check_increasing(times, times.ticks, given, self.timestamp)
+        counts = np.diff(given.bounds)
+        turn = np.argsort(-counts, kind="stable")
+        return Observations(
+            rows=given,
+            times=times,
+            known=known,
+            values=values,
             names=[names[number] for number in turn.tolist()],
-            starts=rows.bounds[turn],
+            starts=given.bounds[turn],
             counts=counts[turn],
-            static=Static(*(part[turn] for part in self._read_static(df, rows))),
+            static=Static(*(part[turn] for part in self._read_static(df, given))),
             absent=[name for name in self.static if name not in df.columns],
         )
 
@@ -148,6 +161,14 @@ class FrameReader:
                 known=read_known(future_df, rows, self.schema.feat_dynamic_real).T,
             )
 
+    def answered(self, levels: Sequence[float]) -> list[str]:
+        """Return the names of the columns of an answer, after those of item and time."""
+        names = ["target_name", "predictions", *map(str, levels)]
+        for key in self.keys:
+            if key in names:
+                raise DataError("is also the name of a column of the answer", "rename", field=key)
+        return names
+
     def _times(self, df: pd.DataFrame, rows: FrameRows) -> TimeColumn:
         times = read_known_times(df, rows, self.timestamp, self.schema)
         if times.kind == "elapsed":
@@ -157,16 +178,17 @@ class FrameReader:
     def _read_static(self, df: pd.DataFrame, rows: FrameRows) -> Static:
         """Read the static features as far as the frame has them."""
         schema, count = self.schema, len(rows.items)
-        check_columns(df, [name for name in self.static if name in df.columns])
+        given = [name for name in self.static if name in df.columns]
+        check_columns(df, given)
         real = np.full((count, len(schema.feat_static_real)), np.nan)
         cat = np.full((count, len(schema.feat_static_cat)), MISSING_LEVEL)
         for column, name in enumerate(schema.feat_static_real):
-            if name in df.columns:
+            if name in given:
                 numbers = np.empty(len(df))
                 numbers[rows.order] = read_numbers(df[name], rows)
                 real[:, column] = read_constants(pd.Series(numbers, name=name), rows)
         for column, (name, levels) in enumerate(schema.feat_static_cat.items()):
-            if name in df.columns:
+            if name in given:
                 code_of = {level: code for code, level in enumerate(levels)}
                 own = read_constants(validation.read_levels(df[name]), rows)
                 missing = own.isna().to_numpy()
