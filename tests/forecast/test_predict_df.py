@@ -36,10 +36,26 @@ def frames(multivariate_frame):
 
 def test_the_columns_are_those_of_the_convention(predictor, frames):
     result = predict_df(predictor, *frames, quantile_levels=[0.1, 0.5, 0.95])
-    expected = ["item_id", "timestamp", "target_name", "predictions", "0.1", "0.5", "0.95"]
+    expected = ["item_id", "timestamp", "target_name", "predictions", "mean", "0.1", "0.5", "0.95"]
     assert list(result.columns) == expected
     assert list(result.index) == list(range(len(result)))
     np.testing.assert_array_equal(result["predictions"], result["0.5"])
+
+
+def test_the_mean_is_told_where_the_model_has_one(make_estimator, multivariate_frame, datasets):
+    """Hold's is the last value. Quantiles alone have none, nor has an average of both forecasts."""
+    data = datasets["multivariate"]
+    hold = HoldPredictor.fit(data, 4)
+    quantiles = make_estimator(GRUFlowEstimator, distr_output="quantile").train(data)
+    past, future = cut(multivariate_frame)
+    told = predict_df(hold, past, future, quantile_levels=[0.9])
+    last = past.sort_values("timestamp").groupby("item_id", observed=True)[["HR", "MAP"]].last()
+    for row in told.itertuples():
+        assert row.mean == last.loc[row.item_id, row.target_name]
+    assert (told["mean"] != told["predictions"]).any()
+    for predictor in (quantiles, EnsemblePredictor([hold, quantiles])):
+        columns = list(predict_df(predictor, past, future, quantile_levels=[0.9]))
+        assert columns == ["item_id", "timestamp", "target_name", "predictions", "0.9"]
 
 
 def test_rows_come_in_the_order_of_the_future(predictor, frames):
@@ -294,7 +310,15 @@ def test_elapsed_numbers_come_back_as_they_are():
     )
     predictor = HoldPredictor.fit(dataset, 4)
     result = predict_df(predictor, past, future, item_id=None, timestamp="hour")
-    assert list(result.columns) == ["hour", "target_name", "predictions", "0.1", "0.5", "0.9"]
+    assert list(result.columns) == [
+        "hour",
+        "target_name",
+        "predictions",
+        "mean",
+        "0.1",
+        "0.5",
+        "0.9",
+    ]
     assert list(result["hour"]) == [7, 5]
     assert result["hour"].dtype == np.int64
     assert (result["predictions"] == 82).all()

@@ -274,6 +274,11 @@ class ConformalForecast(RealTimeForecast):
         """The mean, ``(Q,)`` or ``(Q, D)``."""
         return self.forecast.mean
 
+    @property
+    def has_mean(self) -> bool:
+        """Whether the forecast that is held knows its mean."""
+        return self.forecast.has_mean
+
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
         return self._at(self._score(parsed_level(level).value))

@@ -90,6 +90,15 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         self._check_complete()
         return len(self.target)
 
+    @property
+    def has_mean(self) -> bool:
+        """Whether the mean is known: not where a model says no more than some quantiles."""
+        try:
+            self.mean  # noqa: B018
+        except NotImplementedError:  # of a distribution whose mean has no formula
+            return False
+        return True
+
     def _check_complete(self) -> None:
         """Raise if an evaluation would compare a channel with the labels of another one."""
         if self.ignored:
@@ -450,6 +459,11 @@ class EnsembleForecast(RealTimeForecast):
         """The mean, ``(Q,)`` or ``(Q, D)``."""
         return self._averaged([member.mean for member in self.members])
 
+    @property
+    def has_mean(self) -> bool:
+        """Whether all members know their mean."""
+        return all(member.has_mean for member in self.members)
+
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
         return self._averaged([member.quantile(level) for member in self.members])
@@ -504,6 +518,11 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
         self._dim = None
         self._forecast_dict = dict(zip(self.forecast_keys, forecast_arrays, strict=True))
         self._nan_out = np.full(self.prediction_length, np.nan)
+
+    @property
+    def has_mean(self) -> bool:
+        """Whether the mean was forecast beside the quantiles."""
+        return "mean" in self._forecast_dict
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``.

@@ -64,7 +64,8 @@ def predict_df(
     -------
     pandas.DataFrame
         A row per query, in their order, and per channel: the caller's own item and timestamp,
-        ``target_name``, ``predictions`` (the median) and a column per level, named by it.
+        ``target_name``, ``predictions`` (the median), ``mean`` if the model says what it is, and a
+        column per level, named by it.
 
     Raises
     ------
@@ -109,7 +110,7 @@ def predict_df(
         )
     levels = read_levels(quantile_levels)
     keys = [timestamp] if item_id is None else [item_id, timestamp]
-    answers_in = ["target_name", "predictions", *map(str, levels)]
+    answers_in = ["target_name", "predictions", "mean", *map(str, levels)]
     for key in keys:
         if key in answers_in:
             raise DataError("is also the name of a column of the answer", "rename", field=key)
@@ -130,18 +131,21 @@ def predict_df(
         questions = _questions_after(past_df, future_df, item_id, timestamp, schema)
 
     channels = len(schema.target)
-    answers = np.empty((1 + len(levels), len(asked_df), channels))
+    answers = np.empty((2 + len(levels), len(asked_df), channels))
+    has_mean = True
     forecasts = predictor.predict([question.entry for question in questions], seed=seed)
     for question, forecast in zip(questions, forecasts, strict=True):
-        quantiles = forecast.quantiles([0.5, *levels])  # (L, Q), or (L, Q, D)
-        answers[:, question.rows] = quantiles.reshape(1 + len(levels), -1, channels)
+        median, *quantiles = forecast.quantiles([0.5, *levels])  # of (Q,), or (Q, D)
+        has_mean = has_mean and forecast.has_mean
+        numbers = [median, forecast.mean if has_mean else median, *quantiles]
+        answers[:, question.rows] = np.stack(numbers).reshape(len(answers), -1, channels)
 
     asked = np.sort(np.concatenate([question.rows for question in questions]))
     result = _plain(asked_df[keys]).iloc[np.repeat(asked, channels)].reset_index(drop=True)
     result["target_name"] = np.tile(np.array(schema.target, dtype=object), len(asked))
     for column, name in enumerate(answers_in[1:]):
         result[name] = answers[column, asked].reshape(-1)
-    return result
+    return result if has_mean else result.drop(columns="mean")
 
 
 class _Question(NamedTuple):

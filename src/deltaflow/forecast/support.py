@@ -254,6 +254,11 @@ class SupportForecast(RealTimeForecast):
             mean = mean + (_nearest(quantiles, bounds) - quantiles).mean(axis=0)
         return _nearest(mean, bounds)
 
+    @property
+    def has_mean(self) -> bool:
+        """Whether the forecast that is held knows its mean."""
+        return self.forecast.has_mean
+
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
         return _nearest(self.forecast.quantile(level), self.supports)
