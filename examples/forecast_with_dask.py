@@ -27,7 +27,7 @@ def forecast_partition(rows: pd.DataFrame, predictor: IrregularPredictor) -> pd.
 
 def _columns(rows: pd.DataFrame) -> pd.DataFrame:
     """Return an empty forecast, which tells Dask the types of the columns."""
-    numbers = pd.DataFrame(columns=["predictions", "0.1", "0.9"], dtype="float64")
+    numbers = pd.DataFrame(columns=["predictions", "mean", "0.1", "0.9"], dtype="float64")
     return rows[["item_id", "timestamp"]].iloc[:0].assign(target_name="").join(numbers)
 
 

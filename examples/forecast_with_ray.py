@@ -46,7 +46,7 @@ def forecast(
     )
     table = forecasts.to_pandas().sort_values(["item_id", "timestamp"], ignore_index=True)
     # Convert Arrow types back to the caller's types.
-    numbers = dict.fromkeys(["predictions", "0.1", "0.9"], "float64")
+    numbers = dict.fromkeys(["predictions", "mean", "0.1", "0.9"], "float64")
     return table.astype({**future.dtypes.to_dict(), "target_name": object, **numbers})
 
 

@@ -154,7 +154,7 @@ class LiveForecaster:
         Returns
         -------
         pandas.DataFrame
-            As `predict_df` returns it.
+            As `predict_df` returns it, without ``mean``.
 
         Raises
         ------
