@@ -45,7 +45,16 @@ def test_a_search_ends_in_time_with_a_blend_and_a_leaderboard(tmp_path, capsys):
     assert time.monotonic() - begun < 1.1 * 6.0 + 10
     board = predictor.leaderboard
     assert board["loss"].is_monotonic_increasing
-    assert 1 <= board["chosen"].sum() <= 4
+    defaults = board[(board["lr"] == 3e-3) & (board["weight_decay"] == 0.01)]
+    assert sorted(defaults["fold"]) == [0, 1, 2, 3, 4]
+    assert defaults["chosen"].all()
+    bound = defaults.set_index("fold")["loss"]
+    better = board.drop(defaults.index).query("chosen")
+    assert (better["loss"] <= better["fold"].map(bound)).all()
+    assert (better["fold"].value_counts() <= 1).all()
+    assert (
+        len(better) == (board["loss"] < board["fold"].map(bound)).groupby(board["fold"]).any().sum()
+    )
     assert {"encoder", "scaling", "lr", "seconds"} <= set(board)
     assert "hold's quantile loss" in capsys.readouterr().err
     predictor.serialize(tmp_path)

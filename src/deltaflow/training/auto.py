@@ -22,6 +22,7 @@ from deltaflow.data.data_module import by_number
 from deltaflow.errors import DeltaflowError, UnknownNameError, check_at_least_one, needing
 from deltaflow.forecast.auto import AutoPredictor
 from deltaflow.forecast.conformal import FEWEST_ITEMS
+from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Supports, supports_of
 from deltaflow.randomness import check_seed, derived_seed, seeded_run
@@ -53,25 +54,25 @@ class Preset(NamedTuple):
     ----------
     time_limit
         Seconds, where none are given.
-    members
-        The largest number of networks in the blend.
+    better
+        For each fold, the largest number of networks in the blend beside that of the defaults.
     encoders, networks, hidden_sizes
         What is tried of each.
     """
 
     time_limit: float
-    members: int
+    better: int
     encoders: tuple[str, ...]
     networks: tuple[str, ...]
     hidden_sizes: tuple[int, ...]
 
 
 PRESETS: dict[str, Preset] = {
-    "fast": Preset(60, 4, ("gru_flow", "gru"), ("joint",), (16, 32)),
-    "good": Preset(300, 6, ("gru_flow", "gru", "linear_flow"), ("joint",), (16, 32, 64)),
+    "fast": Preset(60, 1, ("gru_flow", "gru"), ("joint",), (16, 32)),
+    "good": Preset(300, 2, ("gru_flow", "gru", "linear_flow"), ("joint",), (16, 32, 64)),
     "best": Preset(
         1800,
-        10,
+        3,
         ("gru_flow", "coupling_flow", "resnet_flow", "linear_flow", "gru", "gru_d"),
         ("joint", "channelwise"),
         (16, 32, 64, 128),
@@ -83,11 +84,12 @@ PRESETS: dict[str, Preset] = {
 class AutoEstimator(Estimator):
     """Searches for the options that suit a data set, and blends the best networks.
 
-    Network after network is trained, the first with the default options, and the next ones with
-    those that the search proposes (Optuna's TPE). Each leaves out a part of the items, on which it
-    is judged: by its quantile loss as a share of a `HoldPredictor`'s. The best are blended with
-    simple forecasts and calibrated on the items that they have left out, as `IrregularEstimator`
-    does it. Interrupted by Ctrl-C, a search ends with the best so far.
+    Network after network is trained, one on each fold with the default options, and the next ones
+    with those that the search proposes (Optuna's TPE). Each is judged on the items of its fold,
+    which it has not learned from, by its quantile loss as a share of a `HoldPredictor`'s. The
+    networks of the defaults, and those that do better on the same fold, are blended with simple
+    forecasts and calibrated on the items that they have left out, as `IrregularEstimator` does it.
+    Interrupted by Ctrl-C, a search ends with the best so far.
 
     Needs the extra ``auto``.
 
@@ -232,9 +234,8 @@ class _Search:
         )
         study = optuna.create_study(sampler=sampler)
         default = self._default_options()
-        for fold in range(len(self.plan.left_out)):  # the default options on every fold
-            if fold < 2 or self._remaining() > 0.5 * self.auto.time_limit:
-                study.enqueue_trial(default)
+        for _ in self.plan.left_out:  # the default options on every fold
+            study.enqueue_trial(default)
         # A trial that ends by Ctrl-C ends the study.
         while self._remaining() > 0 and (not self.trials or self._has_time()):
             trial = study.ask()
@@ -244,15 +245,19 @@ class _Search:
         """Blend and calibrate the best networks."""
         if not self.trials:
             raise DeltaflowError("the search ended before the first network was trained")
-        best = sorted(self.trials, key=lambda trial: trial.loss)[: self.auto.preset.members]
-        predictors = [trial.predictor for trial in best]
-        folds = [self.pairs[trial.fold] for trial in best]
+        best = {fold: self._best(fold) for fold in self.pairs}
+        # Those of one fold are one member: each item that was left out counts once.
+        predictors = [
+            own[0].predictor if len(own) == 1 else EnsemblePredictor([t.predictor for t in own])
+            for own in best.values()
+        ]
+        folds = list(self.pairs.values())
         estimator = self._estimator(self.plan.settings)
         enough = sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
         blend = finish(
             estimator, predictors, folds, self.simple if enough else [], self.supports, enough
         )
-        chosen = {id(trial) for trial in best}
+        chosen = {id(trial) for own in best.values() for trial in own}
         rows = [
             {
                 **trial.options,
@@ -263,8 +268,16 @@ class _Search:
             }
             for trial in self.trials
         ]
-        self._tell(f"Blended the best {len(best)} of {len(self.trials)} networks.")
+        self._tell(f"Blended the best {len(chosen)} of {len(self.trials)} networks.")
         return AutoPredictor(blend.predictor, rows)
+
+    def _best(self, fold: int) -> list[_Trial]:
+        """Return the network of a fold that has the default options, and those that do better."""
+        default, *others = [trial for trial in self.trials if trial.fold == fold]
+        better = sorted(
+            (trial for trial in others if trial.loss < default.loss), key=lambda trial: trial.loss
+        )
+        return [default, *better[: self.auto.preset.better]]
 
     def _default_options(self) -> dict[str, Any]:
         """Return the options of an estimator of few items of which nothing is set."""
@@ -322,7 +335,10 @@ class _Search:
             f"{number + 1}: {loss:.3f} × hold's quantile loss in {seconds:.0f} s ({words}); best "
             f"{best:.3f}, {max(self._remaining(), 0):.0f} s left"
         )
-        return loss if math.isfinite(loss) else 1e9
+        # Folds are not equally hard: what counts is how much better than the defaults it is.
+        default = next(trial.loss for trial in self.trials if trial.fold == fold)
+        share = loss / max(default, 1e-12)
+        return share if math.isfinite(share) else 1e9
 
     def _estimator(self, options: dict[str, Any]) -> IrregularEstimator:
         given = {**self.auto.fixed, **options}
