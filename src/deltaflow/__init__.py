@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from deltaflow.forecast.plot import plot_forecasts
     from deltaflow.forecast.predictor import DeltaflowPredictor
     from deltaflow.forecast.support import SupportPredictor
+    from deltaflow.forecast.widening import WideningPredictor
     from deltaflow.forecast.writer import ForecastWriter
     from deltaflow.training.auto import AutoEstimator
     from deltaflow.training.estimator import (
@@ -81,6 +82,7 @@ __all__ = [
     "SupportPredictor",
     "TimeSplitter",
     "UnknownNameError",
+    "WideningPredictor",
     "__version__",
     "backtest_df",
     "future_df",
@@ -118,6 +120,7 @@ __getattr__, __dir__ = lazy(
         "forecast.plot": ("plot_forecasts",),
         "forecast.predictor": ("DeltaflowPredictor",),
         "forecast.support": ("SupportPredictor",),
+        "forecast.widening": ("WideningPredictor",),
         "forecast.writer": ("ForecastWriter",),
         "training.auto": ("AutoEstimator",),
         "training.estimator": (

@@ -39,6 +39,7 @@ from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.tasks.task import Task, known_before
 from deltaflow.training.estimator import GRUFlowEstimator, IrregularEstimator
+from deltaflow.training.widening import whole_items, widened
 
 
 class Trained(NamedTuple):
@@ -97,9 +98,14 @@ def _train_encoder(row: str, task: Task, options: RowOptions, seed: int, tell: T
                 lambda size: _count(estimator_of(hidden_size=size).create_lightning_module(data)),
                 options.num_parameters,
             )
-    module, _, predictor = estimator_of(**model).train_model(task.training, task.validation)
-    encoder, batch_size = predictor.network.encoder, predictor.batch_size
-    return Trained(predictor, _count(module), curve.epochs, encoder, batch_size)
+    module, trainer, network = estimator_of(**model).train_model(task.training, task.validation)
+    predictor = network
+    if options.widening:
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        predictor = widened(network, data, whole_items(task.validation))
+    return Trained(
+        predictor, _count(module), curve.epochs, network.network.encoder, network.batch_size
+    )
 
 
 def _channel_weights(reader: Reader, task: Task, emphasis: float) -> list[float]:

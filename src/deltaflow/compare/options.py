@@ -24,6 +24,9 @@ class RowOptions(TrainingOptions):
         Exponent by which the loss leans towards the balanced squared error: a channel counts by
         the power of its typical variation in units of `Task.scale`. With 0, channels count the
         same in units of their variation; with 2, in units of the task.
+    widening
+        Whether the intervals of networks widen beyond the lead times of the training data, as the
+        errors on the validation items show; see `WideningPredictor`.
     resampled_step
         Step of the grid of resampled_deepar.
     """
@@ -32,6 +35,7 @@ class RowOptions(TrainingOptions):
     optimizer: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(weight_decay=1e-2))
     num_parameters: int | None = None
     emphasis: float = 0.0
+    widening: bool = False
     resampled_step: str = "1h"
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import PREDICTORS
 from deltaflow.forecast.support import SupportPredictor
+from deltaflow.forecast.widening import WideningPredictor
 
 _OWN = (
     AutoPredictor,
@@ -17,5 +18,6 @@ _OWN = (
     HoldPredictor,
     IrregularPredictor,
     SupportPredictor,
+    WideningPredictor,
 )
 PREDICTORS |= {cls.__name__: cls for cls in _OWN}

@@ -136,7 +136,7 @@ class ConformalPredictor(DeltaflowPredictor):
             If nothing was observed after the origins.
         """
         target = predictor.schema.target
-        parts = [_scores_of(predictor, calibration, target)]
+        parts = [scores_of(predictor, calibration, target)]
         return cls._fitted(predictor, parts, [0.0] * len(target), _NO_WIDTH)
 
     @classmethod
@@ -172,14 +172,14 @@ class ConformalPredictor(DeltaflowPredictor):
         if predictor is None:
             predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
         target = predictor.schema.target
-        parts = [_scores_of(*pair, target) for pair in zip(members, folds, strict=True)]
+        parts = [scores_of(*pair, target) for pair in zip(members, folds, strict=True)]
         return cls._fitted(predictor, parts, least or [0.0] * len(target), _NORMAL)
 
     @classmethod
     def _fitted(
         cls,
         predictor: DeltaflowPredictor,
-        parts: "list[_Scored]",
+        parts: "list[Scored]",
         smallest: Sequence[float],
         narrowest: np.ndarray,
     ) -> "ConformalPredictor":
@@ -187,7 +187,7 @@ class ConformalPredictor(DeltaflowPredictor):
         item = [f"{fold}:{name}" for fold, part in enumerate(parts) for name in part.item]
         item = np.unique(item, return_inverse=True)[1]
         channel, lead, value, median, below, above = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in _Scored._fields[1:]
+            np.concatenate([getattr(part, name) for part in parts]) for name in Scored._fields[1:]
         )
         if not len(value):
             raise DataError("nothing was observed after the origins of the calibration",
@@ -223,7 +223,7 @@ class ConformalPredictor(DeltaflowPredictor):
         count = num_samples if paths else None
         forecasts = self.predictor.predict(entries, num_samples=count, seed=seed)
         for number, (entry, forecast) in enumerate(zip(entries, forecasts, strict=True)):
-            calibrated = self.calibrated(forecast, _leads(entry, self.prediction_length))
+            calibrated = self.calibrated(forecast, leads_of(entry, self.prediction_length))
             if paths and isinstance(forecast, SampleForecast):
                 yield calibrated.reordered(forecast.samples)
                 continue
@@ -338,7 +338,7 @@ class ConformalForecast(RealTimeForecast):
         return values.reshape(*values.shape[:-2], *self._shape)
 
 
-class _Scored(NamedTuple):
+class Scored(NamedTuple):
     """The n labels of a calibration: item, channel, lead time and value; and of their forecast the
     median, and the distances from there to the quantiles below and above."""
 
@@ -351,21 +351,21 @@ class _Scored(NamedTuple):
     above: np.ndarray
 
 
-def _scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequence[str]) -> _Scored:
+def scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequence[str]) -> Scored:
     """Forecast what was known, and return all observed labels with their forecast.
 
     ``target`` numbers the channels.
     """
     pairs = list(calibration)
     reader = SeriesReader(predictor.schema)
-    parts: list[list[np.ndarray]] = [[np.empty(0)] * len(_Scored._fields)]
+    parts: list[list[np.ndarray]] = [[np.empty(0)] * len(Scored._fields)]
     forecasts = predictor.predict([past for past, _ in pairs], seed=0)
     for number, ((past, label), forecast) in enumerate(zip(pairs, forecasts, strict=True)):
         with unsaid():
             own = reader.match(past).own
         rows = [own.target.index(name) for name in forecast.target]
         values = np.atleast_2d(label["target"])[rows].T  # (Q, D)
-        lead = _leads(past, predictor.prediction_length)[: len(values)]
+        lead = leads_of(past, predictor.prediction_length)[: len(values)]
         inner = forecast.quantiles(INNER)
         low, median, high = inner.reshape(3, inner.shape[1], -1)[:, : len(values)]
         query, channel = np.nonzero(np.isfinite(values) & np.isfinite(lead)[:, None])
@@ -382,10 +382,10 @@ def _scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequen
                 (high - median)[query, channel],
             ]
         )
-    return _Scored(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    return Scored(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _leads(entry: DataEntry, prediction_length: int) -> np.ndarray:
+def leads_of(entry: DataEntry, prediction_length: int) -> np.ndarray:
     """Return the times ``(Q,)`` from the last observation time to the queries, NaN for padding."""
     length = np.shape(entry["target"])[-1]
     times = np.arange(float(length + prediction_length))

@@ -37,6 +37,7 @@ from deltaflow.training import engine
 from deltaflow.training.folds import train_folds
 from deltaflow.training.lightning_module import ForecastLightningModule, difference
 from deltaflow.training.options import OptimizerOptions
+from deltaflow.training.widening import check_irregular, whole_items, widened
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -114,6 +115,10 @@ class IrregularEstimator(Estimator):
     calibrate
         Whether intervals are calibrated on the items left out, see `ConformalPredictor`. Not done
         with fewer than five items.
+    widening
+        Whether intervals widen beyond the lead times of the training data, as the errors on items
+        that were held out show; see `WideningPredictor`. For irregular series that are asked for
+        longer lead times than they have taught.
     blend
         Whether the forecasts of networks are averaged with simple ones, of a `HoldPredictor` and
         of Gaussian processes, where there are 5 to 250 items: with the weights that are best on the
@@ -184,6 +189,7 @@ class IrregularEstimator(Estimator):
         seed: int | None = None,
         folds: int | None = None,
         calibrate: bool = True,
+        widening: bool = False,
         blend: bool = True,
         supports: Supports = "recognised",
         trainer_kwargs: dict[str, Any] | None = None,
@@ -209,6 +215,7 @@ class IrregularEstimator(Estimator):
         self.seed = seed
         self.folds = folds
         self.calibrate = calibrate
+        self.widening = widening
         self.blend = blend
         self.supports = supports
         self.trainer_kwargs = trainer_kwargs or {}
@@ -246,9 +253,20 @@ class IrregularEstimator(Estimator):
         DataError
             If the data are not what the estimator can train on; before any training starts.
         """
+        if self.widening:
+            check_irregular(training_data)
         if validation_data is not None or ckpt_path is not None or self.folds == 0:
+            if self.widening and validation_data is None:
+                raise DeltaflowError(
+                    "widening needs items that the network does not learn from: give "
+                    "validation_data, or folds"
+                )
             output = self.train_model(training_data, validation_data, ckpt_path=ckpt_path)
-            return self.within_supports(output)
+            if not self.widening or validation_data is None:
+                return self.within_supports(output)
+            data = output.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            wider = widened(output.predictor, data, whole_items(validation_data))
+            return self.within_supports(output, wider)
         with seeded_run(self.seed) as seed:
             return train_folds(self, training_data, seed)
 
@@ -286,12 +304,15 @@ class IrregularEstimator(Estimator):
         )
         return self.within_supports(output)
 
-    def within_supports(self, output: TrainOutput) -> DeltaflowPredictor:
-        """Return the predictor of a training run, within the supports of its channels."""
+    def within_supports(
+        self, output: TrainOutput, predictor: DeltaflowPredictor | None = None
+    ) -> DeltaflowPredictor:
+        """Return the predictor of a training run, or what wraps it, within its supports."""
         data = output.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        target = output.predictor.schema.target
+        predictor = predictor or output.predictor
+        target = predictor.schema.target
         supports = supports_of(self.supports, data.training_windows.data, target)
-        return SupportPredictor.of(output.predictor, supports)
+        return SupportPredictor.of(predictor, supports)
 
     def train_model(
         self,

@@ -31,6 +31,7 @@ from deltaflow.forecast.support import Support, SupportPredictor, supports_of
 from deltaflow.heads import DECILES, is_centred, make_output
 from deltaflow.randomness import derived_seed
 from deltaflow.training import engine
+from deltaflow.training.widening import widened
 
 if TYPE_CHECKING:
     from deltaflow.training.estimator import IrregularEstimator
@@ -229,6 +230,8 @@ def train_folds(
             validation_origins="spread",
         )
         predictor, ran = train_member(careful, data, plan)
+        if estimator.widening:
+            predictor = widened(predictor, data, select(entries, left_out))
         members.append(predictor)
         epochs.append(ran)
         folds.append(pairs_of(data, select(entries, left_out)))

@@ -32,6 +32,7 @@ from deltaflow.forecast.live.frames import UNKNOWN_LEVEL, Static
 from deltaflow.forecast.network_predictor import IrregularPredictor, finite
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import SupportPredictor
+from deltaflow.forecast.widening import WideningPredictor
 from deltaflow.model.running import Running, RunningNetwork
 
 QUERIES_AT_ONCE = 2**14
@@ -393,7 +394,13 @@ KINDS: dict[type[DeltaflowPredictor], Callable[[Any, Schema], Member]] = {
 """What keeps the states of a predictor."""
 
 
-_WRAPPERS = AutoPredictor, ConformalPredictor, EnsemblePredictor, SupportPredictor
+_WRAPPERS = (
+    AutoPredictor,
+    ConformalPredictor,
+    EnsemblePredictor,
+    SupportPredictor,
+    WideningPredictor,
+)
 
 
 def members_of(predictor: DeltaflowPredictor, schema: Schema) -> list[Member]:
@@ -425,6 +432,8 @@ def combined(
         return predictor.bounded(combined(predictor.predictor, given, lead))
     if isinstance(predictor, ConformalPredictor):
         return predictor.calibrated(combined(predictor.predictor, given, lead), lead)
+    if isinstance(predictor, WideningPredictor):
+        return predictor.widened(combined(predictor.predictor, given, lead), lead)
     if isinstance(predictor, EnsemblePredictor):
         parts = [combined(one, given, lead) for one in predictor.predictors]
         return EnsembleForecast(parts, predictor.weights)

@@ -1,0 +1,174 @@
+"""Intervals that widen at lead times beyond those that a model has learned."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from gluonts.core.component import validated
+from gluonts.dataset.common import Dataset
+
+from deltaflow.errors import DataError
+from deltaflow.forecast.conformal import Pairs, leads_of, scores_of
+from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
+from deltaflow.forecast.predictor import DeltaflowPredictor
+
+LEVEL = 0.8
+"""The share of values that the interval between the quantiles of levels 0.1 and 0.9 is to cover."""
+
+
+class WideningPredictor(DeltaflowPredictor):
+    r"""Forecasts what a predictor forecasts, wider at lead times that it has hardly learned.
+
+    Beyond the lead times of its training windows, a network goes on with the width that it has
+    learned, while its errors grow. How they begin to grow can be observed: on items that it has not
+    learned from, at lead times that few training windows, or none, have asked for. Let :math:`T`,
+    the reach, be the lead time within which nearly all targets of training windows lie. At a lead
+    time :math:`t` beyond it, each quantile moves away from the median by the factor
+    :math:`(t / T)^p`, with the least power :math:`p` that makes the interval between the quantiles
+    of levels 0.1 and 0.9 cover 80 % of what was observed beyond the reach. Up to the reach,
+    forecasts stay as they are.
+
+    Further out than the items that were held out go, the law is an extrapolation, plausible where
+    errors grow on as they have begun to. Nothing is promised.
+
+    Usually made by :meth:`fit`, or by an estimator with ``widening=True``.
+
+    Parameters
+    ----------
+    predictor
+        Any predictor of deltaflow.
+    reach
+        The longest lead time that it has learned: seconds after the last observation time of an
+        item, or periods of a regular series.
+    powers
+        ``(D,)`` the power of each channel; 0, its intervals stay as they are.
+    """
+
+    @validated()
+    def __init__(self, predictor: DeltaflowPredictor, reach: float, powers: list) -> None:
+        super().__init__(predictor.prediction_length, predictor.schema)
+        self.predictor = predictor
+        self.reach = float(reach)
+        self.powers = np.array(powers, dtype=np.float64)
+        if not 0 < self.reach < math.inf:
+            raise ValueError(f"reach must be a positive lead time, got {reach}")
+        if self.powers.shape != (len(self.schema.target),) or not (self.powers >= 0).all():
+            raise ValueError(f"powers are not {len(self.schema.target)} numbers of at least 0")
+
+    @classmethod
+    def fit(
+        cls, predictor: DeltaflowPredictor, reach: float, held_out: Pairs
+    ) -> "WideningPredictor":
+        """Fit the powers to items that a predictor has not learned from.
+
+        Parameters
+        ----------
+        predictor, reach
+            The predictor, and the longest lead time that it has learned.
+        held_out
+            What was known, and what followed beyond the reach.
+
+        Raises
+        ------
+        DataError
+            If nothing was observed beyond the reach.
+        """
+        target = predictor.schema.target
+        scored = scores_of(predictor, held_out, target)
+        ratio = scored.lead / reach
+        side = np.where(scored.value < scored.median, scored.below, scored.above)
+        score = np.abs(scored.value - scored.median) / np.maximum(side, 1e-300)
+        if not (ratio > 1).any():
+            raise DataError(
+                "no item that was held out goes on beyond the lead times that were learned",
+                "hold out longer items, or train without widening",
+            )
+        powers = []
+        for number in range(len(target)):
+            own = (scored.channel == number) & (ratio > 1)
+            # A value is covered if its score is at most ratio ** power.
+            needed = np.log(np.maximum(score[own], 1e-9)) / np.log(ratio[own])
+            power = float(np.quantile(needed, LEVEL, method="higher")) if len(needed) else 0.0
+            powers.append(max(0.0, power))
+        return cls(predictor, float(reach), powers)
+
+    def predict(
+        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
+    ) -> Iterator[RealTimeForecast]:
+        """Forecast each entry; see `DeltaflowPredictor.predict`."""
+        entries = list(dataset)
+        forecasts = self.predictor.predict(entries, num_samples=num_samples, seed=seed)
+        for entry, forecast in zip(entries, forecasts, strict=True):
+            yield self.widened(forecast, leads_of(entry, self.prediction_length))
+
+    def widened(self, forecast: RealTimeForecast, lead: np.ndarray) -> RealTimeForecast:
+        """Widen a forecast, whose queries are ``lead`` ``(Q,)`` after the last observation."""
+        powers = self.powers[[self.schema.target.index(name) for name in forecast.target]]
+        ratio = np.fmax(lead / self.reach, 1.0)  # 1 for padding, whose lead is NaN
+        factor = ratio[:, None] ** powers
+        return forecast if (factor == 1).all() else widened(forecast, factor)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the predictor is, and how fast intervals widen beyond which lead time."""
+        powers = dict(zip(self.schema.target, self.powers.tolist(), strict=True))
+        return {**super().summary(), "reach": self.reach, "widening_powers": powers}
+
+
+def widened(forecast: Any, factor: np.ndarray) -> RealTimeForecast:
+    """Return a forecast whose values are ``factor`` ``(Q, D)`` times as far from its medians."""
+    if not isinstance(forecast, SampleForecast):
+        return WidenedForecast(forecast, factor)
+    median = np.median(forecast.samples, axis=0)
+    samples = median + factor.reshape(median.shape) * (forecast.samples - median)
+    wider = SampleForecast(samples, forecast.start_date, forecast.item_id, forecast.info)
+    return wider.labelled(forecast.query_times, forecast.target, forecast.ignored)
+
+
+class WidenedForecast(RealTimeForecast):
+    """A forecast whose values lie further from the median, by a factor for each query and channel.
+
+    Parameters
+    ----------
+    forecast
+        Any other forecast.
+    factor
+        ``(Q, D)`` the factors.
+    """
+
+    def __init__(self, forecast: Any, factor: np.ndarray) -> None:
+        self.forecast, self.factor = forecast, factor
+        self.labelled_like(forecast)
+        self._median = forecast.quantile(0.5)
+        self._factor = factor.reshape(self._median.shape)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean, ``(Q,)`` or ``(Q, D)``: that of the forecast that is widened."""
+        return self.forecast.mean
+
+    def quantile(self, level: float | str) -> np.ndarray:
+        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
+        return self._median + self._factor * (self.forecast.quantile(level) - self._median)
+
+    def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
+        """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
+        median, factor = self._median, self._factor
+        if cells is not None:
+            median, factor = median[cells], factor[cells]
+        return median + factor * (self.forecast.quantiles(levels, cells) - median)
+
+    def log_prob(self, values: np.ndarray) -> np.ndarray | None:
+        """Return the log-density of values; see `RealTimeForecast.log_prob`."""
+        log_prob = self.forecast.log_prob(self._median + (values - self._median) / self._factor)
+        return None if log_prob is None else log_prob - np.log(self._factor)
+
+    def copy_dim(self, dim: int) -> "WidenedForecast":
+        """Return the forecast of one channel."""
+        if self._median.ndim == 1:
+            return self
+        return WidenedForecast(self.forecast.copy_dim(dim), self.factor[:, dim : dim + 1])
+
+    def to_sample_forecast(self, num_samples: int = 200) -> RealTimeForecast:
+        """Draw samples, from each query on its own."""
+        return widened(self.forecast.to_sample_forecast(num_samples), self.factor)

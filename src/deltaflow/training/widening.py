@@ -1,0 +1,110 @@
+"""How intervals widen at lead times that few training windows, or none, have taught."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.dataset.split import TestData
+
+from deltaflow.data import IrregularDataModule
+from deltaflow.data.series import is_irregular
+from deltaflow.data.splitter import cut_entry
+from deltaflow.data.windows import TrainingWindows, joined
+from deltaflow.errors import DataError
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.widening import WideningPredictor
+
+SHARE = 0.95
+"""The share of the targets of training windows whose lead times lie within the reach: what few
+windows ask for is hardly learned."""
+
+ITEMS, ORIGINS = 200, 50
+"""The largest numbers of items, and of origins of each, from which the reach is computed."""
+
+HELD_OUT_ORIGINS = 8
+"""The largest number of origins of each item that was held out."""
+
+
+def widened(
+    predictor: DeltaflowPredictor, data: IrregularDataModule, held_out: Sequence[DataEntry]
+) -> WideningPredictor:
+    """Widen a predictor beyond its reach, as its errors on items that were held out show.
+
+    Parameters
+    ----------
+    predictor
+        The predictor.
+    data
+        What it was trained on.
+    held_out
+        Whole items that it has not learned from.
+
+    Raises
+    ------
+    DataError
+        If the series are regular, or no item that was held out is longer than the reach.
+    """
+    windows = data.training_windows
+    assert isinstance(windows, TrainingWindows)
+    reach = reach_of(windows)
+    pairs = [
+        pair
+        for entry in held_out
+        for pair in _pairs(entry, windows.reader.read(entry).times, reach, data.prediction_length)
+    ]
+    return WideningPredictor.fit(predictor, reach, pairs)
+
+
+def check_irregular(training_data: Dataset) -> None:
+    """Raise unless the series are irregular: others are asked for no more than they have taught."""
+    for entry in training_data:
+        if not is_irregular(entry):
+            raise DataError("widening needs lead times of irregular series",
+                            "train with widening=False", item=entry.get("item_id"))  # fmt: skip
+        return
+
+
+def whole_items(validation_data: Dataset | TestData) -> list[DataEntry]:
+    """Return the items that are validated, with what follows in them."""
+    if isinstance(validation_data, TestData):
+        return [joined(past, label) for past, label in validation_data]
+    return list(validation_data)
+
+
+def reach_of(windows: TrainingWindows) -> float:
+    """Return the lead time, in seconds, that nearly all targets of training windows lie within."""
+    leads = []
+    for number in _spread(0, len(windows.items) - 1, ITEMS):
+        series = windows.data[int(windows.items[number])]
+        low, high = windows.origins[number]
+        origins = _spread(low, high, ORIGINS)
+        for origin, end in zip(origins, windows.horizon.ends(series, origins), strict=True):
+            leads.append(series.times[origin:end] - series.times[origin - 1])
+    return float(np.quantile(np.concatenate(leads), SHARE))
+
+
+def _pairs(
+    entry: DataEntry, times: np.ndarray, reach: float, most: int
+) -> Iterator[tuple[DataEntry, DataEntry]]:
+    """Yield what was known, and at most so many values that followed beyond a reach."""
+    rows = np.flatnonzero(times[-1] - times > reach)
+    if not len(rows):
+        return
+    for row in _spread(0, rows[-1], HELD_OUT_ORIGINS):
+        beyond = np.flatnonzero(times - times[row] > reach)
+        beyond = beyond[_spread(0, len(beyond) - 1, most)]
+        kept = np.concatenate([np.arange(row + 1), beyond])
+        yield cut_entry(_of_rows(entry, kept), int(row) + 1, len(kept))
+
+
+def _of_rows(entry: DataEntry, rows: np.ndarray) -> DataEntry:
+    """Return an entry of some of its observation times."""
+    names = ("target", "past_feat_dynamic_real", "feat_dynamic_real")
+    return {**entry, **{name: entry[name][..., rows] for name in names if name in entry}}
+
+
+def _spread(first: int, last: int, most: int) -> np.ndarray:
+    """Return at most so many whole numbers between two, spread evenly."""
+    return np.unique(np.linspace(first, last, min(most, last - first + 1)).round().astype(int))
