@@ -96,6 +96,27 @@ def test_two_steps_to_a_query_are_one(gap, tempo):
     )
 
 
+@pytest.mark.parametrize("hidden_size", [8, 9])
+@pytest.mark.parametrize("tempo", [1.0, 3.0])
+def test_queries_have_the_values_and_gradients_of_the_flow(hidden_size, tempo):
+    encoder = make(hidden_size, tempo=tempo)
+    state = encoder(**make_batch())
+    hidden = state.hidden.detach().requires_grad_()
+    gaps = torch.rand(len(LENGTHS), 3, dtype=torch.float64).mul(50).requires_grad_()
+    asked = [hidden, gaps, encoder.flow.rate, encoder.flow.frequency]
+
+    def results(evolved: torch.Tensor):
+        weights = torch.linspace(-1, 2, evolved.numel(), dtype=evolved.dtype).view_as(evolved)
+        return evolved, *torch.autograd.grad((weights * evolved).sum(), asked)
+
+    oscillators, tempi = hidden.unsqueeze(1).tensor_split([encoder.flow.dim], -1)
+    t = gaps.unsqueeze(-1)
+    own = t * tempi.exp()[..., encoder.layer_of] if encoder.tempi else t
+    plain = torch.cat([encoder.flow.prepare()(own, oscillators), tempi.expand(-1, 3, -1)], -1)
+    fast = encoder.evolve(state._replace(hidden=hidden), gaps)
+    torch.testing.assert_close(results(fast), results(plain), atol=1e-12, rtol=1e-10)
+
+
 def test_states_stay_within_what_drives_them():
     """A gate takes a weighted mean, and between observations nothing grows."""
     encoder, batch = make(num_layers=1), make_batch([200])

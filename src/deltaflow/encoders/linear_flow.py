@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from deltaflow.encoders.encoder import Encoder, State, own_precision
 from deltaflow.encoders.fused import is_transformed
-from deltaflow.encoders.oscillators import Motion, last_oscillation, oscillate, turned
+from deltaflow.encoders.oscillators import Motion, carried, last_oscillation, oscillate, turned
 from deltaflow.encoders.scan import Chunks
 from deltaflow.errors import DeltaflowError
 from deltaflow.flows.linear import SPAN, LinearFlow
@@ -222,7 +222,11 @@ class LinearFlowEncoder(Encoder):
         oscillators, tempi = hidden.tensor_split([self.flow.dim], -1)
         if self.tempi:
             t = t * tempi.exp()[..., self.layer_of]  # (…, N), a time for each oscillator
-        moved = self.flow.prepare()(t, oscillators)
+        if is_transformed():
+            moved = self.flow.prepare()(t, oscillators)
+        else:
+            numbers = functional.pad(oscillators, (0, self.flow.dim % 2))
+            moved = carried(numbers, *self.flow.exponent(), t)[..., : self.flow.dim]
         return torch.cat([moved, tempi.expand(*moved.shape[:-1], -1)], -1)
 
     def _tempo(self, layer: int, inner: Tensor) -> Tensor:

@@ -101,6 +101,20 @@ def last_oscillation(
     return last_state(_kept(gate, motion), drive.mul_(gate))
 
 
+def carried(states: Tensor, rates: Tensor, turns: Tensor, t: Tensor) -> Tensor:
+    r"""Return states :math:`e^{(-r + 2 \pi i \nu) t} s` after a time, ``(…, 2 N)``.
+
+    Parameters
+    ----------
+    states
+        ``(…, 2 N)``, real parts, then imaginary parts.
+    rates, turns, t
+        ``(N,)`` r and turns per unit of time, in float64, and ``(…, 1)`` or ``(…, N)`` times, which
+        broadcast against the states.
+    """
+    return _Carry.apply(states, rates, turns, t)  # type: ignore[return-value]
+
+
 def turned(numbers: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn states ``(2, n, …)`` out of the turning frame, by e^iθ."""
     if not numbers.requires_grad:
@@ -165,6 +179,45 @@ class _Turn(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         once_only()
         return _turned_back(gradient, *ctx.saved_tensors), None, None
+
+
+class _Carry(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, rates: Tensor, turns: Tensor, t: Tensor) -> Tensor:
+        size = (rates * t).neg_().exp_().to(states.dtype)
+        cos, sin = rotation(turns, t, states.dtype)
+        factor = cos.mul_(size), sin.mul_(size)
+        shape = torch.broadcast_shapes(states.shape[:-1], t.shape[:-1])
+        after = _multiplied(states.expand(*shape, -1), *factor)
+        ctx.save_for_backward(rates, turns, t, after, *factor)
+        ctx.shape = states.shape
+        return after
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        once_only()
+        rates, turns, t, after, real, imaginary = ctx.saved_tensors
+        (x, y), (of_x, of_y) = after.chunk(2, -1), gradient.chunk(2, -1)
+        of_states = _multiplied(gradient, real, -imaginary).sum_to_size(ctx.shape)
+        shrinking = (of_x * x).addcmul_(of_y, y)
+        turning = (of_y * x).addcmul_(of_x, y, value=-1)
+        others = tuple(range(shrinking.ndim - 1))
+        of_rates = -(shrinking * t).sum(others)
+        of_turns = 2 * math.pi * (turning * t).sum(others)
+        of_t = None
+        if ctx.needs_input_grad[3]:
+            speed = (2 * math.pi * turns).to(rates.dtype)
+            of_t = (speed * turning - rates * shrinking).sum_to_size(t.shape).to(t.dtype)
+        return of_states, of_rates.to(rates.dtype), of_turns.to(turns.dtype), of_t
+
+
+def _multiplied(states: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
+    """Multiply complex numbers ``(…, 2 N)`` by others ``(…, N)``."""
+    out = torch.empty(states.shape, dtype=states.dtype, device=states.device)
+    (x, y), (x_out, y_out) = states.chunk(2, -1), out.chunk(2, -1)
+    torch.mul(real, x, out=x_out).addcmul_(imaginary, y, value=-1)
+    torch.mul(real, y, out=y_out).addcmul_(imaginary, x)
+    return out
 
 
 def _driven(
