@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import math
 import os
 import resource
 import signal
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,9 @@ def growth(output: Path) -> None:
     """The cost of an update after 10 rows and after 100 000."""
     live = LiveForecaster(make_predictor())
     live.update(rows("young", np.arange(10.0)))
-    live.update(rows("old", np.arange(1e5)))
+    history, began = rows("old", np.arange(1e5)), time.perf_counter()
+    live.update(history)
+    note("growth", "the first 100 000 rows of an item", time.perf_counter() - began, "s")
     ratios = []
     for start in range(200_000, 204_000, 100):
         medians = []
@@ -184,6 +188,14 @@ def as_json(frame: pd.DataFrame) -> bytes:
     return json.dumps({"rows": frame.to_dict("records")}).encode()
 
 
+def observation(item: str, second: int) -> bytes:
+    """The body of a request with one row, made without pandas, which would take the client longer
+    than the server takes to read it."""
+    time = START + timedelta(seconds=second)
+    row = {"item_id": item, "timestamp": time.isoformat(), "target": math.sin(second)}
+    return json.dumps({"rows": [row]}).encode()
+
+
 @contextmanager
 def served(output: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen]]:
     """Start a server on a free port, and stop it at the end."""
@@ -238,7 +250,7 @@ def http_latency(output: Path) -> None:
 
         def tell(client: Client, number: int) -> None:
             clock[number] += 1
-            client("POST", "/update", rows([items[number]], [float(clock[number])]))
+            client.send("POST", "/update", observation(items[number], clock[number]))
 
         for name, action in (("forecast of ten queries", ask), ("update of one item", tell)):
             for pace, pause in (("each every 200 ms", 0.2), ("without a pause", 0.0)):

@@ -38,8 +38,8 @@ from deltaflow.model.running import Running, RunningNetwork
 QUERIES_AT_ONCE = 2**14
 """About this many queries are forecast together."""
 
-ROWS_AT_ONCE = 2**17
-"""About this many rows of new items are read together."""
+VALUES_AT_ONCE = 2**18
+"""About this many values of new items, rows times channels, are read together."""
 
 MANY_ROWS = 32
 """A new item with this many rows is read as a whole, instead of row by row."""
@@ -209,7 +209,8 @@ class NetworkMember(Member):
             return
         pending = np.flatnonzero(whole)
         while len(pending):
-            size = max(1, ROWS_AT_ONCE // int(arrived.counts[pending[0]]))
+            values = int(arrived.counts[pending[0]]) * len(self._channels)
+            size = max(1, VALUES_AT_ONCE // values)
             group, pending = pending[:size], pending[size:]
             _put(parts, group, self._read_whole(arrived, known, group))
         rest = np.flatnonzero(~whole)
