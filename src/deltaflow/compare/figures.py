@@ -184,7 +184,8 @@ def coverage_by_size(coverage: pd.DataFrame, sizes: pd.DataFrame, nominal: float
     ):
         axes.annotate(f"{name}\n{count} items", (size, least), (0, -6), ha="center", va="top",
                       textcoords="offset points", fontsize=7, color="0.4")  # fmt: skip
-    axes.set(xscale="log", xlabel="values forecast", ylabel=f"{nominal:.0%} interval covers")
+    axes.set(xscale="log", xlabel="values forecast", ylabel=f"{nominal:.0%} interval covers",
+             ylim=(float(np.nanmin(coverage)) - 0.12, 1.03))  # fmt: skip
     _space_ticks(axes.xaxis, values)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
