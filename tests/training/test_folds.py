@@ -154,6 +154,19 @@ def test_items_in_units_of_their_own_are_scaled_each(rows, scale, scaling):
     assert plan.settings["scaling"] == scaling
 
 
+def test_one_channel_that_differs_between_items_leaves_one_unit_for_all():
+    random = np.random.default_rng(0)
+    size = 10.0 ** random.uniform(-3, 3, 20).repeat(10)
+    noise = random.normal(size=(2, 200))
+    frame = pd.DataFrame({"a": noise[0], "b": size * noise[1], "c": 0.1 * size})
+    frame = frame.assign(item_id=np.arange(20).repeat(10), timestamp=np.tile(np.arange(10.0), 20))
+    for target, scaling in ((["a", "b", "c"], "last"), (["b"], "running"), (["c"], "last")):
+        data = IrregularDataset.from_long_dataframe(frame, target=target)
+        module = IrregularDataModule(data, prediction_length=2, context_length=8)
+        plan = plan_for(module.training_windows.data, np.arange(20), module.reader, None, seed=0)
+        assert plan.settings["scaling"] == scaling, target
+
+
 @pytest.mark.parametrize(
     ("channels", "rate", "network"),
     [(16, 0.2, "channelwise"), (16, 0.5, "joint"), (3, 0.2, "joint")],

@@ -66,7 +66,8 @@ PATIENCE_OF_MANY = 15
 """The same patience for many items, whose training runs keep the usual number of epochs."""
 
 MOST_UNLIKE = 8.0
-"""If the deviations of nine in ten items differ by no more than this factor, one unit fits all."""
+"""If the deviations of nine in ten items differ by no more than this factor, one unit fits all.
+With several channels, the factor of the middle one counts."""
 
 MANY_CHANNELS, SELDOM = 16, 1 / 3
 """With so many channels, of which a row observes at most this share, each gets a state of its own:
@@ -169,19 +170,24 @@ def _network_for(items: Sequence[Series], channels: int) -> str:
 
 
 def _scaling_for(items: Sequence[Series], channels: int) -> str:
-    """Forecast changes in one unit, unless the items are of units of their own."""
+    """Forecast changes in one unit, unless the items are of units of their own.
+
+    Then the deviations of most channels differ much between items.
+    """
     deviations = np.full((len(items), channels), np.nan)
     for row, item in zip(deviations, items, strict=True):
         for channel, own in enumerate(item.values[:, :channels].T):
             known = own[np.isfinite(own)]
-            row[channel] = np.std(known) if len(known) >= FEWEST_VALUES else np.nan
+            if len(known) >= FEWEST_VALUES and np.ptp(known) > 0:
+                row[channel] = np.std(known)
+    spreads = []
     for own in deviations.T:
-        own = own[own > 0]
+        own = own[np.isfinite(own)]
         if len(own) > 9:
             low, high = np.quantile(own, [0.05, 0.95])
-            if high > MOST_UNLIKE * low:
-                return "running"
-    return "last"
+            spreads.append(high / low)
+    middle = np.quantile(spreads, 0.5, method="lower") if spreads else 0.0
+    return "running" if middle > MOST_UNLIKE else "last"
 
 
 def train_folds(
