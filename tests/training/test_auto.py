@@ -10,8 +10,9 @@ import pytest
 
 from deltaflow import DeltaflowError, IrregularDataset, UnknownNameError, load_predictor
 from deltaflow.cli import main
-from deltaflow.training import folds
+from deltaflow.training import auto, folds
 from deltaflow.training.auto import AutoEstimator
+from deltaflow.training.folds import compared_loss
 
 pytest.importorskip("optuna")
 
@@ -68,8 +69,22 @@ def test_a_search_ends_in_time_with_a_blend_and_a_leaderboard(tmp_path, capsys):
 
 
 def test_ctrl_c_ends_a_search_with_the_best_so_far(monkeypatch):
+    """The key is pressed half a second after the first network is there."""
     before = signal.getsignal(signal.SIGINT)
-    threading.Timer(4.0, lambda: signal.raise_signal(signal.SIGINT)).start()
+    judged = threading.Event()
+
+    def judge(*args):
+        loss = compared_loss(*args)
+        judged.set()
+        return loss
+
+    def press():
+        judged.wait(60)
+        time.sleep(0.5)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(auto, "compared_loss", judge)
+    threading.Thread(target=press).start()
     begun = time.monotonic()
     predictor = AutoEstimator(2, time_limit=600.0, presets="fast", verbose=False).train(waves())
     assert time.monotonic() - begun < 60
