@@ -76,7 +76,10 @@ def _place_of(name: str, value: Any, known: list[str], encoder: str, network: st
     return f": did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"
 
 
-FREE = ("network", "scaling", "dropout", "weight_decay", "batch_size", "num_batches_per_epoch")
+FREE = (
+    "network", "balance", "distr_output", "scaling", "dropout", "weight_decay", "batch_size",
+    "num_batches_per_epoch",
+)  # fmt: skip
 """The options that follow the data where they are not given, see `plan_for`."""
 
 
@@ -109,9 +112,9 @@ class IrregularEstimator(Estimator):
         Each is stopped when its forecasts of the items that it leaves out get no better; their
         forecasts are averaged. By default 5 (3 if items are long) up to 250 items, and beyond them
         1, which leaves out a tenth of the items. What is not given follows the data too: the
-        `network` and `scaling`, and with few items `dropout`, `weight_decay`, `batch_size` and
-        `num_batches_per_epoch`; a line says what was chosen. 0 trains one network on all items,
-        without validation.
+        `scaling`; with many channels the `network`, `balance` and `distr_output`; and with few
+        items `dropout`, `weight_decay`, `batch_size` and `num_batches_per_epoch`. A line says what
+        was chosen. 0 trains one network on all items, without validation.
     calibrate
         Whether intervals are calibrated on the items left out, see `ConformalPredictor`. Not done
         with fewer than five items.
@@ -173,11 +176,11 @@ class IrregularEstimator(Estimator):
         network: str | None = None,
         network_kwargs: dict[str, Any] | None = None,
         scaling: str | None = None,
-        balance: float = 0.0,
+        balance: float | None = None,
         channel_weights: list[float] | None = None,
         hidden_size: int = 32,
         dropout: float | None = None,
-        distr_output: Any = "student_t",
+        distr_output: Any = None,
         sampling: str = "marginal",
         num_parallel_samples: int = 100,
         seasonality: list[str] | None = None,
@@ -207,9 +210,10 @@ class IrregularEstimator(Estimator):
         self.data = options_from(DataOptions, arguments)
         self.model = options_from(ModelOptions, arguments)
         self.optimizer = options_from(OptimizerOptions, arguments)
-        self.free_options = [name for name in FREE if arguments[name] is None]
-        if network_kwargs and network is None:  # they are options of the usual network
-            self.free_options.remove("network")
+        # The options of a network are those of the usual one, and paths need a distribution.
+        fixed = {"network": bool(network_kwargs), "distr_output": sampling != "marginal"}
+        free = [name for name in FREE if arguments[name] is None]
+        self.free_options = [name for name in free if not fixed.get(name)]
         self.sampling = sampling
         self.num_parallel_samples = num_parallel_samples
         self.seed = seed

@@ -62,8 +62,8 @@ EPOCHS, PATIENCE, DECAY = 25, 7, 0.98
 """For few items: the largest number of epochs; how many of them go by without a better validation
 before a training run ends; and the decay per batch of the average of the weights."""
 
-PATIENCE_OF_MANY = 15
-"""The same patience for many items, whose training runs keep the usual number of epochs."""
+PATIENCE_OF_MANY, DECAY_OF_MANY = 15, 0.99
+"""The same for many items, whose training runs keep the usual number of epochs."""
 
 MOST_UNLIKE = 8.0
 """If the deviations of nine in ten items differ by no more than this factor, one unit fits all.
@@ -72,6 +72,14 @@ With several channels, the factor of the middle one counts."""
 MANY_CHANNELS, SELDOM = 16, 1 / 3
 """With so many channels, of which a row observes at most this share, each gets a state of its own:
 a joint one would hold hardly more than a number for each."""
+
+PER_CHANNEL: dict[str, Any] = {
+    "network": "channelwise",
+    "balance": 0.4,
+    "distr_output": "mean_quantile",
+}
+"""Settings for so many channels: seldom ones count more than by their number of values, and each
+has a mean beside a distribution of any shape."""
 
 SHRINKAGE = 0.1
 """How much the weights of a blend are drawn towards equal ones, see `blend_weights`."""
@@ -102,17 +110,15 @@ class Plan(NamedTuple):
         For each member, the numbers of the items that it does not learn from.
     settings
         Arguments of the estimator.
-    epochs, patience
-        See `EPOCHS` and `PATIENCE`.
-    decay
-        See `DECAY`; None, the weights are not averaged.
+    epochs, patience, decay
+        See `EPOCHS`, `PATIENCE` and `DECAY`.
     """
 
     left_out: list[np.ndarray]
     settings: dict[str, Any]
     epochs: int
     patience: int
-    decay: float | None
+    decay: float
 
 
 def plan_for(
@@ -153,20 +159,22 @@ def plan_for(
     some = [data[int(item)] for item in usable[:1000]]
     settings = {
         **(SMALL if few else {}),
-        "network": _network_for(some, len(reader.schema.target)),
+        **_channel_settings_for(some, len(reader.schema.target)),
         "scaling": _scaling_for(some, len(reader.schema.target)),
     }
     if few:
         return Plan(left_out, settings, EPOCHS, PATIENCE, DECAY)
-    return Plan(left_out, settings, int(engine.DEFAULTS["max_epochs"]), PATIENCE_OF_MANY, None)
+    return Plan(
+        left_out, settings, int(engine.DEFAULTS["max_epochs"]), PATIENCE_OF_MANY, DECAY_OF_MANY
+    )
 
 
-def _network_for(items: Sequence[Series], channels: int) -> str:
+def _channel_settings_for(items: Sequence[Series], channels: int) -> dict[str, Any]:
     """Keep a state per channel, where many are observed at times of their own."""
     observed = sum(int(np.isfinite(item.values[:, :channels]).sum()) for item in items)
     rows = sum(item.length for item in items)
     seldom = observed <= SELDOM * channels * rows
-    return "channelwise" if channels >= MANY_CHANNELS and seldom else "joint"
+    return PER_CHANNEL if channels >= MANY_CHANNELS and seldom else {}
 
 
 def _scaling_for(items: Sequence[Series], channels: int) -> str:
@@ -209,8 +217,8 @@ def train_folds(
     usable = np.asarray(base.training_windows.items)
     if estimator.calibrate and len(usable) < FEWEST_ITEMS:
         warn_once(
-            f"{len(usable)} items are too few to calibrate intervals on, which takes "
-            f"{FEWEST_ITEMS}: they will cover less than they say. Train on more items, or cut long "
+            f"calibrated intervals take at least {FEWEST_ITEMS} items, the training data have "
+            f"{len(usable)}: they will cover less than they say. Train on more items, or cut long "
             "ones into several"
         )
     if len(usable) < 2:
@@ -471,8 +479,7 @@ def train_member(
     given = settings.pop("callbacks", None) or []
     callbacks = list(given) if isinstance(given, (list, tuple)) else [given]
     callbacks.append(EarlyStopping(monitor, patience=plan.patience, strict=False))
-    if plan.decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=plan.decay))
+    callbacks.append(EMAWeightAveraging(decay=plan.decay))
     trainer = engine.train(module, data, {**settings, "callbacks": callbacks}, monitor=monitor)
     return estimator.create_predictor(module), trainer.current_epoch
 
@@ -497,11 +504,11 @@ def _told(
         if weight
     ]
     blend = f"blended from {', '.join(parts)}; " if simple else ""
+    options = {**vars(estimator.data), **vars(estimator.model), **vars(estimator.optimizer)}
+    settings = ", ".join(f"{name}={options[name]!r}" for name in plan.settings)
     return (
         f"Trained {what} ({count} items, {aside}), stopped after {most} epochs; "
-        f"network={estimator.model.network!r}, scaling={estimator.data.scaling!r}, "
-        f"dropout={estimator.model.dropout:g}, "
-        f"weight_decay={estimator.optimizer.weight_decay:g}; {blend}"
+        f"{settings}; {blend}"
         f"intervals {'calibrated' if finished.is_calibrated else 'not calibrated'}. "
         "folds=0 trains one network on all items."
     )
