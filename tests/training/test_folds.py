@@ -117,7 +117,7 @@ def test_given_validation_data_are_used_instead():
 def test_a_few_items_are_enough(number, kind):
     data = noisy_items(number)
     errors._SAID.clear()
-    with pytest.warns(DeltaflowWarning, match=f"{number} items are too few to calibrate"):
+    with pytest.warns(DeltaflowWarning, match=f"the training data have {number}: they"):
         predictor = quick().train(data)
     assert type(predictor) is kind
     assert np.isfinite(forecasts_of(predictor, data)).all()
