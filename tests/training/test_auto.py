@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -90,6 +91,17 @@ def test_ctrl_c_ends_a_search_with_the_best_so_far(monkeypatch):
     assert time.monotonic() - begun < 60
     assert len(predictor.leaderboard) >= 1
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_ends_a_search_wherever_it_is_pressed(monkeypatch):
+    def judge(*args):
+        with suppress(KeyboardInterrupt):  # as in a destructor
+            signal.raise_signal(signal.SIGINT)
+        return compared_loss(*args)
+
+    monkeypatch.setattr(auto, "compared_loss", judge)
+    predictor = AutoEstimator(2, time_limit=600.0, presets="fast", verbose=False).train(waves())
+    assert len(predictor.leaderboard) == 1
 
 
 def test_what_cannot_be_searched_is_refused():

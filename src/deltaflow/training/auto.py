@@ -173,8 +173,8 @@ class AutoEstimator(Estimator):
         end = time.monotonic() + SHARE_OF_SEARCH * self.time_limit
         with seeded_run(self.seed) as seed:
             search = _Search(self, training_data, seed, end)
-            with _interruptible():
-                search.run()
+            with _interruptible() as pressed:
+                search.run(pressed)
             return search.result()
 
 
@@ -215,6 +215,8 @@ class _Search:
                 "from: train an IrregularEstimator"
             )
         self.plan: Plan = plan_for(self.data, self.usable, self.reader, None, seed)
+        planned = self.plan.settings.get("network")
+        self.networks = (planned,) if planned else auto.preset.networks
         target = self.reader.schema.target
         self.supports = supports_of(auto.supports, self.data, target)
         few = len(self.usable) <= FEW_ITEMS
@@ -224,8 +226,8 @@ class _Search:
         self.trials: list[_Trial] = []
         self.console = Console(stderr=True)
 
-    def run(self) -> None:
-        """Try one network after the other, until the time is up."""
+    def run(self, pressed: threading.Event) -> None:
+        """Try one network after the other, until the time is up or Ctrl-C was pressed."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -236,8 +238,9 @@ class _Search:
         default = self._default_options()
         for _ in self.plan.left_out:  # the default options on every fold
             study.enqueue_trial(default)
-        # A trial that ends by Ctrl-C ends the study.
-        while self._remaining() > 0 and (not self.trials or self._has_time()):
+        while not pressed.is_set() and self._remaining() > 0:
+            if self.trials and not self._has_time():
+                break
             trial = study.ask()
             study.tell(trial, self._try(self._proposed(trial)))
 
@@ -284,7 +287,7 @@ class _Search:
         default = self._estimator({})
         return {
             "encoder": default.model.encoder,
-            "network": default.model.network,
+            "network": self.networks[0],
             "hidden_size": default.model.hidden_size,
             "scaling": self.plan.settings["scaling"],
             "dropout": SMALL["dropout"],
@@ -296,7 +299,7 @@ class _Search:
         preset = self.auto.preset
         return {
             "encoder": trial.suggest_categorical("encoder", preset.encoders),
-            "network": trial.suggest_categorical("network", preset.networks),
+            "network": trial.suggest_categorical("network", self.networks),
             "hidden_size": trial.suggest_categorical("hidden_size", preset.hidden_sizes),
             "scaling": trial.suggest_categorical("scaling", ["last", "running"]),
             "dropout": trial.suggest_categorical("dropout", [0.1, 0.0, 0.3]),
@@ -361,15 +364,22 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """End what is inside at Ctrl-C, without an error.
+def _interruptible() -> Iterator[threading.Event]:
+    """End what is inside at Ctrl-C, without an error; the event tells that it was pressed.
 
-    Lightning ends the process at Ctrl-C, and ignores the next one.
+    Lightning ends the process at Ctrl-C, and ignores the next one. And the exception may be
+    swallowed where it is raised, such as in a destructor.
     """
+    pressed = threading.Event()
+
+    def stop(*_: object) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
+
     is_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if is_main else None
+    before = signal.signal(signal.SIGINT, stop) if is_main else None
     try:
-        yield
+        yield pressed
     except (KeyboardInterrupt, SystemExit):
         pass
     finally:
