@@ -217,9 +217,9 @@ class IrregularPredictor(DeltaflowPredictor):
             # GluonTS's evaluation closes this generator instead of exhausting it.
             if unobserved:
                 warn_once(
-                    f"{len(unobserved)} items have nothing observed before their forecast origin, "
-                    f"such as {unobserved[0]!r}; their forecasts rest on the training set's "
-                    "statistics"
+                    "nothing is observed before the forecast origin of some items "
+                    f"({len(unobserved)}, such as {unobserved[0]!r}): their forecasts rest on the "
+                    "training set's statistics"
                 )
 
     def read(
