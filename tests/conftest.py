@@ -34,13 +34,14 @@ settings.register_profile(
 settings.load_profile("suite")
 
 SLOW = {
-    "test_any_frame", "test_any_schema", "test_baselines", "test_batches", "test_benchmark",
-    "test_cli", "test_demo", "test_distributed", "test_estimator_laws", "test_examples",
-    "test_auto",
-    "test_folds", "test_forecasts_of_heads", "test_gaussian_process", "test_gluonts_tools",
-    "test_imports", "test_interrupted_fit", "test_learning", "test_lightning_cli", "test_ode_laws",
-    "test_predict_df", "test_process", "test_readme", "test_regular_data", "test_report",
-    "test_run", "test_saving", "test_trained_laws", "test_training",
+    "test_any_frame", "test_any_schema", "test_auto", "test_baselines", "test_batches",
+    "test_benchmark", "test_cli", "test_conformal", "test_demo", "test_distributed",
+    "test_ensemble", "test_estimator_laws", "test_examples", "test_folds",
+    "test_forecasts_of_heads", "test_fused", "test_gaussian_process", "test_gluonts_tools",
+    "test_hold", "test_imports", "test_interrupted_fit", "test_learning", "test_lightning_cli",
+    "test_live_laws", "test_ode_laws", "test_predict_df", "test_process", "test_readme",
+    "test_regular_data", "test_report", "test_run", "test_saving", "test_support",
+    "test_trained_laws", "test_training", "test_widening",
 }  # fmt: skip
 """Modules of tests that train, or start processes, for seconds: without them, by
 ``-m "not slow"``, the rest answers within a minute on two cores."""
