@@ -85,7 +85,8 @@ class GaussianProcessPredictor(BaselinePredictor):
         entries = list(entries_of(training_data))
         schema = schema_of(entries)
         reader = SeriesReader(schema)
-        data = [_rooted(reader.read(entry), root) for entry in entries]
+        read = map(reader.read, entries)
+        data = [series._replace(values=_rooted(series.values, root)) for series in read]
         statistics = Statistics.fit(data, schema.target)
         channels = len(schema.target)
         spans = [np.ptp(one.times[: one.length]) for one in data if one.length > 1]
@@ -121,10 +122,8 @@ class GaussianProcessPredictor(BaselinePredictor):
         loc, scale = (np.empty((len(queries), len(self.center))) for _ in range(2))
         for channel, (theta, (times, values)) in enumerate(zip(self.theta, curves, strict=True)):
             center, spread = self.center[channel], self.spread[channel]
-            values = np.sqrt(np.maximum(values, 0)) if self.root else values
-            mean, deviation = predictive(
-                theta, times / self.unit, (values - center) / spread, queries / self.unit
-            )
+            values = (_rooted(values, self.root) - center) / spread
+            mean, deviation = predictive(theta, times / self.unit, values, queries / self.unit)
             loc[:, channel], scale[:, channel] = center + spread * mean, spread * deviation
         return loc, np.maximum(scale, 1e-9 * self.spread)
 
@@ -169,9 +168,9 @@ class SquaredNormal(Distribution):
         )
 
 
-def _rooted(series: Series, root: bool) -> Series:
-    """Return a series with the square roots of its values; 0 in the place of negative ones."""
-    return series._replace(values=np.sqrt(np.maximum(series.values, 0))) if root else series
+def _rooted(values: np.ndarray, root: bool) -> np.ndarray:
+    """Return the square roots of values, if they are wanted; 0 in the place of negative ones."""
+    return np.sqrt(np.maximum(values, 0)) if root else values
 
 
 def _curve(series: Series, channel: int, most: int) -> Curve:
