@@ -281,7 +281,13 @@ class ConformalForecast(RealTimeForecast):
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        return self._at(self._score(parsed_level(level).value))
+        return self.quantiles([parsed_level(level).value])[0]
+
+    def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
+        """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
+        values = [parsed_level(level).value for level in levels]
+        quantiles = self._at(self._scores_at(np.array(values)))
+        return quantiles if cells is None else quantiles[:, cells]
 
     def copy_dim(self, dim: int) -> "ConformalForecast":
         """Return the forecast of one channel."""
@@ -321,16 +327,18 @@ class ConformalForecast(RealTimeForecast):
         forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
         return forecast.labelled(self.query_times, self.target, self.ignored)
 
-    def _score(self, level: float) -> np.ndarray:
-        """Return the quantile ``(Q, D)`` of the scores."""
-        place = np.interp(level, LEVELS, np.arange(len(LEVELS)))
-        low, share = int(place), place - int(place)
-        high = min(low + 1, len(LEVELS) - 1)
+    def _scores_at(self, levels: np.ndarray) -> np.ndarray:
+        """Return the quantiles ``(L, Q, D)`` of the scores."""
+        place = np.interp(levels, LEVELS, np.arange(len(LEVELS)))
+        low = place.astype(int)
+        share, high = place - low, np.minimum(low + 1, len(LEVELS) - 1)
         scores = (1 - share) * self.scores[..., low] + share * self.scores[..., high]
-        outermost = LEVELS[0] if level < LEVELS[0] else LEVELS[-1]
-        if LEVELS[0] <= level <= LEVELS[-1]:
-            return scores
-        return _beyond(scores, outermost, level)
+        scores = np.moveaxis(scores, -1, 0)
+        for number in np.flatnonzero((levels < LEVELS[0]) | (levels > LEVELS[-1])):
+            level = float(levels[number])
+            outermost = LEVELS[0] if level < LEVELS[0] else LEVELS[-1]
+            scores[number] = _beyond(scores[number], outermost, level)
+        return scores
 
     def _at(self, score: np.ndarray) -> np.ndarray:
         side = np.where(score < 0, self._below, self._above)
