@@ -184,24 +184,25 @@ def read_times(column: pd.Series, rows: FrameRows) -> TimeColumn:
         have no name, or the column holds neither timestamps nor numbers.
     """
     field = str(column.name)
-    column = column.iloc[rows.order]
-    _refuse(column.isna().to_numpy(), "the time is missing (NaT)", "drop the row", field, rows)
+    missing = column.isna().to_numpy()[rows.order]
+    _refuse(missing, "the time is missing (NaT)", "drop the row", field, rows)
     if column.dtype == object:
         column = _infer_times(column, field, rows)
     if pd.api.types.is_bool_dtype(column.dtype):
         raise DataError("holds booleans", "give timestamps or numbers", field=field)
     if pd.api.types.is_any_real_numeric_dtype(column.dtype):
-        elapsed = column.to_numpy(dtype="float64")
+        elapsed = column.to_numpy(dtype="float64")[rows.order]
         _refuse(~np.isfinite(elapsed), "the time is infinite", "drop the row", field, rows)
         return TimeColumn(elapsed, "elapsed", "", None)
     if pd.api.types.is_datetime64_any_dtype(column.dtype):
         index = pd.DatetimeIndex(column)
-        seconds = index.asi8 / TICKS_PER_SECOND[index.unit]
+        ticks = index.asi8[rows.order]
+        seconds = ticks / TICKS_PER_SECOND[index.unit]
         problem = "the time lies outside of the years 1 to 9999"
         remedy = "give elapsed numbers instead of timestamps"
         _refuse((seconds < YEAR_1) | (seconds >= YEAR_10000), problem, remedy, field, rows)
         zone = None if index.tz is None else _zone_name(index.tz, field)
-        ticks, resolution = coarsest(index.asi8, index.unit)
+        ticks, resolution = coarsest(ticks, index.unit)
         return TimeColumn(ticks, "timestamp", resolution, zone)
     raise DataError(
         f"holds {column.dtype}, which is neither a timestamp nor a number",
@@ -219,14 +220,13 @@ def read_numbers(column: pd.Series, rows: FrameRows) -> np.ndarray:
         If a value is infinite, larger than `LARGEST` or not a number.
     """
     field = str(column.name)
-    column = column.iloc[rows.order]
     if column.dtype == object:
         wrong = [
             not (v is None or v is pd.NA or isinstance(v, (numbers.Real, np.bool_))) for v in column
         ]
-        wrong = np.array(wrong, dtype=bool)
+        wrong = np.array(wrong, dtype=bool)[rows.order]
         if wrong.any():
-            kind = type(column.iloc[int(wrong.argmax())]).__name__
+            kind = type(column.iloc[rows.order[wrong.argmax()]]).__name__
             remedy = "convert the column with pd.to_numeric"
             _refuse(wrong, f"holds a {kind}, not a number", remedy, field, rows)
         column = pd.Series([_to_float(value) for value in column], dtype="float64")
@@ -239,7 +239,7 @@ def read_numbers(column: pd.Series, rows: FrameRows) -> np.ndarray:
             "convert the column with pd.to_numeric",
             field=field,
         )
-    values = column.to_numpy(dtype="float64", na_value=np.nan)
+    values = column.to_numpy(dtype="float64", na_value=np.nan)[rows.order]
     check_numbers(values, field, rows)
     return values
 
@@ -331,11 +331,11 @@ def _to_float(value: object) -> float:
 
 def _infer_times(column: pd.Series, field: str, rows: FrameRows) -> pd.Series:
     """Convert a time column of Python objects to the common dtype of its elements."""
-    strings = np.array([isinstance(value, str) for value in column], dtype=bool)
+    strings = np.array([isinstance(value, str) for value in column], dtype=bool)[rows.order]
     remedy = "convert the column with pd.to_datetime"
     _refuse(strings, "the time is a string, not a timestamp", remedy, field, rows)
     zones = [str(getattr(value, "tzinfo", None)) for value in column]
-    mixed = np.array([zone != zones[0] for zone in zones], dtype=bool)
+    mixed = np.array([zone != zones[0] for zone in zones], dtype=bool)[rows.order]
     remedy = "convert the column with pd.to_datetime(..., utc=True)"
     _refuse(mixed, "the time zones are mixed", remedy, field, rows)
     inferred = column.infer_objects()

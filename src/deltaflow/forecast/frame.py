@@ -287,7 +287,7 @@ def item_names(frame: pd.DataFrame, rows: FrameRows, item_id: str | None) -> lis
     """Return the items as text, the same in both frames whatever the type of their columns."""
     if item_id is None:
         return rows.items
-    firsts = frame[item_id].iloc[rows.order[rows.bounds[:-1]]]
+    firsts = frame[item_id].take(rows.order[rows.bounds[:-1]])
     names = [as_text(item) for item in firsts]
     check_distinct(names, item_id)
     return names

@@ -309,7 +309,8 @@ class NetworkMember(Member):
 
     def _running(self, parts: Sequence[Tensor], ages: np.ndarray) -> Running:
         """Return the state whose parts these are, with times counted from the last row."""
-        leaves = (part.to(self.predictor.device) for part in parts)
+        device = self.predictor.device
+        leaves = (part.to(device) for part in parts)
         encoded, memory = _like((self._started.encoded, self._started.memory), leaves)
         return Running(encoded, memory, np.zeros(len(ages)), -ages[:, self._channels])
 
