@@ -3,11 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+from gluonts.dataset.split import split
 from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
 from deltaflow import IrregularDataset, TimeSplitter
 from deltaflow.compare import run_comparison
 from deltaflow.forecast.gaussian_process import GaussianProcessPredictor, predictive
+from deltaflow.forecast.integrated_walk import IntegratedWalk
+from deltaflow.forecast.processes import PROCESSES
 from deltaflow.tasks import Task, unseen_items
 from deltaflow.tasks.small import small_task
 from deltaflow.tasks.task import known_before
@@ -29,9 +32,12 @@ def lines(number: int, missing: float = 0.0) -> Task:
     return unseen_items("lines", data, TimeSplitter(after="24h"), test_share=0.5)
 
 
-def test_lines_go_on_and_noise_stays_where_it_is():
+@pytest.mark.parametrize("process", PROCESSES)
+def test_lines_go_on_and_noise_stays_where_it_is(process):
     task = lines(24, missing=0.2)
-    predictor = GaussianProcessPredictor.fit(known_before(task), task.prediction_length)
+    predictor = GaussianProcessPredictor.fit(
+        known_before(task), task.prediction_length, process=process
+    )
     (test,) = task.tests.values()
     labels = np.array([label["target"] for label in test.label])  # (N, D, Q)
     found = np.array([f.quantiles([0.1, 0.5, 0.9]) for f in predictor.predict(test.input)])
@@ -43,6 +49,34 @@ def test_lines_go_on_and_noise_stays_where_it_is():
     assert inside.mean() == pytest.approx(0.8, abs=0.12)
 
 
+def test_a_local_trend_follows_a_slope_that_drifts():
+    """Its forecast is better, and an interval of 80 % covers what it says, wherever an item begins
+    and however long it is."""
+    random = np.random.default_rng(0)
+    times, pushes = np.arange(24.0), random.normal(size=(16, 24))
+    frames = [
+        pd.DataFrame({"item_id": f"i{item}", "timestamp": 1e4 + times, "target": own})
+        for item, own in enumerate(pushes.cumsum(axis=1).cumsum(axis=1))
+    ]
+    data = IrregularDataset.from_long_dataframe(pd.concat(frames))
+    known, template = split(data, offset=-3)
+    pairs = list(template.generate_instances(3))
+    labels = np.array([label["target"] for _, label in pairs])
+    errors = {}
+    for process in PROCESSES:
+        predictor = GaussianProcessPredictor.fit(known, 3, process=process)
+        found = predictor.predict([past for past, _ in pairs])
+        low, median, high = np.array([f.quantiles([0.1, 0.5, 0.9]) for f in found]).swapaxes(0, 1)
+        errors[process] = np.abs(median - labels).mean()
+    assert errors["trend"] < 0.9 * errors["matern"]
+    assert ((low <= labels) & (labels <= high)).mean() == pytest.approx(0.8, abs=0.12)
+
+
+def test_an_unknown_process_is_refused():
+    with pytest.raises(ValueError, match="process 'walk' is none of matern, trend"):
+        GaussianProcessPredictor.fit(known_before(lines(4)), 2, process="walk")
+
+
 def test_an_item_of_which_nothing_is_known_has_the_prior():
     task = lines(10)
     predictor = GaussianProcessPredictor.fit(known_before(task), task.prediction_length)
@@ -52,18 +86,21 @@ def test_an_item_of_which_nothing_is_known_has_the_prior():
     np.testing.assert_allclose(forecast.mean[:, 1], predictor.center[1])
 
 
+@pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("count", [0, 1, 20])
-def test_forecasts_are_those_of_scikit_learn(count):
+def test_forecasts_are_those_of_scikit_learn(count, process):
     rng = np.random.default_rng(count)
     kernel = kernels.ConstantKernel() * kernels.DotProduct()
-    kernel += kernels.ConstantKernel() * kernels.Matern(nu=1.5) + kernels.WhiteKernel()
-    theta = rng.uniform([-1, -1, -1, -1, -3], 1)
+    between = kernels.Matern(nu=1.5) if process == "matern" else IntegratedWalk()
+    kernel += kernels.ConstantKernel() * between + kernels.WhiteKernel()
+    theta = rng.uniform([*[-1] * (kernel.n_dims - 1), -3], 1)
     times, values, asked = np.sort(rng.uniform(0, 5, count)), rng.normal(size=count), np.arange(9.0)
-    process = GaussianProcessRegressor(kernel.clone_with_theta(theta), optimizer=None)
+    regressor = GaussianProcessRegressor(kernel.clone_with_theta(theta), optimizer=None)
     if count:
-        process.fit(times[:, None], values)
-    expected = process.predict(asked[:, None], return_std=True)
-    np.testing.assert_allclose(predictive(theta, times, values, asked), expected, rtol=1e-7)
+        regressor.fit(times[:, None], values)
+    expected = regressor.predict(asked[:, None], return_std=True)
+    found = predictive(theta, times, values, asked, process)
+    np.testing.assert_allclose(found, expected, rtol=1e-7)
 
 
 def test_it_is_a_row_and_so_are_the_defaults(tiny, monkeypatch):

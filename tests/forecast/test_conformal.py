@@ -15,7 +15,7 @@ from deltaflow import (
     IrregularDataset,
     load_predictor,
 )
-from deltaflow.forecast.conformal import LEVELS, conformal_quantiles
+from deltaflow.forecast.conformal import LEVELS, conformal_quantiles, expected_quantiles
 
 ROWS, AHEAD = 8, 3
 
@@ -97,6 +97,45 @@ def test_the_quantiles_of_scores_are_the_ranks_of_order_statistics():
         assert (np.diff(quantiles) >= 0).all()
         assert quantiles[0] < scores.min()
         assert quantiles[-1] > scores.max()
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("count", [10, 15, 40])
+def test_interpolated_quantiles_of_scores_are_nearer_to_their_level(count, alike):
+    """The law of `expected_quantiles`: a new item's score lies within the interval as often as it
+    says, or somewhat more often, whatever the scores of an item have in common."""
+    random = np.random.default_rng(count)
+    of_item = np.sqrt(alike) * random.normal(size=(200, 2 * count, 1))
+    scores = of_item + np.sqrt(1 - alike) * random.normal(size=(200, 2 * count, 6))
+    item, shares = np.arange(count).repeat(6), {}
+    for quantiles in (expected_quantiles, conformal_quantiles):
+        within = []
+        for known, new in zip(scores[:, :count], scores[:, count:], strict=True):
+            low, high = quantiles(item, known.ravel())[np.isin(LEVELS, [0.1, 0.9])]
+            within.append(((low <= new) & (new <= high)).mean())
+        shares[quantiles] = np.mean(within)
+    error = np.std(within) / np.sqrt(200)
+    assert 0.8 - 3 * error < shares[expected_quantiles] < 0.8 + 1 / count
+    assert shares[conformal_quantiles] > shares[expected_quantiles] + 0.01
+
+
+def test_with_few_items_folds_cover_nearly_as_often_as_they_say():
+    """Ten items of three values each: rounded outwards, intervals of 80 % cover about 90 %, as they
+    do where there is a single member, which keeps the promise."""
+    random = np.random.default_rng(0)
+    members = [narrow_hold(random) for _ in range(5)]
+    pool, shares = items(20 * 20, random), []
+    for own in np.arange(len(pool)).reshape(20, 20):
+        test, every = list(pairs(pool.select(own[10:]))), pairs(pool.select(own[:10]))
+        folds = [pairs(pool.select(own[first:10:5])) for first in range(5)]
+        average = ConformalPredictor.fit_folds(members, folds)
+        rounded = ConformalPredictor.fit(average.predictor, every)
+        single = ConformalPredictor.fit_folds([average.predictor], [every])
+        shares.append([covered(one, test, 0.1, 0.9).mean() for one in (average, rounded, single)])
+    average, rounded, single = np.mean(shares, axis=0)
+    error = np.std(shares, axis=0)[0] / np.sqrt(20)
+    assert 0.8 - 3 * error < average < 0.8 + 1 / 11 + error
+    assert rounded == single > average + 0.03
 
 
 def test_each_range_of_lead_times_is_calibrated_on_its_own():

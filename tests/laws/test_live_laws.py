@@ -296,10 +296,11 @@ def test_the_law_holds_for_what_small_data_are_blended_with(multivariate, frame,
         predictor_of(multivariate, "gru_flow"),
         HoldPredictor.fit(other, 4),
         GaussianProcessPredictor.fit(other, 4),
+        GaussianProcessPredictor.fit(other, 4, process="trend"),
     ]
     for part in parts[1:]:
         check_law(part, frame)
-    blend = EnsemblePredictor(parts, [0.5, 0.3, 0.2])
+    blend = EnsemblePredictor(parts, [0.4, 0.3, 0.2, 0.1])
     check_law(AutoPredictor(blend, [{"loss": 1.0}]), frame)
 
 

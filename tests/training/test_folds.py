@@ -23,6 +23,7 @@ from deltaflow import (
     load_predictor,
 )
 from deltaflow.data import IrregularDataModule
+from deltaflow.forecast.support import Support
 from deltaflow.training import folds
 from deltaflow.training.folds import plan_for
 
@@ -256,6 +257,30 @@ def test_simple_forecasts_are_blended_in_and_said(caplog):
     assert {*names[1:]} <= {"HoldPredictor", "GaussianProcessPredictor"}
     assert sum(summary["weights"]) == pytest.approx(1, abs=0.01)
     assert "blended from " in caplog.text
+    assert "% local trend" in caplog.text
+
+
+@pytest.mark.parametrize(("rows", "processes"), [(4, ["matern"]), (5, ["matern", "trend"])])
+def test_a_local_trend_takes_items_of_some_length(rows, processes):
+    simple = folds.simple_forecasts(list(noisy_items(6, rows)), 2, [Support()])
+    assert [one.process for one in simple[1:]] == processes
+
+
+def test_the_fewer_the_items_the_more_alike_are_the_weights():
+    """The same five items, once or several times: what is better on them gets more weight."""
+    data = noisy_items(5)
+    wide = IrregularDataset([{**e, "target": 1.7 * e["target"]} for e in data], data.schema)
+    good, bad = HoldPredictor.fit(data, 2), HoldPredictor.fit(wide, 2)
+    pairs, weights = list(split(data, offset=-2)[1].generate_instances(2)), []
+    for times in (1, 2, 5, 10):
+        many = [
+            ({**past, "item_id": f"{past['item_id']}_{time}"}, label)
+            for time in range(times)
+            for past, label in pairs
+        ]
+        weights.append(folds.blend_weights([good], [bad], [many], 1)[0])
+    assert 0.5 < weights[0] < weights[1] < weights[2] <= 1
+    assert weights[3] == pytest.approx(weights[2], abs=1e-4)
 
 
 def test_a_blend_is_as_good_as_the_better_of_its_parts_on_the_items_left_out():

@@ -1,6 +1,6 @@
 """Conformal intervals: quantiles that cover what they say, whatever the model that makes them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -39,6 +39,9 @@ FEWEST_ITEMS = 5
 _NORMAL = np.array([NormalDist().inv_cdf(level) for level in LEVELS]) / NormalDist().inv_cdf(0.9)
 """What the scores are of a model that is right and normal; 1 at the level 0.9."""
 
+_FEW = 1e-9
+"""How far levels may differ by rounding."""
+
 _NO_WIDTH = np.where(LEVELS < 0.5, np.inf, -np.inf)
 """Scores that no interval is narrower than."""
 
@@ -64,7 +67,7 @@ class ConformalPredictor(DeltaflowPredictor):
     counts as one, however many values it has (Lee, Barber & Willett 2023). It is not promised for
     one item given its past, nor for all lead times at once, nor where the future of the *same*
     items is unlike their past (Lin et al. 2022). For :math:`\alpha < 1/(K + 1)` the scores are
-    extrapolated. With :meth:`fit_folds` the promise holds only nearly, see there.
+    extrapolated. :meth:`fit_folds` promises less, see there.
 
     Usually made by :meth:`fit` or :meth:`fit_folds`.
 
@@ -137,7 +140,7 @@ class ConformalPredictor(DeltaflowPredictor):
         """
         target = predictor.schema.target
         parts = [scores_of(predictor, calibration, target)]
-        return cls._fitted(predictor, parts, [0.0] * len(target), _NO_WIDTH)
+        return cls._fitted(predictor, parts, [0.0] * len(target), _NO_WIDTH, conformal_quantiles)
 
     @classmethod
     def fit_folds(
@@ -149,10 +152,13 @@ class ConformalPredictor(DeltaflowPredictor):
     ) -> "ConformalPredictor":
         """Calibrate the average of predictors, each on the items that it alone has left out.
 
-        So every item serves for training and for calibration. The promise holds only nearly:
-        the scores are those of single members, and the average is usually closer to the truth, so
-        that the intervals tend to cover more (Barber et al., *Predictive inference with the
-        jackknife+*, 2021, on what can be proved of such schemes).
+        So every item serves for training and for calibration. Nothing is promised exactly: the
+        scores are those of single members, and the average is usually closer to the truth, so that
+        its intervals tend to cover more (Barber et al., *Predictive inference with the jackknife+*,
+        2021, on what can be proved of such schemes). Quantiles are therefore interpolated between
+        scores, see `expected_quantiles`, instead of rounded outwards: with few items, rounding
+        makes intervals much wider than they need to be. A single member is calibrated on items that
+        it has not learned from, and keeps the promise.
 
         Intervals are widened where they cover too little, but never made narrower than those of
         the predictor: what lies ahead is seldom easier to forecast than the past of items.
@@ -173,7 +179,8 @@ class ConformalPredictor(DeltaflowPredictor):
             predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
         target = predictor.schema.target
         parts = [scores_of(*pair, target) for pair in zip(members, folds, strict=True)]
-        return cls._fitted(predictor, parts, least or [0.0] * len(target), _NORMAL)
+        quantiles = conformal_quantiles if len(members) == 1 else expected_quantiles
+        return cls._fitted(predictor, parts, least or [0.0] * len(target), _NORMAL, quantiles)
 
     @classmethod
     def _fitted(
@@ -182,6 +189,7 @@ class ConformalPredictor(DeltaflowPredictor):
         parts: "list[Scored]",
         smallest: Sequence[float],
         narrowest: np.ndarray,
+        quantiles: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ) -> "ConformalPredictor":
         # Items of different folds are different ones, whatever their names.
         item = [f"{fold}:{name}" for fold, part in enumerate(parts) for name in part.item]
@@ -199,7 +207,7 @@ class ConformalPredictor(DeltaflowPredictor):
             floor = float(max(1e-6 * spread.mean() if own.any() else 0.0, smallest[number], 1e-300))
             side = np.where(value[own] < median[own], below[own], above[own])
             score = (value[own] - median[own]) / np.maximum(side, floor)
-            bounds, table = _calibrate(item[own], lead[own], score)
+            bounds, table = _calibrate(item[own], lead[own], score, quantiles)
             table = np.where(LEVELS < 0.5, np.minimum(table, narrowest), table)
             table = np.where(LEVELS > 0.5, np.maximum(table, narrowest), table)
             leads.append(bounds.tolist())
@@ -404,7 +412,10 @@ def leads_of(entry: DataEntry, prediction_length: int) -> np.ndarray:
 
 
 def _calibrate(
-    item: np.ndarray, lead: np.ndarray, score: np.ndarray
+    item: np.ndarray,
+    lead: np.ndarray,
+    score: np.ndarray,
+    quantiles: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return bounds ``(B - 1,)`` of lead times, and the scores' quantiles between them ``(B, L)``.
 
@@ -412,6 +423,8 @@ def _calibrate(
     ----------
     item, lead, score
         ``(n,)`` of one channel.
+    quantiles
+        `conformal_quantiles` or `expected_quantiles`.
     """
     count = int(np.clip(len(np.unique(item)) // ITEMS_PER_LEAD, 1, MOST_LEADS))
     if not len(item):
@@ -420,13 +433,14 @@ def _calibrate(
     bounds = bounds[bounds < lead.max()]
     place = np.searchsorted(bounds, lead, side="left")
     owns = [place == number for number in range(len(bounds) + 1)]
-    return bounds, np.array([conformal_quantiles(item[own], score[own]) for own in owns])
+    return bounds, np.array([quantiles(item[own], score[own]) for own in owns])
 
 
 def conformal_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Return the quantiles of a new item's score, of `LEVELS`, rounded outwards.
 
-    Each of the K items weighs 1 / (K + 1), shared among its scores, and a new one as much.
+    Each of the K items weighs 1 / (K + 1), shared among its scores, and a new one as much, which
+    lies below or above all others, whichever is worse.
 
     Parameters
     ----------
@@ -439,25 +453,69 @@ def conformal_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
     >>> scores[LEVELS == 0.1], scores[LEVELS == 0.9]  # the second of 19, and the last but one
     (array([1.]), array([17.]))
     """
-    _, place, size = np.unique(item, return_inverse=True, return_counts=True)
-    if len(size) < FEWEST_ITEMS:
+    weighed = _weighed(item, score)
+    if weighed is None:
         return _NORMAL.copy()
-    order = np.argsort(score, kind="stable")
-    score, share = score[order], 1 / ((len(size) + 1) * size[place[order]])
+    score, share, own = weighed
     up_to = share.cumsum()  # the weight of this score and all lower ones
-    own, few = 1 / (len(size) + 1), 1e-9
-    lower = np.searchsorted(up_to - share + own, LEVELS + few, side="right") - 1
-    upper = np.searchsorted(up_to, LEVELS - few, side="left")
-    known_below, known_above = lower >= 0, upper < len(score)
+    lower = np.searchsorted(up_to - share + own, LEVELS + _FEW, side="right") - 1
+    upper = np.searchsorted(up_to, LEVELS - _FEW, side="left")
     low = score[np.maximum(lower, 0)]
     high = score[np.minimum(upper, len(score) - 1)]
     quantiles = np.where(LEVELS < 0.5, low, high)
     middle = np.isclose(LEVELS, 0.5)
     quantiles[middle] = (low[middle] + high[middle]) / 2
-    for level in LEVELS[(LEVELS < 0.5) & ~known_below]:
-        quantiles[level == LEVELS] = _beyond(score[:1], own, float(level))
-    for level in LEVELS[(LEVELS > 0.5) & ~known_above]:
-        quantiles[level == LEVELS] = _beyond(score[-1:], 1 - own, float(level))
+    return _with_tails(quantiles, score, own, 1 - own)
+
+
+def expected_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Return the quantiles of a new item's score, of `LEVELS`, interpolated between the scores.
+
+    The weights are those of `conformal_quantiles`; that of the new item lies in equal parts below
+    and above all scores. If each item has one score, the j-th of K is the quantile of level
+    j / (K + 1), below which a new score lies with just this probability. If each has several, a
+    new score lies within an interval rather too often than too seldom.
+
+    Parameters
+    ----------
+    item, score
+        ``(n,)`` the item of each score, and the score.
+
+    Examples
+    --------
+    >>> scores = expected_quantiles(np.arange(9), np.arange(9.0))
+    >>> scores[LEVELS == 0.1], scores[LEVELS == 0.85]
+    (array([0.]), array([7.5]))
+    """
+    weighed = _weighed(item, score)
+    if weighed is None:
+        return _NORMAL.copy()
+    score, share, own = weighed
+    level = share.cumsum() + (own - share) / 2
+    quantiles = np.interp(LEVELS, level, score)
+    return _with_tails(quantiles, score, float(level[0]), float(level[-1]))
+
+
+def _weighed(item: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Return increasing scores, the weight of each, and that of a new item; None if too few.
+
+    Each of the K items weighs 1 / (K + 1), shared among its scores, and a new one as much.
+    """
+    _, place, size = np.unique(item, return_inverse=True, return_counts=True)
+    if len(size) < FEWEST_ITEMS:
+        return None
+    order, own = np.argsort(score, kind="stable"), 1 / (len(size) + 1)
+    return score[order], own / size[place[order]], own
+
+
+def _with_tails(
+    quantiles: np.ndarray, score: np.ndarray, lowest: float, highest: float
+) -> np.ndarray:
+    """Extrapolate quantiles below and above those levels that the increasing scores reach."""
+    for number in np.flatnonzero(LEVELS - lowest < -_FEW):
+        quantiles[number] = _beyond(score[0], lowest, float(LEVELS[number]))
+    for number in np.flatnonzero(LEVELS - highest > _FEW):
+        quantiles[number] = _beyond(score[-1], highest, float(LEVELS[number]))
     return np.maximum.accumulate(quantiles)
 
 

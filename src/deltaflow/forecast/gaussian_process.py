@@ -15,6 +15,7 @@ from torch.distributions import Distribution, Normal
 from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.forecast.baseline import BaselinePredictor
+from deltaflow.forecast.processes import PROCESSES
 
 MOST_ITEMS, MOST_ROWS = 64, 100
 """The kernel is fitted to at most this many items, and at most this many last values of each."""
@@ -33,7 +34,8 @@ class Curve(NamedTuple):
 class GaussianProcessPredictor(BaselinePredictor):
     """Forecasts each channel by a Gaussian process in time, given what was observed of it.
 
-    Its kernel has a straight line, a process with a Matérn covariance, and noise.
+    It adds up a straight line, noise, and a process of one of two kinds: a Matérn process, which
+    returns to the line, or the integral of a random walk, which goes on in its latest direction.
 
     Parameters
     ----------
@@ -50,10 +52,13 @@ class GaussianProcessPredictor(BaselinePredictor):
     root
         Whether the processes are of the square roots of the values, whose noise differs less
         between small and large ones.
+    process
+        One of `PROCESSES`: ``"matern"``, or ``"trend"`` for the integral of a random walk.
 
     References
     ----------
     Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006.
+    Harvey, *Forecasting, Structural Time Series Models and the Kalman Filter*, 1989.
     """
 
     @validated()
@@ -66,9 +71,12 @@ class GaussianProcessPredictor(BaselinePredictor):
         spread: list,
         unit: float,
         root: bool = False,
+        process: str = "matern",
     ) -> None:
         super().__init__(prediction_length, data_schema)
-        self.root = root
+        if process not in PROCESSES:
+            raise ValueError(f"process {process!r} is none of {', '.join(PROCESSES)}")
+        self.root, self.process = root, process
         self.theta = np.asarray(theta)
         self.center, self.spread, self.unit = np.asarray(center), np.asarray(spread), unit
 
@@ -79,7 +87,11 @@ class GaussianProcessPredictor(BaselinePredictor):
 
     @classmethod
     def fit(
-        cls, training_data: Dataset, prediction_length: int, root: bool = False
+        cls,
+        training_data: Dataset,
+        prediction_length: int,
+        root: bool = False,
+        process: str = "matern",
     ) -> "GaussianProcessPredictor":
         """Fit the kernel of each channel to all items, by the sum of their marginal likelihoods."""
         entries = list(entries_of(training_data))
@@ -94,9 +106,14 @@ class GaussianProcessPredictor(BaselinePredictor):
         chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ITEMS]
         theta = []
         for channel in range(channels):
+            center, spread = statistics.center[channel], statistics.spread[channel]
             curves = [_curve(data[item], channel, MOST_ROWS) for item in chosen]
-            known = [one._replace(times=one.times / unit) for one in curves if len(one.values)]
-            theta.append(_fit(known, statistics.center[channel], statistics.spread[channel]))
+            known = [
+                Curve((one.times - one.times[0]) / unit, (one.values - center) / spread)
+                for one in curves
+                if len(one.values)
+            ]
+            theta.append(_fit(known, process))
         return cls(
             prediction_length=prediction_length,
             data_schema=schema.to_dict(),
@@ -105,6 +122,7 @@ class GaussianProcessPredictor(BaselinePredictor):
             spread=statistics.spread[:channels],
             unit=unit,
             root=root,
+            process=process,
         )
 
     def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +141,9 @@ class GaussianProcessPredictor(BaselinePredictor):
         for channel, (theta, (times, values)) in enumerate(zip(self.theta, curves, strict=True)):
             center, spread = self.center[channel], self.spread[channel]
             values = (_rooted(values, self.root) - center) / spread
-            mean, deviation = predictive(theta, times / self.unit, values, queries / self.unit)
+            start = times[0] if len(times) else 0.0
+            own, asked = (times - start) / self.unit, (queries - start) / self.unit
+            mean, deviation = predictive(theta, own, values, asked, self.process)
             loc[:, channel], scale[:, channel] = center + spread * mean, spread * deviation
         return loc, np.maximum(scale, 1e-9 * self.spread)
 
@@ -178,22 +198,25 @@ def _curve(series: Series, channel: int, most: int) -> Curve:
     return Curve(series.times[known] - series.times[:1], series.values[known, channel])
 
 
-def _fit(curves: Sequence[Curve], center: float, spread: float) -> np.ndarray:
-    """Return the parameters under which the curves, each on its own, are most likely."""
+def _fit(curves: Sequence[Curve], process: str) -> np.ndarray:
+    """Return the parameters under which the curves, each on its own, are most likely.
+
+    Their times count from the first value.
+    """
     from scipy.optimize import minimize
     from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
+    from deltaflow.forecast.integrated_walk import IntegratedWalk
+
     wide = (1e-4, 1e4)
     line = kernels.ConstantKernel(1.0, wide) * kernels.DotProduct(1.0, wide)
-    wave = kernels.ConstantKernel(1.0, wide) * kernels.Matern(0.3, (1e-3, 1e2), nu=1.5)
-    kernel = line + wave + kernels.WhiteKernel(0.1, (1e-6, 1e1))
-    process = partial(GaussianProcessRegressor, kernel, optimizer=None)  # pyright: ignore[reportArgumentType]
-    processes = [
-        process().fit(one.times[:, None], (one.values - center) / spread) for one in curves
-    ]
+    walk = IntegratedWalk() if process == "trend" else kernels.Matern(0.3, (1e-3, 1e2), nu=1.5)
+    kernel = line + kernels.ConstantKernel(1.0, wide) * walk + kernels.WhiteKernel(0.1, (1e-6, 1e1))
+    regressor = partial(GaussianProcessRegressor, kernel, optimizer=None)  # pyright: ignore[reportArgumentType]
+    regressors = [regressor().fit(one.times[:, None], one.values) for one in curves]
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        parts = [one.log_marginal_likelihood(theta, eval_gradient=True) for one in processes]
+        parts = [one.log_marginal_likelihood(theta, eval_gradient=True) for one in regressors]
         values, gradients = zip(*parts, strict=True)
         return -sum(values), -np.sum(gradients, axis=0)
 
@@ -202,17 +225,20 @@ def _fit(curves: Sequence[Curve], center: float, spread: float) -> np.ndarray:
 
 
 def predictive(
-    theta: np.ndarray, times: np.ndarray, values: np.ndarray, asked: np.ndarray
+    theta: np.ndarray,
+    times: np.ndarray,
+    values: np.ndarray,
+    asked: np.ndarray,
+    process: str = "matern",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and deviation ``(Q,)`` of new values, given values ``(n,)`` at times ``(n,)``.
 
     scikit-learn gives the same, but takes ten milliseconds to set up its kernel.
     """
-    line, bias, size, length, noise = np.exp(theta)
+    line, bias, size, *shape, noise = np.exp(theta)
 
     def covariance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        apart = math.sqrt(3) * np.abs(one - other) / length
-        return line * (bias**2 + one * other) + size * (1 + apart) * np.exp(-apart)
+        return line * (bias**2 + one * other) + size * PROCESSES[process](one, other, *shape)
 
     own = covariance(times[:, None], times) + (noise + 1e-10) * np.eye(len(times))
     across = covariance(asked[:, None], times)  # (Q, n)

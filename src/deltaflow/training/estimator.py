@@ -123,9 +123,10 @@ class IrregularEstimator(Estimator):
         that were held out show; see `WideningPredictor`. For irregular series that are asked for
         longer lead times than they have taught.
     blend
-        Whether the forecasts of networks are averaged with simple ones, of a `HoldPredictor` and
-        of Gaussian processes, where there are 5 to 250 items: with the weights that are best on the
-        items left out. Not done for paths.
+        Whether the forecasts of networks are averaged with simple ones, of a `HoldPredictor`, a
+        Gaussian process and a local trend, where there are 5 to 250 items: with the weights that
+        are best on the items left out, and with more equal ones, the fewer items there are. Not
+        done for paths.
     supports
         What values the channels can have. Forecasts keep to it: no negative concentration, mean
         and samples included, see `SupportPredictor`. ``"recognised"``: a channel that is never

@@ -27,6 +27,7 @@ from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.processes import PROCESSES
 from deltaflow.forecast.support import Support, SupportPredictor, supports_of
 from deltaflow.heads import DECILES, is_centred, make_output
 from deltaflow.randomness import derived_seed
@@ -81,8 +82,9 @@ PER_CHANNEL: dict[str, Any] = {
 """Settings for so many channels: seldom ones count more than by their number of values, and each
 has a mean beside a distribution of any shape."""
 
-SHRINKAGE = 0.1
-"""How much the weights of a blend are drawn towards equal ones, see `blend_weights`."""
+SHRINKAGE, ENOUGH_ITEMS = 0.1, 25
+"""How much the weights of a blend are drawn towards equal ones, and from how many items on; with
+half as many, they are drawn twice as much. See `blend_weights`."""
 
 LEAST_OF_NETWORKS = 0.1
 """The least weight of the networks in a blend: they alone heed covariates and other channels."""
@@ -92,6 +94,9 @@ LEAST_WEIGHT = 0.02
 
 MOST_PROCESSES = 4
 """With more channels, Gaussian processes take longer to fit than the networks."""
+
+FEWEST_FOR_TREND = 5
+"""With fewer values of a typical item and channel, a change of slope cannot be told from noise."""
 
 FEWEST_VALUES = 8
 """The deviation of fewer values says little: chance alone would let it differ by such a factor."""
@@ -383,7 +388,10 @@ def simple_forecasts(
     simple: list[DeltaflowPredictor] = [HoldPredictor.fit(entries, prediction_length)]
     if len(supports) <= MOST_PROCESSES:
         root = all(support.low >= 0 for support in supports)
-        simple.append(GaussianProcessPredictor.fit(entries, prediction_length, root=root))
+        values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
+        has_trend = np.median(values) >= FEWEST_FOR_TREND
+        for process in PROCESSES if has_trend else ["matern"]:
+            simple.append(GaussianProcessPredictor.fit(entries, prediction_length, root, process))
     return simple
 
 
@@ -396,7 +404,7 @@ def blend_weights(
     """Return the weights of the networks together, and of each simple forecast.
 
     They are those of the lowest quantile loss on the items left out, drawn towards equal weights
-    (`SHRINKAGE`): few items say little.
+    (`SHRINKAGE`), the more so, the fewer items there are: few items say little.
     """
     judged = Judged.joined(
         [
@@ -409,11 +417,12 @@ def blend_weights(
     # Each item counts the same, and so does each channel, whatever its unit.
     _, place, size = np.unique(judged.item, return_inverse=True, return_counts=True)
     share, channel = 1 / size[place], judged.channel
+    shrinkage = SHRINKAGE * max(1.0, ENOUGH_ITEMS / len(size))
     usual = np.bincount(channel, share * judged.losses(equal), minlength=channels)
     share = share / np.maximum(usual, np.finfo(float).tiny)[channel] / channels
 
     def loss(weights: np.ndarray) -> float:
-        drawn = SHRINKAGE * ((weights - equal) ** 2).sum()
+        drawn = shrinkage * ((weights - equal) ** 2).sum()
         return float((share * judged.losses(weights)).sum() + drawn)
 
     bounds = [(LEAST_OF_NETWORKS, 1.0), *[(0.0, 1.0)] * len(simple)]
@@ -497,7 +506,7 @@ def _told(
     what = "1 network" if members == 1 else f"{members} networks on folds of the items"
     aside = f"{len(plan.left_out[0])} put aside" if members == 1 else "each left out once"
     most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
-    names = ["networks", *(SIMPLE[type(predictor)] for predictor in simple)]
+    names = ["networks", *map(_name_of, simple)]
     parts = [
         f"{weight:.0%} {name}"
         for name, weight in zip(names, finished.weights, strict=True)
@@ -514,5 +523,8 @@ def _told(
     )
 
 
-SIMPLE = {HoldPredictor: "hold", GaussianProcessPredictor: "Gaussian process"}
-"""What the simple forecasts of a blend are called."""
+def _name_of(simple: DeltaflowPredictor) -> str:
+    """Return what a simple forecast of a blend is called."""
+    if isinstance(simple, GaussianProcessPredictor):
+        return "local trend" if simple.process == "trend" else "Gaussian process"
+    return "hold"
