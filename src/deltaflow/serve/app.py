@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,7 @@ class Snapshots:
         self.changes = self.saved_changes = 0
         self.saved: float | None = None
         self.problem: str | None = None
+        self._saver = ThreadPoolExecutor(max_workers=1)  # each thread would keep memory of its own
 
     def save(self) -> None:
         """Save what has changed; a failure is logged."""
@@ -89,17 +91,19 @@ class Snapshots:
     async def kept(self) -> AsyncIterator[None]:
         """Save every so often while the context lasts, and at its end."""
 
+        loop = asyncio.get_running_loop()
+
         async def keep_saving() -> None:
             while True:
                 await asyncio.sleep(self.every)
-                await asyncio.to_thread(self.save)
+                await loop.run_in_executor(self._saver, self.save)
 
         task = asyncio.create_task(keep_saving())
         try:
             yield
         finally:
             task.cancel()
-            await asyncio.to_thread(self.save)
+            await loop.run_in_executor(self._saver, self.save)
 
 
 class _Metrics:
@@ -168,17 +172,19 @@ def make_app(
     )
     metrics = _Metrics(live, snapshots)
     together, answers = Together(), _Answers(live, max_rows)
+    reader = ThreadPoolExecutor(max_workers=1)
 
     async def read(rows: Rows, request: Request) -> Columns:
         """Return the rows of a request; long ones are read in a thread."""
         body, content_type = await body_of(request)
         if len(body) <= FEW_BYTES:
             return rows.read(body, content_type)
-        return await asyncio.to_thread(rows.read, body, content_type)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(reader, rows.read, body, content_type)
 
     bearer = HTTPBearer(auto_error=False)
 
-    def check_token(
+    async def check_token(
         given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     ) -> None:
         if given is None or not secrets.compare_digest(
