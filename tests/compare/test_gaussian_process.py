@@ -72,6 +72,19 @@ def test_a_local_trend_follows_a_slope_that_drifts():
     assert ((low <= labels) & (labels <= high)).mean() == pytest.approx(0.8, abs=0.12)
 
 
+@pytest.mark.parametrize("gap", [0.0, 1e2, 1e5])
+@pytest.mark.parametrize("theta", [[9, 9, 0, -1, -14], [9, 9, 9, -14]], ids=list(PROCESSES))
+def test_a_long_gap_and_little_noise_leave_a_forecast(theta, gap):
+    process = "matern" if len(theta) == 5 else "trend"
+    times = np.concatenate([np.linspace(0, 1, 150), 1.01 + gap + np.linspace(0, 1, 150)])
+    values = np.sin(times)
+    asked = times[-1] + np.array([1e-3, 1.0, 1e3])
+    mean, deviation = predictive(np.array(theta, float), times, values, asked, process)
+    assert np.isfinite(mean).all()
+    assert (deviation > 0).all()
+    assert abs(mean[0] - values[-1]) < 0.1
+
+
 def test_an_unknown_process_is_refused():
     with pytest.raises(ValueError, match="process 'walk' is none of matern, trend"):
         GaussianProcessPredictor.fit(known_before(lines(4)), 2, process="walk")

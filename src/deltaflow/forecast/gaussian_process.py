@@ -20,6 +20,9 @@ from deltaflow.forecast.processes import PROCESSES
 MOST_ITEMS, MOST_ROWS = 64, 100
 """The kernel is fitted to at most this many items, and at most this many last values of each."""
 
+ROUNDING = 1e-13
+"""The least noise, as a share of the largest variance: with less, long gaps end in failure."""
+
 CONTEXT = 300
 """The largest number of values that a forecast uses: its cost is cubic in their number."""
 
@@ -240,7 +243,8 @@ def predictive(
     def covariance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return line * (bias**2 + one * other) + size * PROCESSES[process](one, other, *shape)
 
-    own = covariance(times[:, None], times) + (noise + 1e-10) * np.eye(len(times))
+    own = covariance(times[:, None], times)
+    own += (noise + ROUNDING * own.max(initial=1.0)) * np.eye(len(times))
     across = covariance(asked[:, None], times)  # (Q, n)
     factor = np.linalg.cholesky(own)
     solved = solve_triangular(factor, np.column_stack([values, across.T]), lower=True)
