@@ -8,7 +8,11 @@ from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
 from deltaflow import IrregularDataset, TimeSplitter
 from deltaflow.compare import run_comparison
-from deltaflow.forecast.gaussian_process import GaussianProcessPredictor, predictive
+from deltaflow.forecast.gaussian_process import (
+    Curve,
+    GaussianProcessPredictor,
+    predictive,
+)
 from deltaflow.forecast.integrated_walk import IntegratedWalk
 from deltaflow.forecast.processes import PROCESSES
 from deltaflow.tasks import Task, unseen_items
@@ -70,6 +74,18 @@ def test_a_local_trend_follows_a_slope_that_drifts():
         errors[process] = np.abs(median - labels).mean()
     assert errors["trend"] < 0.9 * errors["matern"]
     assert ((low <= labels) & (labels <= high)).mean() == pytest.approx(0.8, abs=0.12)
+
+
+@pytest.mark.parametrize(("process", "counts"), [("matern", True), ("trend", False)])
+def test_a_line_counts_from_the_first_row_and_a_local_trend_from_the_first_value(process, counts):
+    """Where a line lies depends on the age of the item; where a local trend goes does not."""
+    predictor = GaussianProcessPredictor.fit(known_before(lines(12)), 2, process=process)
+    times, values, asked = np.arange(5.0), np.arange(5.0), np.array([6.0, 9.0])
+    young, old = (
+        predictor.locate_from([Curve(times + age, values)] * 2, asked + age)[0]
+        for age in (0.0, 1e3)
+    )
+    assert np.allclose(young, old) != counts
 
 
 @pytest.mark.parametrize("gap", [0.0, 1e2, 1e5])

@@ -112,7 +112,10 @@ class GaussianProcessPredictor(BaselinePredictor):
             center, spread = statistics.center[channel], statistics.spread[channel]
             curves = [_curve(data[item], channel, MOST_ROWS) for item in chosen]
             known = [
-                Curve((one.times - one.times[0]) / unit, (one.values - center) / spread)
+                Curve(
+                    (one.times - _start_of(one.times, process)) / unit,
+                    (one.values - center) / spread,
+                )
                 for one in curves
                 if len(one.values)
             ]
@@ -144,7 +147,7 @@ class GaussianProcessPredictor(BaselinePredictor):
         for channel, (theta, (times, values)) in enumerate(zip(self.theta, curves, strict=True)):
             center, spread = self.center[channel], self.spread[channel]
             values = (_rooted(values, self.root) - center) / spread
-            start = times[0] if len(times) else 0.0
+            start = _start_of(times, self.process)
             own, asked = (times - start) / self.unit, (queries - start) / self.unit
             mean, deviation = predictive(theta, own, values, asked, self.process)
             loc[:, channel], scale[:, channel] = center + spread * mean, spread * deviation
@@ -201,10 +204,15 @@ def _curve(series: Series, channel: int, most: int) -> Curve:
     return Curve(series.times[known] - series.times[:1], series.values[known, channel])
 
 
+def _start_of(times: np.ndarray, process: str) -> float:
+    """Return when a process begins: with the item, or a local trend with the first value used."""
+    return float(times[0]) if process == "trend" and len(times) else 0.0
+
+
 def _fit(curves: Sequence[Curve], process: str) -> np.ndarray:
     """Return the parameters under which the curves, each on its own, are most likely.
 
-    Their times count from the first value.
+    Their times count from the start of the process.
     """
     from scipy.optimize import minimize
     from sklearn.gaussian_process import GaussianProcessRegressor, kernels
