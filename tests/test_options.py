@@ -11,6 +11,7 @@ from deltaflow import (
     DeltaflowError,
     ForecastLightningModule,
     GRUEstimator,
+    GRUFlowEstimator,
     IrregularDataModule,
     IrregularEstimator,
     UnknownNameError,
@@ -58,7 +59,7 @@ def test_arguments_reach_the_groups_of_an_estimator():
     assert estimator.free_options == []
     assert GRUEstimator(4).model == ModelOptions(encoder="gru")
     assert GRUEstimator(4, dropout=0.0).free_options == [
-        "network", "balance", "distr_output", "scaling", "weight_decay", "batch_size",
+        "network", "balance", "distr_output", "scaling", "lr", "weight_decay", "batch_size",
         "num_batches_per_epoch",
     ]  # fmt: skip
 
@@ -66,6 +67,8 @@ def test_arguments_reach_the_groups_of_an_estimator():
 def test_what_other_options_ask_for_does_not_follow_the_data():
     assert "network" not in GRUEstimator(4, network_kwargs={"summary": False}).free_options
     assert "distr_output" not in GRUEstimator(4, sampling="path").free_options
+    assert "encoder_kwargs" not in GRUEstimator(4).free_options  # which has one layer only
+    assert "encoder_kwargs" in GRUFlowEstimator(4).free_options
 
 
 def test_an_option_has_the_same_place_in_fit_and_compare(capsys):

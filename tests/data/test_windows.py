@@ -16,6 +16,7 @@ from deltaflow.data.windows import (
     Horizon,
     LastWindows,
     SlidingWindows,
+    SpreadWindows,
     TrainingWindows,
 )
 
@@ -214,6 +215,15 @@ def test_validation_takes_the_last_window_of_every_item(data):
         np.testing.assert_array_equal(rows_of(window)[1], np.arange(length - 3, length))
     with pytest.raises(DataError, match="no validation item"):
         LastWindows([numbered_series(0, 1)], reader, HORIZON)
+
+
+@pytest.mark.parametrize(("most", "each"), [(2000, 8), (20, 4), (5, 2)])
+def test_with_many_items_fewer_windows_of_each_are_validated(most, each, data, monkeypatch):
+    monkeypatch.setattr("deltaflow.data.windows.MOST_WINDOWS", most)
+    data = [numbered_series(i, 40) for i in range(5)]
+    windows = SpreadWindows(data, make_reader(data), HORIZON)
+    assert np.bincount(windows.items).tolist() == [each] * 5
+    assert set(windows.origins[:each]) >= {1, 37}
 
 
 def test_sliding_windows_take_every_origin_once(data):

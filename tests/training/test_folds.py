@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from gluonts.dataset.split import split
+from lightning.pytorch.callbacks import Callback
 
 from deltaflow import (
     ConformalPredictor,
@@ -15,6 +16,7 @@ from deltaflow import (
     DeltaflowWarning,
     EnsemblePredictor,
     GRUEstimator,
+    GRUFlowEstimator,
     HoldPredictor,
     IrregularDataset,
     IrregularPredictor,
@@ -173,16 +175,69 @@ def test_one_channel_that_differs_between_items_leaves_one_unit_for_all():
     [(16, 0.2, "channelwise"), (16, 0.5, "joint"), (3, 0.2, "joint")],
 )
 def test_many_channels_at_times_of_their_own_have_a_state_each(channels, rate, network):
+    settings = plan_of(seldom_observed(channels, rate, items=6)).settings
+    assert settings.get("network", "joint") == network
+
+
+@pytest.mark.parametrize(
+    ("items", "channels", "batches"),
+    [(6, 16, None), (30, 16, 4), (60, 16, 7), (150, 16, 9), (60, 3, None)],
+)
+def test_many_channels_of_many_items_are_trained_on_more_windows(
+    items, channels, batches, monkeypatch
+):
+    monkeypatch.setattr(folds, "FEW_ITEMS", 20)
+    monkeypatch.setattr(folds, "FEWEST_BATCHES", 4)
+    monkeypatch.setattr(folds, "MOST_BATCHES", 9)
+    monkeypatch.setitem(folds.PER_CHANNEL_OF_MANY, "batch_size", 8)
+    settings = plan_of(seldom_observed(channels, 0.2, items)).settings
+    if batches is None:
+        assert "lr" not in settings
+    else:
+        assert (settings["batch_size"], settings["num_batches_per_epoch"]) == (8, batches)
+
+
+def test_their_settings_reach_the_network_and_the_trainer(monkeypatch):
+    monkeypatch.setattr(folds, "FEW_ITEMS", 5)
+    data = seldom_observed(16, 0.2, items=8)
+    plan = plan_of(data)
+    assert plan.clip == 2.0
+    estimator = GRUFlowEstimator(2, num_batches_per_epoch=3, seed=0)
+    chosen = folds.planned(estimator, plan)
+    assert chosen.model.encoder_kwargs == {"num_layers": 1}
+    assert (chosen.optimizer.lr, chosen.optimizer.weight_decay) == (4e-3, 0.01)
+    assert (chosen.data.batch_size, chosen.data.num_batches_per_epoch) == (64, 3)
+    assert folds.planned(GRUFlowEstimator(2, lr=0.1), plan).optimizer.lr == 0.1
+
+    seen = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append(trainer.gradient_clip_val)
+
+    for given in ({}, {"gradient_clip_val": 5.0}):
+        trainer_kwargs = {**QUICK, **given, "callbacks": [Watch()]}
+        quick(prediction_length=2, trainer_kwargs=trainer_kwargs).train(data)
+    assert seen == [2.0, 5.0]
+
+
+def seldom_observed(channels: int, rate: float, items: int) -> IrregularDataset:
+    """Items of 40 rows, each of which observes a share of the channels."""
     random = np.random.default_rng(0)
-    values = random.normal(size=(240, channels))
+    values = random.normal(size=(40 * items, channels))
     values[random.random(values.shape) > rate] = np.nan
     frame = pd.DataFrame(values).add_prefix("c")
-    frame = frame.assign(item_id=np.repeat(range(6), 40), timestamp=np.tile(np.arange(40.0), 6))
+    times = np.tile(np.arange(40.0), items)
+    frame = frame.assign(item_id=np.repeat(range(items), 40), timestamp=times)
     names = [f"c{number}" for number in range(channels)]
-    data = IrregularDataset.from_long_dataframe(frame, target=names)
+    return IrregularDataset.from_long_dataframe(frame, target=names)
+
+
+def plan_of(data: IrregularDataset) -> folds.Plan:
+    """What is chosen for a data set."""
     module = IrregularDataModule(data, prediction_length=2, context_length=8)
-    plan = plan_for(module.training_windows.data, np.arange(6), module.reader, None, seed=0)
-    assert plan.settings.get("network", "joint") == network
+    items = np.arange(len(data))
+    return plan_for(module.training_windows.data, items, module.reader, None, seed=0)
 
 
 def test_long_items_are_split_into_fewer_folds():

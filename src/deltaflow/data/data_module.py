@@ -54,8 +54,8 @@ class IrregularDataModule(pl.LightningDataModule):
         Forecast origins in training: ``"random"``, an epoch of ``num_batches_per_epoch`` batches
         drawn evenly from all items, or ``"sliding"``, an epoch of each window once.
     validation_origins
-        ``"last"``: the last window of each item; ``"spread"``: up to eight windows, spread evenly
-        over each item; ``"sliding"``: each window once.
+        ``"last"``: the last window of each item; ``"spread"``: up to eight windows (fewer where
+        there are many items), spread evenly over each item; ``"sliding"``: each window once.
     stride
         Rows from one sliding window to the next.
     centred

@@ -15,6 +15,10 @@ from deltaflow.data.reader import Reader, Window, first_at
 from deltaflow.data.series import Series, SeriesReader
 from deltaflow.errors import DataError, warn_once
 
+MOST_PER_SERIES, MOST_WINDOWS = 8, 2000
+"""The largest number of spread windows of a series, and of all: with many series, each has fewer,
+though at least two."""
+
 BLIND_SHARE = 0.02
 """Share of the windows drawn for training whose context is left out, so that a model learns what to
 say of an item of which nothing is known."""
@@ -303,14 +307,11 @@ class SpreadWindows(LastWindows):
     ----------
     data, reader, horizon
         The series, how they are read, and what a window asks for.
-    most
-        The largest number of windows of a series.
     """
 
-    def __init__(
-        self, data: Sequence[Series], reader: Reader, horizon: Horizon, *, most: int = 8
-    ) -> None:
+    def __init__(self, data: Sequence[Series], reader: Reader, horizon: Horizon) -> None:
         super().__init__(data, reader, horizon)
+        most = int(np.clip(MOST_WINDOWS // len(self.items), 2, MOST_PER_SERIES))
         spread = [
             np.unique(np.linspace(first, last, most).round().astype(int))
             for first, last in zip(self.first_origins, self.origins, strict=True)

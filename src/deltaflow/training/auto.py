@@ -35,6 +35,7 @@ from deltaflow.training.folds import (
     finish,
     pairs_of,
     plan_for,
+    planned,
     select,
     simple_forecasts,
     train_member,
@@ -255,7 +256,7 @@ class _Search:
             for own in best.values()
         ]
         folds = list(self.pairs.values())
-        estimator = self._estimator(self.plan.settings)
+        estimator = planned(self._estimator({}), self.plan)
         enough = sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
         blend = finish(
             estimator, predictors, folds, self.simple if enough else [], self.supports, enough
@@ -316,9 +317,8 @@ class _Search:
         remaining = timedelta(seconds=max(self._remaining(), 1.0))
         timer = Timer(duration=remaining, verbose=False)
         trainer_kwargs = {"enable_progress_bar": False, "callbacks": [timer]}
-        estimator = self._estimator(
-            {**self.plan.settings, **options, "trainer_kwargs": trainer_kwargs}
-        )
+        estimator = self._estimator({**options, "trainer_kwargs": trainer_kwargs})
+        estimator = planned(estimator, self.plan)
         data = estimator.create_data_module(
             select(self.entries, np.setdiff1d(self.usable, left_out)),
             select(self.entries, left_out),

@@ -77,8 +77,8 @@ def _place_of(name: str, value: Any, known: list[str], encoder: str, network: st
 
 
 FREE = (
-    "network", "balance", "distr_output", "scaling", "dropout", "weight_decay", "batch_size",
-    "num_batches_per_epoch",
+    "encoder_kwargs", "network", "balance", "distr_output", "scaling", "dropout", "lr",
+    "weight_decay", "batch_size", "num_batches_per_epoch",
 )  # fmt: skip
 """The options that follow the data where they are not given, see `plan_for`."""
 
@@ -112,9 +112,10 @@ class IrregularEstimator(Estimator):
         Each is stopped when its forecasts of the items that it leaves out get no better; their
         forecasts are averaged. By default 5 (3 if items are long) up to 250 items, and beyond them
         1, which leaves out a tenth of the items. What is not given follows the data too: the
-        `scaling`; with many channels the `network`, `balance` and `distr_output`; and with few
-        items `dropout`, `weight_decay`, `batch_size` and `num_batches_per_epoch`. A line says what
-        was chosen. 0 trains one network on all items, without validation.
+        `scaling`; with many channels the `network`, `balance` and `distr_output`; with few items
+        `dropout`, `weight_decay`, `batch_size` and `num_batches_per_epoch`; and with many channels
+        of many items `lr`, `encoder_kwargs`, the gradient clipping, and all of these but `dropout`.
+        A line says what was chosen. 0 trains one network on all items, without validation.
     calibrate
         Whether intervals are calibrated on the items left out, see `ConformalPredictor`. Not done
         with fewer than five items.
@@ -185,7 +186,7 @@ class IrregularEstimator(Estimator):
         sampling: str = "marginal",
         num_parallel_samples: int = 100,
         seasonality: list[str] | None = None,
-        lr: float = 3e-3,
+        lr: float | None = None,
         weight_decay: float | None = None,
         batch_size: int | None = None,
         num_batches_per_epoch: int | None = None,
@@ -211,8 +212,14 @@ class IrregularEstimator(Estimator):
         self.data = options_from(DataOptions, arguments)
         self.model = options_from(ModelOptions, arguments)
         self.optimizer = options_from(OptimizerOptions, arguments)
-        # The options of a network are those of the usual one, and paths need a distribution.
-        fixed = {"network": bool(network_kwargs), "distr_output": sampling != "marginal"}
+        # The options of a network are those of the usual one, paths need a distribution, and not
+        # every encoder has layers.
+        fixed = {
+            "network": bool(network_kwargs),
+            "distr_output": sampling != "marginal",
+            "encoder_kwargs": "num_layers"
+            not in signature(ENCODERS[self.model.encoder]).parameters,
+        }
         free = [name for name in FREE if arguments[name] is None]
         self.free_options = [name for name in free if not fixed.get(name)]
         self.sampling = sampling

@@ -82,6 +82,21 @@ PER_CHANNEL: dict[str, Any] = {
 """Settings for so many channels: seldom ones count more than by their number of values, and each
 has a mean beside a distribution of any shape."""
 
+PER_CHANNEL_OF_MANY: dict[str, Any] = {
+    "encoder_kwargs": {"num_layers": 1},
+    "lr": 4e-3,
+    "weight_decay": 0.01,
+    "batch_size": 64,
+}
+"""Settings for so many channels of many items: seldom channels take many windows to learn, and the
+state of one channel needs no deep encoder."""
+
+FEWEST_BATCHES, MOST_BATCHES = 25, 75
+"""An epoch of them draws about one window of each item, in a number of batches between these."""
+
+CLIP = 2.0
+"""The norm to which their gradients are clipped: those of heavy-tailed channels vary much."""
+
 SHRINKAGE, ENOUGH_ITEMS = 0.1, 25
 """How much the weights of a blend are drawn towards equal ones, and from how many items on; with
 half as many, they are drawn twice as much. See `blend_weights`."""
@@ -117,6 +132,8 @@ class Plan(NamedTuple):
         Arguments of the estimator.
     epochs, patience, decay
         See `EPOCHS`, `PATIENCE` and `DECAY`.
+    clip
+        The norm to which gradients are clipped.
     """
 
     left_out: list[np.ndarray]
@@ -124,6 +141,7 @@ class Plan(NamedTuple):
     epochs: int
     patience: int
     decay: float
+    clip: float = engine.DEFAULTS["gradient_clip_val"]
 
 
 def plan_for(
@@ -169,9 +187,14 @@ def plan_for(
     }
     if few:
         return Plan(left_out, settings, EPOCHS, PATIENCE, DECAY)
-    return Plan(
+    plan = Plan(
         left_out, settings, int(engine.DEFAULTS["max_epochs"]), PATIENCE_OF_MANY, DECAY_OF_MANY
     )
+    if "network" not in settings:
+        return plan
+    batches = np.clip(count // PER_CHANNEL_OF_MANY["batch_size"], FEWEST_BATCHES, MOST_BATCHES)
+    settings = {**settings, **PER_CHANNEL_OF_MANY, "num_batches_per_epoch": int(batches)}
+    return plan._replace(settings=settings, clip=CLIP)
 
 
 def _channel_settings_for(items: Sequence[Series], channels: int) -> dict[str, Any]:
@@ -230,10 +253,7 @@ def train_folds(
         return estimator.within_supports(estimator.train_model(entries, validation_data=None))
     few = len(usable) <= FEW_ITEMS
     plan = plan_for(base.training_windows.data, usable, base.reader, estimator.folds, seed)
-    settings = {
-        name: plan.settings[name] for name in estimator.free_options if name in plan.settings
-    }
-    careful = estimator.with_settings(**settings)
+    careful = planned(estimator, plan)
     reader = replace(base.reader, scaling=careful.data.scaling)
 
     members: list[DeltaflowPredictor] = []
@@ -264,6 +284,12 @@ def train_folds(
     finished = finish(careful, members, folds, simple, supports, enough)
     rank_zero_info(_told(len(usable), plan, careful, epochs, simple, finished))
     return finished.predictor
+
+
+def planned(estimator: IrregularEstimator, plan: Plan) -> IrregularEstimator:
+    """Return the estimator with the settings of a plan, as far as it was given no others."""
+    free = [name for name in estimator.free_options if name in plan.settings]
+    return estimator.with_settings(**{name: plan.settings[name] for name in free})
 
 
 class Finished(NamedTuple):
@@ -484,7 +510,11 @@ def train_member(
     module = estimator.create_lightning_module(data)
     several = len(data.reader.schema.target) > 1
     monitor = "val_balanced_quantile_loss" if several else "val_mean_weighted_quantile_loss"
-    settings = {"max_epochs": plan.epochs, **estimator.trainer_kwargs}
+    settings = {
+        "max_epochs": plan.epochs,
+        "gradient_clip_val": plan.clip,
+        **estimator.trainer_kwargs,
+    }
     given = settings.pop("callbacks", None) or []
     callbacks = list(given) if isinstance(given, (list, tuple)) else [given]
     callbacks.append(EarlyStopping(monitor, patience=plan.patience, strict=False))
