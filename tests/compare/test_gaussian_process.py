@@ -9,12 +9,12 @@ from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 from deltaflow import IrregularDataset, TimeSplitter
 from deltaflow.compare import run_comparison
 from deltaflow.forecast.gaussian_process import (
+    PROCESSES,
     Curve,
     GaussianProcessPredictor,
     predictive,
 )
-from deltaflow.forecast.integrated_walk import IntegratedWalk
-from deltaflow.forecast.processes import PROCESSES
+from deltaflow.forecast.gaussian_process.likelihood import IntegratedWalk, common_period
 from deltaflow.tasks import Task, unseen_items
 from deltaflow.tasks.small import small_task
 from deltaflow.tasks.task import known_before
@@ -89,20 +89,75 @@ def test_a_line_counts_from_the_first_row_and_a_local_trend_from_the_first_value
 
 
 @pytest.mark.parametrize("gap", [0.0, 1e2, 1e5])
-@pytest.mark.parametrize("theta", [[9, 9, 0, -1, -14], [9, 9, 9, -14]], ids=list(PROCESSES))
-def test_a_long_gap_and_little_noise_leave_a_forecast(theta, gap):
-    process = "matern" if len(theta) == 5 else "trend"
+@pytest.mark.parametrize(
+    ("process", "shape"), [("matern", [-1]), ("cycle", [-1, 0, 0, -2, 3]), ("trend", [])]
+)
+def test_a_long_gap_and_little_noise_leave_a_forecast(process, shape, gap):
+    theta = np.array([9, 9, 9 if process == "trend" else 0, *shape, -14], dtype=float)
     times = np.concatenate([np.linspace(0, 1, 150), 1.01 + gap + np.linspace(0, 1, 150)])
     values = np.sin(times)
     asked = times[-1] + np.array([1e-3, 1.0, 1e3])
-    mean, deviation = predictive(np.array(theta, float), times, values, asked, process)
+    mean, deviation = predictive(theta, times, values, asked, process)
     assert np.isfinite(mean).all()
     assert (deviation > 0).all()
     assert abs(mean[0] - values[-1]) < 0.1
 
 
+def waves(amplitude: float) -> pd.DataFrame:
+    """Waves of a day with phases of their own, beside deviations that last for six hours."""
+    random = np.random.default_rng(0)
+    frames = []
+    for item in range(12):
+        hours = np.cumsum(random.exponential(1.0, 84))
+        pull, pushes = np.exp(-np.diff(hours, prepend=0.0) / 6), random.normal(size=84)
+        apart = [random.normal()]
+        for kept, push in zip(pull[1:], pushes[1:], strict=True):
+            apart.append(kept * apart[-1] + np.sqrt(1 - kept**2) * push)
+        phase = 2 * np.pi * (hours / 24 + random.uniform())
+        values = 20 + amplitude * (np.sin(phase) + 0.3 * np.sin(2 * phase)) + apart
+        frames.append(pd.DataFrame({"item_id": f"i{item}", "hours": hours, "target": values}))
+    return pd.concat(frames)
+
+
+def test_a_wave_goes_on_and_keeps_its_period():
+    frame = waves(amplitude=3.0)
+    data = IrregularDataset.from_long_dataframe(frame, timestamp="hours", time_unit="h")
+    known, template = split(data, offset=-12)
+    pairs = list(template.generate_instances(12))
+    labels = np.array([label["target"] for _, label in pairs])
+    errors = {}
+    for process in ("matern", "cycle"):
+        predictor = GaussianProcessPredictor.fit(known, 12, process=process)
+        found = predictor.predict([past for past, _ in pairs])
+        low, median, high = np.array([f.quantiles([0.1, 0.5, 0.9]) for f in found]).swapaxes(0, 1)
+        errors[process] = np.abs(median - labels).mean()
+    assert errors["cycle"] < 0.6 * errors["matern"]
+    assert ((low <= labels) & (labels <= high)).mean() == pytest.approx(0.8, abs=0.1)
+    assert predictor.periods == pytest.approx([24 * 3600], rel=0.03)
+
+
+def test_where_nothing_repeats_itself_a_cycle_is_a_matern_process():
+    data = IrregularDataset.from_long_dataframe(waves(0.0), timestamp="hours", time_unit="h")
+    plain, cycle = (
+        GaussianProcessPredictor.fit(data, 12, process=process) for process in ("matern", "cycle")
+    )
+    assert cycle.periods == [None]
+    past = list(split(data, offset=-12)[1].generate_instances(12).input)
+    for one, other in zip(plain.predict(past), cycle.predict(past), strict=True):
+        np.testing.assert_allclose(one.quantiles([0.1, 0.9]), other.quantiles([0.1, 0.9]))
+
+
+def test_a_period_is_found_in_bursts_of_values():
+    """However close values are, the number of periods that are tried follows from theirs."""
+    random = np.random.default_rng(0)
+    starts = np.repeat(np.sort(random.uniform(0, 200, (6, 20)), axis=1), 4, axis=1)
+    times = starts + np.tile(1e-6 * np.arange(4), 20)
+    curves = [Curve(own, np.sin(2 * np.pi * own / 24 + number)) for number, own in enumerate(times)]
+    assert common_period(curves) == pytest.approx(24, rel=0.03)
+
+
 def test_an_unknown_process_is_refused():
-    with pytest.raises(ValueError, match="process 'walk' is none of matern, trend"):
+    with pytest.raises(ValueError, match="process 'walk' is none of matern, cycle, trend"):
         GaussianProcessPredictor.fit(known_before(lines(4)), 2, process="walk")
 
 
@@ -120,7 +175,10 @@ def test_an_item_of_which_nothing_is_known_has_the_prior():
 def test_forecasts_are_those_of_scikit_learn(count, process):
     rng = np.random.default_rng(count)
     kernel = kernels.ConstantKernel() * kernels.DotProduct()
-    between = kernels.Matern(nu=1.5) if process == "matern" else IntegratedWalk()
+    walk, wave = kernels.Matern(nu=1.5), kernels.ExpSineSquared() * kernels.Matern(nu=1.5)
+    between = {
+        "matern": walk, "cycle": walk + kernels.ConstantKernel() * wave, "trend": IntegratedWalk()
+    }[process]  # fmt: skip
     kernel += kernels.ConstantKernel() * between + kernels.WhiteKernel()
     theta = rng.uniform([*[-1] * (kernel.n_dims - 1), -3], 1)
     times, values, asked = np.sort(rng.uniform(0, 5, count)), rng.normal(size=count), np.arange(9.0)

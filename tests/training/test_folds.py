@@ -315,7 +315,7 @@ def test_simple_forecasts_are_blended_in_and_said(caplog):
     assert "% local trend" in caplog.text
 
 
-@pytest.mark.parametrize(("rows", "processes"), [(4, ["matern"]), (5, ["matern", "trend"])])
+@pytest.mark.parametrize(("rows", "processes"), [(4, ["cycle"]), (5, ["cycle", "trend"])])
 def test_a_local_trend_takes_items_of_some_length(rows, processes):
     simple = folds.simple_forecasts(list(noisy_items(6, rows)), 2, [Support()])
     assert [one.process for one in simple[1:]] == processes

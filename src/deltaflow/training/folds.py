@@ -27,7 +27,6 @@ from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
-from deltaflow.forecast.processes import PROCESSES
 from deltaflow.forecast.support import Support, SupportPredictor, supports_of
 from deltaflow.heads import DECILES, is_centred, make_output
 from deltaflow.randomness import derived_seed
@@ -416,7 +415,7 @@ def simple_forecasts(
         root = all(support.low >= 0 for support in supports)
         values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
         has_trend = np.median(values) >= FEWEST_FOR_TREND
-        for process in PROCESSES if has_trend else ["matern"]:
+        for process in ("cycle", "trend") if has_trend else ("cycle",):
             simple.append(GaussianProcessPredictor.fit(entries, prediction_length, root, process))
     return simple
 
@@ -556,5 +555,7 @@ def _told(
 def _name_of(simple: DeltaflowPredictor) -> str:
     """Return what a simple forecast of a blend is called."""
     if isinstance(simple, GaussianProcessPredictor):
-        return "local trend" if simple.process == "trend" else "Gaussian process"
+        if simple.process == "trend":
+            return "local trend"
+        return "Gaussian process" + " with a cycle" * any(simple.periods)
     return "hold"

@@ -2,43 +2,33 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
-from scipy.linalg import solve_triangular
 from torch.distributions import Distribution, Normal
 
 from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.forecast.baseline import BaselinePredictor
-from deltaflow.forecast.processes import PROCESSES
+from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, Curve, predictive
 
-MOST_ITEMS, MOST_ROWS = 64, 100
-"""The kernel is fitted to at most this many items, and at most this many last values of each."""
-
-ROUNDING = 1e-13
-"""The least noise, as a share of the largest variance: with less, long gaps end in failure."""
+MOST_ITEMS, MOST_ROWS, MOST_VALUES = 64, 100, 3000
+"""The kernel is fitted to at most this many items, to at most this many last values of each, and to
+no more items once it has this many values: the cost is cubic in the length of each."""
 
 CONTEXT = 300
 """The largest number of values that a forecast uses: its cost is cubic in their number."""
 
 
-class Curve(NamedTuple):
-    """Values ``(n,)`` of a channel, and their times ``(n,)`` since the first row of the item."""
-
-    times: np.ndarray
-    values: np.ndarray
-
-
 class GaussianProcessPredictor(BaselinePredictor):
     """Forecasts each channel by a Gaussian process in time, given what was observed of it.
 
-    It adds up a straight line, noise, and a process of one of two kinds: a Matérn process, which
-    returns to the line, or the integral of a random walk, which goes on in its latest direction.
+    It adds up a straight line, noise, and a process of one of three kinds: a Matérn process, which
+    returns to the line; the same with a wave, for channels in which many items repeat themselves
+    with one period; or the integral of a random walk, which goes on in its latest direction.
 
     Parameters
     ----------
@@ -56,11 +46,14 @@ class GaussianProcessPredictor(BaselinePredictor):
         Whether the processes are of the square roots of the values, whose noise differs less
         between small and large ones.
     process
-        One of `PROCESSES`: ``"matern"``, or ``"trend"`` for the integral of a random walk.
+        One of `PROCESSES`: ``"matern"``, ``"cycle"``, or ``"trend"`` for the integral of a random
+        walk.
 
     References
     ----------
-    Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006.
+    Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006; section 5.4.3 has the
+    covariance of a wave whose shape changes.
+
     Harvey, *Forecasting, Structural Time Series Models and the Kalman Filter*, 1989.
     """
 
@@ -88,6 +81,17 @@ class GaussianProcessPredictor(BaselinePredictor):
         """The distributions, made of a location and a scale."""
         return SquaredNormal if self.root else Normal
 
+    @property
+    def periods(self) -> list[float | None]:
+        """The period of each channel in seconds, or rows of a regular series; None without one."""
+        if self.process != "cycle":
+            return [None] * len(self.theta)
+        ratios, periods = np.exp(self.theta[:, 4]), self.unit * np.exp(self.theta[:, 6])
+        return [
+            period if ratio > 2 * NO_WAVE else None
+            for ratio, period in zip(ratios.tolist(), periods.tolist(), strict=True)
+        ]
+
     @classmethod
     def fit(
         cls,
@@ -97,6 +101,8 @@ class GaussianProcessPredictor(BaselinePredictor):
         process: str = "matern",
     ) -> "GaussianProcessPredictor":
         """Fit the kernel of each channel to all items, by the sum of their marginal likelihoods."""
+        from deltaflow.forecast.gaussian_process.likelihood import most_likely  # loads for a second
+
         entries = list(entries_of(training_data))
         schema = schema_of(entries)
         reader = SeriesReader(schema)
@@ -111,15 +117,16 @@ class GaussianProcessPredictor(BaselinePredictor):
         for channel in range(channels):
             center, spread = statistics.center[channel], statistics.spread[channel]
             curves = [_curve(data[item], channel, MOST_ROWS) for item in chosen]
+            before = np.cumsum([0, *(len(one.values) for one in curves)])
             known = [
                 Curve(
                     (one.times - _start_of(one.times, process)) / unit,
                     (one.values - center) / spread,
                 )
-                for one in curves
-                if len(one.values)
+                for one, count in zip(curves, before[:-1], strict=True)
+                if len(one.values) and count < MOST_VALUES
             ]
-            theta.append(_fit(known, process))
+            theta.append(most_likely(known, process))
         return cls(
             prediction_length=prediction_length,
             data_schema=schema.to_dict(),
@@ -207,55 +214,3 @@ def _curve(series: Series, channel: int, most: int) -> Curve:
 def _start_of(times: np.ndarray, process: str) -> float:
     """Return when a process begins: with the item, or a local trend with the first value used."""
     return float(times[0]) if process == "trend" and len(times) else 0.0
-
-
-def _fit(curves: Sequence[Curve], process: str) -> np.ndarray:
-    """Return the parameters under which the curves, each on its own, are most likely.
-
-    Their times count from the start of the process.
-    """
-    from scipy.optimize import minimize
-    from sklearn.gaussian_process import GaussianProcessRegressor, kernels
-
-    from deltaflow.forecast.integrated_walk import IntegratedWalk
-
-    wide = (1e-4, 1e4)
-    line = kernels.ConstantKernel(1.0, wide) * kernels.DotProduct(1.0, wide)
-    walk = IntegratedWalk() if process == "trend" else kernels.Matern(0.3, (1e-3, 1e2), nu=1.5)
-    kernel = line + kernels.ConstantKernel(1.0, wide) * walk + kernels.WhiteKernel(0.1, (1e-6, 1e1))
-    regressor = partial(GaussianProcessRegressor, kernel, optimizer=None)  # pyright: ignore[reportArgumentType]
-    regressors = [regressor().fit(one.times[:, None], one.values) for one in curves]
-
-    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        parts = [one.log_marginal_likelihood(theta, eval_gradient=True) for one in regressors]
-        values, gradients = zip(*parts, strict=True)
-        return -sum(values), -np.sum(gradients, axis=0)
-
-    found = minimize(loss, kernel.theta, jac=True, bounds=kernel.bounds, method="L-BFGS-B")
-    return found.x
-
-
-def predictive(
-    theta: np.ndarray,
-    times: np.ndarray,
-    values: np.ndarray,
-    asked: np.ndarray,
-    process: str = "matern",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and deviation ``(Q,)`` of new values, given values ``(n,)`` at times ``(n,)``.
-
-    scikit-learn gives the same, but takes ten milliseconds to set up its kernel.
-    """
-    line, bias, size, *shape, noise = np.exp(theta)
-
-    def covariance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return line * (bias**2 + one * other) + size * PROCESSES[process](one, other, *shape)
-
-    own = covariance(times[:, None], times)
-    own += (noise + ROUNDING * own.max(initial=1.0)) * np.eye(len(times))
-    across = covariance(asked[:, None], times)  # (Q, n)
-    factor = np.linalg.cholesky(own)
-    solved = solve_triangular(factor, np.column_stack([values, across.T]), lower=True)
-    mean, weights = solved[:, 1:].T @ solved[:, 0], solved[:, 1:]
-    variance = covariance(asked, asked) + noise - (weights**2).sum(axis=0)
-    return mean, np.sqrt(np.maximum(variance, 0.0))
