@@ -13,7 +13,7 @@ from deltaflow import DeltaflowError, IrregularDataset, UnknownNameError, load_p
 from deltaflow.cli import main
 from deltaflow.training import auto, folds
 from deltaflow.training.auto import AutoEstimator
-from deltaflow.training.folds import compared_loss
+from deltaflow.training.blend import compared_loss
 
 pytest.importorskip("optuna")
 

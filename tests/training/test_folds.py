@@ -25,8 +25,10 @@ from deltaflow import (
     load_predictor,
 )
 from deltaflow.data import IrregularDataModule
+from deltaflow.data.data_module import by_number
 from deltaflow.forecast.support import Support
-from deltaflow.training import folds
+from deltaflow.randomness import seeded
+from deltaflow.training import blend, folds
 from deltaflow.training.folds import plan_for
 
 QUICK = {"max_epochs": 1, "enable_progress_bar": False, "logger": False}
@@ -317,7 +319,7 @@ def test_simple_forecasts_are_blended_in_and_said(caplog):
 
 @pytest.mark.parametrize(("rows", "processes"), [(4, ["cycle"]), (5, ["cycle", "trend"])])
 def test_a_local_trend_takes_items_of_some_length(rows, processes):
-    simple = folds.simple_forecasts(list(noisy_items(6, rows)), 2, [Support()])
+    simple = blend.simple_forecasts(list(noisy_items(6, rows)), 2, [Support()])
     assert [one.process for one in simple[1:]] == processes
 
 
@@ -333,7 +335,7 @@ def test_the_fewer_the_items_the_more_alike_are_the_weights():
             for time in range(times)
             for past, label in pairs
         ]
-        weights.append(folds.blend_weights([good], [bad], [many], 1)[0])
+        weights.append(blend.blend_weights([[blend.HeldOut(good, [bad], many)]], 1)[0])
     assert 0.5 < weights[0] < weights[1] < weights[2] <= 1
     assert weights[3] == pytest.approx(weights[2], abs=1e-4)
 
@@ -344,9 +346,57 @@ def test_a_blend_is_as_good_as_the_better_of_its_parts_on_the_items_left_out():
     pairs = list(split(data, offset=-2)[1].generate_instances(2))
     hold = HoldPredictor.fit(data, 2)
     wrong = SupportPredictor(hold, [[50.0, None, False]])
-    assert folds.blend_weights([wrong], [hold], [pairs], 1) == pytest.approx([0.1, 0.9], abs=1e-6)
-    assert folds.blend_weights([hold], [wrong], [pairs], 1) == pytest.approx([1.0, 0.0], abs=1e-6)
-    assert folds.blend_weights([hold], [hold], [pairs], 1) == pytest.approx([0.5, 0.5], abs=1e-3)
+
+    def weights(network, simple):
+        return blend.blend_weights([[blend.HeldOut(network, [simple], pairs)]], 1)
+
+    assert weights(wrong, hold) == pytest.approx([0.1, 0.9], abs=1e-6)
+    assert weights(hold, wrong) == pytest.approx([1.0, 0.0], abs=1e-6)
+    assert weights(hold, hold) == pytest.approx([0.5, 0.5], abs=1e-3)
+
+
+def test_each_group_of_values_counts_the_same():
+    """However many values it has: here a simple forecast is good on one group, and bad on one."""
+    data = noisy_items(20)
+    pairs = list(split(data, offset=-2)[1].generate_instances(2))
+    hold = HoldPredictor.fit(data, 2)
+    wrong = SupportPredictor(hold, [[50.0, None, False]])
+    good, bad = blend.HeldOut(hold, [wrong], pairs), blend.HeldOut(wrong, [hold], pairs)
+    few = bad._replace(pairs=pairs[:10])
+    one, other = (blend.blend_weights([[good], [late]], 1) for late in (bad, few))
+    assert one == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert other == pytest.approx(one, abs=0.1)
+
+
+def test_a_rehearsal_learns_nothing_of_the_values_that_it_holds_out():
+    data = noisy_items(8, 9)
+    changed = [{**entry, "target": entry["target"].copy()} for entry in data]
+    for entry in changed:
+        entry["target"][..., -2:] += 100.0
+    estimator = quick(folds=2)
+    base = estimator.create_data_module(by_number(data))
+    plan = plan_for(base.training_windows.data, np.arange(8), base.reader, 2, 0)
+    forecasts = []
+    for known in (data, IrregularDataset(changed, data.schema)):
+        with seeded(0):
+            held = folds.rehearsal(estimator, by_number(known), plan, [Support()], 0)
+        assert [label["target"].shape[-1] for _, label in held.pairs] == [2] * 8
+        past = [known for known, _ in held.pairs]
+        forecasts.append(
+            [
+                [one.quantiles([0.1, 0.9]) for one in predictor.predict(past)]
+                for predictor in (held.network, *held.simple)
+            ]
+        )
+    np.testing.assert_array_equal(*forecasts)
+
+
+def test_without_room_for_the_last_values_there_is_no_rehearsal():
+    estimator = quick(folds=2)
+    entries = by_number(noisy_items(8, 3))
+    base = estimator.create_data_module(entries)
+    plan = folds.plan_for(base.training_windows.data, np.arange(8), base.reader, 2, 0)
+    assert folds.rehearsal(estimator, entries, plan, [Support()], 0) is None
 
 
 def test_a_negative_number_of_folds_is_refused():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from gluonts.core.component import validated
-from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.dataset.common import Dataset
 from gluonts.model.estimator import Estimator
 from lightning.pytorch.callbacks import Timer
 from rich.console import Console
@@ -26,18 +26,16 @@ from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Supports, supports_of
 from deltaflow.randomness import check_seed, derived_seed, seeded_run
+from deltaflow.training.blend import HeldOut, Pairs, compared_loss, finish, simple_forecasts
 from deltaflow.training.estimator import IrregularEstimator
 from deltaflow.training.folds import (
     FEW_ITEMS,
     SMALL,
     Plan,
-    compared_loss,
-    finish,
     pairs_of,
     plan_for,
     planned,
     select,
-    simple_forecasts,
     train_member,
 )
 
@@ -223,7 +221,7 @@ class _Search:
         few = len(self.usable) <= FEW_ITEMS
         known = list(self.entries) if few else list(self.entries[:FEW_ITEMS])
         self.simple = simple_forecasts(known, auto.prediction_length, self.supports)
-        self.pairs: dict[int, list[tuple[DataEntry, DataEntry]]] = {}
+        self.pairs: dict[int, Pairs] = {}
         self.trials: list[_Trial] = []
         self.console = Console(stderr=True)
 
@@ -255,12 +253,14 @@ class _Search:
             own[0].predictor if len(own) == 1 else EnsemblePredictor([t.predictor for t in own])
             for own in best.values()
         ]
-        folds = list(self.pairs.values())
-        estimator = planned(self._estimator({}), self.plan)
         enough = sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
-        blend = finish(
-            estimator, predictors, folds, self.simple if enough else [], self.supports, enough
-        )
+        simple = self.simple if enough else []
+        left_out = [
+            HeldOut(predictor, simple, pairs)
+            for predictor, pairs in zip(predictors, self.pairs.values(), strict=True)
+        ]
+        estimator = planned(self._estimator({}), self.plan)
+        blend = finish(estimator, predictors, simple, [left_out], self.supports, enough)
         chosen = {id(trial) for own in best.values() for trial in own}
         rows = [
             {

@@ -3,7 +3,6 @@ averages, calibrated intervals."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +11,6 @@ import numpy as np
 from gluonts.dataset.common import DataEntry, Dataset
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
-from scipy.optimize import minimize
 
 from deltaflow.data import IrregularDataModule, Reader
 from deltaflow.data.arrow import ArrowDataset
@@ -21,16 +19,13 @@ from deltaflow.data.series import Series
 from deltaflow.data.splitter import cut_entry
 from deltaflow.data.windows import SpreadWindows
 from deltaflow.errors import warn_once
-from deltaflow.forecast.conformal import FEWEST_ITEMS, ConformalPredictor
-from deltaflow.forecast.ensemble import EnsemblePredictor
-from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
-from deltaflow.forecast.hold import HoldPredictor
+from deltaflow.forecast.conformal import FEWEST_ITEMS
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
-from deltaflow.forecast.support import Support, SupportPredictor, supports_of
-from deltaflow.heads import DECILES, is_centred, make_output
+from deltaflow.forecast.support import Support, supports_of
 from deltaflow.randomness import derived_seed
 from deltaflow.training import engine
+from deltaflow.training.blend import Finished, HeldOut, Pairs, finish, name_of, simple_forecasts
 from deltaflow.training.widening import widened
 
 if TYPE_CHECKING:
@@ -96,28 +91,8 @@ FEWEST_BATCHES, MOST_BATCHES = 25, 75
 CLIP = 2.0
 """The norm to which their gradients are clipped: those of heavy-tailed channels vary much."""
 
-SHRINKAGE, ENOUGH_ITEMS = 0.1, 25
-"""How much the weights of a blend are drawn towards equal ones, and from how many items on; with
-half as many, they are drawn twice as much. See `blend_weights`."""
-
-LEAST_OF_NETWORKS = 0.1
-"""The least weight of the networks in a blend: they alone heed covariates and other channels."""
-
-LEAST_WEIGHT = 0.02
-"""What counts less in a blend is left out of it."""
-
-MOST_PROCESSES = 4
-"""With more channels, Gaussian processes take longer to fit than the networks."""
-
-FEWEST_FOR_TREND = 5
-"""With fewer values of a typical item and channel, a change of slope cannot be told from noise."""
-
 FEWEST_VALUES = 8
 """The deviation of fewer values says little: chance alone would let it differ by such a factor."""
-
-
-Folds = Sequence[Sequence[tuple[DataEntry, DataEntry]]]
-"""For each network, what was known and what followed of the items that it left out."""
 
 
 class Plan(NamedTuple):
@@ -256,7 +231,7 @@ def train_folds(
     reader = replace(base.reader, scaling=careful.data.scaling)
 
     members: list[DeltaflowPredictor] = []
-    folds: list[list[tuple[DataEntry, DataEntry]]] = []
+    folds: list[Pairs] = []
     epochs: list[int] = []
     for number, left_out in enumerate(plan.left_out):
         inside = np.setdiff1d(usable, left_out)
@@ -277,12 +252,79 @@ def train_folds(
     target = base.reader.schema.target
     supports = supports_of(estimator.supports, base.training_windows.data, target)
     enough = sum(map(len, plan.left_out)) >= FEWEST_ITEMS
-    simple: list[DeltaflowPredictor] = []
-    if estimator.blend and few and enough and estimator.sampling == "marginal":
-        simple = simple_forecasts(list(entries), estimator.prediction_length, supports)
-    finished = finish(careful, members, folds, simple, supports, enough)
+    blends = estimator.blend and few and enough and estimator.sampling == "marginal"
+    length = estimator.prediction_length
+    simple = simple_forecasts(list(entries), length, supports) if blends else []
+    left_out = [
+        HeldOut(member, simple, pairs) for member, pairs in zip(members, folds, strict=True)
+    ]
+    held_out = [left_out]
+    if blends and (rehearsed := rehearsal(careful, list(entries), plan, supports, seed)):
+        held_out.append([rehearsed])
+    finished = finish(careful, members, simple, held_out, supports, enough)
     rank_zero_info(_told(len(usable), plan, careful, epochs, simple, finished))
     return finished.predictor
+
+
+def rehearsal(
+    estimator: IrregularEstimator,
+    entries: Sequence[DataEntry],
+    plan: Plan,
+    supports: Sequence[Support],
+    seed: int,
+) -> HeldOut | None:
+    """Train a network without the last values of all items, which are held out.
+
+    Items that a network leaves out show how well it forecasts other items; but at no later time
+    than it has seen. Where all items change in the same way, only this rehearsal shows how much it
+    errs when it goes beyond.
+
+    Parameters
+    ----------
+    estimator
+        With the settings of the plan.
+    entries
+        All items.
+    plan
+        The plan of the training run.
+    supports
+        The support of each channel.
+    seed
+        Seed of the network.
+
+    Returns
+    -------
+    HeldOut or None
+        The last ``prediction_length`` values of all items that have others before; None if too few
+        have.
+    """
+    length = estimator.prediction_length
+    ends = [(entry, entry["target"].shape[-1]) for entry in entries]
+    cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
+    pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
+    if len(pairs) < FEWEST_ITEMS:
+        return None
+    early = by_number([known for known, _ in pairs])
+    base = estimator.create_data_module(early, seed=seed)
+    usable = np.asarray(base.training_windows.items)
+    aside = np.random.default_rng(seed).permutation(usable)[:: max(2, len(plan.left_out))]
+    inside = np.setdiff1d(usable, aside)
+    if not len(inside):
+        return None
+    data = estimator.create_data_module(
+        select(early, inside),
+        select(early, aside),
+        seed=derived_seed(seed, len(plan.left_out)) % 2**32,
+        reader=base.reader,
+        validation_origins="spread",
+    )
+    network, _ = train_member(estimator, data, plan)
+    return HeldOut(network, simple_forecasts(list(early), length, supports), pairs)
+
+
+def _count(entry: DataEntry) -> int:
+    """Return the number of rows in which a target is observed."""
+    return int(np.isfinite(np.atleast_2d(entry["target"])).any(axis=0).sum())
 
 
 def planned(estimator: IrregularEstimator, plan: Plan) -> IrregularEstimator:
@@ -291,195 +333,7 @@ def planned(estimator: IrregularEstimator, plan: Plan) -> IrregularEstimator:
     return estimator.with_settings(**{name: plan.settings[name] for name in free})
 
 
-class Finished(NamedTuple):
-    """What networks were made into.
-
-    Attributes
-    ----------
-    predictor
-        The predictor.
-    weights
-        What the networks count together, and each simple forecast; see `blend_weights`.
-    is_calibrated
-        Whether its intervals are calibrated.
-    """
-
-    predictor: DeltaflowPredictor
-    weights: list[float]
-    is_calibrated: bool
-
-
-def finish(
-    estimator: IrregularEstimator,
-    members: Sequence[DeltaflowPredictor],
-    folds: Folds,
-    simple: Sequence[DeltaflowPredictor],
-    supports: Sequence[Support],
-    enough: bool,
-) -> Finished:
-    """Blend networks with simple forecasts, calibrate them, and keep them within supports.
-
-    Parameters
-    ----------
-    estimator
-        Which says whether to calibrate.
-    members, folds
-        The networks, and for each what was known and what followed of the items it left out.
-    simple
-        Other forecasts to blend in.
-    supports
-        The support of each channel.
-    enough
-        Whether there are items enough to calibrate on.
-    """
-    weights = blend_weights(members, simple, folds, len(supports)) if simple else [1.0]
-    predictor = blended(members, simple, weights)
-    calibrated = estimator.calibrate and enough and is_calibrated(estimator, supports)
-    if calibrated:
-        parts = [blended([member], simple, weights) for member in members]
-        least = [0.5 if support.whole else 0.0 for support in supports]
-        predictor = ConformalPredictor.fit_folds(parts, folds, predictor, least)
-    return Finished(SupportPredictor.of(predictor, supports), weights, calibrated)
-
-
-class Judged(NamedTuple):
-    """The n observed labels of some forecasts, and their forecasts by P predictors.
-
-    Attributes
-    ----------
-    value, channel, item
-        ``(n,)`` the label, the number of its channel, and the item.
-    quantile
-        ``(P, K, n)`` the forecast deciles.
-    """
-
-    value: np.ndarray
-    channel: np.ndarray
-    item: np.ndarray
-    quantile: np.ndarray
-
-    @classmethod
-    def of(
-        cls,
-        predictors: Sequence[DeltaflowPredictor],
-        pairs: Sequence[tuple[DataEntry, DataEntry]],
-        channels: int,
-    ) -> Judged:
-        """Forecast what was known by each predictor."""
-        past = [known for known, _ in pairs]
-        sources = [predictor.predict(past, seed=0) for predictor in predictors]
-        parts = []
-        for (known, label), *forecasts in zip(pairs, *sources, strict=True):
-            value = label["target"].T.reshape(-1, channels)  # (Q, D)
-            seen = np.isfinite(value)
-            deciles = [one.quantiles(DECILES)[:, : len(value)] for one in forecasts]
-            quantile = np.array(deciles).reshape(len(forecasts), len(DECILES), *value.shape)
-            item = np.full(int(seen.sum()), str(known.get("item_id")), dtype=object)
-            parts.append(cls(value[seen], np.nonzero(seen)[1], item, quantile[:, :, seen]))
-        return cls.joined(parts)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Judged]) -> Judged:
-        """Put labels one after the other."""
-        return cls(*(np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
-
-    def losses(self, weights: np.ndarray) -> np.ndarray:
-        """Return the quantile loss ``(n,)`` of the predictors' average by weights ``(P,)``."""
-        levels = np.array(DECILES)[:, None]
-        over = self.value - np.tensordot(weights, self.quantile, 1)
-        return np.maximum(levels * over, (levels - 1) * over).mean(axis=0)
-
-
-def compared_loss(
-    predictor: DeltaflowPredictor,
-    other: DeltaflowPredictor,
-    pairs: Sequence[tuple[DataEntry, DataEntry]],
-) -> float:
-    """Return a predictor's quantile loss as a share of another's, averaged over channels."""
-    channels = len(predictor.schema.target)
-    judged = Judged.of([predictor, other], pairs, channels)
-    own, others = (
-        np.bincount(judged.channel, judged.losses(weights), minlength=channels)
-        for weights in np.eye(2)
-    )
-    seen = others > 0
-    return float((own[seen] / others[seen]).mean()) if seen.any() else math.inf
-
-
-def simple_forecasts(
-    entries: list[DataEntry], prediction_length: int, supports: Sequence[Support]
-) -> list[DeltaflowPredictor]:
-    """Fit the forecasts that are blended with those of the networks."""
-    simple: list[DeltaflowPredictor] = [HoldPredictor.fit(entries, prediction_length)]
-    if len(supports) <= MOST_PROCESSES:
-        root = all(support.low >= 0 for support in supports)
-        values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
-        has_trend = np.median(values) >= FEWEST_FOR_TREND
-        for process in ("cycle", "trend") if has_trend else ("cycle",):
-            simple.append(GaussianProcessPredictor.fit(entries, prediction_length, root, process))
-    return simple
-
-
-def blend_weights(
-    members: Sequence[DeltaflowPredictor],
-    simple: Sequence[DeltaflowPredictor],
-    folds: Folds,
-    channels: int,
-) -> list[float]:
-    """Return the weights of the networks together, and of each simple forecast.
-
-    They are those of the lowest quantile loss on the items left out, drawn towards equal weights
-    (`SHRINKAGE`), the more so, the fewer items there are: few items say little.
-    """
-    judged = Judged.joined(
-        [
-            Judged.of([member, *simple], pairs, channels)
-            for member, pairs in zip(members, folds, strict=True)
-            if pairs
-        ]
-    )
-    equal = np.full(len(judged.quantile), 1 / len(judged.quantile))
-    # Each item counts the same, and so does each channel, whatever its unit.
-    _, place, size = np.unique(judged.item, return_inverse=True, return_counts=True)
-    share, channel = 1 / size[place], judged.channel
-    shrinkage = SHRINKAGE * max(1.0, ENOUGH_ITEMS / len(size))
-    usual = np.bincount(channel, share * judged.losses(equal), minlength=channels)
-    share = share / np.maximum(usual, np.finfo(float).tiny)[channel] / channels
-
-    def loss(weights: np.ndarray) -> float:
-        drawn = shrinkage * ((weights - equal) ** 2).sum()
-        return float((share * judged.losses(weights)).sum() + drawn)
-
-    bounds = [(LEAST_OF_NETWORKS, 1.0), *[(0.0, 1.0)] * len(simple)]
-    total = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
-    found = minimize(loss, equal, bounds=bounds, constraints=total, method="SLSQP").x
-    found = np.where(found < LEAST_WEIGHT, 0.0, found)
-    return (found / found.sum()).tolist()
-
-
-def blended(
-    members: Sequence[DeltaflowPredictor],
-    simple: Sequence[DeltaflowPredictor],
-    weights: Sequence[float],
-) -> DeltaflowPredictor:
-    """Return the average of the networks, blended by weights with the simple forecasts."""
-    networks = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
-    chosen = [pair for pair in zip([networks, *simple], weights, strict=True) if pair[1] > 0]
-    if len(chosen) == 1:
-        return chosen[0][0]
-    predictors, shares = zip(*chosen, strict=True)
-    return EnsemblePredictor(list(predictors), list(shares))
-
-
-def is_calibrated(estimator: IrregularEstimator, supports: Sequence[Support]) -> bool:
-    """Tell whether calibrated quantiles stay where the distribution has values."""
-    positive = all(support.low >= 0 for support in supports)
-    return positive or is_centred(make_output(estimator.model.distr_output))
-
-
-def pairs_of(
-    data: IrregularDataModule, entries: Sequence[DataEntry]
-) -> list[tuple[DataEntry, DataEntry]]:
+def pairs_of(data: IrregularDataModule, entries: Sequence[DataEntry]) -> Pairs:
     """Return what was known and what followed at the later origins of the validation windows.
 
     Forecasts are usually asked for when most is known: at the earlier half of an item's origins
@@ -535,7 +389,7 @@ def _told(
     what = "1 network" if members == 1 else f"{members} networks on folds of the items"
     aside = f"{len(plan.left_out[0])} put aside" if members == 1 else "each left out once"
     most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
-    names = ["networks", *map(_name_of, simple)]
+    names = ["networks", *map(name_of, simple)]
     parts = [
         f"{weight:.0%} {name}"
         for name, weight in zip(names, finished.weights, strict=True)
@@ -550,12 +404,3 @@ def _told(
         f"intervals {'calibrated' if finished.is_calibrated else 'not calibrated'}. "
         "folds=0 trains one network on all items."
     )
-
-
-def _name_of(simple: DeltaflowPredictor) -> str:
-    """Return what a simple forecast of a blend is called."""
-    if isinstance(simple, GaussianProcessPredictor):
-        if simple.process == "trend":
-            return "local trend"
-        return "Gaussian process" + " with a cycle" * any(simple.periods)
-    return "hold"

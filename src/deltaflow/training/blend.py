@@ -1,0 +1,264 @@
+"""Networks and simple forecasts become one predictor: blended, calibrated, within supports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from gluonts.dataset.common import DataEntry
+from scipy.optimize import minimize
+
+from deltaflow.forecast.conformal import ConformalPredictor
+from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
+from deltaflow.forecast.hold import HoldPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.support import Support, SupportPredictor
+from deltaflow.heads import DECILES, is_centred, make_output
+
+if TYPE_CHECKING:
+    from deltaflow.training.estimator import IrregularEstimator
+
+SHRINKAGE, ENOUGH_ITEMS = 0.1, 25
+"""How much the weights of a blend are drawn towards equal ones, and from how many items on; with
+half as many, they are drawn twice as much. See `blend_weights`."""
+
+LEAST_OF_NETWORKS = 0.1
+"""The least weight of the networks in a blend: they alone heed covariates and other channels."""
+
+LEAST_WEIGHT = 0.02
+"""What counts less in a blend is left out of it."""
+
+MOST_PROCESSES = 4
+"""With more channels, Gaussian processes take longer to fit than the networks."""
+
+FEWEST_FOR_TREND = 5
+"""With fewer values of a typical item and channel, a change of slope cannot be told from noise."""
+
+
+Pairs = Sequence[tuple[DataEntry, DataEntry]]
+"""What was known and what followed."""
+
+
+class HeldOut(NamedTuple):
+    """Values that a network, and simple forecasts, have not learned from.
+
+    Attributes
+    ----------
+    network, simple
+        The network, and the simple forecasts.
+    pairs
+        What was known, and the values that followed.
+    """
+
+    network: DeltaflowPredictor
+    simple: Sequence[DeltaflowPredictor]
+    pairs: Pairs
+
+
+class Finished(NamedTuple):
+    """What networks were made into.
+
+    Attributes
+    ----------
+    predictor
+        The predictor.
+    weights
+        What the networks count together, and each simple forecast; see `blend_weights`.
+    is_calibrated
+        Whether its intervals are calibrated.
+    """
+
+    predictor: DeltaflowPredictor
+    weights: list[float]
+    is_calibrated: bool
+
+
+def finish(
+    estimator: IrregularEstimator,
+    members: Sequence[DeltaflowPredictor],
+    simple: Sequence[DeltaflowPredictor],
+    held_out: Sequence[Sequence[HeldOut]],
+    supports: Sequence[Support],
+    enough: bool,
+) -> Finished:
+    """Blend networks with simple forecasts, calibrate them, and keep them within supports.
+
+    Parameters
+    ----------
+    estimator
+        Which says whether to calibrate.
+    members, simple
+        The networks, and other forecasts to blend in.
+    held_out
+        Groups of values, by which they are judged.
+    supports
+        The support of each channel.
+    enough
+        Whether there are items enough to calibrate on.
+    """
+    weights = blend_weights(held_out, len(supports)) if simple else [1.0]
+    predictor = blended(members, simple, weights)
+    calibrated = estimator.calibrate and enough and is_calibrated(estimator, supports)
+    if calibrated:
+        values = [one for group in held_out for one in group]
+        parts = [blended([one.network], one.simple, weights) for one in values]
+        least = [0.5 if support.whole else 0.0 for support in supports]
+        pairs = [one.pairs for one in values]
+        predictor = ConformalPredictor.fit_folds(parts, pairs, predictor, least)
+    return Finished(SupportPredictor.of(predictor, supports), weights, calibrated)
+
+
+class Judged(NamedTuple):
+    """The n observed labels of some forecasts, and their forecasts by P predictors.
+
+    Attributes
+    ----------
+    value, channel, item
+        ``(n,)`` the label, the number of its channel, and the item.
+    quantile
+        ``(P, K, n)`` the forecast deciles.
+    """
+
+    value: np.ndarray
+    channel: np.ndarray
+    item: np.ndarray
+    quantile: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        predictors: Sequence[DeltaflowPredictor],
+        pairs: Pairs,
+        channels: int,
+    ) -> Judged:
+        """Forecast what was known by each predictor."""
+        past = [known for known, _ in pairs]
+        sources = [predictor.predict(past, seed=0) for predictor in predictors]
+        parts = []
+        for (known, label), *forecasts in zip(pairs, *sources, strict=True):
+            value = label["target"].T.reshape(-1, channels)  # (Q, D)
+            seen = np.isfinite(value)
+            deciles = [one.quantiles(DECILES)[:, : len(value)] for one in forecasts]
+            quantile = np.array(deciles).reshape(len(forecasts), len(DECILES), *value.shape)
+            item = np.full(int(seen.sum()), str(known.get("item_id")), dtype=object)
+            parts.append(cls(value[seen], np.nonzero(seen)[1], item, quantile[:, :, seen]))
+        return cls.joined(parts)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Judged]) -> Judged:
+        """Put labels one after the other."""
+        return cls(*(np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
+
+    def losses(self, weights: np.ndarray) -> np.ndarray:
+        """Return the quantile loss ``(n,)`` of the predictors' average by weights ``(P,)``."""
+        levels = np.array(DECILES)[:, None]
+        over = self.value - np.tensordot(weights, self.quantile, 1)
+        return np.maximum(levels * over, (levels - 1) * over).mean(axis=0)
+
+    def shares(self, weights: np.ndarray, channels: int) -> np.ndarray:
+        """Return what each label counts ``(n,)`` in a mean that is 1 with these weights.
+
+        Each item counts the same, and so does each channel, whatever its unit.
+        """
+        _, place, size = np.unique(self.item, return_inverse=True, return_counts=True)
+        share = 1 / size[place]
+        usual = np.bincount(self.channel, share * self.losses(weights), minlength=channels)
+        return share / np.maximum(usual, np.finfo(float).tiny)[self.channel] / channels
+
+
+def compared_loss(
+    predictor: DeltaflowPredictor,
+    other: DeltaflowPredictor,
+    pairs: Pairs,
+) -> float:
+    """Return a predictor's quantile loss as a share of another's, averaged over channels."""
+    channels = len(predictor.schema.target)
+    judged = Judged.of([predictor, other], pairs, channels)
+    own, others = (
+        np.bincount(judged.channel, judged.losses(weights), minlength=channels)
+        for weights in np.eye(2)
+    )
+    seen = others > 0
+    return float((own[seen] / others[seen]).mean()) if seen.any() else math.inf
+
+
+def simple_forecasts(
+    entries: list[DataEntry], prediction_length: int, supports: Sequence[Support]
+) -> list[DeltaflowPredictor]:
+    """Fit the forecasts that are blended with those of the networks."""
+    simple: list[DeltaflowPredictor] = [HoldPredictor.fit(entries, prediction_length)]
+    if len(supports) <= MOST_PROCESSES:
+        root = all(support.low >= 0 for support in supports)
+        values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
+        has_trend = np.median(values) >= FEWEST_FOR_TREND
+        for process in ("cycle", "trend") if has_trend else ("cycle",):
+            simple.append(GaussianProcessPredictor.fit(entries, prediction_length, root, process))
+    return simple
+
+
+def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[float]:
+    """Return the weights of the networks together, and of each simple forecast.
+
+    They are those of the lowest quantile loss on the values held out, of which each group counts
+    the same. They are drawn towards equal weights (`SHRINKAGE`), the more so, the fewer items the
+    first group has: few items say little.
+    """
+    groups = [
+        Judged.joined(
+            [
+                Judged.of([one.network, *one.simple], one.pairs, channels)
+                for one in group
+                if one.pairs
+            ]
+        )
+        for group in held_out
+    ]
+    count = len(groups[0].quantile)
+    equal = np.full(count, 1 / count)
+    shares = [group.shares(equal, channels) for group in groups]
+    shrinkage = SHRINKAGE * max(1.0, ENOUGH_ITEMS / len(np.unique(groups[0].item)))
+
+    def loss(weights: np.ndarray) -> float:
+        means = [
+            (share * group.losses(weights)).sum()
+            for share, group in zip(shares, groups, strict=True)
+        ]
+        return float(np.mean(means) + shrinkage * ((weights - equal) ** 2).sum())
+
+    bounds = [(LEAST_OF_NETWORKS, 1.0), *[(0.0, 1.0)] * (count - 1)]
+    total = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
+    found = minimize(loss, equal, bounds=bounds, constraints=total, method="SLSQP").x
+    found = np.where(found < LEAST_WEIGHT, 0.0, found)
+    return (found / found.sum()).tolist()
+
+
+def blended(
+    members: Sequence[DeltaflowPredictor],
+    simple: Sequence[DeltaflowPredictor],
+    weights: Sequence[float],
+) -> DeltaflowPredictor:
+    """Return the average of the networks, blended by weights with the simple forecasts."""
+    networks = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
+    chosen = [pair for pair in zip([networks, *simple], weights, strict=True) if pair[1] > 0]
+    if len(chosen) == 1:
+        return chosen[0][0]
+    predictors, shares = zip(*chosen, strict=True)
+    return EnsemblePredictor(list(predictors), list(shares))
+
+
+def is_calibrated(estimator: IrregularEstimator, supports: Sequence[Support]) -> bool:
+    """Tell whether calibrated quantiles stay where the distribution has values."""
+    positive = all(support.low >= 0 for support in supports)
+    return positive or is_centred(make_output(estimator.model.distr_output))
+
+
+def name_of(simple: DeltaflowPredictor) -> str:
+    """Return what a simple forecast of a blend is called."""
+    if isinstance(simple, GaussianProcessPredictor):
+        if simple.process == "trend":
+            return "local trend"
+        return "Gaussian process" + " with a cycle" * any(simple.periods)
+    return "hold"
