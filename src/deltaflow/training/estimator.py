@@ -126,8 +126,8 @@ class IrregularEstimator(Estimator):
     blend
         Whether the forecasts of networks are averaged with simple ones, of a `HoldPredictor`, a
         Gaussian process and a local trend, where there are 5 to 250 items: with the weights that
-        are best on the items left out, and with more equal ones, the fewer items there are. Not
-        done for paths.
+        are best on the items left out and, after a rehearsal by one more network, on the last
+        values of all items; with more equal ones, the fewer items there are. Not done for paths.
     supports
         What values the channels can have. Forecasts keep to it: no negative concentration, mean
         and samples included, see `SupportPredictor`. ``"recognised"``: a channel that is never

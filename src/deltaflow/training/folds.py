@@ -259,10 +259,13 @@ def train_folds(
         HeldOut(member, simple, pairs) for member, pairs in zip(members, folds, strict=True)
     ]
     held_out = [left_out]
-    if blends and (rehearsed := rehearsal(careful, list(entries), plan, supports, seed)):
+    rehearsed = rehearsal(careful, list(entries), plan, supports, seed) if blends else None
+    if rehearsed:
         held_out.append([rehearsed])
     finished = finish(careful, members, simple, held_out, supports, enough)
-    rank_zero_info(_told(len(usable), plan, careful, epochs, simple, finished))
+    rank_zero_info(
+        _told(len(usable), plan, careful, epochs, simple, finished, rehearsed is not None)
+    )
     return finished.predictor
 
 
@@ -383,11 +386,13 @@ def _told(
     epochs: list[int],
     simple: Sequence[DeltaflowPredictor],
     finished: Finished,
+    rehearsed: bool,
 ) -> str:
     """Say in one line what was done."""
     members = len(plan.left_out)
     what = "1 network" if members == 1 else f"{members} networks on folds of the items"
     aside = f"{len(plan.left_out[0])} put aside" if members == 1 else "each left out once"
+    last = ", and one to judge by without their last values" if rehearsed else ""
     most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
     names = ["networks", *map(name_of, simple)]
     parts = [
@@ -399,7 +404,7 @@ def _told(
     options = {**vars(estimator.data), **vars(estimator.model), **vars(estimator.optimizer)}
     settings = ", ".join(f"{name}={options[name]!r}" for name in plan.settings)
     return (
-        f"Trained {what} ({count} items, {aside}), stopped after {most} epochs; "
+        f"Trained {what} ({count} items, {aside}){last}, stopped after {most} epochs; "
         f"{settings}; {blend}"
         f"intervals {'calibrated' if finished.is_calibrated else 'not calibrated'}. "
         "folds=0 trains one network on all items."
