@@ -14,7 +14,7 @@ from deltaflow.forecast.gaussian_process import (
     GaussianProcessPredictor,
     predictive,
 )
-from deltaflow.forecast.gaussian_process.likelihood import IntegratedWalk, common_period
+from deltaflow.forecast.gaussian_process.likelihood import Likelihood, common_period
 from deltaflow.tasks import Task, unseen_items
 from deltaflow.tasks.small import small_task
 from deltaflow.tasks.task import known_before
@@ -170,16 +170,39 @@ def test_an_item_of_which_nothing_is_known_has_the_prior():
     np.testing.assert_allclose(forecast.mean[:, 1], predictor.center[1])
 
 
+class IntegratedWalk(kernels.Kernel):
+    """The integral of a random walk, as a kernel of scikit-learn without parameters."""
+
+    def __init__(self):
+        pass
+
+    def __call__(self, X, Y=None, eval_gradient=False):
+        other = (X if Y is None else Y).T
+        first, last = np.minimum(X, other), np.maximum(X, other)
+        covariance = first**2 * (last - first / 3) / 2
+        return (covariance, np.empty((*covariance.shape, 0))) if eval_gradient else covariance
+
+    def diag(self, X):
+        return X[:, 0] ** 3 / 3
+
+    def is_stationary(self):
+        return False
+
+
+def in_scikit_learn(process: str) -> kernels.Kernel:
+    walk, wave = kernels.Matern(nu=1.5), kernels.ExpSineSquared() * kernels.Matern(nu=1.5)
+    shape = {
+        "matern": walk, "cycle": walk + kernels.ConstantKernel() * wave, "trend": IntegratedWalk()
+    }[process]  # fmt: skip
+    line = kernels.ConstantKernel() * kernels.DotProduct()
+    return line + kernels.ConstantKernel() * shape + kernels.WhiteKernel()
+
+
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_forecasts_are_those_of_scikit_learn(count, process):
     rng = np.random.default_rng(count)
-    kernel = kernels.ConstantKernel() * kernels.DotProduct()
-    walk, wave = kernels.Matern(nu=1.5), kernels.ExpSineSquared() * kernels.Matern(nu=1.5)
-    between = {
-        "matern": walk, "cycle": walk + kernels.ConstantKernel() * wave, "trend": IntegratedWalk()
-    }[process]  # fmt: skip
-    kernel += kernels.ConstantKernel() * between + kernels.WhiteKernel()
+    kernel = in_scikit_learn(process)
     theta = rng.uniform([*[-1] * (kernel.n_dims - 1), -3], 1)
     times, values, asked = np.sort(rng.uniform(0, 5, count)), rng.normal(size=count), np.arange(9.0)
     regressor = GaussianProcessRegressor(kernel.clone_with_theta(theta), optimizer=None)
@@ -188,6 +211,26 @@ def test_forecasts_are_those_of_scikit_learn(count, process):
     expected = regressor.predict(asked[:, None], return_std=True)
     found = predictive(theta, times, values, asked, process)
     np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_likelihood_of_curves_of_any_length_is_that_of_scikit_learn(process):
+    rng = np.random.default_rng(0)
+    kernel = in_scikit_learn(process)
+    theta = rng.uniform(-1, 1, kernel.n_dims)
+    curves = [
+        Curve(np.sort(rng.uniform(0, 5, count)), rng.normal(size=count)) for count in (1, 20, 7)
+    ]
+    likelihood = Likelihood(curves, process)
+    expected, slopes = 0.0, np.zeros_like(theta)
+    for times, values in curves:
+        one = GaussianProcessRegressor(kernel, optimizer=None).fit(times[:, None], values)
+        value, slope = one.log_marginal_likelihood(theta, eval_gradient=True)
+        expected, slopes = expected + value, slopes + slope
+    value, slope = likelihood.with_slope(theta)
+    assert value == pytest.approx(expected, rel=1e-9)
+    assert likelihood.at(theta) == pytest.approx(expected, rel=1e-9)
+    np.testing.assert_allclose(slope, slopes, rtol=1e-7)
 
 
 def test_it_is_a_row_and_so_are_the_defaults(tiny, monkeypatch):

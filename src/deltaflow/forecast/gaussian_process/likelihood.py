@@ -1,15 +1,16 @@
-"""The parameters of Gaussian processes under which curves are most likely, by scikit-learn."""
+"""The parameters of Gaussian processes under which curves are most likely."""
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
+import torch
 from scipy.optimize import minimize
 from scipy.signal import lombscargle
-from sklearn.gaussian_process import GaussianProcessRegressor, kernels
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from deltaflow.forecast.gaussian_process.processes import NO_WAVE, Curve, integrated_walk
+from deltaflow.forecast.gaussian_process.processes import NO_WAVE, ROUNDING, Curve, covariance
 
 FEWEST_FOR_PERIOD = 8
 """Fewer values of an item say nothing about a period."""
@@ -44,6 +45,20 @@ def most_likely(curves: Sequence[Curve], process: str) -> np.ndarray:
     return theta if higher > likelihood + 4 * penalty else without
 
 
+def ranges_of(process: str, period: float) -> np.ndarray:
+    """Return where the search for each parameter begins, and its bounds, ``(P, 3)``."""
+    wide = (1.0, 1e-4, 1e4)
+    length = (0.3, 1e-3, 1e2)
+    wave = [
+        wide,
+        (1.0, 0.2, 1e2),
+        (period, 0.8 * period, 1.25 * period),
+        (3 * period, 0.1 * period, 1e3 * period),
+    ]
+    shapes = {"matern": [length], "cycle": [length, *wave], "trend": []}
+    return np.array([wide, wide, wide, *shapes[process], (0.1, 1e-6, 1e1)])
+
+
 class Likelihood:
     """The log-likelihood of curves under a line, a process and noise.
 
@@ -55,39 +70,58 @@ class Likelihood:
         One of `PROCESSES`.
     period
         That of a cycle, roughly.
+
+    References
+    ----------
+    Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006, equation 2.30.
     """
 
     def __init__(self, curves: Sequence[Curve], process: str, period: float = 1.0) -> None:
-        wide = (1e-4, 1e4)
-        line = kernels.ConstantKernel(1.0, wide) * kernels.DotProduct(1.0, wide)
-        walk = IntegratedWalk() if process == "trend" else kernels.Matern(0.3, (1e-3, 1e2), nu=1.5)
-        if process == "cycle":
-            shape = kernels.ExpSineSquared(1.0, period, (0.2, 1e2), (0.8 * period, 1.25 * period))
-            memory = kernels.Matern(3 * period, (0.1 * period, 1e3 * period), nu=1.5)
-            walk += kernels.ConstantKernel(1.0, wide) * (shape * memory)
-        walk = kernels.ConstantKernel(1.0, wide) * walk
-        self.kernel = line + walk + kernels.WhiteKernel(0.1, (1e-6, 1e1))
-        process_of = partial(GaussianProcessRegressor, self.kernel, optimizer=None)  # pyright: ignore[reportArgumentType]
-        self.processes = [process_of().fit(one.times[:, None], one.values) for one in curves]
+        self.process = process
+        self.start, *bounds = np.log(ranges_of(process, period)).T
+        self.bounds = np.transpose(bounds)
+        times, values = (
+            pad_sequence([torch.from_numpy(own) for own in part], batch_first=True)
+            for part in zip(*curves, strict=True)
+        )
+        lengths = torch.tensor([len(one.values) for one in curves])
+        self.known = (torch.arange(times.shape[1]) < lengths[:, None]).to(times)  # (I, n)
+        self.times, self.values = times, values
 
     def at(self, theta: np.ndarray) -> float:
         """Return the sum over all curves."""
-        return float(np.sum([one.log_marginal_likelihood(theta) for one in self.processes]))
+        with torch.no_grad():
+            return float(self._sum(torch.from_numpy(theta)))
+
+    def with_slope(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the same, and its gradient ``(P,)``."""
+        with torch.enable_grad():
+            parameters = torch.from_numpy(theta).requires_grad_()
+            value = self._sum(parameters)
+            (slope,) = torch.autograd.grad(value, parameters)
+        return value.item(), slope.numpy()
 
     def highest(self, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
         """Return the parameters at which it is highest, near a start, and its value there."""
 
         def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-            parts = [
-                one.log_marginal_likelihood(theta, eval_gradient=True) for one in self.processes
-            ]
-            values, gradients = zip(*parts, strict=True)
-            return -sum(values), -np.sum(gradients, axis=0)
+            value, slope = self.with_slope(theta)
+            return -value, -slope
 
-        bounds = self.kernel.bounds
-        start = self.kernel.theta if start is None else np.clip(start, *bounds.T)
-        found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B")
+        first = self.start if start is None else np.clip(start, *self.bounds.T)
+        found = minimize(loss, first, jac=True, bounds=self.bounds, method="L-BFGS-B")
         return found.x, -float(found.fun)
+
+    def _sum(self, theta: Tensor) -> Tensor:
+        between = covariance(theta, self.times[:, :, None], self.times[:, None, :], self.process)
+        both = self.known[:, :, None] * self.known[:, None, :]
+        least = ROUNDING * between.detach().amax()
+        # What only pads has the variance 1, and is independent of all else.
+        noise = self.known * (theta[-1].exp() + least) + (1 - self.known)
+        factor = torch.linalg.cholesky(between * both + torch.diag_embed(noise))
+        solved = torch.linalg.solve_triangular(factor, self.values[..., None], upper=False)
+        logs = factor.diagonal(dim1=1, dim2=2).log()
+        return -(solved**2).sum() / 2 - logs.sum() - math.log(2 * math.pi) / 2 * self.known.sum()
 
 
 def common_period(curves: Sequence[Curve]) -> float | None:
@@ -116,29 +150,3 @@ def common_period(curves: Sequence[Curve]) -> float | None:
             share = lombscargle(times, rest, 2 * np.pi * frequencies, normalize=True)
             explained += len(values) * share
     return 1 / frequencies[explained.argmax()] if explained.any() else None
-
-
-class IntegratedWalk(kernels.Kernel):
-    """The covariance of the integral of a random walk, which starts at time 0.
-
-    It has no parameters: the walk makes steps of variance 1 per unit of time.
-    """
-
-    def __init__(self):
-        """scikit-learn takes the parameters of a kernel from here."""
-
-    def __call__(self, X, Y=None, eval_gradient=False):
-        """Return the covariances ``(n, m)`` between times ``(n, 1)`` and ``(m, 1)``.
-
-        With ``eval_gradient``, return the gradient by no parameters ``(n, n, 0)``, too.
-        """
-        covariance = integrated_walk(X, (X if Y is None else Y).T)
-        return (covariance, np.empty((*covariance.shape, 0))) if eval_gradient else covariance
-
-    def diag(self, X):
-        """Return the variances ``(n,)`` at times ``(n, 1)``."""
-        return integrated_walk(X, X)[:, 0]
-
-    def is_stationary(self):
-        """Tell that covariances depend on more than the time between two values."""
-        return False

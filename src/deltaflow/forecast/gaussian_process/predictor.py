@@ -70,8 +70,7 @@ class GaussianProcessPredictor(BaselinePredictor):
         process: str = "matern",
     ) -> None:
         super().__init__(prediction_length, data_schema)
-        if process not in PROCESSES:
-            raise ValueError(f"process {process!r} is none of {', '.join(PROCESSES)}")
+        _check(process)
         self.root, self.process = root, process
         self.theta = np.asarray(theta)
         self.center, self.spread, self.unit = np.asarray(center), np.asarray(spread), unit
@@ -103,6 +102,7 @@ class GaussianProcessPredictor(BaselinePredictor):
         """Fit the kernel of each channel to all items, by the sum of their marginal likelihoods."""
         from deltaflow.forecast.gaussian_process.likelihood import most_likely  # loads for a second
 
+        _check(process)
         entries = list(entries_of(training_data))
         schema = schema_of(entries)
         reader = SeriesReader(schema)
@@ -214,3 +214,8 @@ def _curve(series: Series, channel: int, most: int) -> Curve:
 def _start_of(times: np.ndarray, process: str) -> float:
     """Return when a process begins: with the item, or a local trend with the first value used."""
     return float(times[0]) if process == "trend" and len(times) else 0.0
+
+
+def _check(process: str) -> None:
+    if process not in PROCESSES:
+        raise ValueError(f"process {process!r} is none of {', '.join(PROCESSES)}")

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import solve_triangular
+import torch
+from torch import Tensor
 
 
 class Curve(NamedTuple):
@@ -15,38 +16,38 @@ class Curve(NamedTuple):
     values: np.ndarray
 
 
-def matern(one: np.ndarray, other: np.ndarray, length: float) -> np.ndarray:
+def matern(one: Tensor, other: Tensor, length: Tensor) -> Tensor:
     """Return the covariance of a Matérn process of smoothness 3/2 between times."""
-    apart = math.sqrt(3) * np.abs(one - other) / length
-    return (1 + apart) * np.exp(-apart)
+    apart = math.sqrt(3) * (one - other).abs() / length
+    return (1 + apart) * torch.exp(-apart)
 
 
-def integrated_walk(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def integrated_walk(one: Tensor, other: Tensor) -> Tensor:
     """Return the covariance of the integral of a random walk, which starts at time 0."""
-    first, last = np.minimum(one, other), np.maximum(one, other)
+    first, last = torch.minimum(one, other), torch.maximum(one, other)
     return first**2 * (last - first / 3) / 2
 
 
 def cycle(
-    one: np.ndarray,
-    other: np.ndarray,
-    length: float,
-    ratio: float,
-    roundness: float,
-    period: float,
-    memory: float,
-) -> np.ndarray:
+    one: Tensor,
+    other: Tensor,
+    length: Tensor,
+    ratio: Tensor,
+    roundness: Tensor,
+    period: Tensor,
+    memory: Tensor,
+) -> Tensor:
     """Return the covariance of a Matérn process beside a wave whose shape changes slowly.
 
     The variance of the wave is ``ratio`` times that of the process. Its shape repeats after a
     period, is the smoother, the higher ``roundness`` is, and stays much the same for ``memory``.
     """
-    apart = np.sin(np.pi * (one - other) / period) / roundness
-    wave = np.exp(-2 * apart**2) * matern(one, other, memory)
+    apart = torch.sin(math.pi * (one - other) / period) / roundness
+    wave = torch.exp(-2 * apart**2) * matern(one, other, memory)
     return matern(one, other, length) + ratio * wave
 
 
-PROCESSES: dict[str, Callable[..., np.ndarray]] = {
+PROCESSES: dict[str, Callable[..., Tensor]] = {
     "matern": matern,
     "cycle": cycle,
     "trend": integrated_walk,
@@ -60,6 +61,16 @@ ROUNDING = 1e-13
 """The least noise, as a share of the largest variance: with less, long gaps end in failure."""
 
 
+def covariance(theta: Tensor, one: Tensor, other: Tensor, process: str) -> Tensor:
+    """Return the covariance of a line and a process between times, without noise.
+
+    ``theta`` holds the logarithms of the slope's variance, of the line's height over its slope, of
+    the size and the further parameters of the process, and of the noise's variance.
+    """
+    slope, height, size, *shape = theta[:-1].exp()
+    return slope * (height**2 + one * other) + size * PROCESSES[process](one, other, *shape)
+
+
 def predictive(
     theta: np.ndarray,
     times: np.ndarray,
@@ -67,20 +78,15 @@ def predictive(
     asked: np.ndarray,
     process: str = "matern",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and deviation ``(Q,)`` of new values, given values ``(n,)`` at times ``(n,)``.
-
-    scikit-learn gives the same, but takes ten milliseconds to set up its kernel.
-    """
-    line, bias, size, *shape, noise = np.exp(theta)
-
-    def covariance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return line * (bias**2 + one * other) + size * PROCESSES[process](one, other, *shape)
-
-    own = covariance(times[:, None], times)
-    own += (noise + ROUNDING * own.max(initial=1.0)) * np.eye(len(times))
-    across = covariance(asked[:, None], times)  # (Q, n)
-    factor = np.linalg.cholesky(own)
-    solved = solve_triangular(factor, np.column_stack([values, across.T]), lower=True)
+    """Return mean and deviation ``(Q,)`` of new values, given values ``(n,)`` at times ``(n,)``."""
+    parameters, known, queries = map(torch.from_numpy, (theta, times, asked))
+    noise = parameters[-1].exp()
+    own = covariance(parameters, known[:, None], known, process)
+    least = ROUNDING * max(1.0, float(own.max())) if len(times) else 0.0
+    own += (noise + least) * torch.eye(len(times), dtype=own.dtype)
+    across = covariance(parameters, queries[:, None], known, process)  # (Q, n)
+    right = torch.column_stack([torch.from_numpy(values), across.T])
+    solved = torch.linalg.solve_triangular(torch.linalg.cholesky(own), right, upper=False)
     mean, weights = solved[:, 1:].T @ solved[:, 0], solved[:, 1:]
-    variance = covariance(asked, asked) + noise - (weights**2).sum(axis=0)
-    return mean, np.sqrt(np.maximum(variance, 0.0))
+    variance = covariance(parameters, queries, queries, process) + noise - (weights**2).sum(dim=0)
+    return mean.numpy(), variance.clamp(min=0.0).sqrt().numpy()
