@@ -319,7 +319,9 @@ def test_simple_forecasts_are_blended_in_and_said(caplog):
 
 @pytest.mark.parametrize(("rows", "processes"), [(4, ["cycle"]), (5, ["cycle", "trend"])])
 def test_a_local_trend_takes_items_of_some_length(rows, processes):
-    simple = blend.simple_forecasts(list(noisy_items(6, rows)), 2, [Support()])
+    entries = list(noisy_items(6, rows))
+    assert list(blend.processes_for(entries)) == processes
+    simple = blend.simple_forecasts(entries, 2, [Support()], processes)
     assert [one.process for one in simple[1:]] == processes
 
 
@@ -368,6 +370,10 @@ def test_each_group_of_values_counts_the_same():
     assert other == pytest.approx(one, abs=0.1)
 
 
+def fit_hold(entries):
+    return [HoldPredictor.fit(entries, 2)]
+
+
 def test_a_rehearsal_learns_nothing_of_the_values_that_it_holds_out():
     data = noisy_items(8, 9)
     changed = [{**entry, "target": entry["target"].copy()} for entry in data]
@@ -379,7 +385,7 @@ def test_a_rehearsal_learns_nothing_of_the_values_that_it_holds_out():
     forecasts = []
     for known in (data, IrregularDataset(changed, data.schema)):
         with seeded(0):
-            held = folds.rehearsal(estimator, by_number(known), plan, [Support()], 0)
+            held = folds.rehearsal(estimator, by_number(known), plan, fit_hold, 0)
         assert [label["target"].shape[-1] for _, label in held.pairs] == [2] * 8
         past = [known for known, _ in held.pairs]
         forecasts.append(
@@ -391,12 +397,17 @@ def test_a_rehearsal_learns_nothing_of_the_values_that_it_holds_out():
     np.testing.assert_array_equal(*forecasts)
 
 
+def test_what_is_blended_is_the_same_in_a_rehearsal_of_shorter_items():
+    predictor = quick(folds=2, blend=True).train(noisy_items(6, 5))  # three rows, if two are left
+    assert len(predictor.summary()["members"][0]["weights"]) > 1
+
+
 def test_without_room_for_the_last_values_there_is_no_rehearsal():
     estimator = quick(folds=2)
     entries = by_number(noisy_items(8, 3))
     base = estimator.create_data_module(entries)
     plan = folds.plan_for(base.training_windows.data, np.arange(8), base.reader, 2, 0)
-    assert folds.rehearsal(estimator, entries, plan, [Support()], 0) is None
+    assert folds.rehearsal(estimator, entries, plan, fit_hold, 0) is None
 
 
 def test_a_negative_number_of_folds_is_refused():

@@ -26,7 +26,14 @@ from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Supports, supports_of
 from deltaflow.randomness import check_seed, derived_seed, seeded_run
-from deltaflow.training.blend import HeldOut, Pairs, compared_loss, finish, simple_forecasts
+from deltaflow.training.blend import (
+    HeldOut,
+    Pairs,
+    compared_loss,
+    finish,
+    processes_for,
+    simple_forecasts,
+)
 from deltaflow.training.estimator import IrregularEstimator
 from deltaflow.training.folds import (
     FEW_ITEMS,
@@ -220,7 +227,9 @@ class _Search:
         self.supports = supports_of(auto.supports, self.data, target)
         few = len(self.usable) <= FEW_ITEMS
         known = list(self.entries) if few else list(self.entries[:FEW_ITEMS])
-        self.simple = simple_forecasts(known, auto.prediction_length, self.supports)
+        self.simple = simple_forecasts(
+            known, auto.prediction_length, self.supports, processes_for(known)
+        )
         self.pairs: dict[int, Pairs] = {}
         self.trials: list[_Trial] = []
         self.console = Console(stderr=True)

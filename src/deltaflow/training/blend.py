@@ -185,18 +185,29 @@ def compared_loss(
     return float((own[seen] / others[seen]).mean()) if seen.any() else math.inf
 
 
+def processes_for(entries: Sequence[DataEntry]) -> tuple[str, ...]:
+    """Choose the Gaussian processes that are blended in, see `PROCESSES`."""
+    values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
+    if values[0].size > MOST_PROCESSES:
+        return ()
+    return ("cycle", "trend") if np.median(values) >= FEWEST_FOR_TREND else ("cycle",)
+
+
 def simple_forecasts(
-    entries: list[DataEntry], prediction_length: int, supports: Sequence[Support]
+    entries: list[DataEntry],
+    prediction_length: int,
+    supports: Sequence[Support],
+    processes: Sequence[str],
 ) -> list[DeltaflowPredictor]:
-    """Fit the forecasts that are blended with those of the networks."""
-    simple: list[DeltaflowPredictor] = [HoldPredictor.fit(entries, prediction_length)]
-    if len(supports) <= MOST_PROCESSES:
-        root = all(support.low >= 0 for support in supports)
-        values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
-        has_trend = np.median(values) >= FEWEST_FOR_TREND
-        for process in ("cycle", "trend") if has_trend else ("cycle",):
-            simple.append(GaussianProcessPredictor.fit(entries, prediction_length, root, process))
-    return simple
+    """Fit a hold and Gaussian processes, which are blended with networks."""
+    root = all(support.low >= 0 for support in supports)
+    return [
+        HoldPredictor.fit(entries, prediction_length),
+        *(
+            GaussianProcessPredictor.fit(entries, prediction_length, root, process)
+            for process in processes
+        ),
+    ]
 
 
 def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[float]:

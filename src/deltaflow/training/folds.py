@@ -3,8 +3,9 @@ averages, calibrated intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,10 +23,18 @@ from deltaflow.errors import warn_once
 from deltaflow.forecast.conformal import FEWEST_ITEMS
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
-from deltaflow.forecast.support import Support, supports_of
+from deltaflow.forecast.support import supports_of
 from deltaflow.randomness import derived_seed
 from deltaflow.training import engine
-from deltaflow.training.blend import Finished, HeldOut, Pairs, finish, name_of, simple_forecasts
+from deltaflow.training.blend import (
+    Finished,
+    HeldOut,
+    Pairs,
+    finish,
+    name_of,
+    processes_for,
+    simple_forecasts,
+)
 from deltaflow.training.widening import widened
 
 if TYPE_CHECKING:
@@ -253,13 +262,18 @@ def train_folds(
     supports = supports_of(estimator.supports, base.training_windows.data, target)
     enough = sum(map(len, plan.left_out)) >= FEWEST_ITEMS
     blends = estimator.blend and few and enough and estimator.sampling == "marginal"
-    length = estimator.prediction_length
-    simple = simple_forecasts(list(entries), length, supports) if blends else []
+    fit_simple = partial(
+        simple_forecasts,
+        prediction_length=estimator.prediction_length,
+        supports=supports,
+        processes=processes_for(list(entries)) if blends else (),
+    )
+    simple = fit_simple(list(entries)) if blends else []
     left_out = [
         HeldOut(member, simple, pairs) for member, pairs in zip(members, folds, strict=True)
     ]
     held_out = [left_out]
-    rehearsed = rehearsal(careful, list(entries), plan, supports, seed) if blends else None
+    rehearsed = rehearsal(careful, list(entries), plan, fit_simple, seed) if blends else None
     if rehearsed:
         held_out.append([rehearsed])
     finished = finish(careful, members, simple, held_out, supports, enough)
@@ -273,7 +287,7 @@ def rehearsal(
     estimator: IrregularEstimator,
     entries: Sequence[DataEntry],
     plan: Plan,
-    supports: Sequence[Support],
+    fit_simple: Callable[[list[DataEntry]], list[DeltaflowPredictor]],
     seed: int,
 ) -> HeldOut | None:
     """Train a network without the last values of all items, which are held out.
@@ -290,8 +304,8 @@ def rehearsal(
         All items.
     plan
         The plan of the training run.
-    supports
-        The support of each channel.
+    fit_simple
+        Fits simple forecasts.
     seed
         Seed of the network.
 
@@ -322,7 +336,7 @@ def rehearsal(
         validation_origins="spread",
     )
     network, _ = train_member(estimator, data, plan)
-    return HeldOut(network, simple_forecasts(list(early), length, supports), pairs)
+    return HeldOut(network, fit_simple(list(early)), pairs)
 
 
 def _count(entry: DataEntry) -> int:
