@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from gluonts.dataset.split import split
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from deltaflow import (
     ConformalPredictor,
@@ -215,12 +215,13 @@ def test_their_settings_reach_the_network_and_the_trainer(monkeypatch):
 
     class Watch(Callback):
         def on_train_start(self, trainer, pl_module):
-            seen.append(trainer.gradient_clip_val)
+            (stopping,) = (one for one in trainer.callbacks if isinstance(one, EarlyStopping))
+            seen.append((trainer.gradient_clip_val, stopping.monitor))
 
     for given in ({}, {"gradient_clip_val": 5.0}):
         trainer_kwargs = {**QUICK, **given, "callbacks": [Watch()]}
         quick(prediction_length=2, trainer_kwargs=trainer_kwargs).train(data)
-    assert seen == [2.0, 5.0]
+    assert seen == [(2.0, "val_loss"), (5.0, "val_loss")]
 
 
 def seldom_observed(channels: int, rate: float, items: int) -> IrregularDataset:

@@ -117,6 +117,8 @@ class Plan(NamedTuple):
         See `EPOCHS`, `PATIENCE` and `DECAY`.
     clip
         The norm to which gradients are clipped.
+    monitor
+        The score of the validation that decides on the best epoch; a quantile loss if None.
     """
 
     left_out: list[np.ndarray]
@@ -125,6 +127,7 @@ class Plan(NamedTuple):
     patience: int
     decay: float
     clip: float = engine.DEFAULTS["gradient_clip_val"]
+    monitor: str | None = None
 
 
 def plan_for(
@@ -177,7 +180,8 @@ def plan_for(
         return plan
     batches = np.clip(count // PER_CHANNEL_OF_MANY["batch_size"], FEWEST_BATCHES, MOST_BATCHES)
     settings = {**settings, **PER_CHANNEL_OF_MANY, "num_batches_per_epoch": int(batches)}
-    return plan._replace(settings=settings, clip=CLIP)
+    # Of the mean, which the head learns beside its quantiles, a quantile loss says nothing.
+    return plan._replace(settings=settings, clip=CLIP, monitor="val_loss")
 
 
 def _channel_settings_for(items: Sequence[Series], channels: int) -> dict[str, Any]:
@@ -379,7 +383,8 @@ def train_member(
     """Train one network; return its predictor, and the number of epochs."""
     module = estimator.create_lightning_module(data)
     several = len(data.reader.schema.target) > 1
-    monitor = "val_balanced_quantile_loss" if several else "val_mean_weighted_quantile_loss"
+    usual = "val_balanced_quantile_loss" if several else "val_mean_weighted_quantile_loss"
+    monitor = plan.monitor or usual
     settings = {
         "max_epochs": plan.epochs,
         "gradient_clip_val": plan.clip,
