@@ -104,6 +104,19 @@ def test_ctrl_c_ends_a_search_wherever_it_is_pressed(monkeypatch):
     assert len(predictor.leaderboard) == 1
 
 
+def test_ctrl_c_while_a_second_fold_is_judged_keeps_the_first(monkeypatch):
+    calls = iter(range(9))
+
+    def judge(*args):
+        if next(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return compared_loss(*args)
+
+    monkeypatch.setattr(auto, "compared_loss", judge)
+    predictor = AutoEstimator(2, time_limit=600.0, presets="fast", verbose=False).train(waves())
+    assert len(predictor.leaderboard) == 1
+
+
 def test_what_cannot_be_searched_is_refused():
     with pytest.raises(UnknownNameError, match="preset"):
         AutoEstimator(2, presets="excellent")

@@ -256,7 +256,8 @@ class _Search:
         """Blend and calibrate the best networks."""
         if not self.trials:
             raise DeltaflowError("the search ended before the first network was trained")
-        best = {fold: self._best(fold) for fold in self.pairs}
+        folds = dict.fromkeys(trial.fold for trial in self.trials)  # which all have one by now
+        best = {fold: self._best(fold) for fold in folds}
         # Those of one fold are one member: each item that was left out counts once.
         predictors = [
             own[0].predictor if len(own) == 1 else EnsemblePredictor([t.predictor for t in own])
@@ -265,8 +266,8 @@ class _Search:
         enough = sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
         simple = self.simple if enough else []
         left_out = [
-            HeldOut(predictor, simple, pairs)
-            for predictor, pairs in zip(predictors, self.pairs.values(), strict=True)
+            HeldOut(predictor, simple, self.pairs[fold])
+            for fold, predictor in zip(best, predictors, strict=True)
         ]
         estimator = planned(self._estimator({}), self.plan)
         blend = finish(estimator, predictors, simple, [left_out], self.supports, enough)
