@@ -25,6 +25,10 @@ SHRINKAGE, ENOUGH_ITEMS = 0.1, 25
 """How much the weights of a blend are drawn towards equal ones, and from how many items on; with
 half as many, they are drawn twice as much. See `blend_weights`."""
 
+COUNTS = 0.75, 0.25
+"""What the items left out, and the last values of all items, count for the weights of a blend: all
+items together have but one common future."""
+
 LEAST_OF_NETWORKS = 0.1
 """The least weight of the networks in a blend: they alone heed covariates and other channels."""
 
@@ -93,7 +97,7 @@ def finish(
     members, simple
         The networks, and other forecasts to blend in.
     held_out
-        Groups of values, by which they are judged.
+        The values by which they are judged: of items left out, and then of a rehearsal, if any.
     supports
         The support of each channel.
     enough
@@ -213,9 +217,9 @@ def simple_forecasts(
 def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[float]:
     """Return the weights of the networks together, and of each simple forecast.
 
-    They are those of the lowest quantile loss on the values held out, of which each group counts
-    the same. They are drawn towards equal weights (`SHRINKAGE`), the more so, the fewer items the
-    first group has: few items say little.
+    They are those of the lowest quantile loss on the values held out, of which one group or two
+    count as `COUNTS` says. They are drawn towards equal weights (`SHRINKAGE`), the more so, the
+    fewer items the first group has: few items say little.
     """
     groups = [
         Judged.joined(
@@ -237,7 +241,8 @@ def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[
             (share * group.losses(weights)).sum()
             for share, group in zip(shares, groups, strict=True)
         ]
-        return float(np.mean(means) + shrinkage * ((weights - equal) ** 2).sum())
+        mean = np.average(means, weights=COUNTS[: len(means)])
+        return float(mean + shrinkage * ((weights - equal) ** 2).sum())
 
     bounds = [(LEAST_OF_NETWORKS, 1.0), *[(0.0, 1.0)] * (count - 1)]
     total = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
