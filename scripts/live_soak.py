@@ -266,7 +266,9 @@ def soak(output: Path, minutes: float, size: int = 1000) -> None:
     items = np.array([f"item{number:05d}" for number in range(20_000)])
     watched = items[:: len(items) // 20]
     history: list[pd.DataFrame] = []
-    with served(output, "--snapshot", str(output / "soak"), "--every", "20") as (port, process):
+    path = output / "soak"
+    path.unlink(missing_ok=True)
+    with served(output, "--snapshot", str(path), "--every", "20") as (port, process):
         client, step = Client(port), 0
 
         def send() -> None:
