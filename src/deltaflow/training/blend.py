@@ -107,10 +107,10 @@ def finish(
     predictor = blended(members, simple, weights)
     calibrated = estimator.calibrate and enough and is_calibrated(estimator, supports)
     if calibrated:
-        values = [one for group in held_out for one in group]
-        parts = [blended([one.network], one.simple, weights) for one in values]
+        # Not on a rehearsal: the one direction in which its errors go says nothing of the next.
+        parts = [blended([one.network], one.simple, weights) for one in held_out[0]]
         least = [0.5 if support.whole else 0.0 for support in supports]
-        pairs = [one.pairs for one in values]
+        pairs = [one.pairs for one in held_out[0]]
         predictor = ConformalPredictor.fit_folds(parts, pairs, predictor, least)
     return Finished(SupportPredictor.of(predictor, supports), weights, calibrated)
 
