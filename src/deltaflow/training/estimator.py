@@ -144,7 +144,7 @@ class IrregularEstimator(Estimator):
     --------
     >>> from deltaflow.tasks import regular_seasonal
     >>> estimator = IrregularEstimator(
-    ...     prediction_length=4, encoder="gru", num_batches_per_epoch=1,
+    ...     prediction_length=4, encoder="gru", num_batches_per_epoch=1, folds=1, blend=False,
     ...     trainer_kwargs={"max_epochs": 1, "enable_progress_bar": False})
     >>> predictor = estimator.train(regular_seasonal())
     >>> next(iter(predictor.predict(regular_seasonal()))).mean.shape
