@@ -221,8 +221,8 @@ class _Search:
                 "from: train an IrregularEstimator"
             )
         self.plan: Plan = plan_for(self.data, self.usable, self.reader, None, seed)
-        planned = self.plan.settings.get("network")
-        self.networks = (planned,) if planned else auto.preset.networks
+        network = self.plan.settings.get("network")
+        self.networks = (network,) if network else auto.preset.networks
         target = self.reader.schema.target
         self.supports = supports_of(auto.supports, self.data, target)
         few = len(self.usable) <= FEW_ITEMS

@@ -265,21 +265,22 @@ def train_folds(
     target = base.reader.schema.target
     supports = supports_of(estimator.supports, base.training_windows.data, target)
     enough = sum(map(len, plan.left_out)) >= FEWEST_ITEMS
-    blends = estimator.blend and few and enough and estimator.sampling == "marginal"
-    fit_simple = partial(
-        simple_forecasts,
-        prediction_length=estimator.prediction_length,
-        supports=supports,
-        processes=processes_for(list(entries)) if blends else (),
-    )
-    simple = fit_simple(list(entries)) if blends else []
+    simple: list[DeltaflowPredictor] = []
+    rehearsed = None
+    if estimator.blend and few and enough and estimator.sampling == "marginal":
+        known = list(entries)
+        fit_simple = partial(
+            simple_forecasts,
+            prediction_length=estimator.prediction_length,
+            supports=supports,
+            processes=processes_for(known),
+        )
+        simple = fit_simple(known)
+        rehearsed = rehearsal(careful, known, plan, fit_simple, seed)
     left_out = [
         HeldOut(member, simple, pairs) for member, pairs in zip(members, folds, strict=True)
     ]
-    held_out = [left_out]
-    rehearsed = rehearsal(careful, list(entries), plan, fit_simple, seed) if blends else None
-    if rehearsed:
-        held_out.append([rehearsed])
+    held_out = [left_out, [rehearsed]] if rehearsed else [left_out]
     finished = finish(careful, members, simple, held_out, supports, enough)
     rank_zero_info(
         _told(len(usable), plan, careful, epochs, simple, finished, rehearsed is not None)

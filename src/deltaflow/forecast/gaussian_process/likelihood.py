@@ -35,13 +35,13 @@ def most_likely(curves: Sequence[Curve], process: str) -> np.ndarray:
     starts = np.tile(without, (len(RATIOS), 1))
     starts[:, 2] -= np.log1p(RATIOS)  # the process and the wave share the variance
     starts[:, 4:-1] = np.log([[ratio, 1.0, period, 3 * period] for ratio in RATIOS])
-    start = max(starts, key=waves.at)
+    heights = [waves.at(start) for start in starts]
     # Most data have no cycle, which is seen at once. What is asked in the end is twice the penalty
     # of the Bayesian information criterion for four parameters, since many periods are tried.
     penalty = math.log(sum(len(one.values) for one in curves))
-    if waves.at(start) < likelihood + penalty:
+    if max(heights) < likelihood + penalty:
         return without
-    theta, higher = waves.highest(start)
+    theta, higher = waves.highest(starts[int(np.argmax(heights))])
     return theta if higher > likelihood + 4 * penalty else without
 
 
@@ -128,8 +128,8 @@ def common_period(curves: Sequence[Curve]) -> float | None:
     """Return the period of the wave that explains most of the curves' variance beside a line.
 
     Each curve may have a phase and an amplitude of its own. The periods are at least two mean gaps
-    long, and at most half of the time that a typical curve spans; None if there are none, or no
-    curve is long enough.
+    long, and at most half of the time that a typical curve spans. Without such a period, or a curve
+    that is long enough, return None.
 
     References
     ----------
