@@ -164,6 +164,19 @@ def test_average_row_is_the_average_of_the_kept_predictors(tiny):
     assert stored["mse"] < np.mean([member["mse"] for member in members])
 
 
+def test_an_average_of_widened_members_is_widened(tiny):
+    runs = run_comparison(tiny(seeds=[0, 1], trainer={"max_epochs": 1}, widening=True))
+    *_, first, second, averaged = runs
+    assert averaged["errors"] == {}
+    widths = [
+        np.subtract(example["high"], example["low"])
+        for example in (r["examples"]["sine_beyond"][0] for r in (first, second, averaged))
+    ]
+    np.testing.assert_allclose(widths[2], (widths[0] + widths[1]) / 2, rtol=1e-5)
+    numbers = [r["scores"]["sine"]["parameters"] for r in (first, second, averaged)]
+    assert numbers[2] == numbers[0] + numbers[1]
+
+
 def test_an_average_may_be_calibrated_on_the_validation(tiny, trained):
     changes = {"seeds": [0, 1], "trainer": {"max_epochs": 1}, "average_seeds": True}
     plain = run_comparison(tiny(**changes))[-1]["scores"]["sine"]

@@ -36,7 +36,7 @@ from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
-from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor, load_directory
 from deltaflow.tasks.task import Task, known_before
 from deltaflow.training.estimator import GRUFlowEstimator, IrregularEstimator
 from deltaflow.training.widening import whole_items, widened
@@ -224,9 +224,8 @@ def average_of(folders: Sequence[Path], calibration: TestData | None = None) -> 
 
     It is calibrated on forecasts of items that none of them was trained on, if they are given.
     """
-    members = [IrregularPredictor.deserialize(folder) for folder in folders]
-    num_parameters = sum(_count(member.network) for member in members)
-    predictor: DeltaflowPredictor = EnsemblePredictor(members)
+    predictor: DeltaflowPredictor = EnsemblePredictor([load_directory(one) for one in folders])
+    num_parameters = sum(map(_count, _networks_of(predictor)))
     if calibration is not None:
         predictor = ConformalPredictor.fit(predictor, calibration)
     return Trained(predictor, num_parameters, curve=[])
