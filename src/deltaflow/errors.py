@@ -67,10 +67,10 @@ def _restore_data_error(message: str, attributes: dict) -> DataError:
 
 
 @contextmanager
-def in_frame(name: str) -> Iterator[None]:
-    """Add the name of a DataFrame to the errors about its content.
+def located(*, item: object = None, frame: str | None = None) -> Iterator[None]:
+    """Add the item, or the argument that holds the DataFrame, to the errors raised inside.
 
-    >>> with in_frame("future_df"):  # doctest: +IGNORE_EXCEPTION_DETAIL
+    >>> with located(frame="future_df"):  # doctest: +IGNORE_EXCEPTION_DETAIL
     ...     raise DataError("is not a number", field="HR")
     Traceback (most recent call last):
     DataError: future_df, field 'HR': is not a number
@@ -81,10 +81,10 @@ def in_frame(name: str) -> Iterator[None]:
         raise DataError(
             error.problem,
             error.remedy,
-            item=error.item,
+            item=error.item if item is None else item,
             field=error.field,
             position=error.position,
-            frame=name,
+            frame=error.frame if frame is None else frame,
         ) from error.__cause__
 
 

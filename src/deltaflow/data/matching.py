@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.schema import ROLES, Schema
-from deltaflow.errors import DataError
+from deltaflow.errors import DataError, located
 
 _KINDS_OF_TIME = {"timestamp": "timestamps", "elapsed": "elapsed numbers", "regular": "periods"}
 
@@ -123,22 +122,13 @@ def common_schema(schemas: Iterable[tuple[object, Schema]]) -> Schema:
     first, schema = next(schemas)
     levels = {name: dict.fromkeys(own) for name, own in schema.feat_static_cat.items()}
     for item, own in schemas:
-        with at_item(item):
+        with located(item=item):
             match(own, schema)
-        with at_item(first):
+        with located(item=first):
             match(schema, own)
         for name, known in levels.items():
             known.update(dict.fromkeys(own.feat_static_cat[name]))
     return replace(schema, feat_static_cat={name: tuple(own) for name, own in levels.items()})
-
-
-@contextmanager
-def at_item(item: object) -> Iterator[None]:
-    """Add the item to an error about names."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(error.problem, error.remedy, item=item, field=error.field) from None
 
 
 def as_one(schema: Schema) -> Match:

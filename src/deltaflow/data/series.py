@@ -14,7 +14,7 @@ import pandas as pd
 from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.dataset.split import TestData
 
-from deltaflow.data.matching import Match, as_one, at_item, common_schema, match, schema_in
+from deltaflow.data.matching import Match, as_one, common_schema, match, schema_in
 from deltaflow.data.schema import (
     LARGEST,
     LONGEST,
@@ -24,7 +24,7 @@ from deltaflow.data.schema import (
     nanoseconds,
     unit_seconds,
 )
-from deltaflow.errors import DataError, DeltaflowWarning
+from deltaflow.errors import DataError, DeltaflowWarning, located
 
 
 class Series(NamedTuple):
@@ -119,7 +119,8 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
         raise DataError("the data set is empty", "give at least one item")
     if is_irregular(first):
         return common_schema(_schemas_in(chain([first], entries)))
-    _check_start(first)
+    with located(item=first.get("item_id")):
+        _check_start(first)
     target = np.asarray(first["target"])
 
     def numbered(field: str) -> tuple[str, ...]:
@@ -131,10 +132,10 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
 
     channels = 1 if target.ndim == 1 else target.shape[0]
     num_codes = count("feat_static_cat")
-    codes = [
-        _vector(entry, "feat_static_cat", num_codes, None, np.int64)
-        for entry in chain([first], entries)
-    ]
+    codes = []
+    for entry in chain([first], entries):
+        with located(item=entry.get("item_id")):
+            codes.append(_vector(entry, "feat_static_cat", num_codes, None, np.int64))
     levels = np.max(codes, axis=0) + 1
     return Schema(
         target=("target",) if channels == 1 else tuple(f"target_{i}" for i in range(channels)),
@@ -177,6 +178,13 @@ class SeriesReader:
     def __init__(self, schema: Schema, seasonality: Iterable[str] = ()) -> None:
         self.schema = schema
         self.seasonality = tuple(seasonality)
+        for cycle in self.seasonality:
+            if cycle not in CALENDAR_CYCLES:
+                raise DataError(
+                    f"unknown cycle {cycle!r}",
+                    f"choose from {list(CALENDAR_CYCLES)}",
+                    field="seasonality",
+                )
         self._told: set[tuple[str, str]] = set()
         self._latest: Match | None = None
 
@@ -188,19 +196,21 @@ class SeriesReader:
         DataError
             If a name is missing, or the entry has another kind of time or frequency.
         """
+        with located(item=entry.get("item_id")):
+            return self._match(entry)
+
+    def _match(self, entry: DataEntry) -> Match:
         schema = self.schema
         if is_irregular(entry) != (schema.time != "regular"):
             expected = "a regular series" if schema.time == "regular" else "an info['time_origin']"
-            raise DataError(f"expected {expected}", "use data like the training data",
-                            item=entry.get("item_id"), field="info")  # fmt: skip
+            raise DataError(f"expected {expected}", "use data like the training data", field="info")
         if schema.time == "regular":
             _check_start(entry, schema.time_unit)
             return as_one(schema)
         _check_start(entry)
         own = schema_in(entry)
         if self._latest is None or self._latest.own is not own:
-            with at_item(entry.get("item_id")):
-                self._latest = match(own, schema)
+            self._latest = match(own, schema)
             if self._latest.ignored:
                 self._tell(self._latest.ignored)
         return self._latest
@@ -223,43 +233,43 @@ class SeriesReader:
             `LARGEST`, if the times are float32, unsorted, duplicate or beyond `LONGEST`, or if a
             query time is unknown or before the last observation.
         """
-        found = self.match(entry)
-        schema, own, rows, item = self.schema, found.own, found.rows, entry.get("item_id")
+        with located(item=entry.get("item_id")):
+            return self._read(entry, self._match(entry), num_queries)
 
+    def _read(self, entry: DataEntry, found: Match, num_queries: int | None) -> Series:
+        schema, own, rows = self.schema, found.own, found.rows
         target = _matrix(entry, "target", len(own.target), rows["target"], own.univariate)
         length = target.shape[1]
-        past = _rows_of(entry, "past_feat_dynamic_real", found)
-        past = past if len(past) else past.reshape(0, length)
-        _check_length(past, length, item, "past_feat_dynamic_real")
+        field = "past_feat_dynamic_real"
+        past = _of_length(_rows_of(entry, field, found), length, field)
 
+        field = "feat_dynamic_real"
         if schema.time == "regular":
             total = length + (num_queries or 0)
             times = np.arange(total, dtype=np.float64)
-            known = _rows_of(entry, "feat_dynamic_real", found)
-            known = known[:, :total] if len(known) else known.reshape(0, total)
-            _check_length(known, total, item, "feat_dynamic_real")
+            known = _of_length(_rows_of(entry, field, found)[:, :total], total, field)
         else:
             # Row 0 is the time.
-            after = rows["feat_dynamic_real"]
+            after = rows[field]
             chosen = None if after is None else [0, *(1 + row for row in after)]
-            count = 1 + len(own.feat_dynamic_real)
-            dynamic = _matrix(entry, "feat_dynamic_real", count, chosen)
-            if np.asarray(entry["feat_dynamic_real"]).dtype != np.float64:
+            dynamic = _matrix(entry, field, 1 + len(own.feat_dynamic_real), chosen)
+            if (dtype := np.asarray(entry[field]).dtype) != np.float64:
                 raise DataError(
-                    f"the elapsed times are {np.asarray(entry['feat_dynamic_real']).dtype}",
+                    f"the elapsed times are {dtype}",
                     "keep them in float64: float32 merges seconds within half a year "
                     "(GluonTS's ListDataset and FileDataset cast to it; use IrregularDataset)",
-                    item=item,
-                    field="feat_dynamic_real",
+                    field=field,
                 )
-            _check_origin(entry["info"], item)
-            _check_times(dynamic[0], length, num_queries, item)
+            _check_origin(entry["info"])
+            _check_times(dynamic[0], length, num_queries)
             unit = unit_seconds(entry["info"].get("time_unit"))
             if (far := np.abs(dynamic[0]) > LONGEST / unit).any():
-                raise DataError(f"the elapsed time is longer than {LONGEST:g} seconds",
-                                "check its unit, or count from a later origin", item=item,
-                                field="feat_dynamic_real[0]",
-                                position=int(far.argmax()))  # fmt: skip
+                raise DataError(
+                    f"the elapsed time is longer than {LONGEST:g} seconds",
+                    "check its unit, or count from a later origin",
+                    field=f"{field}[0]",
+                    position=int(far.argmax()),
+                )
             times = dynamic[0] * unit
             known = dynamic[1:]
 
@@ -269,14 +279,13 @@ class SeriesReader:
             raise DataError(
                 "a covariate known in advance is missing",
                 "fill it in for the past and for every query",
-                item=item,
                 field=schema.feat_dynamic_real[channel],
                 position=int(position),
             )
         phases = calendar_phases(entry, times, self.seasonality)
         static = "feat_static_real"
         return Series(
-            item_id=item,
+            item_id=entry.get("item_id"),
             times=times,
             values=np.ascontiguousarray(np.vstack([target, past]).T),
             covariates=np.ascontiguousarray(np.vstack([known, phases]).T),
@@ -328,7 +337,7 @@ class SeriesOnDemand(Sequence[Series]):
 
 def _check_start(entry: DataEntry, freq: str | None = None) -> None:
     """Check that an entry has a start period and, if ``freq`` is given, the same frequency."""
-    start, item = entry.get("start"), entry.get("item_id")
+    start = entry.get("start")
     if not isinstance(start, pd.Period):
         remedy = (
             "make the entries with IrregularDataset"
@@ -337,17 +346,14 @@ def _check_start(entry: DataEntry, freq: str | None = None) -> None:
             "freq='h'), or make the data set with gluonts.dataset.common.ListDataset(entries, "
             "freq='h'); observations at irregular times belong in an IrregularDataset"
         )
-        raise DataError(
-            "is missing" if start is None else f"is a {type(start).__name__}, not a pandas Period",
-            remedy,
-            item=item,
-            field="start",
+        found = (
+            "is missing" if start is None else f"is a {type(start).__name__}, not a pandas Period"
         )
+        raise DataError(found, remedy, field="start")
     if freq is not None and _step(start.freqstr) != _step(freq):
         raise DataError(
             f"the frequency is {start.freqstr!r}, but that of the training data is {freq!r}",
             "resample the series to one frequency, or train a model for each",
-            item=item,
             field="start",
         )
 
@@ -387,20 +393,17 @@ def _matrix(
     entry: DataEntry, field: str, count: int, rows: list[int] | None, univariate: bool = False
 ) -> np.ndarray:
     """Read some or all rows of a field of shape ``(count, T)`` as float64, NaN where missing."""
-    item = entry.get("item_id")
     if (count if rows is None else len(rows)) == 0:
         return np.empty((0, 0))
     if field not in entry:
-        raise DataError("the field is missing", "use data like the training data",
-                        item=item, field=field)  # fmt: skip
-    values = _numbers(entry[field], np.float64, item, field)
+        raise DataError("the field is missing", "use data like the training data", field=field)
+    values = _numbers(entry[field], np.float64, field)
     shape = "(T,)" if univariate else f"({count}, T)"
     if values.ndim != (1 if univariate else 2) or (values.ndim == 2 and len(values) != count):
-        raise DataError(f"has shape {values.shape}, expected {shape}", "reshape it",
-                        item=item, field=field)  # fmt: skip
+        raise DataError(f"has shape {values.shape}, expected {shape}", "reshape it", field=field)
     values = np.atleast_2d(values)
     values = values if rows is None else values[rows]
-    _check_size(values, item, field)
+    _check_size(values, field)
     return values
 
 
@@ -408,50 +411,52 @@ def _vector(
     entry: DataEntry, field: str, size: int, rows: list[int] | None, dtype: Any
 ) -> np.ndarray:
     """Read some or all numbers of a field of shape ``(size,)``, which may be absent for none."""
-    item = entry.get("item_id")
     if rows is not None and not rows:
         size = 0
-    values = _numbers(entry.get(field, ()) if size else (), dtype, item, field)
+    values = _numbers(entry.get(field, ()) if size else (), dtype, field)
     if values.shape != (size,):
-        raise DataError(f"has shape {values.shape}, expected ({size},)",
-                        "use data like the training data", item=item, field=field)  # fmt: skip
+        raise DataError(
+            f"has shape {values.shape}, expected ({size},)",
+            "use data like the training data",
+            field=field,
+        )
     values = values[rows] if rows else values
-    _check_size(values, item, field)
+    _check_size(values, field)
     return values
 
 
-def _numbers(values: Any, dtype: Any, item: str | None, field: str) -> np.ndarray:
+def _numbers(values: Any, dtype: Any, field: str) -> np.ndarray:
     try:
         return np.asarray(values, dtype=dtype)
     except (TypeError, ValueError) as error:
-        raise DataError(f"not an array of numbers ({error})", "convert it to numbers",
-                        item=item, field=field) from None  # fmt: skip
+        problem = f"not an array of numbers ({error})"
+        raise DataError(problem, "convert it to numbers", field=field) from None
 
 
-def _check_size(values: np.ndarray, item: str | None, field: str) -> None:
+def _check_size(values: np.ndarray, field: str) -> None:
     """Raise if a value exceeds `LARGEST`, and name its position along the last axis."""
     if values.size and (beyond := np.abs(values) > LARGEST).any():
         infinite = np.isinf(values[beyond][0])
         raise DataError(
             "the value is infinite" if infinite else f"the value is larger than {LARGEST:g}",
             "replace it with a number, or with NaN if it was not observed",
-            item=item,
             field=field,
             position=int(np.argwhere(beyond)[0, -1]),
         )
 
 
-def _check_length(rows: np.ndarray, length: int, item: str | None, field: str) -> None:
+def _of_length(rows: np.ndarray, length: int, field: str) -> np.ndarray:
+    """Return rows ``(K, length)``; K may be 0."""
     if len(rows) and rows.shape[1] != length:
         raise DataError(
             f"has {rows.shape[1]} columns, expected {length}",
             "give one column per time; covariates known in advance also need one per query",
-            item=item,
             field=field,
         )
+    return rows if len(rows) else np.empty((0, length))
 
 
-def _check_origin(info: Mapping[str, Any], item: str | None) -> None:
+def _check_origin(info: Mapping[str, Any]) -> None:
     """Check the time origin and the time resolution, from which timestamps are recovered."""
     origin, resolution = info["time_origin"], info.get("time_resolution")
     if origin is None:
@@ -464,53 +469,44 @@ def _check_origin(info: Mapping[str, Any], item: str | None) -> None:
         raise DataError(
             f"the time_origin {origin!r} in {resolution!r} is not a timestamp",
             f"give it in ISO 8601, with a time_resolution out of {', '.join(TICKS_PER_SECOND)}",
-            item=item,
             field="info",
         )
 
 
-def _check_times(elapsed: np.ndarray, length: int, num_queries: int | None, item: Any) -> None:
+def _check_times(elapsed: np.ndarray, length: int, num_queries: int | None) -> None:
     """Check row 0 of ``feat_dynamic_real``: T observation times, then the query times."""
-    field = "feat_dynamic_real[0]"
     queries = elapsed[length:]
     enough = len(elapsed) >= length + (num_queries is not None)
     if enough and (np.diff(elapsed, prepend=-np.inf) > 0).all():
         return  # as nearly always: increasing, and none of them NaN
+
+    def wrong(problem: str, remedy: str, position: int | None = None) -> DataError:
+        return DataError(problem, remedy, field="feat_dynamic_real[0]", position=position)
+
     if len(elapsed) < length:
-        raise DataError(f"has {len(elapsed)} times for {length} observations",
-                        "give each observation its time", item=item, field=field)  # fmt: skip
+        problem = f"has {len(elapsed)} times for {length} observations"
+        raise wrong(problem, "give each observation its time")
     if np.isnan(elapsed[:length]).any():
         position = int(np.argmax(np.isnan(elapsed)))
-        raise DataError("the time is missing", "drop this observation",
-                        item=item, field=field, position=position)  # fmt: skip
+        raise wrong("the time is missing", "drop this observation", position)
     gaps = np.diff(elapsed[:length])
     if (gaps <= 0).any():
         position = int(np.argmax(gaps <= 0)) + 1
         problem = "is a duplicate" if gaps[position - 1] == 0 else "is not sorted"
-        raise DataError(f"the time {problem}", "sort the observations and merge duplicates",
-                        item=item, field=field, position=position)  # fmt: skip
+        remedy = "sort the observations and merge duplicates"
+        raise wrong(f"the time {problem}", remedy, position)
     if num_queries is None:
         return
     if not len(queries):
-        raise DataError(
-            "has no query times after the last observation",
-            "append them, or forecast a DataFrame with deltaflow.predict_df",
-            item=item,
-            field=field,
-        )
+        remedy = "append them, or forecast a DataFrame with deltaflow.predict_df"
+        raise wrong("has no query times after the last observation", remedy)
     asked = ~np.isnan(queries)
     if (np.diff(asked.astype(int)) > 0).any():
-        raise DataError("a missing query time precedes a known one",
-                        "put the NaN padding last", item=item, field=field)  # fmt: skip
+        raise wrong("a missing query time precedes a known one", "put the NaN padding last")
     if length and (queries[asked] < elapsed[length - 1]).any():
-        position = int(np.argmax(queries < elapsed[length - 1]))
-        raise DataError(
-            "the query lies before the last observation",
-            "forecast from a shorter history, or ask for later times",
-            item=item,
-            field=field,
-            position=length + position,
-        )
+        remedy = "forecast from a shorter history, or ask for later times"
+        position = length + int(np.argmax(queries < elapsed[length - 1]))
+        raise wrong("the query lies before the last observation", remedy, position)
 
 
 CALENDAR_CYCLES = {"hour": 3600.0, "day": 86400.0, "week": 604800.0, "year": 31556952.0}
@@ -544,10 +540,6 @@ def calendar_phases(entry: DataEntry, times: np.ndarray, seasonality: Iterable[s
     cycles = list(seasonality)
     if not cycles:
         return np.empty((0, len(times)))
-    unknown = [cycle for cycle in cycles if cycle not in CALENDAR_CYCLES]
-    if unknown:
-        raise DataError(f"unknown cycle {unknown[0]!r}", f"choose from {list(CALENDAR_CYCLES)}",
-                        field="seasonality")  # fmt: skip
     if not is_irregular(entry):
         index = pd.period_range(entry["start"], periods=len(times))
         seconds = index.to_timestamp().to_numpy("datetime64[s]").astype(np.float64)
@@ -555,7 +547,6 @@ def calendar_phases(entry: DataEntry, times: np.ndarray, seasonality: Iterable[s
         raise DataError(
             "elapsed times have no calendar",
             "give timestamps, or no seasonality",
-            item=entry.get("item_id"),
             field="seasonality",
         )
     else:

@@ -24,7 +24,7 @@ from deltaflow.data.validation import (
     item_codes,
     read_times,
 )
-from deltaflow.errors import DataError, DeltaflowError, in_frame
+from deltaflow.errors import DataError, DeltaflowError, located
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.predictor import DeltaflowPredictor
 
@@ -159,7 +159,7 @@ def _questions_within(
     past_df: pd.DataFrame, item_id: str | None, timestamp: str, schema: Schema
 ) -> list[_Question]:
     """Return the queries in the last rows of each item, in which nothing was observed."""
-    with in_frame("past_df"):
+    with located(frame="past_df"):
         rows = gather_rows(past_df, item_id)
         times = read_known_times(past_df, rows, timestamp, schema)
         questions = []
@@ -192,14 +192,14 @@ def _questions_after(
     """Return the queries of ``future_df`` by item, in their order."""
     if len(future_df) == 0:
         raise DataError("future_df has no rows", "give at least one time to forecast")
-    with in_frame("future_df"):
+    with located(frame="future_df"):
         future = gather_rows(future_df, item_id)
         names = item_names(future_df, future, item_id)
-    with in_frame("past_df"):
+    with located(frame="past_df"):
         past_df = _of_items(past_df, item_id, set(names))
         past = gather_rows(past_df, item_id)
         number_of = {n: i for i, n in enumerate(item_names(past_df, past, item_id))}
-    with in_frame("future_df"):
+    with located(frame="future_df"):
         for number, name in enumerate(names):
             if name not in number_of:
                 raise DataError(
@@ -207,19 +207,19 @@ def _questions_after(
                     "give at least one row of its past, if need be with missing values",
                     **future.where(int(future.bounds[number])),
                 )
-    with in_frame("past_df"):
+    with located(frame="past_df"):
         past_times = read_known_times(past_df, past, timestamp, schema)
-    with in_frame("future_df"):
+    with located(frame="future_df"):
         future_times = read_known_times(future_df, future, timestamp, schema)
     past_times, future_times = (
         in_ticks_of(past_times, future_times, timestamp),
         in_ticks_of(future_times, past_times, timestamp),
     )
-    with in_frame("past_df"):
+    with located(frame="past_df"):
         entries = read_entries(past_df, past, past_times, timestamp, schema)
 
     owners = np.array([number_of[name] for name in names])
-    with in_frame("future_df"):
+    with located(frame="future_df"):
         known = read_known(future_df, future, schema.feat_dynamic_real)
         elapsed = _elapsed_after(future_times, future, past_times, past, owners, schema.time_unit)
         check_range(elapsed, unit_seconds(schema.time_unit), future, timestamp)

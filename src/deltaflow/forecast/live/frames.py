@@ -22,7 +22,7 @@ from deltaflow.data.validation import (
     read_constants,
     read_numbers,
 )
-from deltaflow.errors import DataError, in_frame
+from deltaflow.errors import DataError, located
 from deltaflow.forecast.frame import item_names, read_known_times
 
 UNKNOWN_LEVEL = -1
@@ -152,7 +152,7 @@ class FrameReader:
         check_columns(future_df, self._known, "future_df")
         if len(future_df) == 0:
             raise DataError("future_df has no rows", "give at least one time to forecast")
-        with in_frame("future_df"):
+        with located(frame="future_df"):
             rows = gather_rows(future_df, self.item_id)
             return Questions(
                 rows=rows,
