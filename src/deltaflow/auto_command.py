@@ -6,13 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 from rich.console import Console
 
-from deltaflow.data import IrregularDataset
 from deltaflow.tables import as_rich
-from deltaflow.tasks.datasets import read_file
+from deltaflow.tasks.datasets import Columns, read_dataset
 from deltaflow.training.auto import PRESETS, AutoEstimator
 
 SHOWN = ["loss", "seconds", "chosen", "encoder", "hidden_size", "scaling", "dropout"]
@@ -47,17 +45,8 @@ def main(options: Sequence[str]) -> int:
         parser.add_argument(f"--{role}", nargs="*", default=[], help=f"columns of {what}")
     given = parser.parse_args(options)
     torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
-    data = IrregularDataset.from_long_dataframe(
-        read_file(given.file, given.timestamp),
-        item_id=given.item_id,
-        timestamp=given.timestamp,
-        target=given.target[0] if len(given.target) == 1 else given.target,
-        time_unit=given.time_unit,
-        feat_dynamic_real=given.feat_dynamic_real,
-        past_feat_dynamic_real=given.past_feat_dynamic_real,
-        feat_static_real=given.feat_static_real,
-        feat_static_cat=given.feat_static_cat,
-    )
+    columns = Columns(**{name: getattr(given, name) for name in vars(Columns())})
+    data = read_dataset(given.file, columns)
     estimator = AutoEstimator(
         given.prediction_length,
         time_limit=given.time_limit,
@@ -67,11 +56,8 @@ def main(options: Sequence[str]) -> int:
     predictor = estimator.train(data)
     predictor.serialize(given.output)
     console = Console()
-    console.print(as_rich(_as_text(predictor.leaderboard[SHOWN].head(20))))
+    table = predictor.leaderboard[SHOWN].head(20)
+    numbers = table.select_dtypes("float").map("{:.3g}".format)
+    console.print(as_rich(table.assign(**numbers).astype(str)))
     console.print(f"Saved in {given.output}: deltaflow.load_predictor reads it.", soft_wrap=True)
     return 0
-
-
-def _as_text(table: pd.DataFrame) -> pd.DataFrame:
-    numbers = table.select_dtypes("float")
-    return table.assign(**numbers.map("{:.3g}".format)).astype(str)

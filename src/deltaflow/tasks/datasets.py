@@ -192,11 +192,16 @@ def read_file(path: Path, timestamp: str) -> pd.DataFrame:
     return frame
 
 
-def _file_task(path: Path, columns: Columns, given: Split) -> Task:
-    """Return the task to forecast unseen items of a file, or the last part of all items."""
+def read_dataset(path: Path, columns: Columns) -> IrregularDataset:
+    """Read a CSV or Parquet file as a data set, which is univariate if it has one target."""
     target = columns.target[0] if len(columns.target) == 1 else columns.target
     frame = read_file(path, columns.timestamp)
-    data = IrregularDataset.from_long_dataframe(frame, **{**vars(columns), "target": target})
+    return IrregularDataset.from_long_dataframe(frame, **{**vars(columns), "target": target})
+
+
+def _file_task(path: Path, columns: Columns, given: Split) -> Task:
+    """Return the task to forecast unseen items of a file, or the last part of all items."""
+    data = read_dataset(path, columns)
     name = path.name.removesuffix("".join(path.suffixes))
     if given.after is None and given.date is None:
         raise DataError("a file needs a forecast origin", "give split.after or split.date",

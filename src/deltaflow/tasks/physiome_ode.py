@@ -15,7 +15,7 @@ import pandas as pd
 
 from deltaflow.data import IrregularDataset, TimeSplitter
 from deltaflow.errors import DataError, DeltaflowError
-from deltaflow.tasks.task import Task
+from deltaflow.tasks.task import Task, task_after
 
 NUM_TARGETS = 10
 """The number of channels, those of the highest scores, that are forecast."""
@@ -98,15 +98,10 @@ def physiome_ode_task(name: str, path: str | Path, fold: int = 0) -> Task:
     items = np.array([int(entry["item_id"]) for entry in data])
     ends = np.searchsorted(items, [int(0.7 * count), int(0.9 * count)])
     training, validation, test = map(data.select, np.split(np.arange(len(items)), ends))
-    return Task(
-        name=f"physiome_ode:{name}",
-        training=training,
-        training_forecasts=splitter.split(training)[1].generate_instances(length),
-        validation=splitter.split(validation)[1].generate_instances(length),
-        tests={f"{name} (fold {fold})": splitter.split(test)[1].generate_instances(length)},
-        prediction_length=length,
-        scale=np.ones(num_channels),
-    )
+    tests = {f"{name} (fold {fold})": test}
+    scale = np.ones(num_channels)
+    name = f"physiome_ode:{name}"
+    return task_after(name, splitter, training, validation, tests, length, scale)
 
 
 def observed_values(trajectories: Trajectories, random: np.random.Generator) -> np.ndarray:

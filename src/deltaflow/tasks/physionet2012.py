@@ -19,7 +19,7 @@ from gluonts.dataset.common import DataEntry
 from deltaflow.data import IrregularDataset, TimeSplitter
 from deltaflow.errors import DataError
 from deltaflow.saving import replacing_file
-from deltaflow.tasks.task import Task
+from deltaflow.tasks.task import Task, task_after
 
 DESCRIPTORS = ("Age", "Gender", "Height", "ICUType", "Weight")
 """Parameters recorded at 00:00, -1 if unknown. Their values are years, 0 for female or 1 for male,
@@ -126,15 +126,8 @@ def physionet2012_task(
     seen = [*training, *validation]
     low = np.fmin.reduce([np.fmin.reduce(entry["target"], axis=1) for entry in seen])
     high = np.fmax.reduce([np.fmax.reduce(entry["target"], axis=1) for entry in seen])
-    return Task(
-        name="physionet2012",
-        training=training,
-        training_forecasts=splitter.split(training)[1].generate_instances(length),
-        validation=splitter.split(validation)[1].generate_instances(length),
-        tests={"physionet2012": splitter.split(test)[1].generate_instances(length)},
-        prediction_length=length,
-        scale=np.where(high > low, high - low, 1.0),
-    )
+    name, scale = "physionet2012", np.where(high > low, high - low, 1.0)
+    return task_after(name, splitter, training, validation, {name: test}, length, scale)
 
 
 def _most_in_a_day(entry: DataEntry) -> int:

@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 
 from deltaflow.data import IrregularDataset, TimeSplitter
 from deltaflow.errors import UnknownNameError, check_at_least_one
-from deltaflow.tasks.task import Task
+from deltaflow.tasks.task import Task, task_after
 
 START = pd.Timestamp("2024-01-01")
 """The timestamp of hour 0 of every generated series."""
@@ -29,23 +29,11 @@ def _sine(cycles: np.ndarray) -> np.ndarray:
     return np.sin(2 * np.pi * cycles)
 
 
-def _sawtooth(cycles: np.ndarray) -> np.ndarray:
-    return 2 * (cycles % 1) - 1
-
-
-def _square(cycles: np.ndarray) -> np.ndarray:
-    return np.where(cycles % 1 < 0.5, 1.0, -1.0)
-
-
-def _triangle(cycles: np.ndarray) -> np.ndarray:
-    return 4 * np.abs((cycles - 0.25) % 1 - 0.5) - 1
-
-
 WAVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sine": _sine,
-    "sawtooth": _sawtooth,
-    "square": _square,
-    "triangle": _triangle,
+    "sawtooth": lambda cycles: 2 * (cycles % 1) - 1,
+    "square": lambda cycles: np.where(cycles % 1 < 0.5, 1.0, -1.0),
+    "triangle": lambda cycles: 4 * np.abs((cycles - 0.25) % 1 - 0.5) - 1,
 }
 """Waves by name: functions from elapsed cycles (any shape) to values in [-1, 1]."""
 
@@ -124,9 +112,8 @@ def _integrate(
         atol=1e-9,
         dense_output=True,
     ).sol
-    return np.stack(
-        [solution(row).reshape(*start.shape, -1)[i].T for i, row in enumerate(times)]
-    )  # fmt: skip
+    states = (solution(row).reshape(*start.shape, -1) for row in times)
+    return np.stack([state[number].T for number, state in enumerate(states)])
 
 
 class System(NamedTuple):
@@ -227,25 +214,14 @@ def synthetic_task(
         )
 
     splitter = TimeSplitter(after=f"{SPAN / 2}h")
-    parts = {
-        "validation": dataset((fifth == 3) & (elapsed < 1)),
+    training = dataset((fifth < 3) & (elapsed < 1))
+    validation = dataset((fifth == 3) & (elapsed < 1))
+    tests = {
         name: dataset((fifth == 4) & (elapsed < 1)),
         f"{name}_beyond": dataset((fifth == 4) & ((elapsed < 0.5) | (elapsed >= 1.5))),
     }
-    longest = max(splitter.prediction_length(part) for part in parts.values())
-    tests = {
-        part: splitter.split(data)[1].generate_instances(longest) for part, data in parts.items()
-    }
-    training = dataset((fifth < 3) & (elapsed < 1))
-    own_length = splitter.prediction_length(training)
-    return Task(
-        name=name,
-        training=training,
-        training_forecasts=splitter.split(training)[1].generate_instances(own_length),
-        validation=tests.pop("validation"),
-        tests=tests,
-        prediction_length=longest,
-    )
+    length = max(splitter.prediction_length(part) for part in (validation, *tests.values()))
+    return task_after(name, splitter, training, validation, tests, length)
 
 
 def _curves(name: str, rng: np.random.Generator, hours: np.ndarray) -> np.ndarray:

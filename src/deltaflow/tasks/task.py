@@ -75,13 +75,41 @@ def unseen_items(
     rest, test = split_items(data, test_share, seed=seed)
     training, validation = split_items(rest, validation_share, seed=seed)
     length = splitter.prediction_length(data)
+    return task_after(name, splitter, training, validation, {name: test}, length)
+
+
+def task_after(
+    name: str,
+    splitter: TimeSplitter,
+    training: IrregularDataset,
+    validation: IrregularDataset,
+    tests: Mapping[str, IrregularDataset],
+    prediction_length: int,
+    scale: np.ndarray | None = None,
+) -> Task:
+    """Return the task to forecast what comes after a split in time, of other items each time.
+
+    Parameters
+    ----------
+    name, prediction_length, scale
+        See `Task`.
+    splitter
+        Where the forecasts begin and end.
+    training, validation, tests
+        The items.
+    """
+
+    def forecasts(data: IrregularDataset, length: int = prediction_length) -> TestData:
+        return splitter.split(data)[1].generate_instances(length)
+
     return Task(
         name=name,
         training=training,
-        training_forecasts=splitter.split(training)[1].generate_instances(length),
-        validation=splitter.split(validation)[1].generate_instances(length),
-        tests={name: splitter.split(test)[1].generate_instances(length)},
-        prediction_length=length,
+        training_forecasts=forecasts(training, splitter.prediction_length(training)),
+        validation=forecasts(validation),
+        tests={test: forecasts(data) for test, data in tests.items()},
+        prediction_length=prediction_length,
+        scale=scale,
     )
 
 
