@@ -4,7 +4,7 @@ Their forecasts are Laplace distributions: the point forecast is both mean and m
 is the mean absolute error of the validation forecasts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -234,16 +234,14 @@ def fit_item_mean(task: Task) -> LinearPredictor:
 def fit_item_trend(task: Task) -> TrendPredictor:
     """Forecast each channel by the line through what was observed of it in the item."""
     basis = _Basis.of(task)
-    errors: list[list[np.ndarray]] = [[] for _ in basis.center]
-    for series, label in zip(basis.validation.series, basis.validation.labels, strict=True):
-        loc = _trend(series, series.times[series.length :], basis.center)
-        for channel, (value, line) in enumerate(zip(label.T, loc.T, strict=True)):
-            errors[channel].append((value - line)[np.isfinite(value)])
+    validation = basis.validation
+    lines = [_trend(one, one.times[one.length :], basis.center) for one in validation.series]
+    errors = validation.values - np.concatenate(lines)
     return TrendPredictor(
         prediction_length=task.prediction_length,
         data_schema=basis.schema.to_dict(),
         center=basis.center.tolist(),
-        scale=[basis.scale(np.concatenate(own), n) for n, own in enumerate(errors)],
+        scale=[basis.scale(own[np.isfinite(own)], n) for n, own in enumerate(errors.T)],
     )
 
 
@@ -296,18 +294,16 @@ def fit_boosted_trees(
     models: list[str | None] = []
     scale = basis.spread / np.sqrt(2)
     num_leaves = 0
-    for channel, (seen, judged) in enumerate(basis.channels()):
+    for channel in range(num_channels):
         tell(f"channel {channel + 1} of {num_channels}", (channel + 0.5) / num_channels)
         models.append(None)
-        if not len(seen.values) or not len(judged.values):
+        sets = []
+        for part, summaries in ((basis.training, training), (basis.validation, validation)):
+            items, times, values = part.of_channel(channel)
+            held = _held(summaries, basis.center)[items, channel]
+            sets.append((_tree_features(summaries, times, channel, items), values - held))
+        if not all(len(changes) for _, changes in sets):
             continue
-        sets = [
-            (
-                _tree_features(summaries, labels.times, channel, labels.items),
-                labels.values - _held(summaries, basis.center)[labels.items, channel],
-            )
-            for summaries, labels in ((training, seen), (validation, judged))
-        ]
         data = lightgbm.Dataset(*sets[0])
         booster = lightgbm.train(
             parameters,
@@ -332,40 +328,40 @@ def fit_boosted_trees(
     return predictor, num_leaves
 
 
-class _Labels(NamedTuple):
-    """The n observed labels of one channel: item, time and value."""
+class _Forecasts(NamedTuple):
+    """What is known at the origin of each forecast, and the n labels of all queries.
 
+    Attributes
+    ----------
+    series
+        Of each forecast, the observations and the query times.
+    items, times
+        ``(n,)`` the number of the forecast and the time of each query.
+    values
+        ``(n, D)`` the labels, NaN where not observed.
+    """
+
+    series: list[Series]
     items: np.ndarray
     times: np.ndarray
     values: np.ndarray
 
-
-class _Forecasts(NamedTuple):
-    """What is known at the origin of each forecast, and the labels ``(Q, D)`` that follow."""
-
-    series: list[Series]
-    labels: list[np.ndarray]
-
     @classmethod
     def of(cls, test: TestData, reader: SeriesReader) -> "_Forecasts":
-        forecasts = cls([], [])
+        series, labels = [], []
         for past, label in test:
             values = np.atleast_2d(label["target"]).T
-            forecasts.series.append(reader.read(past, num_queries=len(values)))
+            series.append(reader.read(past, num_queries=len(values)))
             rows = reader.match(past).rows["target"]
-            forecasts.labels.append(values if rows is None else values[:, rows])
-        return forecasts
+            labels.append(values if rows is None else values[:, rows])
+        items = np.repeat(np.arange(len(series)), [len(own) for own in labels])
+        times = np.concatenate([one.times[one.length :] for one in series])
+        return cls(series, items, times, np.concatenate(labels))
 
-    def of_channel(self, channel: int) -> _Labels:
-        """Return the observed labels of a channel, one after the other."""
-        known = [np.flatnonzero(np.isfinite(label[:, channel])) for label in self.labels]
-        items = np.repeat(np.arange(len(known)), [len(own) for own in known])
-        columns = [
-            (series.times[series.length :][own], label[own, channel])
-            for series, label, own in zip(self.series, self.labels, known, strict=True)
-        ]
-        times, values = (np.concatenate(column) for column in zip(*columns, strict=True))
-        return _Labels(items, times, values)
+    def of_channel(self, channel: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return item, time and value of the observed labels of a channel."""
+        known = np.isfinite(self.values[:, channel])
+        return self.items[known], self.times[known], self.values[known, channel]
 
 
 class _Basis(NamedTuple):
@@ -391,11 +387,6 @@ class _Basis(NamedTuple):
             np.array(statistics.spread[: len(schema.target)]),
         )
 
-    def channels(self) -> Iterator[tuple[_Labels, _Labels]]:
-        """Yield the labels of training and validation of each channel."""
-        for channel in range(len(self.center)):
-            yield self.training.of_channel(channel), self.validation.of_channel(channel)
-
     def scale(self, errors: np.ndarray, channel: int) -> float:
         """Return the scale of a Laplace distribution of such errors; it has to be positive."""
         spread = self.spread[channel]
@@ -413,11 +404,12 @@ def _fit_lines(task: Task, fit: Callable[[np.ndarray, np.ndarray], Any]) -> Line
     )  # (N, D, 3)
     weights = np.zeros((len(basis.center), 3))
     scale = np.zeros(len(basis.center))
-    for channel, (seen, judged) in enumerate(basis.channels()):
-        center = basis.center[channel]
-        weights[channel] = fit(training[seen.items, channel], seen.values - center)
-        lines = validation[judged.items, channel] @ weights[channel]
-        scale[channel] = basis.scale(judged.values - center - lines, channel)
+    for channel, center in enumerate(basis.center):
+        items, _, values = basis.training.of_channel(channel)
+        weights[channel] = fit(training[items, channel], values - center)
+        items, _, values = basis.validation.of_channel(channel)
+        errors = values - center - validation[items, channel] @ weights[channel]
+        scale[channel] = basis.scale(errors, channel)
     return LinearPredictor(
         prediction_length=task.prediction_length,
         data_schema=basis.schema.to_dict(),

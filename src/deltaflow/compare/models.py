@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,8 +59,8 @@ class Trained(NamedTuple):
     """
 
     predictor: Predictor
-    num_parameters: int
-    curve: list[dict[str, float]]
+    num_parameters: int = 0
+    curve: Sequence[dict[str, float]] = ()
     encoder: Encoder | None = None
     batch_size: int = 1
 
@@ -69,10 +70,12 @@ def train_row(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) 
 
     A row that is not a baseline trains the encoder of the options.
     """
-    return BASELINES.get(row, _train_encoder)(row, task, options, seed, tell)
+    if row in FITTED:
+        return FITTED[row](task)
+    return TRAINED.get(row, _train_encoder)(task, options, seed, tell)
 
 
-def _train_encoder(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
+def _train_encoder(task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Train an encoder on random windows, until its validation loss stops improving."""
 
     def estimator_of(**model: Any) -> IrregularEstimator:
@@ -115,56 +118,26 @@ def _channel_weights(reader: Reader, task: Task, emphasis: float) -> list[float]
     return ((np.array(statistics.variation[:channels]) / scale) ** emphasis).tolist()
 
 
-def _train_hold(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Fit the quantiles of how far values move, which is all that hold learns."""
-    predictor = HoldPredictor.fit(known_before(task), task.prediction_length)
-    return Trained(predictor, num_parameters=0, curve=[])
+def _hold(task: Task) -> HoldPredictor:
+    return HoldPredictor.fit(known_before(task), task.prediction_length)
 
 
-def _train_last(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Hold without any width: what quantile losses of different data sets are compared with."""
-    hold = HoldPredictor.fit(known_before(task), task.prediction_length)
-    return Trained(hold.without_width(), num_parameters=0, curve=[])
+def _fit_least_squares(task: Task) -> Trained:
+    predictor = fit_least_squares(task)
+    return Trained(predictor, predictor.weights.size)
 
 
-LINES = {
-    "training_mean": fit_training_mean,
-    "item_mean": fit_item_mean,
-    "least_squares": fit_least_squares,
-}
-"""Rows that forecast a line, by name."""
-
-
-def _train_line(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Fit a line for each channel, which does not depend on the seed."""
-    predictor = LINES[row](task)
-    num_parameters = predictor.weights.size if row == "least_squares" else 0
-    return Trained(predictor, num_parameters, curve=[])
-
-
-def _train_trend(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Fit the width of lines through the items; there is nothing random in it."""
-    return Trained(fit_item_trend(task), 0, curve=[])
-
-
-def _train_trees(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Fit boosted trees; each leaf counts as a weight."""
-    predictor, num_leaves = fit_boosted_trees(task, seed, torch.get_num_threads(), tell)
-    return Trained(predictor, num_leaves, curve=[])
-
-
-def _train_process(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Fit Gaussian processes, which do not depend on the seed."""
+def _fit_process(task: Task) -> Trained:
     predictor = GaussianProcessPredictor.fit(known_before(task), task.prediction_length)
-    return Trained(predictor, predictor.theta.size, curve=[])
+    return Trained(predictor, predictor.theta.size)
 
 
-def _train_defaults(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
+def _train_defaults(task: Task) -> Trained:
     """Train the estimator with its defaults, on everything that is known before the tests."""
     trainer_kwargs = {"enable_progress_bar": False, "enable_model_summary": False}
     estimator = GRUFlowEstimator(task.prediction_length, trainer_kwargs=trainer_kwargs)
     predictor = estimator.train(known_before(task))
-    return Trained(predictor, sum(map(_count, _networks_of(predictor))), curve=[])
+    return Trained(predictor, sum(map(_count, _networks_of(predictor))))
 
 
 def _networks_of(predictor: DeltaflowPredictor) -> list[torch.nn.Module]:
@@ -174,7 +147,12 @@ def _networks_of(predictor: DeltaflowPredictor) -> list[torch.nn.Module]:
     return [network for member in predictor.members for network in _networks_of(member)]
 
 
-def _train_resampled(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
+def _train_trees(task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
+    """Fit boosted trees; each leaf counts as a weight."""
+    return Trained(*fit_boosted_trees(task, seed, torch.get_num_threads(), tell))
+
+
+def _train_resampled(task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Train DeepAR on the grid, in batches of as many series of all channels as the encoders.
 
     It keeps its own dropout and weight decay: the comparison's decay, meant for AdamW, would be an
@@ -182,7 +160,7 @@ def _train_resampled(row: str, task: Task, options: RowOptions, seed: int, tell:
     """
     schema = schema_of(task.training)
     if schema.time == "regular":
-        raise DataError("the series are regular already", f"compare without {row}")
+        raise DataError("the series are regular already", f"compare without {RESAMPLED}")
     channels = len(schema.target)
     curve = LearningCurve(tell)
     with TemporaryDirectory(prefix="deltaflow-") as scratch:  # GluonTS writes checkpoints there
@@ -204,19 +182,27 @@ def _train_resampled(row: str, task: Task, options: RowOptions, seed: int, tell:
 HOLD = "hold"
 LAST_VALUE = "last_value"
 RESAMPLED = "resampled_deepar"
-BASELINES: dict[str, Callable[[str, Task, RowOptions, int, Tell], Trained]] = {
-    HOLD: _train_hold,
-    LAST_VALUE: _train_last,
-    "training_mean": _train_line,
-    "item_mean": _train_line,
-    "item_trend": _train_trend,
-    "least_squares": _train_line,
-    "boosted_trees": _train_trees,
-    "gaussian_process": _train_process,
+
+FITTED: dict[str, Callable[[Task], Trained]] = {
+    HOLD: lambda task: Trained(_hold(task)),
+    LAST_VALUE: lambda task: Trained(_hold(task).without_width()),
+    "training_mean": lambda task: Trained(fit_training_mean(task)),
+    "item_mean": lambda task: Trained(fit_item_mean(task)),
+    "item_trend": lambda task: Trained(fit_item_trend(task)),
+    "least_squares": _fit_least_squares,
+    "gaussian_process": _fit_process,
     "defaults": _train_defaults,
+}
+"""Rows that depend on the task alone, by name."""
+
+TRAINED: dict[str, Callable[[Task, RowOptions, int, Tell], Trained]] = {
+    "boosted_trees": _train_trees,
     RESAMPLED: _train_resampled,
 }
-"""Rows that are not encoders, by name."""
+"""Other rows that are not encoders, by name."""
+
+BASELINES = (*FITTED, *TRAINED)
+"""Names of the rows that are not encoders."""
 
 
 def average_of(folders: Sequence[Path], calibration: TestData | None = None) -> Trained:
@@ -228,7 +214,7 @@ def average_of(folders: Sequence[Path], calibration: TestData | None = None) -> 
     num_parameters = sum(map(_count, _networks_of(predictor)))
     if calibration is not None:
         predictor = ConformalPredictor.fit(predictor, calibration)
-    return Trained(predictor, num_parameters, curve=[])
+    return Trained(predictor, num_parameters)
 
 
 def matching_size(count: Callable[[int], int], wanted: int) -> int:
@@ -246,10 +232,7 @@ def matching_size(count: Callable[[int], int], wanted: int) -> int:
     >>> matching_size(lambda size: 3 * size**2, wanted=310)
     10
     """
-    low, high = 1, 1024
-    while low < high:  # the smallest size that has enough
-        middle = (low + high) // 2
-        low, high = (low, middle) if count(middle) >= wanted else (middle + 1, high)
+    low = 1 + bisect_left(range(1, 1024), wanted, key=count)  # the smallest size that has enough
     return min((max(1, low - 1), low), key=lambda size: abs(count(size) - wanted))
 
 

@@ -180,7 +180,7 @@ def _judged(
     with quiet(), seeded_run(seed):
         with _recorded(errors, "training"):
             trained = train()
-            run["curve"] = trained.curve
+            run["curve"] = list(trained.curve)
             if folder is not None and trained.encoder is not None:
                 trained.predictor.serialize(folder)
                 run["predictor"] = folder.name
