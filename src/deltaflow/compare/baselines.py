@@ -14,7 +14,7 @@ from torch.distributions import Laplace
 
 from deltaflow.compare.progress import Tell
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Series, SeriesReader, schema_of
+from deltaflow.data.series import Series, SeriesReader, read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import needing
 from deltaflow.forecast.baseline import BaselinePredictor
@@ -375,10 +375,9 @@ class _Basis(NamedTuple):
 
     @classmethod
     def of(cls, task: Task) -> "_Basis":
-        entries = list(task.training)
-        schema = schema_of(entries)
+        schema, series = read_series(task.training)
         reader = SeriesReader(schema)
-        statistics = Statistics.fit([reader.read(entry) for entry in entries], schema.target)
+        statistics = Statistics.fit(series, schema.target)
         return cls(
             schema,
             _Forecasts.of(task.training_forecasts, reader),

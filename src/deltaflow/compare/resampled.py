@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,7 +22,7 @@ from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.forecasts import SampleForecast
-from deltaflow.forecast.network_predictor import query_times_of
+from deltaflow.forecast.predictor import Question, questions_in
 
 _BATCH = 64
 """Items forecast at once."""
@@ -131,31 +132,24 @@ class ResampledPredictor(Predictor):
     def predict(self, dataset: Dataset, num_samples: int | None = None) -> Iterator[SampleForecast]:
         """Forecast each entry at its query times, by samples that are independent by channel."""
         options = {} if num_samples is None else {"num_samples": num_samples}
-        entries, reader = entries_of(dataset), SeriesReader(self.grid.schema)
-        while batch := list(islice(entries, _BATCH)):
-            yield from self._forecast_batch(batch, reader, options)
+        reader = SeriesReader(self.grid.schema)
+        questions = questions_in(dataset, reader, self.prediction_length)
+        while batch := list(islice(questions, _BATCH)):
+            yield from self._forecast_batch(batch, options)
 
     def _forecast_batch(
-        self, entries: list[DataEntry], reader: SeriesReader, options: dict[str, Any]
+        self, batch: list[Question], options: dict[str, Any]
     ) -> Iterator[SampleForecast]:
-        data = [reader.read(entry, self.prediction_length) for entry in entries]
-        steps = [self.grid.steps_ahead(series) for series in data]  # (Q,) each
-        regular = self.grid.resample(list(zip(entries, data, strict=True)))
+        steps = [self.grid.steps_ahead(asked.series) for asked in batch]  # (Q,) each
+        regular = self.grid.resample([(asked.entry, asked.series) for asked in batch])
         rounds = math.ceil(max(part.max() for part in steps) / self.predictor.prediction_length)
         paths = self._roll(regular, max(1, rounds), options)  # (B · D, N, 1 + S)
 
-        channels = len(reader.schema.target)
-        for number, (entry, series) in enumerate(zip(entries, data, strict=True)):
-            found = reader.match(entry)
+        channels = len(self.grid.schema.target)
+        for number, asked in enumerate(batch):
             own = paths[number * channels : (number + 1) * channels]
             samples = np.moveaxis(_interpolate(own, steps[number]), 0, -1)  # (N, Q, D)
-            forecast = SampleForecast(
-                samples[..., found.channels],
-                entry["start"] + series.length,
-                series.item_id,
-                entry.get("info"),
-            )
-            yield forecast.labelled(query_times_of(entry), found.target, found.unforecast)
+            yield asked.answer(partial(SampleForecast, samples[..., asked.found.channels]))
 
     def _roll(self, regular: list[DataEntry], rounds: int, options: dict[str, Any]) -> np.ndarray:
         """Return sampled paths of each series, from its last value on: ``(B · D, N, 1 + S)``."""

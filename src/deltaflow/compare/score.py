@@ -19,7 +19,7 @@ from gluonts.ev.metrics import MAE, MSE, Coverage, MeanSumQuantileLoss
 from gluonts.model import evaluate_forecasts
 
 from deltaflow.compare.models import Trained
-from deltaflow.data.series import SeriesReader, schema_of
+from deltaflow.data.series import read_series, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError
 from deltaflow.forecast.forecasts import RealTimeForecast
@@ -171,12 +171,10 @@ def timed_forecasts(
 
 def channel_units(task: Task) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the names of the D channels, and the unit ``(D,)`` of each in balanced measures."""
-    entries = list(task.training)
-    schema = schema_of(entries)
     if task.scale is not None:
-        return schema.target, task.scale
-    reader = SeriesReader(schema)
-    spread = Statistics.fit([reader.read(entry) for entry in entries], schema.target).spread
+        return schema_of(task.training).target, task.scale
+    schema, series = read_series(task.training)
+    spread = Statistics.fit(series, schema.target).spread
     return schema.target, np.array(spread[: len(schema.target)])
 
 

@@ -306,6 +306,14 @@ class SeriesReader:
             )
 
 
+def read_series(dataset: Dataset) -> tuple[Schema, list[Series]]:
+    """Return the schema of a data set, and all of its series."""
+    entries = list(entries_of(dataset))
+    schema = schema_of(entries)
+    reader = SeriesReader(schema)
+    return schema, [reader.read(entry) for entry in entries]
+
+
 class SeriesOnDemand(Sequence[Series]):
     """The series of a data set in a file, each of which is read and checked on access.
 

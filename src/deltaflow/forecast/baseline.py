@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.dataset.common import Dataset
 
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Series, SeriesReader, entries_of
+from deltaflow.data.series import Series, SeriesReader
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast, SharedDistribution
-from deltaflow.forecast.network_predictor import query_times_of
-from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor, Question, questions_in
 from deltaflow.randomness import check_seed, derived_seed, seeded
 
 BATCH_SIZE = 64
@@ -61,41 +61,30 @@ class BaselinePredictor(DeltaflowPredictor):
         """Forecast each entry; exact distributions, or ``num_samples`` samples of a ``seed``."""
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
-        entries, reader = entries_of(dataset), SeriesReader(self.schema)
+        questions = questions_in(dataset, SeriesReader(self.schema), self.prediction_length)
         for start in itertools.count(step=BATCH_SIZE):
-            batch = list(itertools.islice(entries, BATCH_SIZE))
+            batch = list(itertools.islice(questions, BATCH_SIZE))
             if not batch:
                 return
-            for number, forecast in enumerate(self._forecast_batch(batch, reader), start):
+            for number, forecast in enumerate(self._forecast_batch(batch), start):
                 if num_samples:
                     with seeded(None if seed is None else derived_seed(seed, number)):
                         yield forecast.to_sample_forecast(num_samples)
                 else:
                     yield forecast
 
-    def _forecast_batch(
-        self, entries: list[DataEntry], reader: SeriesReader
-    ) -> Iterator[DistributionForecast]:
-        series = [reader.read(entry, self.prediction_length) for entry in entries]
-        queries = [finite_queries(one) for one in series]
-        located = [self.locate(*pair) for pair in zip(series, queries, strict=True)]
+    def _forecast_batch(self, batch: list[Question]) -> Iterator[DistributionForecast]:
+        queries = [finite_queries(asked.series) for asked in batch]
+        located = [self.locate(a.series, own) for a, own in zip(batch, queries, strict=True)]
         loc, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*located, strict=True))
         bounds = np.cumsum([0, *map(len, queries)])
         num_channels = len(self.schema.target)
         shared = SharedDistribution(
             lambda cells: self.family(loc[cells], scale[cells]), bounds, num_channels
         )
-        for number, (entry, one) in enumerate(zip(entries, series, strict=True)):
-            found = reader.match(entry)
-            forecast = DistributionForecast.of_shared(
-                shared,
-                number,
-                found.channels,
-                entry["start"] + one.length,
-                one.item_id,
-                entry.get("info"),
-            )
-            yield forecast.labelled(query_times_of(entry), found.target, found.unforecast)
+        for number, asked in enumerate(batch):
+            channels = asked.found.channels
+            yield asked.answer(partial(DistributionForecast.of_shared, shared, number, channels))
 
 
 def finite_queries(series: Series) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from statistics import NormalDist
 from typing import Any
 
@@ -13,13 +14,12 @@ from gluonts.dataset.common import Dataset
 from gluonts.model.estimator import Estimator
 
 from deltaflow.data.schema import LONGEST, Schema
-from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
+from deltaflow.data.series import Series, SeriesReader, read_series
 from deltaflow.data.statistics import Statistics, last_known
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.baseline import finite_queries
 from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast
-from deltaflow.forecast.network_predictor import query_times_of
-from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor, questions_in
 from deltaflow.randomness import check_seed, derived_seed, seeded
 
 LEVELS = (
@@ -109,10 +109,7 @@ class HoldPredictor(DeltaflowPredictor):
         If no item of the training set was observed twice, the change has the quantiles of the
         values around their mean.
         """
-        entries = list(entries_of(training_data))
-        schema = schema_of(entries)
-        reader = SeriesReader(schema)
-        data = [reader.read(entry) for entry in entries]
+        schema, data = read_series(training_data)
         statistics = Statistics.fit(data, schema.target)
         leads, changes, values = [], [], []
         for channel in range(len(schema.target)):
@@ -156,20 +153,17 @@ class HoldPredictor(DeltaflowPredictor):
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         keys = ["mean", *map(str, self.levels)]
-        reader = SeriesReader(self.schema)
-        for number, entry in enumerate(entries_of(dataset)):
-            series, found = reader.read(entry, self.prediction_length), reader.match(entry)
-            located = self.locate(*self._last(series))
-            mean, quantiles = (part[..., found.channels] for part in located)
-            start, info = entry["start"] + series.length, entry.get("info")
+        questions = questions_in(dataset, SeriesReader(self.schema), self.prediction_length)
+        for number, asked in enumerate(questions):
+            located = self.locate(*self._last(asked.series))
+            mean, quantiles = (part[..., asked.found.channels] for part in located)
             if num_samples:
                 with seeded(None if seed is None else derived_seed(seed, number)):
                     drawn = self._draw(quantiles, num_samples)
-                forecast = SampleForecast(drawn, start, series.item_id, info)
+                yield asked.answer(partial(SampleForecast, drawn))
             else:
                 parts = np.concatenate([mean[None], quantiles])
-                forecast = QuantileForecast(parts, start, keys, series.item_id, info)
-            yield forecast.labelled(query_times_of(entry), found.target, found.unforecast)
+                yield asked.answer(partial(QuantileForecast, parts, forecast_keys=keys))
 
     def locate(self, last: np.ndarray, lead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean ``(Q, D)`` and the quantiles ``(K, Q, D)`` at queries.

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from gluonts.core.component import validated
-from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.dataset.common import Dataset
 from gluonts.torch.distributions import QuantileOutput
 from torch import Tensor
 from torch.distributions import Distribution
 
 from deltaflow.data import Batch, Reader
-from deltaflow.data.matching import Match
-from deltaflow.data.series import Series, SeriesReader, entries_of, is_irregular
+from deltaflow.data.series import Series, SeriesReader
 from deltaflow.errors import (
     DeltaflowError,
     UnknownNameError,
@@ -34,7 +33,12 @@ from deltaflow.forecast.forecasts import (
     SampleForecast,
     SharedDistribution,
 )
-from deltaflow.forecast.predictor import DeltaflowPredictor, find_device
+from deltaflow.forecast.predictor import (
+    DeltaflowPredictor,
+    Question,
+    find_device,
+    questions_in,
+)
 from deltaflow.heads import describe_output, has_quantiles, make_output
 from deltaflow.model.networks import make_network
 from deltaflow.randomness import check_seed, derived_seed, seeded
@@ -43,14 +47,6 @@ from deltaflow.saving import reading
 _WEIGHTS = "prediction-net-state.pt"
 SAMPLING = ("marginal", "path")
 """The ways to forecast several queries: each on its own, or as coherent trajectories."""
-
-
-class Question(NamedTuple):
-    """An entry to forecast, the series that was read from it, and how its names match."""
-
-    entry: DataEntry
-    series: Series
-    found: Match
 
 
 @dataclass(frozen=True)
@@ -226,17 +222,17 @@ class IrregularPredictor(DeltaflowPredictor):
         self, dataset: Dataset, series_reader: SeriesReader | None = None
     ) -> Iterator[Questions]:
         """Read the entries in batches, which are smaller where many times are asked for."""
-        series_reader = series_reader or self.reader.series_reader()
         batch: list[Question] = []
         most = 0
-        for entry in entries_of(dataset):
-            series = series_reader.read(entry, self.prediction_length)
-            most = max(most, _count_queries(series))
+        reader = series_reader or self.reader.series_reader()
+        for question in questions_in(dataset, reader, self.prediction_length):
+            queries = _count_queries(question.series)
+            most = max(most, queries)
             size = len(batch) + 1
             if batch and (size > self.batch_size or size * most > self._queries_at_once):
                 yield Questions(self.reader, batch)
-                batch, most = [], _count_queries(series)
-            batch.append(Question(entry, series, series_reader.match(entry)))
+                batch, most = [], queries
+            batch.append(question)
         if batch:
             yield Questions(self.reader, batch)
 
@@ -253,10 +249,8 @@ class IrregularPredictor(DeltaflowPredictor):
             else:
                 forecasts = self._marginals(asked, num_samples)
 
-        for (entry, one, found), forecast in zip(asked.items, forecasts, strict=True):
-            start = entry["start"] + one.length
-            made = forecast(start_date=start, item_id=one.item_id, info=entry.get("info"))
-            yield made.labelled(query_times_of(entry), found.target, found.unforecast)
+        for question, make in zip(asked.items, forecasts, strict=True):
+            yield question.answer(make)
 
     def _paths(
         self, asked: Questions, num_samples: int
@@ -430,10 +424,3 @@ def _reordered(series: Series, order: np.ndarray) -> Series:
     """Return the series with its queries in another order."""
     rows = np.concatenate([np.arange(series.length), series.length + order])
     return series._replace(times=series.times[rows], covariates=series.covariates[rows])
-
-
-def query_times_of(entry: DataEntry) -> np.ndarray | None:
-    """Return the elapsed times ``(Q,)`` that an irregular entry asks for, None if it is regular."""
-    if not is_irregular(entry):
-        return None
-    return np.array(entry["feat_dynamic_real"][0, np.shape(entry["target"])[-1] :])

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from gluonts.dataset.common import Dataset
+from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.model.predictor import Predictor, RepresentablePredictor
 from gluonts.torch.util import resolve_device
 
 from deltaflow._version import __version__
+from deltaflow.data.matching import Match
 from deltaflow.data.schema import Schema
+from deltaflow.data.series import Series, SeriesReader, entries_of, is_irregular
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.saving import FORMAT, MARKER, check_format, reading, replacing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+F = TypeVar("F", bound=RealTimeForecast)
 
 _DESCRIPTION = "predictor.json"
 _MEMBER = "__predictor__"
@@ -146,6 +150,33 @@ class DeltaflowPredictor(RepresentablePredictor):
     def _arguments(self) -> Mapping[str, Any]:
         """Return the constructor's arguments, which GluonTS's ``validated`` keeps."""
         return self.__init_args__  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Question(NamedTuple):
+    """An entry to forecast, the series that was read from it, and how its names match."""
+
+    entry: DataEntry
+    series: Series
+    found: Match
+
+    def answer(self, make: Callable[..., F]) -> F:
+        """Return the forecast that ``make`` makes with ``start_date``, ``item_id`` and ``info``."""
+        entry, series, found = self
+        start, info = entry["start"] + series.length, entry.get("info")
+        forecast = make(start_date=start, item_id=series.item_id, info=info)
+        queries = None
+        if is_irregular(entry):
+            queries = np.array(entry["feat_dynamic_real"][0, np.shape(entry["target"])[-1] :])
+        return forecast.labelled(queries, found.target, found.unforecast)
+
+
+def questions_in(
+    dataset: Dataset, reader: SeriesReader, prediction_length: int
+) -> Iterator[Question]:
+    """Read the entries of a data set, one after the other."""
+    for entry in entries_of(dataset):
+        series = reader.read(entry, prediction_length)
+        yield Question(entry, series, reader.match(entry))
 
 
 PREDICTORS: dict[str, type[DeltaflowPredictor]] = {}

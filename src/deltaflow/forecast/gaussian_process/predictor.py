@@ -10,7 +10,7 @@ from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 from torch.distributions import Distribution, Normal
 
-from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
+from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.forecast.baseline import BaselinePredictor
 from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, Curve, predictive
@@ -103,10 +103,7 @@ class GaussianProcessPredictor(BaselinePredictor):
         from deltaflow.forecast.gaussian_process.likelihood import most_likely  # loads for a second
 
         _check(process)
-        entries = list(entries_of(training_data))
-        schema = schema_of(entries)
-        reader = SeriesReader(schema)
-        read = map(reader.read, entries)
+        schema, read = read_series(training_data)
         data = [series._replace(values=_rooted(series.values, root)) for series in read]
         statistics = Statistics.fit(data, schema.target)
         channels = len(schema.target)
