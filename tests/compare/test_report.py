@@ -207,7 +207,7 @@ def test_losses_on_several_sets_are_shares_of_those_of_the_last_value():
 
 def test_the_best_of_each_set_is_marked():
     runs = runs_on_sets({"last_value": [5.0, 10.0], "gru": [8.5, 6.0], "wide": [9.5, 12.0]})
-    loss, coverage = report.over_sets(runs).values()
+    loss, coverage = report.over_sets(runs)
     assert loss.shown.loc["set 1"].to_dict() == {
         "last_value": "1.000",
         "gru": "0.600",
@@ -216,7 +216,7 @@ def test_the_best_of_each_set_is_marked():
     assert loss.best.loc["set 1"].to_dict() == {"last_value": False, "gru": True, "wide": False}
     assert coverage.shown.loc["set 0"].to_dict() == {"gru": "85%", "wide": "95%"}
     assert coverage.best.loc["set 0"].to_dict() == {"gru": True, "wide": False}
-    assert report.over_sets(runs[::2]) == {}
+    assert report.over_sets(runs[::2]) == []
 
 
 def test_losses_that_are_not_finite_are_shown_as_such():

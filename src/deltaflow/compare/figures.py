@@ -13,7 +13,6 @@ from deltaflow.compare.score import INTERVALS
 from deltaflow.forecast.plot import Interval, draw_forecast
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
@@ -27,29 +26,19 @@ MARKERS = "os^D"
 def learning_curves(runs: Sequence[Run], test: str) -> Figure | None:
     """Draw the validation loss by epoch: a thin line per seed, and a dot at each best epoch.
 
-    Parameters
-    ----------
-    runs
-        The runs of the comparison.
-    test
-        The name of a test; the curves are those of its data set.
-
-    Returns
-    -------
-    Figure or None
-        None if no run of the data set has learned anything.
+    The curves are those of the data set of a test. None if no run has learned anything.
     """
     own = [run for run in runs if test in run["scores"] and run["curve"]]
     if not own:
         return None
     figure, axes = _figure(8, 4.5)
-    colours = _colours(own)
+    colours: dict[str, str] = {}
     for run in own:
         losses = [epoch["val_loss"] for epoch in run["curve"]]
         epochs = np.arange(1, len(losses) + 1)
-        first = run is next(other for other in own if other["encoder"] == run["encoder"])
-        colour = colours[run["encoder"]]
-        axes.plot(epochs, losses, color=colour, lw=1, label=run["encoder"] if first else None)
+        label = None if run["encoder"] in colours else run["encoder"]
+        colour = colours.setdefault(run["encoder"], f"C{len(colours) % 10}")
+        axes.plot(epochs, losses, color=colour, lw=1, label=label)
         if np.isfinite(losses).any():
             best = int(np.nanargmin(losses))
             axes.plot(epochs[best], losses[best], "o", color=colour, ms=4)
@@ -59,15 +48,7 @@ def learning_curves(runs: Sequence[Run], test: str) -> Figure | None:
 
 
 def forecasts(runs: Sequence[Run], test: str) -> Figure | None:
-    """Draw a few forecasts of one test side by side: a row per encoder, with its first seed.
-
-    Parameters
-    ----------
-    runs
-        The runs of the comparison.
-    test
-        The name of a test.
-    """
+    """Draw a few forecasts of one test side by side: a row per encoder, with its first seed."""
     own: dict[str, Run] = {}
     for run in runs:
         if run["examples"].get(test):
@@ -83,7 +64,13 @@ def forecasts(runs: Sequence[Run], test: str) -> Figure | None:
     for row, (encoder, run) in zip(grid, own.items(), strict=True):
         row[0].set_ylabel(encoder, fontsize=8)
         for axes, (item, channel) in zip(row, panels, strict=True):
-            _draw_forecast(axes, run["examples"][test][item], channel)
+            example = run["examples"][test][item]
+            times, median = pd.Index(example["times"]), np.array(example["median"][channel])
+            interval = Interval(0.8, *(np.array(example[end][channel]) for end in ("low", "high")))
+            values = [*example["past"][channel], *example["future"][channel]]
+            observed = pd.Series(values, [*example["past_times"], *times], dtype=float)
+            draw_forecast(axes, times, median, [interval], observed=observed)
+            axes.tick_params(labelsize=7)
     for axes, (item, channel) in zip(grid[0], panels, strict=True):
         name = f"{examples[item]['item']} · {examples[item]['channels'][channel]}"
         axes.set_title(name, fontsize=9)
@@ -95,17 +82,7 @@ def forecasts(runs: Sequence[Run], test: str) -> Figure | None:
 
 
 def accuracy_by_cost(scores: pd.DataFrame, dataset: str, cost: str, label: str) -> Figure | None:
-    """Draw the balanced quantile loss of each encoder against one of its costs.
-
-    Parameters
-    ----------
-    scores
-        What `table.results` returned.
-    dataset
-        The name of a test.
-    cost, label
-        A measure of cost, and how its axis is named.
-    """
+    """Draw the balanced quantile loss of each encoder against a cost, whose axis has this label."""
     measure = "balanced_mean_weighted_quantile_loss"
     wide = (
         scores[(scores["dataset"] == dataset) & scores["metric"].isin([measure, cost])]
@@ -133,15 +110,7 @@ def accuracy_by_cost(scores: pd.DataFrame, dataset: str, cost: str, label: str) 
 
 
 def calibration(scores: pd.DataFrame, dataset: str) -> Figure | None:
-    """Draw how far the coverage of each encoder's central intervals is from its nominal value.
-
-    Parameters
-    ----------
-    scores
-        What `table.results` returned.
-    dataset
-        The name of a test.
-    """
+    """Draw how far the coverage of each encoder's central intervals is from its nominal value."""
     own = scores[(scores["dataset"] == dataset) & scores["metric"].isin(INTERVALS)]
     wide = own.pivot_table(index="encoder", columns="metric", values="value", sort=False).iloc[::-1]
     if wide.empty:
@@ -157,7 +126,10 @@ def calibration(scores: pd.DataFrame, dataset: str) -> Figure | None:
 
 
 def coverage_by_size(coverage: pd.DataFrame, sizes: pd.DataFrame, nominal: float) -> Figure:
-    """Draw how much the intervals cover on each data set against the number of its values.
+    """Draw the share of values covered on each data set against the number of its values.
+
+    Within the grey band lie 95 in 100 shares of as many independent values that are covered with
+    the nominal probability.
 
     Parameters
     ----------
@@ -166,8 +138,7 @@ def coverage_by_size(coverage: pd.DataFrame, sizes: pd.DataFrame, nominal: float
     sizes
         The number of `items` and `values` of each data set.
     nominal
-        What the intervals say. Within the grey band lie 95 in 100 shares of as many independent
-        values that are covered with this probability.
+        The coverage that the intervals promise.
     """
     figure, axes = _figure(7, 4.5)
     values = sizes["values"].reindex(coverage.index)
@@ -201,16 +172,6 @@ def _panels(examples: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     return [(0, int(channel)) for channel in np.argsort(-counts, kind="stable")[:NUM_PANELS]]
 
 
-def _draw_forecast(axes: Axes, example: Mapping[str, Any], channel: int) -> None:
-    """Draw one channel of one item: observations, median and 80 % interval."""
-    low, median, high = (np.array(example[name][channel]) for name in ("low", "median", "high"))
-    values = [*example["past"][channel], *example["future"][channel]]
-    observed = pd.Series(values, [*example["past_times"], *example["times"]], dtype=float)
-    interval = Interval(0.8, low, high)
-    draw_forecast(axes, pd.Index(example["times"]), median, [interval], observed=observed)
-    axes.tick_params(labelsize=7)
-
-
 def _figure(width: float, height: float, rows: int = 0, columns: int = 0, **options: Any) -> Any:
     """Return a figure without a window, and its axes: one, or a grid of rows and columns."""
     from matplotlib.figure import Figure
@@ -233,10 +194,3 @@ def _space_ticks(axis: Axis, values: pd.Series) -> None:
     axis.set_major_locator(MaxNLocator(5) if ratio < 10 else LogLocator(subs=steps))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
-
-
-def _colours(runs: Sequence[Run]) -> dict[str, str]:
-    return {
-        encoder: f"C{position % 10}"
-        for position, encoder in enumerate(dict.fromkeys(run["encoder"] for run in runs))
-    }

@@ -59,30 +59,31 @@ COSTS = {"seconds_per_epoch": "seconds per epoch", "ms_per_forecast": "milliseco
 """The costs against which accuracy is drawn, and how their axes are named."""
 
 
-class Section(NamedTuple):
-    """The part of a report that is about one test.
+class Part(NamedTuple):
+    """A part of a report.
 
     Attributes
     ----------
-    overview, best
-        A row per encoder, as text; and which of its cells are the best of their column.
+    title
+        Its title.
+    shown
+        Its table, of text.
+    best
+        Which cells of the table are the best of their column or row; none is marked if None.
     details
-        Tables by channel, by their title.
+        Further tables, by their title.
     pictures
         Figures as PNG, by their title.
+    prefix
+        What the names of the figures' files begin with.
     """
 
-    overview: pd.DataFrame
-    best: pd.DataFrame
-    details: dict[str, pd.DataFrame]
-    pictures: dict[str, bytes]
-
-
-class Marked(NamedTuple):
-    """A table as text, and which of its cells are the best of their row."""
-
+    title: str
     shown: pd.DataFrame
-    best: pd.DataFrame
+    best: pd.DataFrame | None = None
+    details: Mapping[str, pd.DataFrame] = {}
+    pictures: Mapping[str, bytes] = {}
+    prefix: str = ""
 
 
 def write_report(runs: Sequence[Run], config: CompareConfig) -> None:
@@ -90,37 +91,42 @@ def write_report(runs: Sequence[Run], config: CompareConfig) -> None:
 
     The page holds figures and tables itself, so that it can be sent as one file.
     """
-    scores = table.results(runs)
-    write(config.output / "results.csv", scores.to_csv(index=False))
-    sections = {test: _section(table.best_first(runs, test), test) for test in tests_of(runs)}
-    failed = table.failures(runs)
-    sets, pictures = over_sets(runs), _sets_drawn(runs)
-    text = [f"## {title}\n\n{as_markdown(_bold(*own))}" for title, own in sets.items()]
-    for title, picture in pictures.items():
-        write(config.output / "figures" / f"{title.replace(' ', '_')}.png", picture)
-    for test, section in sections.items():
-        text += [f"## {test}\n\n{as_markdown(_bold(section.overview, section.best))}"]
-        text += [f"## {test}: {title}\n\n{as_markdown(t)}" for title, t in section.details.items()]
-        for title, picture in section.pictures.items():
-            write(config.output / "figures" / f"{test}-{title.replace(' ', '_')}.png", picture)
-    text += [f"## Failed runs\n\n{as_markdown(failed)}"] if len(failed) else []
+    write(config.output / "results.csv", table.results(runs).to_csv(index=False))
+    parts = [*over_sets(runs), *(_about_test(runs, test) for test in tests_of(runs))]
+    if len(failed := table.failures(runs)):
+        parts.append(Part("Failed runs", failed))
+    text = []
+    for part in parts:
+        text.append(f"## {part.title}\n\n{as_markdown(_bold(part.shown, part.best))}")
+        for title, shown in part.details.items():
+            text.append(f"## {part.title}: {title}\n\n{as_markdown(shown)}")
+        for title, picture in part.pictures.items():
+            name = f"{part.prefix}{title.replace(' ', '_')}.png"
+            write(config.output / "figures" / name, picture)
     write(config.output / "table.md", "\n".join(text))
-    write(config.output / "index.html", _page(sets, pictures, sections, failed, config))
+    title = f"Comparison: {', '.join(tests_of(runs) or config.data.names)}"
+    write(config.output / "index.html", _page(title, parts, config))
 
 
-def over_sets(runs: Sequence[Run]) -> dict[str, Marked]:
-    """Return what is compared between data sets, by title; empty if there is only one."""
-    made = {}
+def over_sets(runs: Sequence[Run]) -> list[Part]:
+    """Return what is compared between data sets; empty if there is only one."""
+    parts = []
     if len(loss := table.loss_by_set(runs)):
-        made["Quantile loss as a share of the last value's"] = Marked(
-            _texts(loss, "{:.3f}"), loss.eq(loss.min(axis=1), axis=0)
-        )
-    if len(coverage := table.coverage_by_set(runs)):
+        title = "Quantile loss as a share of the last value's"
+        parts.append(Part(title, _texts(loss, "{:.3f}"), loss.eq(loss.min(axis=1), axis=0)))
+    if not (coverage := table.coverage_by_set(runs)).empty:
         away = (coverage - table.NOMINAL).abs().round(9)
-        made["80 % interval covers"] = Marked(
-            _texts(coverage, "{:.0%}"), away.eq(away.min(axis=1), axis=0)
+        by_set, sizes = coverage.drop(index=table.MEAN), table.size_of_sets(runs)
+        drawn = figures.coverage_by_size(by_set, sizes, table.NOMINAL)
+        parts.append(
+            Part(
+                "80 % interval covers",
+                _texts(coverage, "{:.0%}"),
+                away.eq(away.min(axis=1), axis=0),
+                pictures={"coverage against size": _png(drawn)},
+            )
         )
-    return made
+    return parts
 
 
 def _texts(numbers: pd.DataFrame, form: str) -> pd.DataFrame:
@@ -128,22 +134,14 @@ def _texts(numbers: pd.DataFrame, form: str) -> pd.DataFrame:
     return numbers.map(form.format).where(numbers.notna(), "")
 
 
-def _sets_drawn(runs: Sequence[Run]) -> dict[str, bytes]:
-    """Return the figures over the data sets as PNG, by title."""
-    coverage = table.coverage_by_set(runs).drop(index=table.MEAN, errors="ignore")
-    if coverage.empty:
-        return {}
-    figure = figures.coverage_by_size(coverage, table.size_of_sets(runs), table.NOMINAL)
-    return {"coverage against size": _png(figure)}
-
-
 def tests_of(runs: Sequence[Run]) -> list[str]:
     """Return the names of all tests, in the order of the runs."""
     return list(dict.fromkeys(test for run in runs for test in run["scores"]))
 
 
-def _section(runs: Sequence[Run], test: str) -> Section:
+def _about_test(runs: Sequence[Run], test: str) -> Part:
     """Return all tables and figures of a test."""
+    runs = table.best_first(runs, test)
     scores = table.results(runs)
     details = {"MSE / hold by channel": table.channels(runs, test)}
     for measure, title in table.BY_CHANNEL.items():
@@ -158,11 +156,13 @@ def _section(runs: Sequence[Run], test: str) -> Section:
         "learning curves": figures.learning_curves(runs, test),
     }
     overview = table.overview(runs, test)
-    return Section(
+    return Part(
+        test,
         overview,
         table.best(runs, test).loc[overview.index, overview.columns],
         {title: shown for title, shown in details.items() if len(shown)},
         {title: _png(figure) for title, figure in drawn.items() if figure is not None},
+        prefix=f"{test}-",
     )
 
 
@@ -172,62 +172,45 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _bold(shown: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
+def _bold(shown: pd.DataFrame, best: pd.DataFrame | None) -> pd.DataFrame:
     """Return a table for Markdown, with the best cells in bold."""
-    return shown.mask(best, "**" + shown + "**")
+    return shown if best is None else shown.mask(best, "**" + shown + "**")
 
 
-def _page(
-    sets: Mapping[str, Marked],
-    pictures: Mapping[str, bytes],
-    sections: Mapping[str, Section],
-    failed: pd.DataFrame,
-    config: CompareConfig,
-) -> str:
+def _page(title: str, parts: Sequence[Part], config: CompareConfig) -> str:
     """Return the HTML page."""
-    parts, contents = [f"<p>{NOTES}</p>"], []
+    body, contents = [f"<p>{NOTES}</p>"], []
 
     def begin(title: str) -> None:
         """Begin a part of the page, to which the table of contents leads."""
         name = html.escape(title)
+        body.append(f'<h2 id="part{len(contents)}">{name}</h2>')
         contents.append(f'<a href="#part{len(contents)}">{name}</a>')
-        parts.append(f'<h2 id="part{len(contents) - 1}">{name}</h2>')
 
-    def draw(drawn: Mapping[str, bytes], about: str) -> None:
-        """Show figures side by side."""
-        parts.append('<div class="figures">')
-        for title, picture in drawn.items():
-            encoded = base64.b64encode(picture).decode()
-            alt = html.escape(f"{about}: {title}")
-            parts.append(f'<img alt="{alt}" src="data:image/png;base64,{encoded}">')
-        parts.append("</div>")
-
-    for title, own in sets.items():
-        begin(title)
-        parts.append(_as_html(*own))
-    if pictures:
-        draw(pictures, "all data sets")
-    for test, section in sections.items():
-        begin(test)
-        parts.append(_as_html(section.overview, section.best))
-        draw(section.pictures, test)
-        for title, shown in section.details.items():
-            parts.append(f"<details><summary>{html.escape(title)}</summary>")
-            parts.append(f"{_as_html(shown)}</details>")
-    if len(failed):
-        begin("Failed runs")
-        parts.append(_as_html(failed))
+    for part in parts:
+        begin(part.title)
+        body.append(_as_html(part.shown, part.best))
+        if part.pictures:
+            body.append('<div class="figures">')
+            for name, picture in part.pictures.items():
+                encoded = base64.b64encode(picture).decode()
+                alt = html.escape(f"{part.title}: {name}")
+                body.append(f'<img alt="{alt}" src="data:image/png;base64,{encoded}">')
+            body.append("</div>")
+        for name, shown in part.details.items():
+            summary = f"<summary>{html.escape(name)}</summary>"
+            body.append(f"<details>{summary}{_as_html(shown)}</details>")
     begin("Configuration")
     plain = yaml.safe_dump(config.to_dict(), sort_keys=False)
-    parts.append(f"<pre>{html.escape(plain)}</pre>")
+    body.append(f"<pre>{html.escape(plain)}</pre>")
     begin("Versions and machine")
-    parts.append(f"<pre>{html.escape(json.dumps(environment(), indent=2))}</pre>")
-    title = html.escape(f"Comparison: {', '.join(sections or config.data.names)}")
+    body.append(f"<pre>{html.escape(json.dumps(environment(), indent=2))}</pre>")
+    title = html.escape(title)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">'
         f"<title>{title}</title><style>{STYLE}</style></head>\n"
         f"<body><h1>{title}</h1>\n<nav>{chr(10).join(contents)}</nav>\n"
-        f"{chr(10).join(parts)}\n</body>\n</html>\n"
+        f"{chr(10).join(body)}\n</body>\n</html>\n"
     )
 
 

@@ -271,15 +271,22 @@ def _errors_by_item(runs: Sequence[Run], dataset: str) -> tuple[np.ndarray, dict
 def summary(scores: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return a row per encoder of one data set: mean ± standard deviation over the seeds, as text.
 
-    Parameters
-    ----------
-    scores
-        What `results` returned.
-    dataset
-        The name of a test.
+    Encoders are in the order of the runs.
     """
-    own = scores[scores["dataset"] == dataset]
-    return _readable(own[own["metric"].isin(list(SUMMARY))], list(SUMMARY)).rename(columns=SUMMARY)
+    own = scores[(scores["dataset"] == dataset) & scores["metric"].isin(list(SUMMARY))]
+    grouped = own.groupby(["encoder", "metric"], sort=False)["value"]
+    mean, deviation = grouped.mean(), grouped.std()
+    text = pd.Series(
+        [
+            _rounded(mean[key], deviation[key], digits=0 if key[1] in COUNTS else 4)
+            for key in mean.index
+        ],
+        index=mean.index,
+        dtype=str,
+    )
+    wide = text.unstack("metric").fillna("").rename_axis(index=None, columns=None)
+    present = [measure for measure in SUMMARY if measure in wide]
+    return wide.loc[list(own["encoder"].unique()), present].rename(columns=SUMMARY)
 
 
 def by_channel(scores: pd.DataFrame, dataset: str, measure: str) -> pd.DataFrame:
@@ -314,23 +321,6 @@ def narrow(table: pd.DataFrame) -> pd.DataFrame:
     shown = {heading: short for heading, short in TERMINAL.items() if heading in table}
     broken = table[list(shown)].replace({" ± ": "\n± ", r" \(": "\n("}, regex=True)
     return broken.rename(columns=shown).rename_axis("encoder")
-
-
-def _readable(own: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Return encoders by metrics as text, in the order of the runs and of ``metrics``."""
-    grouped = own.groupby(["encoder", "metric"], sort=False)["value"]
-    mean, deviation = grouped.mean(), grouped.std()
-    text = pd.Series(
-        [
-            _rounded(mean[key], deviation[key], digits=0 if key[1] in COUNTS else 4)
-            for key in mean.index
-        ],
-        index=mean.index,
-        dtype=str,
-    )
-    wide = text.unstack("metric").fillna("")
-    present = [metric for metric in metrics if metric in wide]
-    return wide.loc[list(own["encoder"].unique()), present].rename_axis(index=None, columns=None)
 
 
 def _rounded(mean: float, deviation: float, digits: int) -> str:
