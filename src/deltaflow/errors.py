@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,7 @@ class UnknownNameError(DeltaflowError, ValueError):
     "unknown encoder 'gru_flo': did you mean 'gru_flow'? Registered: 'gru', 'gru_flow'"
     """
 
-    def __init__(self, concept: str, name: object, registered) -> None:
+    def __init__(self, concept: str, name: object, registered: Iterable[Any]) -> None:
         from difflib import get_close_matches
 
         names = sorted(registered)
@@ -123,6 +124,12 @@ def _restore_unknown_name(message: str) -> UnknownNameError:
     error = UnknownNameError.__new__(UnknownNameError)
     error.args = (message,)
     return error
+
+
+def check_registered(concept: str, name: object, registered: Collection[Any]) -> None:
+    """Raise an `UnknownNameError` unless a name is registered."""
+    if name not in registered:
+        raise UnknownNameError(concept, name, registered)
 
 
 class UnknownArgumentError(DeltaflowError, TypeError):

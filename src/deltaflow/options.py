@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass, replace
 from inspect import cleandoc
 from typing import Any, TypeVar
 
-from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.errors import DeltaflowError, check_registered
 
 C = TypeVar("C", bound=type)
 G = TypeVar("G")
@@ -60,8 +60,7 @@ def with_changes(group: G, changes: Mapping[str, Any], name: str = "the options"
     known = [field.name for field in fields(group)]  # pyright: ignore[reportArgumentType]
     changed = {}
     for option, value in changes.items():
-        if option not in known:
-            raise UnknownNameError(f"option of {name}", option, known)
+        check_registered(f"option of {name}", option, known)
         inner = getattr(group, option)
         if is_dataclass(inner):
             if not isinstance(value, Mapping):

@@ -10,7 +10,7 @@ from deltaflow.compare.models import BASELINES, HOLD, RESAMPLED
 from deltaflow.compare.options import RowOptions
 from deltaflow.data.options import DataOptions
 from deltaflow.encoders import ENCODERS
-from deltaflow.errors import DeltaflowError, UnknownNameError, check_at_least_one
+from deltaflow.errors import DeltaflowError, check_at_least_one, check_registered
 from deltaflow.heads import describe_output
 from deltaflow.options import documents, options_from, with_changes
 from deltaflow.tasks import Columns, Split
@@ -101,8 +101,7 @@ class CompareConfig(RowOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.encoders:
-            if name not in {*ENCODERS, *BASELINES, *self.variants}:
-                raise UnknownNameError("row", name, [*ENCODERS, *BASELINES, *self.variants])
+            check_registered("row", name, [*ENCODERS, *BASELINES, *self.variants])
         for name in self.variants:
             if name in BASELINES:
                 raise DeltaflowError(

@@ -29,7 +29,7 @@ from deltaflow.data.windows import (
     TrainingWindows,
     Windows,
 )
-from deltaflow.errors import DataError, DeltaflowError, UnknownNameError, check_at_least_one
+from deltaflow.errors import DataError, DeltaflowError, check_at_least_one, check_registered
 from deltaflow.options import documents, options_from
 from deltaflow.randomness import check_seed
 
@@ -115,10 +115,8 @@ class IrregularDataModule(pl.LightningDataModule):
         super().__init__()
         check_at_least_one(prediction_length=prediction_length)
         check_seed(seed)
-        if origins not in ("random", "sliding"):
-            raise UnknownNameError("origins", origins, ["random", "sliding"])
-        if validation_origins not in (known := ("last", "spread", "sliding")):
-            raise UnknownNameError("validation_origins", validation_origins, known)
+        check_registered("origins", origins, ["random", "sliding"])
+        check_registered("validation_origins", validation_origins, ["last", "spread", "sliding"])
         if origins == "sliding" and origins_within is not None:
             raise DataError(
                 "sliding windows begin at every origin",

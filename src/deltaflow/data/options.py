@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.schema import Duration, read_range, read_seconds
-from deltaflow.errors import UnknownNameError, check_at_least, check_at_least_one, check_between
+from deltaflow.errors import check_at_least, check_at_least_one, check_between, check_registered
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ class DataOptions:
         read_seconds(self.context, "context")
         if self.origins_within is not None:
             read_range(self.origins_within, "origins_within")
-        if self.scaling not in SCALINGS:
-            raise UnknownNameError("scaling", self.scaling, SCALINGS)
+        check_registered("scaling", self.scaling, SCALINGS)
 
     def context_length_for(self, prediction_length: int) -> int:
         """Return the context length for windows of at most this many queries."""

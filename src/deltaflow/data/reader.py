@@ -19,7 +19,7 @@ from deltaflow.data.scaling import SCALINGS, Scaling
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import CALENDAR_CYCLES, Series, SeriesReader, seconds_per_period
 from deltaflow.data.statistics import LIMIT, Statistics, last_known
-from deltaflow.errors import DataError, UnknownNameError
+from deltaflow.errors import DataError, check_registered
 
 FARTHEST = 1e30
 """The largest Δt in typical gaps; sums of such fit into float32."""
@@ -125,8 +125,7 @@ class Reader:
     scaling: str = "running"
 
     def __post_init__(self) -> None:
-        if self.scaling not in SCALINGS:
-            raise UnknownNameError("scaling", self.scaling, SCALINGS)
+        check_registered("scaling", self.scaling, SCALINGS)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain, JSON-compatible values."""

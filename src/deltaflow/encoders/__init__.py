@@ -17,7 +17,7 @@ from deltaflow.encoders.recurrent import (
     gru_flow,
     resnet_flow,
 )
-from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.errors import DeltaflowError, check_registered
 
 __all__ = [
     "ENCODERS",
@@ -57,8 +57,7 @@ def make_encoder(
     >>> make_encoder("gru_flow", num_channels=2, num_features=0, hidden_size=8).hidden_size
     8
     """
-    if name not in ENCODERS:
-        raise UnknownNameError("encoder", name, ENCODERS)
+    check_registered("encoder", name, ENCODERS)
     try:
         return ENCODERS[name](num_channels, num_features, hidden_size, **options)
     except DeltaflowError:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deltaflow.encoders.encoder import Encoder, State, known_before
 from deltaflow.encoders.evolution import Evolution, FlowEvolution, VectorField
 from deltaflow.encoders.neural_ode import MLPField, ODEEvolution, Solver, divergence, start_slowly
-from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.errors import DeltaflowError, check_registered
 from deltaflow.flows import CouplingFlow, ResNetFlow
 
 if TYPE_CHECKING:  # it imports SciPy, and is imported where it is used
@@ -120,10 +120,8 @@ class NeuralCDEEncoder(Encoder):
         adjoint: bool = False,
     ) -> None:
         super().__init__(num_channels, num_features, hidden_size)
-        if interpolation not in INTERPOLATIONS:
-            raise UnknownNameError("interpolation", interpolation, INTERPOLATIONS)
-        if continuation not in CONTINUATIONS:
-            raise UnknownNameError("continuation", continuation, CONTINUATIONS)
+        check_registered("interpolation", interpolation, INTERPOLATIONS)
+        check_registered("continuation", continuation, CONTINUATIONS)
         width = width or 2 * hidden_size
         self.interpolation = interpolation
         self.solver = Solver(solver, num_steps, rtol, atol, adjoint)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deltaflow.encoders.evolution import Evolution, Evolve, VectorField
 from deltaflow.encoders.recurrent import RecurrentEncoder
-from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.errors import DeltaflowError, check_registered
 
 MAX_STEPS = 1000
 """The number of adaptive steps per gap after which a solver gives up, instead of taking hours."""
@@ -109,8 +109,7 @@ class Solver:
     adjoint: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in SOLVERS:
-            raise UnknownNameError("solver", self.method, SOLVERS)
+        check_registered("solver", self.method, SOLVERS)
         if self.num_steps < 1:
             raise DeltaflowError(f"num_steps must be at least 1, got {self.num_steps}")
 

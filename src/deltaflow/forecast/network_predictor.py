@@ -22,8 +22,8 @@ from deltaflow.data import Batch, Reader
 from deltaflow.data.series import Series, SeriesReader
 from deltaflow.errors import (
     DeltaflowError,
-    UnknownNameError,
     check_at_least_one,
+    check_registered,
     warn_once,
 )
 from deltaflow.forecast.forecasts import (
@@ -115,8 +115,7 @@ class IrregularPredictor(DeltaflowPredictor):
             num_parallel_samples=num_parallel_samples,
             batch_size=batch_size,
         )
-        if sampling not in SAMPLING:
-            raise UnknownNameError("sampling", sampling, SAMPLING)
+        check_registered("sampling", sampling, SAMPLING)
         self.device = find_device(device)
         self.reader = Reader.from_dict(reader)
         super().__init__(prediction_length, self.reader.schema)

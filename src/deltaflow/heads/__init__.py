@@ -14,7 +14,7 @@ from gluonts.torch.distributions import (
     StudentTOutput,
 )
 
-from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.errors import DeltaflowError, check_registered
 from deltaflow.heads.head import Head, has_quantiles, is_centred, is_discrete
 from deltaflow.heads.quantile import MeanQuantileOutput, MonotoneQuantileOutput
 
@@ -51,8 +51,7 @@ def make_output(description: str | Mapping[str, Any] | Output) -> Output:
     if isinstance(description, Output):
         return description
     if isinstance(description, str):
-        if description not in HEADS:
-            raise UnknownNameError("head", description, HEADS)
+        check_registered("head", description, HEADS)
         return HEADS[description]()
     name = description.get("output")
     own = {cls.__name__: cls for cls in (MonotoneQuantileOutput, MeanQuantileOutput)}

@@ -266,19 +266,6 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         history = self._extended(encoded.history, delta_t, values, observed)
         return ChannelsEncoded(state, history, self._by_channel(rows.levels), encoded.static)
 
-    def repeat(self, encoded: ChannelsEncoded, count: int) -> ChannelsEncoded:
-        """Return each series ``count`` times in a row."""
-
-        def repeated(part: Tensor) -> Tensor:
-            return part.repeat_interleave(count, dim=0)
-
-        return ChannelsEncoded(
-            State(*map(repeated, encoded.state)),
-            History(*map(repeated, encoded.history)),
-            repeated(encoded.level),
-            repeated(encoded.static),
-        )
-
     def _arguments_at(
         self, encoded: ChannelsEncoded, mask: Tensor, delta_t: Tensor, covariates: Tensor
     ) -> tuple[Tensor, ...]:

@@ -118,12 +118,6 @@ class JointNetwork(ForecastNetwork[Encoded]):
         state = self.encoder.update(encoded.state, delta_t, rows.values, rows.observed, features)
         return Encoded(state, rows.levels, encoded.static)
 
-    def repeat(self, encoded: Encoded, count: int) -> Encoded:
-        """Return each series ``count`` times in a row."""
-        state = State(*(part.repeat_interleave(count, dim=0) for part in encoded.state))
-        levels, static = (part.repeat_interleave(count, dim=0) for part in encoded[1:])
-        return Encoded(state, levels, static)
-
 
 def _beside(sequence: Tensor, static: Tensor) -> Tensor:
     """Append static features ``(B, S)`` to each step of ``(B, T, K)``: ``(B, T, K + S)``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Sized
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from deltaflow.errors import DeltaflowError
 from deltaflow.heads import Head
 
 E = TypeVar("E")
-"""What a network keeps of a batch after reading its observations."""
+"""What a network keeps of a batch after reading its observations: tensors whose first axis is that
+of the series, in named tuples."""
 
 
 class ForecastNetwork(nn.Module, ABC, Generic[E]):
@@ -115,10 +116,6 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
             ``(B, K)`` scaled covariates.
         """
 
-    @abstractmethod
-    def repeat(self, encoded: E, count: int) -> E:
-        """Return each series ``count`` times in a row: ``(B · count, …)``."""
-
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at the queries of a batch, each ``(B, Q, D)``."""
         return self.decode(self.encode(batch), batch.query_delta_t, batch.query_covariates)
@@ -150,7 +147,7 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         Tensor
             ``(B, num_samples, Q, D)`` float64 values in the units of the data.
         """
-        encoded = self.repeat(self.encode(batch), num_samples)
+        encoded = _repeated(self.encode(batch), num_samples)
         gaps = batch.query_delta_t.repeat_interleave(num_samples, dim=0)
         covariates = batch.query_covariates.repeat_interleave(num_samples, dim=0)
         memory = batch.memory.repeat_interleave(num_samples, dim=0)
@@ -211,6 +208,13 @@ def _loss_weights(
     log_weight = factor.log() - balance * count.clamp(min=float(count[learned].min())).log()
     weight = (log_weight - log_weight[learned].max()).clamp(max=0.0).exp()
     return (weight * count.sum() / (weight * count).sum()).float()
+
+
+def _repeated(encoded: Any, count: int) -> Any:
+    """Return each series ``count`` times in a row, in all tensors of nested named tuples."""
+    if isinstance(encoded, Tensor):
+        return encoded.repeat_interleave(count, dim=0)
+    return type(encoded)(*(_repeated(part, count) for part in encoded))
 
 
 def _embedding_size(levels: Sized) -> int:

@@ -12,7 +12,7 @@ from gluonts.torch.distributions import Output
 
 from deltaflow.data import Reader
 from deltaflow.encoders import ENCODERS
-from deltaflow.errors import DeltaflowError, UnknownNameError
+from deltaflow.errors import DeltaflowError, check_registered
 from deltaflow.model.channelwise import ChannelwiseNetwork
 from deltaflow.model.joint import JointNetwork
 from deltaflow.model.module import ForecastNetwork
@@ -44,8 +44,7 @@ def make_network(
     DeltaflowError
         If the network has no such option.
     """
-    if network not in NETWORKS:
-        raise UnknownNameError("network", network, NETWORKS)
+    check_registered("network", network, NETWORKS)
     try:
         with _float32_by_default():
             return NETWORKS[network](reader, output, **options, **(network_kwargs or {}))

@@ -10,10 +10,10 @@ from gluonts.torch.distributions import Output
 
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import (
-    UnknownNameError,
     check_at_least,
     check_at_least_one,
     check_between,
+    check_registered,
 )
 from deltaflow.heads import describe_output
 from deltaflow.model.networks import NETWORKS
@@ -62,10 +62,8 @@ class ModelOptions:
         check_at_least_one(hidden_size=self.hidden_size)
         check_between(0, 1, dropout=self.dropout)
         check_at_least(0, balance=self.balance)
-        if self.encoder not in ENCODERS:
-            raise UnknownNameError("encoder", self.encoder, ENCODERS)
-        if self.network not in NETWORKS:
-            raise UnknownNameError("network", self.network, NETWORKS)
+        check_registered("encoder", self.encoder, ENCODERS)
+        check_registered("network", self.network, NETWORKS)
         describe_output(self.distr_output)  # which raises for one that cannot be stored
 
     @property

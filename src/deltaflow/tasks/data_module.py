@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from deltaflow.data import Batch, IrregularDataModule, Reader
 from deltaflow.data.options import DataOptions
 from deltaflow.data.schema import Duration
-from deltaflow.errors import UnknownNameError
+from deltaflow.errors import check_registered
 from deltaflow.options import documents, options_from
 from deltaflow.tasks.datasets import Columns, Split, load_task
 
@@ -74,8 +74,7 @@ class TaskDataModule(IrregularDataModule):
         options = options_from(DataOptions, locals())
         self.task = load_task(dataset, dataset_kwargs, columns, split)
         self.test = next(iter(self.task.tests)) if test is None else test
-        if self.test not in self.task.tests:
-            raise UnknownNameError("test", test, self.task.tests)
+        check_registered("test", self.test, self.task.tests)
         super().__init__(
             self.task.training,
             self.task.validation,

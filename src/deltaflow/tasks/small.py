@@ -14,7 +14,7 @@ from gluonts.dataset.split import TestData
 from gluonts.dataset.split import split as split_at
 
 from deltaflow.data import IrregularDataset
-from deltaflow.errors import DataError, UnknownNameError
+from deltaflow.errors import DataError, check_registered
 from deltaflow.tasks.task import Task
 
 
@@ -84,8 +84,7 @@ def small_set(name: str, path: str | Path) -> IrregularDataset:
     DataError
         If the folder does not contain the file, or the file lacks a column.
     """
-    if name not in SMALL_SETS:
-        raise UnknownNameError("small set", name, SMALL_SETS)
+    check_registered("small set", name, SMALL_SETS)
     about = SMALL_SETS[name]
     file = Path(path, about.file)
     if not file.is_file():
