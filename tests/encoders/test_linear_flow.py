@@ -12,7 +12,7 @@ CHANNELS, FEATURES = 3, 2
 LENGTHS = [33, 1, 0, 50, 17]
 
 
-def make(hidden_size: int = 8, dtype=torch.float64, **options) -> LinearFlowEncoder:
+def make(hidden_size: int = 10, dtype=torch.float64, **options) -> LinearFlowEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = LinearFlowEncoder(CHANNELS, FEATURES, hidden_size, **options).to(dtype)
@@ -48,7 +48,7 @@ def step_by_step(encoder: LinearFlowEncoder, batch: dict[str, torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize("hidden_size", [8, 9])
+@pytest.mark.parametrize("hidden_size", [9, 10])
 @pytest.mark.parametrize("tempo", [1.0, 3.0])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-4)], ids=["f64", "f32"]
@@ -96,7 +96,7 @@ def test_two_steps_to_a_query_are_one(gap, tempo):
     )
 
 
-@pytest.mark.parametrize("hidden_size", [8, 9])
+@pytest.mark.parametrize("hidden_size", [9, 10])
 @pytest.mark.parametrize("tempo", [1.0, 3.0])
 def test_queries_have_the_values_and_gradients_of_the_flow(hidden_size, tempo):
     encoder = make(hidden_size, tempo=tempo)
@@ -211,6 +211,20 @@ def test_known_cycles_are_where_frequencies_start():
         assert (1 / modes - 24.0).abs().min() < 1e-3
 
 
+@pytest.mark.parametrize(("hidden_size", "tempo"), [(9, 1.0), (9, 3.0), (8, 3.0)])
+def test_every_number_that_moves_turns(hidden_size, tempo):
+    """One that only decayed would leave, beyond the trained lengths, all values it has had."""
+    encoder = make(hidden_size, num_layers=1, tempo=tempo)
+    (_, turns), num_tempi = encoder.flow.exponent(), int(tempo > 1)
+    assert len(turns) == (hidden_size - num_tempi) // 2
+    assert (turns > 0).all()
+    state = encoder(**make_batch())
+    later = encoder.evolve(state, torch.ones(len(LENGTHS), 1, dtype=torch.float64)).squeeze(1)
+    for hidden in (state.hidden, later):
+        assert hidden.shape == (len(LENGTHS), hidden_size)
+        assert not hidden[:, encoder.flow.dim + num_tempi :].any()
+
+
 def test_more_layers_than_oscillators_are_refused():
     with pytest.raises(DeltaflowError, match=r"hidden_size 4 makes 2 oscillators.*from 1 to 2"):
         make_encoder("linear_flow", 1, 0, 4, num_layers=3)
@@ -218,6 +232,8 @@ def test_more_layers_than_oscillators_are_refused():
         make_encoder("linear_flow", 1, 0, 4, num_layers=0)
     with pytest.raises(DeltaflowError, match="makes 1 oscillators"):
         make_encoder("linear_flow", 1, 0, 4, num_layers=2, tempo=2.0)
+    with pytest.raises(DeltaflowError, match=r"makes 0 oscillators.*larger hidden_size"):
+        make_encoder("linear_flow", 1, 0, 1, num_layers=1)
 
 
 @pytest.mark.parametrize(

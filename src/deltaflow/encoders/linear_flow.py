@@ -53,7 +53,7 @@ class LinearFlowEncoder(Encoder):
     Parameters
     ----------
     num_channels, num_features, hidden_size
-        See `Encoder`. The layers share the hidden size among them.
+        See `Encoder`. The layers share the hidden size among them, two numbers for each oscillator.
     num_layers
         The number of layers.
     width
@@ -96,13 +96,17 @@ class LinearFlowEncoder(Encoder):
         if not 1 <= tempo < math.inf:
             raise DeltaflowError(f"tempo must be a factor of at least 1, got {tempo}")
         num_tempi = num_layers if tempo > 1 else 0
-        count = max(0, hidden_size - num_tempi + 1) // 2
+        count = max(0, hidden_size - num_tempi) // 2
         if not 1 <= num_layers <= count:
             raise DeltaflowError(
                 f"hidden_size {hidden_size} makes {count} oscillators, which cannot be shared "
-                f"among {num_layers} layers: choose num_layers from 1 to {count}"
+                f"among {num_layers} layers: choose num_layers from 1 to {count}, or a larger "
+                "hidden_size"
             )
-        self.flow = LinearFlow(hidden_size - num_tempi, span=span, cycles=repeated)
+        # A number that is left over stays 0. If it decayed, it would have values beyond the length
+        # of a series that it has never had within.
+        self.flow = LinearFlow(2 * count, span=span, cycles=repeated)
+        self.left_over = hidden_size - num_tempi - 2 * count
         self.log_tempo = math.log(tempo)
         self.sizes = [len(part) for part in torch.arange(count).tensor_split(num_layers)]
         layer_of = torch.arange(num_layers).repeat_interleave(torch.tensor(self.sizes))
@@ -138,14 +142,11 @@ class LinearFlowEncoder(Encoder):
             return self.read_plainly(values, observed, delta_t, running, features)
         parts = values, observed, delta_t, running, features
         with own_precision(values):
-            if values.device.type != "cpu":
+            if values.device.type != "cpu" or _are_one_group(running):
                 return self._read(*parts)
             lengths, order = running.sum(1).clamp(min=1).sort(descending=True, stable=True)
-            groups = list(_groups(lengths))
-            if len(groups) == 1:
-                return self._read(*parts)
             hidden = []
-            for first, stop in groups:
+            for first, stop in _groups(lengths):
                 rows, length = order[first:stop], lengths[first]
                 hidden.append(self._read(*(part[rows, :length] for part in parts)))
             return torch.cat(hidden)[order.argsort()]
@@ -160,8 +161,7 @@ class LinearFlowEncoder(Encoder):
         seen = torch.cat([chunks.view(part) for part in parts]).to(dtype)  # (R + 1, L, C, B)
         padding = ~chunks.view(running)
         padding = padding if padding.any() else None
-        # Padding must have no gradient, although the end of the series is a sum over all gaps.
-        gaps = chunks.arranged(torch.where(running, delta_t, 0.0)).to(dtype)
+        gaps = chunks.arranged(delta_t).to(dtype)
         rates, turns = self.flow.exponent()
         rates = rates.to(dtype)
         exponents = zip(rates.split(self.sizes), turns.split(self.sizes), strict=True)
@@ -187,16 +187,17 @@ class LinearFlowEncoder(Encoder):
             if layer < last:
                 inner = _mixed(self.mixtures[layer], turned(states, *motion[1:]), seen)
         cos, sin = (torch.cat(parts) for parts in zip(*phases, strict=True))
-        hidden = turned(torch.cat(hidden, 1), cos, sin).flatten(0, 1)[: self.flow.dim]
-        return torch.cat([hidden, *tempi]).T.to(values.dtype)
+        hidden = turned(torch.cat(hidden, 1), cos, sin).flatten(0, 1)
+        hidden = torch.cat([hidden, *tempi]).T.to(values.dtype)
+        return functional.pad(hidden, (0, self.left_over))
 
     def step(
         self, state: State, delta_t: Tensor, values: Tensor, observed: Tensor, features: Tensor
     ) -> Tensor:
         """Read one observation; see `Encoder.step`."""
         with own_precision(values):
-            moved = self._moved(delta_t.unsqueeze(-1), state.hidden)[:, : self.flow.dim]
-            moved = functional.pad(moved, (0, self.flow.dim % 2)).unflatten(-1, (2, -1))
+            moved = self._moved(delta_t.unsqueeze(-1), state.hidden)
+            moved = moved[:, : self.flow.dim].unflatten(-1, (2, -1))
             seen = torch.cat(_inputs(values, observed, features, delta_t), -1)
             inner, hidden, tempi = seen, [], []
             for layer, before in enumerate(moved.split(self.sizes, -1)):
@@ -209,8 +210,8 @@ class LinearFlowEncoder(Encoder):
                 if layer < len(self.mixtures):
                     mixed = self.mixtures[layer](torch.cat([states.flatten(1), seen], -1))
                     inner = functional.gelu(mixed)
-            oscillators = torch.cat(hidden, -1).flatten(1)[:, : self.flow.dim]
-            return torch.cat([oscillators, *tempi], -1)
+            parts = torch.cat(hidden, -1).flatten(1), *tempi
+            return functional.pad(torch.cat(parts, -1), (0, self.left_over))
 
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
         """Carry the state to the queries by its flow; see `Encoder.evolve`."""
@@ -219,20 +220,25 @@ class LinearFlowEncoder(Encoder):
 
     def _moved(self, t: Tensor, hidden: Tensor) -> Tensor:
         """Carry states ``(…, H)`` for times ``(…, 1)``; their tempi stay as they are."""
-        oscillators, tempi = hidden.tensor_split([self.flow.dim], -1)
+        oscillators, others = hidden.tensor_split([self.flow.dim], -1)
         if self.tempi:
-            t = t * tempi.exp()[..., self.layer_of]  # (…, N), a time for each oscillator
+            t = t * others.exp()[..., self.layer_of]  # (…, N), a time for each oscillator
         if is_transformed():
             moved = self.flow.prepare()(t, oscillators)
         else:
-            numbers = functional.pad(oscillators, (0, self.flow.dim % 2))
-            moved = carried(numbers, *self.flow.exponent(), t)[..., : self.flow.dim]
-        return torch.cat([moved, tempi.expand(*moved.shape[:-1], -1)], -1)
+            moved = carried(oscillators, *self.flow.exponent(), t)
+        return torch.cat([moved, others.expand(*moved.shape[:-1], -1)], -1)
 
     def _tempo(self, layer: int, inner: Tensor) -> Tensor:
         """Return the logarithm of a layer's tempo, ``(…, 1)``, from its input ``(…, W)``."""
         weight, bias = (part.to(inner.dtype) for part in self.tempi[layer].parameters())
         return self.log_tempo * torch.tanh(functional.linear(inner, weight, bias))
+
+
+def _are_one_group(running: Tensor) -> bool:
+    """Tell whether the series are read together, as they are few, short and of similar lengths."""
+    size = running.numel()
+    return len(running) == 1 or (size <= CACHED and size - int(running.sum()) <= PADDED)
 
 
 def _groups(lengths: Tensor) -> Iterator[tuple[int, int]]:
