@@ -33,6 +33,13 @@ def test_a_seeded_run_repeats_itself_and_leaves_no_trace():
     assert states() == before
 
 
+def test_a_seed_means_what_it_means_to_torch():
+    with seeded(3):
+        drawn = torch.rand(4)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(4))
+
+
 def test_without_a_seed_a_run_follows_the_random_state():
     with seeded(7), seeded_run(None) as one:
         first = float(torch.rand(()))

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -25,6 +25,7 @@ from deltaflow.process import fewer_warnings
 from deltaflow.randomness import check_seed
 from deltaflow.saving import replacing_file
 from deltaflow.tasks import TaskDataModule
+from deltaflow.training import engine
 from deltaflow.training.lightning_module import ForecastLightningModule
 from deltaflow.training.options import OptimizerOptions, WeightAveragingOptions
 
@@ -138,7 +139,7 @@ class ForecastCLI(LightningCLI):
         if averaging is not None and self.subcommand == "fit":
             given = config["callbacks"] or []
             given = given if isinstance(given, list) else [given]
-            kwargs["callbacks"] = [*given, EMAWeightAveraging(decay=averaging)]
+            kwargs["callbacks"] = [*given, engine.moving_average(averaging)]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:

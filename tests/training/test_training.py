@@ -40,6 +40,7 @@ from deltaflow import (
 )
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.windows import joined
+from deltaflow.training import engine
 
 
 class Count(pl.Callback):
@@ -121,6 +122,16 @@ class RecordAverages(EMAWeightAveraging):
 
     def on_validation_end(self, trainer, pl_module) -> None:
         self.losses.append(trainer.callback_metrics["val_loss"].item())
+
+
+def test_a_moving_average_is_that_of_lightning(univariate, make_estimator):
+    weights = []
+    for average in (engine.moving_average(0.9), EMAWeightAveraging(decay=0.9)):
+        settings = {"max_epochs": 3, "enable_progress_bar": False, "callbacks": average}
+        estimator = make_estimator(GRUEstimator, lr=0.03, folds=0, trainer_kwargs=settings)
+        weights.append(estimator.train(univariate).network.state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-5, atol=1e-6)
 
 
 def test_averaged_weights_are_those_of_the_best_epoch(univariate, surprises, make_estimator):

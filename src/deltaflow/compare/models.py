@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gluonts.dataset.split import TestData
 from gluonts.model.predictor import Predictor
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from deltaflow.compare.baselines import (
     fit_boosted_trees,
@@ -39,6 +39,7 @@ from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor, load_directory
 from deltaflow.tasks.task import Task, known_before
+from deltaflow.training import engine
 from deltaflow.training.estimator import GRUFlowEstimator, IrregularEstimator
 from deltaflow.training.widening import whole_items, widened
 
@@ -80,7 +81,7 @@ def _train_encoder(task: Task, options: RowOptions, seed: int, tell: Tell) -> Tr
 
     def estimator_of(**model: Any) -> IrregularEstimator:
         averaging = options.weight_averaging.decay
-        callbacks = [] if averaging is None else [EMAWeightAveraging(decay=averaging)]
+        callbacks = [] if averaging is None else [engine.moving_average(averaging)]
         return IrregularEstimator(
             task.prediction_length,
             **vars(options.data),

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from deltaflow.process import quiet
 from deltaflow.training.options import TrainerOptions
@@ -45,10 +46,10 @@ def train(
     """Train a module, and leave it with the weights of its best epoch.
 
     The best epoch is the one with the lowest ``val_loss``, or whatever is monitored. Its weights
-    are those that were validated: the averaged ones, if a callback such as Lightning's
-    ``EMAWeightAveraging`` averages them. Without validation, the weights of the last epoch are
-    kept. ``StochasticWeightAveraging`` averages the last epochs and validates none of its averages;
-    if training reaches its last epoch, that average is kept.
+    are those that were validated: the averaged ones, if a callback such as `moving_average`
+    averages them. Without validation, the weights of the last epoch are kept.
+    ``StochasticWeightAveraging`` averages the last epochs and validates none of its averages; if
+    training reaches its last epoch, that average is kept.
 
     Parameters
     ----------
@@ -81,6 +82,15 @@ def train(
     if best.weights and not _is_averaged(trainer):
         module.load_state_dict(best.weights)
     return trainer
+
+
+def moving_average(decay: float) -> WeightAveraging:
+    """Return the callback that keeps an exponential moving average of the weights.
+
+    Lightning's ``EMAWeightAveraging`` averages one parameter at a time, which on small networks
+    takes longer than the optimiser; this averages all of them at once.
+    """
+    return WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 class BestWeights(Callback):

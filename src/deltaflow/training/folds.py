@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from gluonts.dataset.common import DataEntry, Dataset
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 
 from deltaflow.data import IrregularDataModule, Reader
@@ -394,7 +394,7 @@ def train_member(
     given = settings.pop("callbacks", None) or []
     callbacks = list(given) if isinstance(given, (list, tuple)) else [given]
     callbacks.append(EarlyStopping(monitor, patience=plan.patience, strict=False))
-    callbacks.append(EMAWeightAveraging(decay=plan.decay))
+    callbacks.append(engine.moving_average(plan.decay))
     trainer = engine.train(module, data, {**settings, "callbacks": callbacks}, monitor=monitor)
     return estimator.create_predictor(module), trainer.current_epoch
 
