@@ -272,6 +272,23 @@ def test_requests_that_wait_are_answered_by_one_call():
     assert calls == [whole, *([one] for one in whole), ["d"], ["e"]]
 
 
+def test_a_request_whose_bytes_have_arrived_joins_the_group():
+    calls = []
+
+    async def ask_later(together):
+        await asyncio.sleep(0)  # from its bytes to its task
+        await asyncio.sleep(0)  # from its task to its question
+        return await together("kind", lambda one: calls.append(one) or one, "b", 1)
+
+    async def ask():
+        together = Together()
+        first = together("kind", lambda one: calls.append(one) or one, "a", 1)
+        return await asyncio.gather(first, ask_later(together))
+
+    assert asyncio.run(ask()) == ["a", "b"]
+    assert calls == [["a", "b"]]
+
+
 def test_a_token_guards_all_but_health_and_documentation(live):
     client = TestClient(make_app(live, token="secret"))
     for token in (None, "wrong", "ſecret"):

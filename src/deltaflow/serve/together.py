@@ -15,6 +15,10 @@ A = TypeVar("A")
 FEW_ROWS = 1000
 """So many rows are answered at once. More go to a thread, so that the server stays responsive."""
 
+TURNS = 2
+"""So many turns of the event loop come before each group: answers go out, and requests that have
+arrived meanwhile come in. It takes two from the bytes of a request to its place in the group."""
+
 
 class _Waiting(NamedTuple):
     """A request, its kind, the function that answers requests of this kind, and its answer."""
@@ -63,6 +67,8 @@ class Together:
 
     async def _work(self) -> None:
         while self._waiting:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
             group = self._next()
             call = partial(outcomes, group[0].answer, [one.request for one in group])
             if sum(one.rows for one in group) <= FEW_ROWS:
@@ -76,7 +82,6 @@ class Together:
                     one.future.set_exception(answer)
                 else:
                     one.future.set_result(answer)
-            await asyncio.sleep(0)
 
     def _next(self) -> list[_Waiting]:
         """Take the request that waits longest, and others of its kind: `FEW_ROWS`, or itself."""

@@ -252,32 +252,26 @@ class NetworkMember(Member):
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
         """Forecast all queries in one forecast."""
         covariates = self._covariates(asked.times, asked.known)
-        bounds = asked.bounds
-        counts = np.diff(bounds)
+        counts = np.diff(asked.bounds)
         order = np.argsort(-counts, kind="stable")
-        pieces: list[tuple[Tensor, ...]] = []
+        numbers, pieces = [], []
         while len(order):
             most = int(counts[order[0]])
             size = max(1, QUERIES_AT_ONCE // most)
             own, order = order[:size], order[size:]
-            steps = np.arange(most)
-            wanted = steps < counts[own, None]  # (I, Q)
-            rows = bounds[own, None] + np.minimum(steps, counts[own, None] - 1)
+            # Items with fewer queries repeat their last one.
+            rows = asked.bounds[own, None] + np.minimum(np.arange(most), counts[own, None] - 1)
             running = self._running([part[own] for part in parts], asked.ages[own])
             args, loc, scale = self.network.forecast(running, asked.gaps[rows], covariates[rows])
-            item, _ = np.nonzero(wanted)
-            mask = torch.from_numpy(wanted)
-            pieces.append(
-                (
-                    torch.from_numpy(rows[wanted]),
-                    loc.cpu()[item],
-                    scale.cpu()[item],
-                    *(finite(arg).double().cpu()[mask] for arg in args),
-                )
-            )
-        rows, *columns = (torch.cat(column) for column in zip(*pieces, strict=True))
-        loc, scale, *args = (column[rows.argsort()] for column in columns)
-        whole = np.array([0, len(rows)])
+            numbers.append(rows.ravel())
+            units = (unit.unsqueeze(1).expand(-1, most, -1) for unit in (loc, scale))
+            args = (finite(arg).double() for arg in args)
+            pieces.append([part.flatten(0, 1) for part in (*units, *args)])
+        # Of each query the first time it was forecast, in the order in which they were asked.
+        first = torch.from_numpy(np.unique(np.concatenate(numbers), return_index=True)[1])
+        columns = (torch.cat(column).cpu() for column in zip(*pieces, strict=True))
+        loc, scale, *args = (column[first] for column in columns)
+        whole = np.array([0, len(first)])
         (make,) = self.predictor.forecasts_from(args, loc, scale, whole, [self._found.channels])
         return self._labelled(make(start_date=None, item_id=None, info=None))
 

@@ -125,7 +125,7 @@ class States:
         common, states = self._parts(packed)
         queries = self._queries(asked, common, clock)
         answers = []
-        with torch.no_grad(), advising():
+        with torch.inference_mode(), advising():
             for number, (member, parts) in enumerate(zip(self.members, states, strict=True)):
                 with seeded(None if seed is None else derived_seed(seed, number)):
                     answers.append(member.forecast(parts, queries))
@@ -231,7 +231,8 @@ class States:
         )
         self._check_near(arrived.gaps, given.rows)
         for member, parts in zip(self.members, states, strict=True):
-            member.read(parts, arrived)
+            with torch.inference_mode():
+                member.read(parts, arrived)
             if not member.is_finite(parts):
                 raise DeltaflowError(
                     "the network's state is not a number: train again, at a lower learning rate"
