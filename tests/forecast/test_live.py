@@ -22,6 +22,7 @@ from deltaflow import (
     predict_df,
 )
 from deltaflow.forecast.conformal import LEVELS
+from deltaflow.forecast.live import item_table
 from deltaflow.forecast.predictor import DeltaflowPredictor
 
 START = pd.Timestamp("2024-03-01")
@@ -339,6 +340,29 @@ def test_a_snapshot_goes_on_as_if_nothing_had_happened(rich, make_frame, tmp_pat
     future = rest.groupby("item_id").tail(1)
     pd.testing.assert_frame_equal(live.forecast(future), again.forecast(future), check_exact=True)
     assert live.item("p1") == again.item("p1")
+
+
+def test_a_snapshot_is_of_one_moment(single, monkeypatch):
+    monkeypatch.setattr(item_table, "AT_ONCE", 2)
+    live = LiveForecaster(single)
+    names = [f"item{number}" for number in range(5)]
+    live.update(rows(names, np.arange(5.0)))
+    with live.states.frozen() as (_, table):
+        before = [torch.cat(list(pieces)) for pieces in table.blocks()]
+    with live.states.frozen() as (clock, table):
+        begun = [(next(pieces), pieces) for pieces in table.blocks()]
+        for hour in (5.0, 6.0):
+            live.update(rows(names[:4], np.full(4, hour)))
+        live.forget(names[1:3])
+        live.update(rows([f"new{number}" for number in range(20)], np.arange(20.0)))
+        finer = rows("item4", [7.0])
+        finer["timestamp"] += pd.Timedelta("1ms")
+        live.update(finer)
+        written = [torch.cat([first, *rest]) for first, rest in begun]
+    assert table.names == names
+    assert (clock.resolution, live.states.clock.resolution) == ("s", "ms")
+    for former, now in zip(before, written, strict=True):
+        assert torch.equal(former, now)
 
 
 def test_any_name_survives_a_snapshot(single, tmp_path):

@@ -16,7 +16,7 @@ from deltaflow.data.validation import as_text
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.live.frames import FrameReader
-from deltaflow.forecast.live.snapshot import Snapshot, read_snapshot, write_snapshot
+from deltaflow.forecast.live.snapshot import read_snapshot, write_snapshot
 from deltaflow.forecast.live.states import States
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -222,14 +222,13 @@ class LiveForecaster:
         path
             The file.
         """
-        with self._saving:
-            clock, names, packed = self.states.copy()
+        with self._saving, self.states.frozen() as (clock, records):
             about = {
                 "item_id": self.item_id,
                 "timestamp": self.timestamp,
                 "resolution": clock.resolution,
             }
-            write_snapshot(path, Snapshot(self.predictor, about, names, packed))
+            write_snapshot(path, self.predictor, about, records)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> LiveForecaster:

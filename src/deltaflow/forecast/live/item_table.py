@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import threading
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +15,9 @@ from torch import Tensor
 
 GROWTH = 1.5
 """The factor by which a full table grows. Pages that no item has reached take no memory."""
+
+AT_ONCE = 2**16
+"""So many records of a frozen table are read together."""
 
 
 class _Place(NamedTuple):
@@ -51,17 +56,13 @@ class ItemTable:
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
         self._used = 0
+        self._frozen: FrozenTable | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __contains__(self, name: object) -> bool:
         return name in self._rows
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all items, in the order in which they came."""
-        return list(self._rows)
 
     @property
     def bytes_per_item(self) -> int:
@@ -94,6 +95,7 @@ class ItemTable:
             self._reserve(self._used)
             rows = rows.clone()
             rows[rows < 0] = torch.tensor(fresh)
+        self._keep(rows)
         for block, records in zip(self._blocks, packed, strict=True):
             block.index_copy_(0, rows, records)
 
@@ -103,6 +105,7 @@ class ItemTable:
 
     def replace(self, number: int, values: Tensor) -> None:
         """Replace a part of all records, ``(rows, …)`` as :meth:`all_of` gives it."""
+        self._keep(torch.arange(self._used))
         place = self._places[number]
         self._blocks[place.block][:, place.columns] = values.flatten(1)
 
@@ -110,10 +113,18 @@ class ItemTable:
         """Return a part of all records, those of unused rows among them."""
         return self.parts(self._blocks)[number]
 
-    def copy(self) -> tuple[list[str], list[Tensor]]:
-        """Return the names of all items, and their packed records in the same order."""
+    def freeze(self, lock: threading.Lock) -> FrozenTable:
+        """Return the table as it is now, while other threads go on with it, until :meth:`thaw`.
+
+        ``lock`` is what is held whenever the table is used. Only one table is frozen at a time.
+        """
         rows = torch.tensor(list(self._rows.values()), dtype=torch.int64)
-        return list(self._rows), self.take(rows)
+        self._frozen = FrozenTable(list(self._rows), rows, self._blocks, self._used, lock)
+        return self._frozen
+
+    def thaw(self) -> None:
+        """Copy nothing any more for the frozen table."""
+        self._frozen = None
 
     def fill(self, names: Sequence[str], packed: Sequence[Tensor]) -> None:
         """Make the table hold these items alone.
@@ -133,6 +144,11 @@ class ItemTable:
             self._blocks = list(packed)
         self._free, self._used = [], len(names)
 
+    def _keep(self, rows: Tensor) -> None:
+        """Let a frozen table copy the records of rows that are about to be overwritten."""
+        if self._frozen is not None:
+            self._frozen.keep(rows)
+
     def _new_row(self) -> int:
         if self._free:
             return self._free.pop()
@@ -149,17 +165,70 @@ class ItemTable:
                 self._blocks[number] = larger
 
 
-def write_records(archive: zipfile.ZipFile, names: Sequence[str], packed: Sequence[Tensor]) -> None:
+class FrozenTable:
+    """The records of a table at one moment. They are copied only where the table goes on.
+
+    Parameters
+    ----------
+    names, rows
+        The items, and the rows ``(I,)`` of their records.
+    blocks
+        The blocks of the table.
+    used
+        The number of rows that are in use.
+    lock
+        What is held while the blocks are read or written.
+    """
+
+    def __init__(
+        self, names: list[str], rows: Tensor, blocks: list[Tensor], used: int, lock: threading.Lock
+    ) -> None:
+        self.names, self.rows = names, rows
+        self._blocks, self._lock = blocks, lock
+        self._copies = [[block[:0]] for block in blocks]
+        self._place = torch.full((used,), -1)  # of each row among the copies
+        self._count = 0
+
+    def keep(self, rows: Tensor) -> None:
+        """Copy the records of rows, unless they have been copied before, or are of later items."""
+        rows = rows[rows < len(self._place)]
+        rows = rows[self._place[rows] < 0]
+        self._place[rows] = torch.arange(self._count, self._count + len(rows))
+        self._count += len(rows)
+        for copies, block in zip(self._copies, self._blocks, strict=True):
+            copies.append(block[rows])
+
+    def blocks(self) -> list[Iterator[Tensor]]:
+        """Return each block of the records, in the order of the names, piece by piece."""
+        return [self._pieces(number) for number in range(len(self._blocks))]
+
+    def _pieces(self, number: int) -> Iterator[Tensor]:
+        copies = self._copies[number]
+        for rows in self.rows.split(AT_ONCE):
+            with self._lock:
+                copies[:] = [torch.cat(copies)]
+                records, place = self._blocks[number][rows], self._place[rows]
+                changed = place >= 0
+                records[changed] = copies[0][place[changed]]
+            yield records
+
+
+def write_records(archive: zipfile.ZipFile, records: FrozenTable) -> None:
     """Write items and their packed records into an archive, as arrays of NumPy."""
+    names = records.names
     joined = "".join(names).encode(errors="surrogatepass")
-    arrays = {
-        "names": np.frombuffer(joined, dtype=np.uint8),
-        "lengths": np.fromiter(map(len, names), dtype=np.int64, count=len(names)),  # of characters
-        **{f"block_{number}": records.numpy() for number, records in enumerate(packed)},
-    }
-    for name, array in arrays.items():
+    lengths = np.fromiter(map(len, names), dtype=np.int64, count=len(names))  # of characters
+    for name, array in (("names", np.frombuffer(joined, dtype=np.uint8)), ("lengths", lengths)):
         with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array(file, array, allow_pickle=False)
+    for number, pieces in enumerate(records.blocks()):
+        first = next(pieces)
+        header = np.lib.format.header_data_from_array_1_0(first.numpy())
+        header["shape"] = (len(names), first.shape[1])
+        with archive.open(f"block_{number}.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for piece in itertools.chain([first], pieces):
+                file.write(piece.numpy().tobytes())
 
 
 def read_records(archive: zipfile.ZipFile) -> tuple[list[str], list[Tensor]]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from deltaflow.errors import DeltaflowError
-from deltaflow.forecast.live.item_table import read_records, write_records
+from deltaflow.forecast.live.item_table import FrozenTable, read_records, write_records
 from deltaflow.forecast.predictor import DeltaflowPredictor, load_directory
 from deltaflow.saving import FORMAT, check_format, replacing_file
 
@@ -22,17 +22,7 @@ _HEAD, _PREDICTOR = "live.json", "predictor"
 
 
 class Snapshot(NamedTuple):
-    """What is saved.
-
-    Attributes
-    ----------
-    predictor
-        The predictor.
-    about
-        Plain values.
-    names, packed
-        The items, and their records.
-    """
+    """What was saved: the predictor, plain values, the items, and their packed records."""
 
     predictor: DeltaflowPredictor
     about: dict[str, Any]
@@ -40,9 +30,10 @@ class Snapshot(NamedTuple):
     packed: list[Tensor]
 
 
-def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
+def write_snapshot(
+    path: str | Path, predictor: DeltaflowPredictor, about: dict[str, Any], records: FrozenTable
+) -> None:
     """Write a snapshot; a former one is replaced when the new one is on the disk."""
-    predictor, about, names, packed = snapshot
     with replacing_file(path) as new, open(new, "wb") as file:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(_HEAD, json.dumps({"format": FORMAT, "class": _CLASS, **about}))
@@ -51,7 +42,7 @@ def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
                 for written in sorted(Path(folder).rglob("*")):
                     inner = Path(_PREDICTOR, written.relative_to(folder))
                     archive.write(written, inner.as_posix())
-            write_records(archive, names, packed)
+            write_records(archive, records)
         file.flush()
         os.fsync(file.fileno())
 

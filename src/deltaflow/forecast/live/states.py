@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from deltaflow.data.validation import FrameRows, in_ticks_of
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.live.clock import Clock
 from deltaflow.forecast.live.frames import MISSING_LEVEL, Observations, Questions
-from deltaflow.forecast.live.item_table import ItemTable
+from deltaflow.forecast.live.item_table import FrozenTable, ItemTable
 from deltaflow.forecast.live.members import Arrived, Asked, combined, members_of
 from deltaflow.forecast.network_predictor import advising
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -159,13 +160,19 @@ class States:
             ],
         }
 
-    def copy(self) -> tuple[Clock, list[str], list[Tensor]]:
-        """Return the clock, the names of all items and their packed records, at one moment."""
+    @contextmanager
+    def frozen(self) -> Iterator[tuple[Clock, FrozenTable]]:
+        """Yield the clock and the records of one moment, while updates and forecasts go on."""
         with self._lock:
-            return self.clock, *self._table.copy()
+            clock, table = self.clock, self._table.freeze(self._lock)
+        try:
+            yield clock, table
+        finally:
+            with self._lock:
+                self._table.thaw()
 
     def fill(self, resolution: str, names: Sequence[str], packed: Sequence[Tensor]) -> None:
-        """Put in what :meth:`copy` returned, into states that are still empty.
+        """Put in the packed records of items, into states that are still empty.
 
         Raises
         ------
