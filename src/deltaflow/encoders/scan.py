@@ -90,9 +90,8 @@ def scan_(factors: Tensor, inputs: Tensor) -> Tensor:
 def last_state(factors: Tensor, inputs: Tensor) -> Tensor:
     """Return the last of the states ``(…, B)`` that `scan_` computes."""
     product, end = factors.prod(-3), _ends(factors.unbind(-3), inputs.unbind(-3))
-    return torch.addcmul(
-        end[..., -1, :], product[..., -1, :], _between(product, end)[..., -1, :]
-    )  # fmt: skip
+    later = product[..., 1:, :].flip(-2).cumprod(-2).flip(-2)  # of all chunks that follow
+    return (end[..., :-1, :] * later).sum(-2) + end[..., -1, :]
 
 
 def scan_back_(factors: Tensor, inputs: Tensor) -> Tensor:
