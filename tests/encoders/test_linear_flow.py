@@ -204,6 +204,19 @@ def test_a_new_network_has_the_tempo_of_the_data():
     assert not tempi.any()
 
 
+def test_a_step_of_training_changes_a_tempo_a_little():
+    """Tempi that jump, by a sum over many inputs, keep frequencies from settling."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = LinearFlowEncoder(CHANNELS, FEATURES, 10, width=256, tempo=3.0).double()
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.01)
+    encoder(**make_batch())[0][:, encoder.flow.dim :].sum().backward()
+    optimizer.step()
+    tempi = encoder(**make_batch()).hidden[:, encoder.flow.dim :]
+    assert tempi.abs().max() < 0.05
+    assert (tempi[[0, 1, 3, 4]] != 0).all()
+
+
 def test_known_cycles_are_where_frequencies_start():
     encoder = make(16, num_layers=2, cycles=[24.0])
     _, turns = encoder.flow.exponent()

@@ -232,7 +232,9 @@ class LinearFlowEncoder(Encoder):
     def _tempo(self, layer: int, inner: Tensor) -> Tensor:
         """Return the logarithm of a layer's tempo, ``(…, 1)``, from its input ``(…, W)``."""
         weight, bias = (part.to(inner.dtype) for part in self.tempi[layer].parameters())
-        return self.log_tempo * torch.tanh(functional.linear(inner, weight, bias))
+        # A mean, not a sum: a step of training would change a sum over a hundred inputs by a lot.
+        mean = functional.linear(inner, weight / inner.shape[-1], bias)
+        return self.log_tempo * torch.tanh(mean)
 
 
 def _are_one_group(running: Tensor) -> bool:
