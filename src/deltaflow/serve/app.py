@@ -340,10 +340,7 @@ class _Answers:
         """Forecast the questions of all requests, or of none if there is an error."""
         live, levels = self.live, read_levels(levels)
         names = live.frames.answered(levels)
-        asked = self.asked.questions(requests)
-        values = live.states.answer(asked, levels, seed)  # (L, N, D)
-        answers = np.empty_like(values)
-        answers[:, asked.rows.order] = values
+        answers = live.states.answer(self.asked.questions(requests), levels, seed)  # (L, N, D)
         stop, parts = 0, []
         for one in requests:
             count = len(one[live.timestamp])

@@ -165,15 +165,12 @@ class LiveForecaster:
         check_seed(seed)
         answers_in = self.frames.answered(levels)
         asked = self.frames.questions(future_df)
-        values = self.states.answer(asked, levels, seed)  # (L, N, D)
+        answers = self.states.answer(asked, levels, seed)  # (L, N, D)
 
-        channels = len(self.schema.target)
-        answers = np.empty_like(values)
-        answers[:, asked.rows.order] = values
-        row = np.arange(len(future_df)).repeat(channels)
-        names = np.array(self.schema.target, dtype=object)
+        targets = np.array(self.schema.target, dtype=object)
+        row = np.arange(len(future_df)).repeat(len(targets))
         columns = {key: future_df[key].array.take(row) for key in self.frames.keys}
-        columns["target_name"] = np.tile(names, len(future_df))
+        columns["target_name"] = np.tile(targets, len(future_df))
         for name, answer in zip(answers_in[1:], answers, strict=True):
             columns[name] = answer.reshape(-1)
         return pd.DataFrame(columns)

@@ -17,7 +17,7 @@ GROWTH = 1.5
 """The factor by which a full table grows. Pages that no item has reached take no memory."""
 
 AT_ONCE = 2**16
-"""So many records of a frozen table are read together."""
+"""The number of records that are read from a frozen table at once."""
 
 
 class _Place(NamedTuple):
@@ -114,16 +114,16 @@ class ItemTable:
         return self.parts(self._blocks)[number]
 
     def freeze(self, lock: threading.Lock) -> FrozenTable:
-        """Return the table as it is now, while other threads go on with it, until :meth:`thaw`.
+        """Return the table as it is now; until :meth:`thaw`, other threads may go on changing it.
 
-        ``lock`` is what is held whenever the table is used. Only one table is frozen at a time.
+        They hold ``lock`` whenever they use the table. It can be frozen once at a time.
         """
         rows = torch.tensor(list(self._rows.values()), dtype=torch.int64)
         self._frozen = FrozenTable(list(self._rows), rows, self._blocks, self._used, lock)
         return self._frozen
 
     def thaw(self) -> None:
-        """Copy nothing any more for the frozen table."""
+        """Let go of the frozen table."""
         self._frozen = None
 
     def fill(self, names: Sequence[str], packed: Sequence[Tensor]) -> None:
@@ -145,7 +145,7 @@ class ItemTable:
         self._free, self._used = [], len(names)
 
     def _keep(self, rows: Tensor) -> None:
-        """Let a frozen table copy the records of rows that are about to be overwritten."""
+        """Let a frozen table copy the records of rows that are about to change."""
         if self._frozen is not None:
             self._frozen.keep(rows)
 
@@ -166,7 +166,7 @@ class ItemTable:
 
 
 class FrozenTable:
-    """The records of a table at one moment. They are copied only where the table goes on.
+    """The records of a table at one moment. One is copied only before the table overwrites it.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class FrozenTable:
     used
         The number of rows that are in use.
     lock
-        What is held while the blocks are read or written.
+        The lock that is held while the blocks are read or written.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class FrozenTable:
         self._count = 0
 
     def keep(self, rows: Tensor) -> None:
-        """Copy the records of rows, unless they have been copied before, or are of later items."""
+        """Copy records that are about to be overwritten, unless they are copied or new."""
         rows = rows[rows < len(self._place)]
         rows = rows[self._place[rows] < 0]
         self._place[rows] = torch.arange(self._count, self._count + len(rows))
@@ -199,7 +199,7 @@ class FrozenTable:
             copies.append(block[rows])
 
     def blocks(self) -> list[Iterator[Tensor]]:
-        """Return each block of the records, in the order of the names, piece by piece."""
+        """Return the pieces of each block, which together have the records in the names' order."""
         return [self._pieces(number) for number in range(len(self._blocks))]
 
     def _pieces(self, number: int) -> Iterator[Tensor]:

@@ -111,15 +111,15 @@ class States:
             self._table.put(given.names, rows, packed)
 
     def answer(self, asked: Questions, levels: Sequence[float], seed: int | None) -> np.ndarray:
-        """Return the median and the quantiles of L levels of all questions, ``(1 + L, N, D)``."""
+        """Return the median and L quantiles for each row of the frame, ``(1 + L, N, D)``."""
         with self._lock:
             found = self._table.find(asked.names)
-            for number in np.flatnonzero(found.numpy() < 0)[:1].tolist():
+            if (unknown := found.numpy() < 0).any():
                 raise DataError(
                     "is not known",
                     "give at least one observation by update first",
                     frame="future_df",
-                    **asked.rows.where(int(asked.rows.bounds[number])),
+                    **asked.rows.where(int(asked.rows.bounds[unknown.argmax()])),
                 )
             packed = self._table.take(found)
             clock = self.clock
@@ -132,7 +132,9 @@ class States:
                     answers.append(member.forecast(parts, queries))
             forecast = combined(self.predictor, iter(answers), queries.gaps)
             values = forecast.quantiles([0.5, *levels])
-        return values.reshape(len(values), len(queries.gaps), -1)
+        answers = np.empty((len(values), len(queries.gaps), len(self.predictor.schema.target)))
+        answers[:, asked.rows.order] = values.reshape(answers.shape)
+        return answers
 
     def forget(self, names: Sequence[str]) -> None:
         """Delete items, or none if one of them is unknown."""
