@@ -107,10 +107,8 @@ class LinearPredictor(BaselinePredictor):
 
     Parameters
     ----------
-    prediction_length
-        The number of queries.
-    data_schema
-        The schema of the data, as `Schema.to_dict` gives it.
+    prediction_length, data_schema
+        See `BaselinePredictor`.
     weights
         ``(D, 3)`` a, b and c of each channel.
     center
@@ -143,10 +141,8 @@ class TrendPredictor(BaselinePredictor):
 
     Parameters
     ----------
-    prediction_length
-        The number of queries.
-    data_schema
-        What the data hold, as `Schema.to_dict` gives it.
+    prediction_length, data_schema
+        See `BaselinePredictor`.
     center
         ``(D,)`` mean of each channel in the training set.
     scale
@@ -176,10 +172,8 @@ class TreesPredictor(BaselinePredictor):
 
     Parameters
     ----------
-    prediction_length
-        The number of queries.
-    data_schema
-        The schema of the data, as `Schema.to_dict` gives it.
+    prediction_length, data_schema
+        See `BaselinePredictor`.
     models
         The trees of each of the D channels, as text of LightGBM; None where there are none.
     recent

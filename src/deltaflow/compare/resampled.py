@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -98,7 +98,11 @@ class ResampledEstimator(Estimator):
         reader = SeriesReader(schema)
         data = [reader.read(entry) for entry in entries]
         grid = _Grid(self.step, schema, Statistics.fit(data, schema.target))
-        estimator = self.estimator or _default_estimator(self.step, data, len(schema.target))
+        estimator = self.estimator
+        if estimator is None:
+            longest = max(float(np.ptp(one.times)) if one.length else 0.0 for one in data)
+            horizon = max(read_seconds(self.step, "step"), longest / 2)
+            estimator = deepar(self.step, f"{horizon}s", len(schema.target))
         validation = None
         if validation_data is not None:
             validation = grid.resample([(entry, reader.read(entry)) for entry in validation_data])
@@ -244,12 +248,6 @@ def _freq(step: str) -> str:
     offset = to_offset(pd.Timedelta(step))
     assert offset is not None
     return offset.freqstr
-
-
-def _default_estimator(step: str, data: Iterable[Series], num_channels: int) -> DeepAREstimator:
-    longest = max(float(np.ptp(series.times)) if series.length else 0.0 for series in data)
-    horizon = max(read_seconds(step, "step"), longest / 2)
-    return deepar(step, f"{horizon}s", num_channels)
 
 
 def _samples(forecast: Forecast) -> np.ndarray:

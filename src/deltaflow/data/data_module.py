@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -17,7 +18,7 @@ from deltaflow.data.arrow import ArrowDataset
 from deltaflow.data.batches import Batches, EpochSampler, InOrder
 from deltaflow.data.options import DataOptions
 from deltaflow.data.reader import Batch, Reader
-from deltaflow.data.schema import Duration, Schema, read_range, read_seconds
+from deltaflow.data.schema import Duration, read_range, read_seconds
 from deltaflow.data.series import Series, SeriesOnDemand, SeriesReader, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
@@ -116,7 +117,12 @@ class IrregularDataModule(pl.LightningDataModule):
         check_at_least_one(prediction_length=prediction_length)
         check_seed(seed)
         check_registered("origins", origins, ["random", "sliding"])
-        check_registered("validation_origins", validation_origins, ["last", "spread", "sliding"])
+        kinds: dict[str, Callable[..., Windows]] = {
+            "last": LastWindows,
+            "spread": SpreadWindows,
+            "sliding": partial(SlidingWindows, stride=stride),
+        }
+        check_registered("validation_origins", validation_origins, kinds)
         if origins == "sliding" and origins_within is not None:
             raise DataError(
                 "sliding windows begin at every origin",
@@ -130,7 +136,10 @@ class IrregularDataModule(pl.LightningDataModule):
                 field="thinning",
             )
         entries = by_number(training_data)
-        schema = _schema_of(entries) if reader is None else reader.schema
+        if reader is None:  # the entries of a file share their schema
+            schema = schema_of(entries[:1] if isinstance(entries, ArrowDataset) else entries)
+        else:
+            schema = reader.schema
         durations = {"horizon": horizon, "context": context, "origins_within": origins_within}
         given = [name for name, value in durations.items() if value is not None]
         if schema.time == "regular" and given:
@@ -165,9 +174,8 @@ class IrregularDataModule(pl.LightningDataModule):
         self.seed = seed
         self._begin = 0, 0
         if origins == "random":
-            within = None
-            if origins_within is not None:
-                within = read_range(origins_within, "origins_within")
+            given = origins_within
+            within = None if given is None else read_range(given, "origins_within")
             self.training_windows = TrainingWindows(
                 training, reader, self.horizon, seed=seed, within=within, thinning=thinning
             )
@@ -180,14 +188,8 @@ class IrregularDataModule(pl.LightningDataModule):
             self.validation_windows = self.labelled(validation_data)
         elif validation_data is not None:
             validation = _series(by_number(validation_data), self.series_reader)
-            if validation_origins == "last":
-                self.validation_windows = LastWindows(validation, reader, self.horizon)
-            elif validation_origins == "spread":
-                self.validation_windows = SpreadWindows(validation, reader, self.horizon)
-            else:
-                self.validation_windows = SlidingWindows(
-                    validation, reader, self.horizon, stride=stride
-                )
+            windows = kinds[validation_origins]
+            self.validation_windows = windows(validation, reader, self.horizon)
 
     @property
     def prediction_length(self) -> int:
@@ -333,11 +335,6 @@ def by_number(dataset: Dataset) -> Sequence[DataEntry]:
     if isinstance(dataset, TrainingDataset) and isinstance(dataset.dataset, ArrowDataset):
         return dataset.dataset.map(dataset.splitter.training_entry)
     return dataset if isinstance(dataset, ArrowDataset) else list(entries_of(dataset))
-
-
-def _schema_of(entries: Sequence[DataEntry]) -> Schema:
-    """Return the schema of entries; those of a file share one."""
-    return schema_of(entries[:1] if isinstance(entries, ArrowDataset) else entries)
 
 
 def _series(entries: Sequence[DataEntry], reader: SeriesReader) -> Sequence[Series]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -267,9 +267,8 @@ def schema_from(
     univariate: bool,
 ) -> Schema:
     """Return the schema of columns by their roles, with the levels of the categories."""
-    names = {role: roles[role] for role in ROLES[:-1]}
     return Schema(
-        **names,
+        **{role: roles[role] for role in ROLES[:-1]},
         univariate=univariate,
         time=times.kind,
         time_unit=time_unit,
@@ -304,10 +303,11 @@ def read_entries(
     values = _read_columns(dataframe, rows, schema.target)
     past = _read_columns(dataframe, rows, schema.past_feat_dynamic_real)
     known = read_known(dataframe, rows, schema.feat_dynamic_real)
-    static_real = {
-        name: read_constants(_as_float(dataframe, name, rows), rows)
-        for name in schema.feat_static_real
-    }
+    static_real = {}
+    for name in schema.feat_static_real:
+        numbers = np.empty(len(dataframe))
+        numbers[rows.order] = read_numbers(dataframe[name], rows)  # in the order of the frame
+        static_real[name] = read_constants(pd.Series(numbers, name=name), rows)
     static_cat = {
         name: read_constants(read_levels(dataframe[name]), rows) for name in schema.feat_static_cat
     }
@@ -369,41 +369,22 @@ def _read_columns(dataframe: pd.DataFrame, rows: FrameRows, names: Sequence[str]
     return np.stack(read) if read else np.empty((0, len(rows.order)))
 
 
-def _as_float(dataframe: pd.DataFrame, name: str, rows: FrameRows) -> pd.Series:
-    """Read a numeric column in the order of the frame."""
-    values = np.empty(len(dataframe))
-    values[rows.order] = read_numbers(dataframe[name], rows)
-    return pd.Series(values, name=name)
+def _clock(
+    times: TimeColumn, rows: FrameRows, time_unit: str
+) -> tuple[np.ndarray, Sequence[str | None], Sequence[pd.Period]]:
+    """Return the elapsed time ``(N,)`` of each row, and time origin and start of each item.
 
-
-class _Clock(NamedTuple):
-    """The times of all items.
-
-    Attributes
-    ----------
-    elapsed
-        ``(N,)`` time since each item's time origin, in ``time_unit``, by gathered row.
-    origins
-        The time origin of each item, which is its first timestamp, in ISO 8601; None for elapsed
-        numbers.
-    starts
-        The nominal periods of the time origins.
+    The origin, an item's first timestamp in ISO 8601, is None for elapsed numbers. The start is the
+    nominal period of the origin.
     """
-
-    elapsed: np.ndarray
-    origins: list[str | None]
-    starts: list[pd.Period]
-
-
-def _clock(times: TimeColumn, rows: FrameRows, time_unit: str) -> _Clock:
     seconds, count = unit_seconds(time_unit), len(rows.items)
     if times.kind == "elapsed":
-        return _Clock(times.ticks, [None] * count, [pd.Period("1970-01-01", time_unit)] * count)
+        return times.ticks, [None] * count, [pd.Period("1970-01-01", time_unit)] * count
     first = times.ticks[rows.bounds[:-1]]
     since_first = times.ticks - np.repeat(first, np.diff(rows.bounds))
     dates = first.astype(f"datetime64[{times.resolution}]")
     zone = "Z" if times.time_zone else ""
-    return _Clock(
+    return (
         elapsed_time(since_first, times.resolution, seconds),
         [f"{date}{zone}" for date in np.datetime_as_string(dates)],
         list(pd.DatetimeIndex(dates).to_period(time_unit)),

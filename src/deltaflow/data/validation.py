@@ -282,28 +282,18 @@ def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: FrameRows, fi
     first = np.zeros(len(rows.order), dtype=bool)
     first[rows.bounds[:-1][np.diff(rows.bounds) > 0]] = True
     gaps = np.diff(times.ticks, prepend=times.ticks[:1])
-    _refuse(
-        (gaps < 0) & ~first,
-        "the timestamps are not sorted",
-        "sort the rows of each item by time",
-        field,
-        rows,
-    )
-    _refuse(
-        (gaps == 0) & ~first,
-        "the timestamp is a duplicate within its item",
-        "merge the two rows into one",
-        field,
-        rows,
-    )
-    _refuse(
-        (np.diff(elapsed, prepend=elapsed[:1]) <= 0) & ~first,
-        "the timestamp is so close to the one before that float64 cannot tell them apart in a "
-        "series of this length",
-        "split the series, or round and merge such timestamps",
-        field,
-        rows,
-    )
+    too_close = np.diff(elapsed, prepend=elapsed[:1]) <= 0
+    for wrong, problem, remedy in (
+        (gaps < 0, "the timestamps are not sorted", "sort the rows of each item by time"),
+        (gaps == 0, "the timestamp is a duplicate within its item", "merge the two rows into one"),
+        (
+            too_close,
+            "the timestamp is so close to the one before that float64 cannot tell them apart in a "
+            "series of this length",
+            "split the series, or round and merge such timestamps",
+        ),
+    ):
+        _refuse(wrong & ~first, problem, remedy, field, rows)
 
 
 def check_range(elapsed: np.ndarray, unit: float, rows: FrameRows, field: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -137,7 +138,6 @@ class TrainingWindows(Dataset[Window]):
         self.reader = reader
         self.horizon = horizon
         self.seed = seed
-        self._shuffled = _Shuffled()
         if len(self.items) < len(data):
             left_out = np.setdiff1d(np.arange(len(data)), self.items)
             first = data[int(left_out[0])].item_id
@@ -150,7 +150,7 @@ class TrainingWindows(Dataset[Window]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Window:
-        number = self._shuffled(index, len(self), self.seed, 0)
+        number = _shuffled(index, len(self), self.seed, 0)
         random = np.random.default_rng([self.seed, 1, index])
         low, high = self.origins[number]
         origin = int(random.integers(low, high + 1))
@@ -234,14 +234,13 @@ class SlidingWindows(Dataset[Window]):
         self.seed = seed
         low, high = self.origins.T
         self._ends = ((high - low) // stride + 1).cumsum()
-        self._shuffled = _Shuffled()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Window:
         if self.seed is not None:
-            index = self._shuffled(index, len(self), self.seed)
+            index = _shuffled(index, len(self), self.seed)
         number = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[number - 1]) if number else 0
         origin = int(self.origins[number, 0]) + self.stride * (index - first)
@@ -249,19 +248,15 @@ class SlidingWindows(Dataset[Window]):
         return self.horizon.window(self.reader, series, origin)
 
 
-class _Shuffled:
-    """The numbers below a size, in another order at each pass over them."""
+def _shuffled(index: int, size: int, *seed: int) -> int:
+    """Return a number below ``size``: every pass over them is in an order of its own."""
+    turn, place = divmod(index, size)
+    return int(_permutation(size, *seed, turn)[place])
 
-    def __init__(self) -> None:
-        self._key: tuple[int, ...] = ()
-        self._order = np.empty(0, dtype=int)
 
-    def __call__(self, index: int, size: int, *seed: int) -> int:
-        """Return the number at an index; the order depends on the seed and the pass alone."""
-        turn, place = divmod(index, size)
-        if self._key != (key := (*seed, turn)):
-            self._key, self._order = key, np.random.default_rng(key).permutation(size)
-        return int(self._order[place])
+@lru_cache(maxsize=4)
+def _permutation(size: int, *seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(size)
 
 
 class LastWindows(Dataset[Window]):
@@ -269,11 +264,6 @@ class LastWindows(Dataset[Window]):
 
     It is as long as the horizon, but no longer than leaves the earlier half of the possible
     origins to the context: a horizon as long as the series would leave nothing to forecast from.
-
-    Parameters
-    ----------
-    data, reader, horizon
-        The series, how they are read, and what a window asks for.
     """
 
     def __init__(self, data: Sequence[Series], reader: Reader, horizon: Horizon) -> None:
@@ -282,15 +272,11 @@ class LastWindows(Dataset[Window]):
         self.reader = reader
         self.horizon = horizon
         self.first_origins = ranges[:, 0].tolist()
-        self.origins = [
-            self._last_origin(data[item], low, high)
-            for item, (low, high) in zip(self.items.tolist(), ranges.tolist(), strict=True)
-        ]
-
-    def _last_origin(self, series: Series, low: int, high: int) -> int:
-        origins = np.arange((low + high) // 2, high + 1)
-        ends = self.horizon.ends(series, origins)
-        return int(origins[np.argmax(ends > high)])
+        self.origins: list[int] = []
+        for item, (low, high) in zip(self.items.tolist(), ranges.tolist(), strict=True):
+            origins = np.arange((low + high) // 2, high + 1)
+            ends = horizon.ends(data[item], origins)
+            self.origins.append(int(origins[np.argmax(ends > high)]))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -301,13 +287,7 @@ class LastWindows(Dataset[Window]):
 
 
 class SpreadWindows(LastWindows):
-    """A few windows of every series that has any, at origins spread evenly up to the last one.
-
-    Parameters
-    ----------
-    data, reader, horizon
-        The series, how they are read, and what a window asks for.
-    """
+    """A few windows of every series that has any, at origins spread evenly up to the last one."""
 
     def __init__(self, data: Sequence[Series], reader: Reader, horizon: Horizon) -> None:
         super().__init__(data, reader, horizon)
@@ -329,6 +309,8 @@ def _usable(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of the items that have windows, and their first and last origins.
 
+    Before an origin something was observed, and a target at it or later.
+
     Raises
     ------
     DataError
@@ -336,7 +318,10 @@ def _usable(
     """
     ranges = np.empty((len(data), 2), dtype=np.int64)
     for number, series in enumerate(data):
-        low, high = _origins(series, len(reader.schema.target))
+        observed = np.isfinite(series.values)
+        seen = np.flatnonzero(observed.any(axis=1))
+        wanted = np.flatnonzero(observed[:, : len(reader.schema.target)].any(axis=1))
+        low, high = (int(seen[0]) + 1, int(wanted[-1])) if len(wanted) else (1, 0)
         times = series.times[: series.length]
         if within is not None and len(times):
             first, last = first_at(times, times[0] + np.array(within))
@@ -351,16 +336,6 @@ def _usable(
             "give longer series",
         )
     return items, ranges[items]
-
-
-def _origins(series: Series, channels: int) -> tuple[int, int]:
-    """First and last row that can be a first query: something observed before, a target after."""
-    observed = np.isfinite(series.values)
-    seen = np.flatnonzero(observed.any(axis=1))
-    wanted = np.flatnonzero(observed[:, :channels].any(axis=1))
-    if not len(wanted):
-        return 1, 0
-    return int(seen[0]) + 1, int(wanted[-1])
 
 
 class LabelledWindows(Dataset[Window]):

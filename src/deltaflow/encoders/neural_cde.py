@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -201,17 +202,11 @@ def _knots(increments: Tensor) -> Tensor:
     return nn.functional.pad(increments.double().cumsum(1), (0, 0, 1, 0))
 
 
-def _rectilinear(increments: Tensor) -> torchcde.LinearInterpolation:
+def _linear(increments: Tensor, rectilinear: int | None = None) -> torchcde.LinearInterpolation:
     import torchcde
 
-    coefficients = torchcde.linear_interpolation_coeffs(_knots(increments), rectilinear=0)
-    return torchcde.LinearInterpolation(coefficients).to(increments.dtype)
-
-
-def _linear(increments: Tensor) -> torchcde.LinearInterpolation:
-    import torchcde
-
-    coefficients = torchcde.linear_interpolation_coeffs(_knots(increments))
+    knots = _knots(increments)
+    coefficients = torchcde.linear_interpolation_coeffs(knots, rectilinear=rectilinear)
     return torchcde.LinearInterpolation(coefficients).to(increments.dtype)
 
 
@@ -224,31 +219,19 @@ def _hermite(increments: Tensor) -> torchcde.CubicSpline:
     return torchcde.CubicSpline(coefficients * moving).to(increments.dtype)
 
 
-def _ode_continuation(hidden_size: int, width: int, solver: Solver) -> Evolution:
-    return ODEEvolution(MLPField(hidden_size, width), solver)
-
-
-def _coupling_continuation(hidden_size: int, width: int, solver: Solver) -> Evolution:
-    return FlowEvolution(CouplingFlow(hidden_size))
-
-
-def _resnet_continuation(hidden_size: int, width: int, solver: Solver) -> Evolution:
-    return FlowEvolution(ResNetFlow(hidden_size))
-
-
 INTERPOLATIONS: dict[
     str, Callable[[Tensor], torchcde.LinearInterpolation | torchcde.CubicSpline]
 ] = {
-    "rectilinear": _rectilinear,
+    "rectilinear": partial(_linear, rectilinear=0),  # the channel of time
     "linear": _linear,
     "hermite": _hermite,
 }
 """How the control is interpolated: functions of its increments ``(B, T, P)``."""
 
 CONTINUATIONS: dict[str, Callable[[int, int, Solver], Evolution]] = {
-    "neural_ode": _ode_continuation,
-    "coupling_flow": _coupling_continuation,
-    "resnet_flow": _resnet_continuation,
+    "neural_ode": lambda size, width, solver: ODEEvolution(MLPField(size, width), solver),
+    "coupling_flow": lambda size, width, solver: FlowEvolution(CouplingFlow(size)),
+    "resnet_flow": lambda size, width, solver: FlowEvolution(ResNetFlow(size)),
 }
 """Evolutions after the last observation: functions of (hidden_size, width, solver)."""
 

@@ -183,30 +183,19 @@ def backtest_df(
                             field="cutoffs")  # fmt: skip
         if predictor is None or (refit and not isinstance(model, DeltaflowPredictor)):
             predictor = model.train(IrregularDataset.from_long_dataframe(past, **roles))  # pyright: ignore[reportAttributeAccessIssue]
-        parts.append(
-            _compared(predictor, past, future, item_id, timestamp, levels).assign(cutoff=cutoff)
+        schema = predictor.schema
+        answer = predict_df(
+            predictor,
+            past,
+            future[[*keys, *schema.feat_dynamic_real]],
+            item_id=item_id,
+            timestamp=timestamp,
+            quantile_levels=levels,
         )
+        actual = future[list(schema.target)].to_numpy(dtype=float, na_value=np.nan)
+        parts.append(answer.assign(actual=actual.reshape(-1), cutoff=cutoff))
     forecasts = pd.concat(parts, ignore_index=True)
     return Backtest(forecasts, _scores(forecasts, levels))
-
-
-def _compared(
-    predictor: Any,
-    past: pd.DataFrame,
-    future: pd.DataFrame,
-    item_id: str | None,
-    timestamp: str,
-    levels: list[float],
-) -> pd.DataFrame:
-    """Return the forecasts of the future rows, with the observed values."""
-    schema = predictor.schema
-    keys = [timestamp] if item_id is None else [item_id, timestamp]
-    asked = future[[*keys, *schema.feat_dynamic_real]]
-    answer = predict_df(
-        predictor, past, asked, item_id=item_id, timestamp=timestamp, quantile_levels=levels
-    )
-    actual = future[list(schema.target)].to_numpy(dtype=float, na_value=np.nan)
-    return answer.assign(actual=actual.reshape(-1))
 
 
 def _scores(forecasts: pd.DataFrame, levels: list[float]) -> pd.DataFrame:

@@ -221,8 +221,12 @@ def _questions_after(
     owners = np.array([number_of[name] for name in names])
     with located(frame="future_df"):
         known = read_known(future_df, future, schema.feat_dynamic_real)
-        elapsed = _elapsed_after(future_times, future, past_times, past, owners, schema.time_unit)
-        check_range(elapsed, unit_seconds(schema.time_unit), future, timestamp)
+        elapsed, unit = future_times.ticks, unit_seconds(schema.time_unit)
+        if future_times.kind == "timestamp":  # as time since the first past row of each item
+            firsts = past_times.ticks[past.bounds[:-1]][owners]
+            since_first = elapsed - np.repeat(firsts, np.diff(future.bounds))
+            elapsed = elapsed_time(since_first, future_times.resolution, unit)
+        check_range(elapsed, unit, future, timestamp)
         questions = []
         for number, owner in enumerate(owners):
             entry = entries[owner]
@@ -265,22 +269,6 @@ def read_known_times(
             field=timestamp,
         )
     return times
-
-
-def _elapsed_after(
-    times: TimeColumn,
-    rows: FrameRows,
-    past_times: TimeColumn,
-    past: FrameRows,
-    owners: np.ndarray,
-    time_unit: str,
-) -> np.ndarray:
-    """Return the times ``(N,)`` since the first past row of the items that own them."""
-    if times.kind == "elapsed":
-        return times.ticks
-    firsts = past_times.ticks[past.bounds[:-1]][owners]
-    since_first = times.ticks - np.repeat(firsts, np.diff(rows.bounds))
-    return elapsed_time(since_first, times.resolution, unit_seconds(time_unit))
 
 
 def item_names(frame: pd.DataFrame, rows: FrameRows, item_id: str | None) -> list[str]:

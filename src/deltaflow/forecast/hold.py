@@ -114,7 +114,11 @@ class HoldPredictor(DeltaflowPredictor):
         leads, changes, values = [], [], []
         for channel in range(len(schema.target)):
             # Quantiles differ, however little, even for a channel that never changes.
-            least = 1e-9 * statistics.spread[channel] * np.array(list(map(_normal, LEVELS)))
+            least = (
+                1e-9
+                * statistics.spread[channel]
+                * np.array(list(map(NormalDist().inv_cdf, LEVELS)))
+            )
             known = np.concatenate([one.values[np.isfinite(one.values[:, channel]), channel]
                                     for one in data])  # fmt: skip
             values.append(_quantiles(known) + least)
@@ -272,10 +276,6 @@ def _quantiles(values: np.ndarray) -> np.ndarray:
     value (David & Nagaraja, *Order Statistics*, 2003), but for levels beyond the extremes.
     """
     return np.quantile(values, LEVELS, method="weibull")
-
-
-def _normal(level: float) -> float:
-    return NormalDist().inv_cdf(level)
 
 
 def _numbers(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

@@ -157,27 +157,18 @@ class IrregularPredictor(DeltaflowPredictor):
         seed: int | None = None,
         series_reader: SeriesReader | None = None,
     ) -> Iterator[RealTimeForecast]:
-        """Forecast each entry at its query times.
+        """Forecast each entry at its query times; see `DeltaflowPredictor.predict`.
+
+        Without ``num_samples``, a marginal forecast is an exact distribution or quantiles. A path
+        forecast has ``num_parallel_samples`` trajectories then, and a distribution without a
+        quantile function as many samples. Each forecast has its channels in the order of the entry.
 
         Parameters
         ----------
-        dataset
-            Entries whose ``feat_dynamic_real`` goes on, after the last observation, with any
-            number of query times; ordinary GluonTS entries if the model is of such, which are
-            forecast for the next ``prediction_length`` periods.
-        num_samples
-            Number of samples per series. If None, a marginal forecast is an exact distribution,
-            or quantiles, and a path forecast has ``num_parallel_samples`` trajectories; so many
-            samples also stand for a distribution that has no quantile function in GluonTS.
-        seed
-            Seed of the samples; the global random state is left alone then.
+        dataset, num_samples, seed
+            See `DeltaflowPredictor.predict`.
         series_reader
             What reads the entries, if several calls share one: it warns once of what it ignores.
-
-        Yields
-        ------
-        DistributionForecast, QuantileForecast or SampleForecast
-            In the order of the data set, each with its channels in the order of the entry.
 
         Raises
         ------

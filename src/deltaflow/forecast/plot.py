@@ -114,11 +114,16 @@ def plot_forecasts(
                     observed=values,
                     past=past,
                 )
-            _tidy(axes)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color="0.92")
+            axes.set_axisbelow(True)
         grid[0, column].set_title(str(item), fontsize=10)
     for row, channel in enumerate(drawn_channels):
         grid[row, 0].set_ylabel(str(channel))
-    handles = dict(_labelled(figure))
+    handles = {}
+    for axes in figure.axes:
+        drawn, labels = axes.get_legend_handles_labels()
+        handles.update(zip(labels, drawn, strict=True))
     figure.legend(
         list(handles.values()), list(handles), loc="outside upper center",
         ncols=len(handles), frameon=False, fontsize=9,
@@ -160,7 +165,11 @@ def draw_forecast(
         Whether the intervals have labels in the legend.
     """
     if isinstance(times, pd.DatetimeIndex):
-        _readable_dates(axes)
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        locator = AutoDateLocator(minticks=3, maxticks=6)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     mark = "." if len(times) < 30 else None
     (line,) = axes.plot(times, median, color=color, lw=1.5, marker=mark, label=name or "median")
     for interval in sorted(intervals, key=lambda one: -one.probability):
@@ -214,23 +223,3 @@ def _chosen(column: pd.Series, wanted: Sequence[Hashable] | int | None, field: s
             raise DataError(f"there is no forecast of {value!r}", f"there are {there[:10]}",
                             field=field)  # fmt: skip
     return list(wanted)
-
-
-def _labelled(figure: Figure) -> Iterable[tuple[str, Any]]:
-    for axes in figure.axes:
-        yield from ((label, handle) for handle, label in zip(*axes.get_legend_handles_labels(),
-                                                             strict=True))  # fmt: skip
-
-
-def _readable_dates(axes: Axes) -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-    locator = AutoDateLocator(minticks=3, maxticks=6)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="0.92")
-    axes.set_axisbelow(True)

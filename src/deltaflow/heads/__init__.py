@@ -88,21 +88,12 @@ def describe_output(output: str | Mapping[str, Any] | Output) -> str | dict[str,
     return description
 
 
-def quantile_output() -> MonotoneQuantileOutput:
-    """Return the quantile output at the nine deciles."""
-    return MonotoneQuantileOutput(DECILES)
-
-
-def mean_quantile_output() -> MeanQuantileOutput:
-    """Return the output of the mean, the deciles, the quartiles and the central 95 % interval."""
-    return MeanQuantileOutput(sorted([0.025, 0.25, 0.75, 0.975, *DECILES]))
-
-
 HEADS: dict[str, Callable[[], Output]] = {
     "student_t": StudentTOutput,
     "normal": NormalOutput,
     "negative_binomial": NegativeBinomialOutput,
-    "quantile": quantile_output,
-    "mean_quantile": mean_quantile_output,
+    "quantile": lambda: MonotoneQuantileOutput(DECILES),
+    "mean_quantile": lambda: MeanQuantileOutput(sorted([0.025, 0.25, 0.75, 0.975, *DECILES])),
 }
-"""Every head by its name: a function that returns a GluonTS output."""
+"""Every head by its name: a function that returns a GluonTS output. The quantiles of ``quantile``
+are the deciles, to which ``mean_quantile`` adds the quartiles and the central 95 % interval."""
