@@ -10,8 +10,10 @@ from typing import Any
 
 def lazy(
     package: str, names: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the functions ``__getattr__`` and ``__dir__`` of a package.
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package.
+
+    Type checkers read the same names from imports that they alone execute.
 
     Parameters
     ----------
@@ -36,4 +38,4 @@ def lazy(
     def names_of_package() -> list[str]:
         return sorted({*vars(sys.modules[package]), *homes, *submodules})
 
-    return get, names_of_package
+    return get, names_of_package, sorted(homes)

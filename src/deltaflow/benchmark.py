@@ -167,7 +167,15 @@ def benchmark(
         write(output / "benchmark.md", "\n".join(texts))
 
     # On tensors this small, several threads only wait for each other.
-    with threads(1), _progress(console) as progress:
+    # A thread that draws the bar would disturb the measurements, so it is drawn between them.
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    bars = Progress(*columns, console=console, auto_refresh=False, transient=True)
+    with threads(1), bars as progress:
         bar = progress.add_task("", total=1 if quick else 2 + sum(map(len, growth.values())))
 
         def tell(what: str) -> None:
@@ -195,24 +203,14 @@ def benchmark(
         show("benchmark_growth", grown, _growth(grown))
         tell("epoch")
         epoch = time_epoch(place)
-        show("benchmark_epoch", epoch, _parts(epoch))
+        shares = epoch["share"].map("{:.0%}".format)
+        parts = pd.DataFrame({"ms per batch": epoch["ms"].map(_digits), "share": shares})
+        title = "training of gru_flow on the clinical sample"
+        show("benchmark_epoch", epoch, {title: parts.set_axis(epoch["part"])})
         progress.advance(bar)
     with replacing_file(output / "benchmark.png") as file:
         draw(table, grown).savefig(file, dpi=120)
     return table
-
-
-def _progress(console: Console) -> Progress:
-    """Return a bar that is drawn between measurements only: a thread would disturb them."""
-    return Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        auto_refresh=False,
-        transient=True,
-    )
 
 
 def time_reading(
@@ -330,7 +328,12 @@ def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell
     able = []
     for name, call in calls.items():
         tell(f"{name}, to warm up")
-        if _is_supported(call):
+        try:
+            call()
+        except RuntimeError as error:
+            if "NOT_SUPPORTED" not in str(error):
+                raise
+        else:
             able.append(name)
     floor = [FLOOR] if FLOOR in able else []
     for number in range(MAX_ROUNDS):
@@ -344,17 +347,6 @@ def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell
             ratios[name] += [times[name][-1] / times[FLOOR][-1]] if floor else []
     rows = [(name, 1e3 * _median(times[name]), _median(ratios[name])) for name in calls]
     return pd.DataFrame(rows, columns=["encoder", "ms", "ratio"])
-
-
-def _is_supported(call: Callable[[], object]) -> bool:
-    """Make a call, and tell whether cuDNN supports its size."""
-    try:
-        call()
-    except RuntimeError as error:
-        if "NOT_SUPPORTED" not in str(error):
-            raise
-        return False
-    return True
 
 
 def _median(numbers: Sequence[float]) -> float:
@@ -390,13 +382,6 @@ def _growth(grown: pd.DataFrame) -> dict[str, pd.DataFrame]:
         title = f"ms by {axis}, {'answers' if axis == 'queries' else PASSES[label]}"
         tables[title] = wide.map(_digits).rename(columns=str)
     return tables
-
-
-def _parts(epoch: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the parts of a training batch as text, by their title."""
-    shown = {"ms per batch": epoch["ms"].map(_digits), "share": epoch["share"].map("{:.0%}".format)}
-    title = "training of gru_flow on the clinical sample"
-    return {title: pd.DataFrame(shown).set_axis(epoch["part"])}
 
 
 def _digits(number: float) -> str:

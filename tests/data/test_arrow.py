@@ -28,7 +28,6 @@ from deltaflow import (
     write_arrow,
 )
 from deltaflow.data import arrow, statistics
-from deltaflow.data.series import SeriesOnDemand
 
 KINDS = ["univariate", "multivariate"]
 
@@ -217,8 +216,8 @@ def test_windows_are_cut_from_the_file_after_a_split_too(stored, univariate):
     for cut in (splitter.split, lambda data: split(data, offset=-4)):
         from_file = IrregularDataModule(cut(dataset)[0], dataset, **lengths, batch_size=4)
         in_memory = IrregularDataModule(cut(univariate)[0], univariate, **lengths, batch_size=4)
-        assert isinstance(from_file.training_windows.data, SeriesOnDemand)
-        assert isinstance(from_file.validation_windows.data, SeriesOnDemand)
+        assert isinstance(from_file.training_windows.data, ArrowDataset)
+        assert isinstance(from_file.validation_windows.data, ArrowDataset)
         assert len(pickle.dumps(from_file.training_windows)) < 10_000
         for loader in ("train_dataloader", "val_dataloader"):
             loaders = [getattr(data, loader)() for data in (from_file, in_memory)]

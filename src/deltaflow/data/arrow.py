@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -72,9 +73,8 @@ class ArrowDataset(Sequence[DataEntry]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file: _File | None = None
         self._items: np.ndarray | None = None
-        self._functions: tuple[Callable[[DataEntry], DataEntry], ...] = ()
+        self._functions: tuple[Callable[[Any], Any], ...] = ()
         self.schema = self._opened.schema
 
     def __len__(self) -> int:
@@ -106,8 +106,8 @@ class ArrowDataset(Sequence[DataEntry]):
         chosen = np.fromiter(indices, dtype=np.int64)
         return self._with(_items=chosen if self._items is None else self._items[chosen])
 
-    def map(self, function: Callable[[DataEntry], DataEntry]) -> ArrowDataset:
-        """Return the data set of ``function(entry)``, which is called when an entry is read."""
+    def map(self, function: Callable[[DataEntry], Any]) -> Any:
+        """Return the sequence of ``function(entry)``, which is called when an entry is read."""
         return self._with(_functions=(*self._functions, function))
 
     def _with(self, **changes: Any) -> ArrowDataset:
@@ -115,14 +115,12 @@ class ArrowDataset(Sequence[DataEntry]):
         other.__dict__.update({**self.__dict__, **changes})
         return other
 
-    @property
+    @cached_property
     def _opened(self) -> _File:
-        if self._file is None:
-            self._file = _open(self.path)
-        return self._file
+        return _open(self.path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
 
 
 def write_arrow(path: str | Path, entries: Iterable[DataEntry]) -> None:

@@ -19,7 +19,7 @@ from deltaflow.data.batches import Batches, EpochSampler, InOrder
 from deltaflow.data.options import DataOptions
 from deltaflow.data.reader import Batch, Reader
 from deltaflow.data.schema import Duration, read_range, read_seconds
-from deltaflow.data.series import Series, SeriesOnDemand, SeriesReader, entries_of, schema_of
+from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
     Horizon,
@@ -340,7 +340,7 @@ def by_number(dataset: Dataset) -> Sequence[DataEntry]:
 def _series(entries: Sequence[DataEntry], reader: SeriesReader) -> Sequence[Series]:
     """Return the series of entries, read when they are asked for if the entries are in a file."""
     if isinstance(entries, ArrowDataset):
-        return SeriesOnDemand(entries, reader)
+        return entries.map(reader.read)
     return [reader.read(entry) for entry in entries]
 
 

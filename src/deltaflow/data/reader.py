@@ -129,15 +129,10 @@ class Reader:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain, JSON-compatible values."""
-        return {
-            "schema": self.schema.to_dict(),
-            "statistics": self.statistics.to_dict(),
-            "context_length": self.context_length,
-            "context": self.context,
-            "seasonality": list(self.seasonality),
-            "centred": self.centred,
-            "scaling": self.scaling,
-        }
+        schema, statistics = self.schema.to_dict(), self.statistics.to_dict()
+        seasonality = list(self.seasonality)
+        own = {"schema": schema, "statistics": statistics, "seasonality": seasonality}
+        return {**vars(self), **own}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Reader:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -312,35 +312,6 @@ def read_series(dataset: Dataset) -> tuple[Schema, list[Series]]:
     schema = schema_of(entries)
     reader = SeriesReader(schema)
     return schema, [reader.read(entry) for entry in entries]
-
-
-class SeriesOnDemand(Sequence[Series]):
-    """The series of a data set in a file, each of which is read and checked on access.
-
-    Parameters
-    ----------
-    dataset
-        The entries.
-    reader
-        The reader of the entries.
-    """
-
-    def __init__(self, dataset: Sequence[DataEntry], reader: SeriesReader) -> None:
-        self.dataset = dataset
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    @overload
-    def __getitem__(self, index: int) -> Series: ...
-    @overload
-    def __getitem__(self, index: slice) -> SeriesOnDemand: ...
-    def __getitem__(self, index):
-        entries = self.dataset[index]
-        if isinstance(index, slice):
-            return SeriesOnDemand(entries, self.reader)
-        return self.reader.read(entries)
 
 
 def _check_start(entry: DataEntry, freq: str | None = None) -> None:
