@@ -12,14 +12,14 @@ from deltaflow._version import __version__
 from deltaflow.errors import DeltaflowError
 
 FORMAT = 2
-"""The format of stored predictors and checkpoints. It is counted on whenever files in an earlier
-format cannot be read any more."""
+"""The format of stored predictors and checkpoints. It increases whenever files in an earlier format
+can no longer be read."""
 
 MARKER = "gluonts-config.json"
 """The file by which a directory is recognised as a saved predictor."""
 
 _UNFINISHED = ".unfinished-"
-"""How folders of files that are still written to begin."""
+"""What the names of folders begin with whose files are still being written."""
 
 
 @contextmanager

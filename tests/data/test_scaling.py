@@ -53,8 +53,8 @@ def patchy():
 def test_reading_row_by_row_and_at_once_are_the_same(make_scaling, patchy):
     scaling = make_scaling(fit(*patchy), np.array([True, True, False]))
     rows, memory = scaling.read(torch.tensor(patchy))
-    kept = scaling.start(len(patchy))
-    assert kept.shape == (4, scaling.memory_size, 3)
+    _, kept = scaling.read(torch.full((4, 1, 3), torch.nan, dtype=torch.float64))
+    assert kept.shape == memory.shape
     for step in range(patchy.shape[1]):
         row, kept = scaling.read_next(kept, torch.tensor(patchy[:, step]))
         assert torch.equal(row.values, rows.values[:, step])

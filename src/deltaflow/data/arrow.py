@@ -283,13 +283,11 @@ def _open(path: Path) -> _File:
             f"{str(path)!r} is not an Arrow file of series ({type(error).__name__})",
             "write it with deltaflow.data.arrow.write_arrow",
         ) from error
+    stored = dict(zip(reader.schema.names, reader.schema.types, strict=True))
     for field in layout:
-        if field not in reader.schema:
-            found = (
-                reader.schema.field(field.name).type if field.name in reader.schema.names else None
-            )
+        if stored.get(field.name) != field.type:
             raise DataError(
-                f"is stored as {found}, not as {field.type}",
+                f"is stored as {stored.get(field.name)}, not as {field.type}",
                 "write the file with deltaflow.data.arrow.write_arrow, which keeps float64",
                 field=field.name,
             )

@@ -16,8 +16,8 @@ class Batches(Dataset[Batch]):
 
     The windows of an epoch are cut into batches in their order, and the last one may be smaller.
     Of each batch, a process reads every ``world_size``-th window: together the processes read the
-    same batches as one process would, no window twice. Who has no window of a batch gets a blank
-    one, without anything observed or asked, so that all processes take the same number of steps.
+    same batches as one process would, no window twice. A process without a window of a batch gets a
+    blank one, without anything observed or asked, so that all take the same number of steps.
 
     Parameters
     ----------

@@ -66,8 +66,8 @@ class IrregularDataModule(pl.LightningDataModule):
     seed
         Seed of the windows.
     reader
-        How series are read, if that is known already, from an earlier model. It stands in the
-        place of ``context_length``, ``context``, ``seasonality``, ``centred``, ``scaling`` and the
+        How series are read, if that is known already, from an earlier model. It replaces
+        ``context_length``, ``context``, ``seasonality``, ``centred``, ``scaling`` and the
         statistics of the training data.
 
     Attributes

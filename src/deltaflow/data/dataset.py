@@ -355,13 +355,9 @@ def read_known(dataframe: pd.DataFrame, rows: FrameRows, names: Sequence[str]) -
 def check_known(known: np.ndarray, rows: FrameRows, names: Sequence[str]) -> None:
     """Raise if a covariate known in advance is missing in a row, ``(K, N)``."""
     for name, column in zip(names, known, strict=True):
-        if (gap := np.isnan(column)).any():
-            raise DataError(
-                "a covariate known in advance is missing",
-                "fill it in, or declare it as past_feat_dynamic_real",
-                field=name,
-                **rows.where(int(gap.argmax())),
-            )
+        problem = "a covariate known in advance is missing"
+        remedy = "fill it in, or declare it as past_feat_dynamic_real"
+        rows.refuse(np.isnan(column), problem, remedy, name)
 
 
 def _read_columns(dataframe: pd.DataFrame, rows: FrameRows, names: Sequence[str]) -> np.ndarray:

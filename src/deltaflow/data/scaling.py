@@ -79,12 +79,9 @@ class Scaling(ABC):
     num_levels
         The number L of level features of each channel. They tell the network the location and scale
         of a series, which its scaled values do not show.
-    memory_size
-        The number M of float64 numbers that are kept for each channel of a series: its memory.
     """
 
     num_levels: ClassVar[int]
-    memory_size: ClassVar[int]
 
     def __init__(self, statistics: Statistics, centred: np.ndarray) -> None:
         is_centred = torch.from_numpy(np.asarray(centred, dtype=bool))
@@ -101,10 +98,6 @@ class Scaling(ABC):
         self.variation = unless_positive(statistics.variation, magnitude)
 
     @abstractmethod
-    def start(self, size: int) -> Tensor:
-        """Return the memory ``(B, M, C)`` of series before their first observation."""
-
-    @abstractmethod
     def read(self, values: Tensor) -> tuple[Rows, Tensor]:
         """Read a batch of whole series.
 
@@ -116,7 +109,8 @@ class Scaling(ABC):
         Returns
         -------
         Rows, Tensor
-            All rows, and the memory ``(B, M, C)`` after the last one.
+            All rows, and the memory ``(B, M, C)`` after the last one: M float64 numbers of each
+            channel. Before the first observation it is that of a row without observations.
         """
 
     @abstractmethod
@@ -147,16 +141,11 @@ class RunningScaling(Scaling):
     """
 
     num_levels = 2
-    memory_size = 5
 
     def __init__(self, statistics: Statistics, centred: np.ndarray) -> None:
         super().__init__(statistics, centred)
         self.unit = self.spread.clamp(min=_SMALLEST_UNIT)
         self.log_spread, self.log_within = self.spread.log(), self.within.log()
-
-    def start(self, size: int) -> Tensor:
-        """Return zeros; see `Scaling.start`."""
-        return torch.zeros(size, self.memory_size, len(self.unit), dtype=torch.float64)
 
     def read(self, values: Tensor) -> tuple[Rows, Tensor]:
         """Read whole series; see `Scaling.read`."""
@@ -236,13 +225,6 @@ class LastScaling(Scaling):
     """
 
     num_levels = 0
-    memory_size = 1
-
-    def start(self, size: int) -> Tensor:
-        """Return NaN; see `Scaling.start`."""
-        return torch.full(
-            (size, self.memory_size, len(self.center)), torch.nan, dtype=torch.float64
-        )
 
     def read(self, values: Tensor) -> tuple[Rows, Tensor]:
         """Read whole series; see `Scaling.read`."""

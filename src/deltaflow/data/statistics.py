@@ -140,7 +140,8 @@ class Statistics:
             ends = [series.times[: series.length][[0, -1]] for series in chunk if series.length]
             spans.add(np.diff(np.reshape(ends, (-1, 2))).ravel())
             owns = [_moments(series.values) for series in chunk]
-            deviations.add(np.stack([own.typical_deviation for own in owns]))
+            typical = [typical_deviation(own.deviation, own.count) for own in owns]
+            deviations.add(np.stack(typical))
             for own in owns:
                 freedom = freedom + np.maximum(own.count - 1, 0)
                 variation = np.hypot(variation, np.sqrt(own.count) * own.deviation)
@@ -203,11 +204,6 @@ class _Moments(NamedTuple):
     mean: np.ndarray
     deviation: np.ndarray
     magnitude: np.ndarray
-
-    @property
-    def typical_deviation(self) -> np.ndarray:
-        """A median-unbiased estimate of the standard deviation; see `typical_deviation`."""
-        return typical_deviation(self.deviation, self.count)
 
 
 def _moments(values: np.ndarray) -> _Moments:

@@ -42,6 +42,11 @@ class FrameRows(NamedTuple):
         item = int(np.searchsorted(self.bounds, position, side="right")) - 1
         return {"item": self.items[item], "position": self.labels[self.order[position]]}
 
+    def refuse(self, wrong: np.ndarray, problem: str, remedy: str, field: str) -> None:
+        """Raise a `DataError` that names the first gathered row where ``wrong`` ``(N,)`` holds."""
+        if wrong.any():
+            raise DataError(problem, remedy, field=field, **self.where(int(wrong.argmax())))
+
 
 class TimeColumn(NamedTuple):
     """A time column in exact form.
@@ -185,14 +190,14 @@ def read_times(column: pd.Series, rows: FrameRows) -> TimeColumn:
     """
     field = str(column.name)
     missing = column.isna().to_numpy()[rows.order]
-    _refuse(missing, "the time is missing (NaT)", "drop the row", field, rows)
+    rows.refuse(missing, "the time is missing (NaT)", "drop the row", field)
     if column.dtype == object:
         column = _infer_times(column, field, rows)
     if pd.api.types.is_bool_dtype(column.dtype):
         raise DataError("holds booleans", "give timestamps or numbers", field=field)
     if pd.api.types.is_any_real_numeric_dtype(column.dtype):
         elapsed = column.to_numpy(dtype="float64")[rows.order]
-        _refuse(~np.isfinite(elapsed), "the time is infinite", "drop the row", field, rows)
+        rows.refuse(~np.isfinite(elapsed), "the time is infinite", "drop the row", field)
         return TimeColumn(elapsed, "elapsed", "", None)
     if pd.api.types.is_datetime64_any_dtype(column.dtype):
         index = pd.DatetimeIndex(column)
@@ -200,7 +205,7 @@ def read_times(column: pd.Series, rows: FrameRows) -> TimeColumn:
         seconds = ticks / TICKS_PER_SECOND[index.unit]
         problem = "the time lies outside of the years 1 to 9999"
         remedy = "give elapsed numbers instead of timestamps"
-        _refuse((seconds < YEAR_1) | (seconds >= YEAR_10000), problem, remedy, field, rows)
+        rows.refuse((seconds < YEAR_1) | (seconds >= YEAR_10000), problem, remedy, field)
         zone = None if index.tz is None else _zone_name(index.tz, field)
         ticks, resolution = coarsest(ticks, index.unit)
         return TimeColumn(ticks, "timestamp", resolution, zone)
@@ -228,7 +233,7 @@ def read_numbers(column: pd.Series, rows: FrameRows) -> np.ndarray:
         if wrong.any():
             kind = type(column.iloc[rows.order[wrong.argmax()]]).__name__
             remedy = "convert the column with pd.to_numeric"
-            _refuse(wrong, f"holds a {kind}, not a number", remedy, field, rows)
+            rows.refuse(wrong, f"holds a {kind}, not a number", remedy, field)
         column = pd.Series([_to_float(value) for value in column], dtype="float64")
     elif not (
         pd.api.types.is_any_real_numeric_dtype(column.dtype)
@@ -247,8 +252,8 @@ def read_numbers(column: pd.Series, rows: FrameRows) -> np.ndarray:
 def check_numbers(values: np.ndarray, field: str, rows: FrameRows) -> None:
     """Raise if a value ``(N,)`` is infinite, or larger than `LARGEST`; it may be NaN."""
     remedy = "replace it with a number, or with NaN if it was not observed"
-    _refuse(np.isinf(values), "the value is infinite", remedy, field, rows)
-    _refuse(np.abs(values) > LARGEST, f"the value is larger than {LARGEST:g}", remedy, field, rows)
+    rows.refuse(np.isinf(values), "the value is infinite", remedy, field)
+    rows.refuse(np.abs(values) > LARGEST, f"the value is larger than {LARGEST:g}", remedy, field)
 
 
 def read_constants(column: pd.Series, rows: FrameRows) -> pd.Series:
@@ -293,20 +298,14 @@ def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: FrameRows, fi
             "split the series, or round and merge such timestamps",
         ),
     ):
-        _refuse(wrong & ~first, problem, remedy, field, rows)
+        rows.refuse(wrong & ~first, problem, remedy, field)
 
 
 def check_range(elapsed: np.ndarray, unit: float, rows: FrameRows, field: str) -> None:
     """Raise if an elapsed time ``(N,)``, in units of ``unit`` seconds, is longer than `LONGEST`."""
     far = np.abs(elapsed) > LONGEST / unit
     problem = f"the elapsed time is longer than {LONGEST:g} seconds"
-    _refuse(far, problem, "check its unit, or count from a later origin", field, rows)
-
-
-def _refuse(wrong: np.ndarray, problem: str, remedy: str, field: str, rows: FrameRows) -> None:
-    """Raise a `DataError` that names the first row where ``wrong`` holds."""
-    if wrong.any():
-        raise DataError(problem, remedy, field=field, **rows.where(int(wrong.argmax())))
+    rows.refuse(far, problem, "check its unit, or count from a later origin", field)
 
 
 def _to_float(value: object) -> float:
@@ -323,11 +322,11 @@ def _infer_times(column: pd.Series, field: str, rows: FrameRows) -> pd.Series:
     """Convert a time column of Python objects to the common dtype of its elements."""
     strings = np.array([isinstance(value, str) for value in column], dtype=bool)[rows.order]
     remedy = "convert the column with pd.to_datetime"
-    _refuse(strings, "the time is a string, not a timestamp", remedy, field, rows)
+    rows.refuse(strings, "the time is a string, not a timestamp", remedy, field)
     zones = [str(getattr(value, "tzinfo", None)) for value in column]
     mixed = np.array([zone != zones[0] for zone in zones], dtype=bool)[rows.order]
     remedy = "convert the column with pd.to_datetime(..., utc=True)"
-    _refuse(mixed, "the time zones are mixed", remedy, field, rows)
+    rows.refuse(mixed, "the time zones are mixed", remedy, field)
     inferred = column.infer_objects()
     naive = zones[:1] == ["None"] and all(isinstance(value, datetime) for value in column)
     if naive and inferred.dtype == object:

@@ -21,8 +21,8 @@ MOST_PER_SERIES, MOST_WINDOWS = 8, 2000
 though at least two."""
 
 BLIND_SHARE = 0.02
-"""Share of the windows drawn for training whose context is left out, so that a model learns what to
-say of an item of which nothing is known."""
+"""Share of the windows drawn for training whose context is left out, so that a model learns to
+forecast items that have not been observed yet."""
 
 
 class Windows(Protocol):
@@ -350,7 +350,7 @@ class LabelledWindows(Dataset[Window]):
     reader
         How the series are read.
     series_reader
-        What reads the entries, if other data are read by it too: it warns once.
+        The reader of the entries, if it is shared with other data, so that it warns once.
 
     Raises
     ------

@@ -92,7 +92,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
 
     @property
     def has_mean(self) -> bool:
-        """Whether the mean is known: not where a model says no more than some quantiles."""
+        """Whether the mean is known, as it is not if a model forecasts quantiles alone."""
         try:
             self.mean  # noqa: B018
         except NotImplementedError:  # of a distribution whose mean has no formula
@@ -244,8 +244,8 @@ class SharedDistribution:
     Parameters
     ----------
     make
-        A function that returns the distribution of some of the ``(R, D)`` cells, by an index of an
-        array of that shape.
+        A function that returns the distribution of some of the ``(R, D)`` cells, chosen by an index
+        into an array of that shape.
     bounds
         ``(N + 1,)``: forecast ``n`` owns the rows ``bounds[n]:bounds[n + 1]``.
     num_channels

@@ -168,7 +168,7 @@ class IrregularPredictor(DeltaflowPredictor):
         dataset, num_samples, seed
             See `DeltaflowPredictor.predict`.
         series_reader
-            What reads the entries, if several calls share one: it warns once of what it ignores.
+            The reader of the entries, if several calls share one, so that it warns once.
 
         Raises
         ------
