@@ -126,7 +126,6 @@ def benchmark(
     workload: Workload | None = None,
     growth: Mapping[str, Sequence[int]] | None = None,
     seconds: float = 1.5,
-    console: Console | None = None,
 ) -> pd.DataFrame:
     """Time all encoders, print the tables, and write them to ``output``, with a figure.
 
@@ -145,15 +144,13 @@ def benchmark(
         The sizes along each axis; by default `GROWTH`.
     seconds
         How long each number is measured for.
-    console
-        Where to print.
 
     Returns
     -------
     pandas.DataFrame
         The first table, with the columns ``encoder``, ``pass``, ``ms`` and ``ratio``.
     """
-    place, workload, console = find_device(device), workload or Workload(), console or Console()
+    place, workload, console = find_device(device), workload or Workload(), Console()
     growth = {} if quick else growth or GROWTH
     output.mkdir(parents=True, exist_ok=True)
     texts: list[str] = []
@@ -259,9 +256,9 @@ def time_queries(
     return table[["encoder", "pass", "ms", "ratio"]]
 
 
-def time_epoch(device: torch.device, num_batches: int = 40) -> pd.DataFrame:
+def time_epoch(device: torch.device) -> pd.DataFrame:
     """Time the parts of training a GRU flow on the clinical sample, per batch."""
-    task = clinical_task()
+    task, num_batches = clinical_task(), 40
     estimator = GRUFlowEstimator(
         prediction_length=task.prediction_length, num_batches_per_epoch=num_batches, seed=0
     )
