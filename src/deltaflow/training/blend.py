@@ -35,8 +35,8 @@ LEAST_OF_NETWORKS = 0.1
 LEAST_WEIGHT = 0.02
 """What counts less in a blend is left out of it."""
 
-MOST_PROCESSES = 4
-"""With more channels, Gaussian processes take longer to fit than the networks."""
+MOST_PROCESSES = 16
+"""With more channels, Gaussian processes of all of them take long to fit, and to forecast."""
 
 FEWEST_FOR_TREND = 5
 """With fewer values of a typical item and channel, a change of slope cannot be told from noise."""
