@@ -25,7 +25,7 @@ from deltaflow.cli import main
 from deltaflow.errors import DeltaflowError
 from deltaflow.serve.app import Snapshots, make_app
 from deltaflow.serve.command import start
-from deltaflow.serve.together import FEW_ROWS, Together
+from deltaflow.serve.together import FEW_ROWS, TURNS, Together
 
 
 def predictor_of(data, seed=0):
@@ -275,15 +275,18 @@ def test_requests_that_wait_are_answered_by_one_call():
 def test_a_request_whose_bytes_have_arrived_joins_the_group():
     calls = []
 
+    def answer(requests):
+        calls.append(requests)
+        return requests
+
     async def ask_later(together):
-        await asyncio.sleep(0)  # from its bytes to its task
-        await asyncio.sleep(0)  # from its task to its question
-        return await together("kind", lambda one: calls.append(one) or one, "b", 1)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        return await together("kind", answer, "b", 1)
 
     async def ask():
         together = Together()
-        first = together("kind", lambda one: calls.append(one) or one, "a", 1)
-        return await asyncio.gather(first, ask_later(together))
+        return await asyncio.gather(together("kind", answer, "a", 1), ask_later(together))
 
     assert asyncio.run(ask()) == ["a", "b"]
     assert calls == [["a", "b"]]

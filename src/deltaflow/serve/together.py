@@ -15,9 +15,9 @@ A = TypeVar("A")
 FEW_ROWS = 1000
 """So many rows are answered at once. More go to a thread, so that the server stays responsive."""
 
-TURNS = 2
-"""So many turns of the event loop come before each group: answers go out, and requests that have
-arrived meanwhile come in. It takes two from the bytes of a request to its place in the group."""
+TURNS = 4
+"""So many turns of the event loop come before each group, in which answers go out and requests that
+have arrived come in: it takes two to read the head of one, and two to read its body."""
 
 
 class _Waiting(NamedTuple):
