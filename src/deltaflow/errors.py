@@ -13,6 +13,16 @@ import numpy as np
 class DeltaflowError(Exception):
     """Base class of every error that deltaflow raises on purpose."""
 
+    def __reduce__(self):
+        # Worker processes send exceptions by pickle, which would call __init__ with the message.
+        return _restored, (type(self), str(self), self.__dict__)
+
+
+def _restored(cls: type[DeltaflowError], message: str, attributes: dict) -> DeltaflowError:
+    error = cls.__new__(cls, message)
+    error.__dict__.update(attributes)
+    return error
+
 
 class DataError(DeltaflowError, ValueError):
     """Bad input data; the message names the item, the field, the position and the remedy.
@@ -55,16 +65,6 @@ class DataError(DeltaflowError, ValueError):
         ]
         message = f"{', '.join(where)}: {problem}" if where else problem
         super().__init__(f"{message}; {remedy}" if remedy else message)
-
-    def __reduce__(self):
-        # Worker processes send exceptions by pickle, which would call __init__ with the message.
-        return _restore_data_error, (str(self), self.__dict__)
-
-
-def _restore_data_error(message: str, attributes: dict) -> DataError:
-    error = DataError(message)
-    error.__dict__.update(attributes)
-    return error
 
 
 @contextmanager
@@ -115,15 +115,6 @@ class UnknownNameError(DeltaflowError, ValueError):
         hint = f"did you mean {close[0]!r}? " if close else ""
         listed = ", ".join(map(repr, names))
         super().__init__(f"unknown {concept} {name!r}: {hint}Registered: {listed}")
-
-    def __reduce__(self):
-        return _restore_unknown_name, (str(self),)
-
-
-def _restore_unknown_name(message: str) -> UnknownNameError:
-    error = UnknownNameError.__new__(UnknownNameError)
-    error.args = (message,)
-    return error
 
 
 def check_registered(concept: str, name: object, registered: Collection[Any]) -> None:

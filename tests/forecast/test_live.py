@@ -166,7 +166,7 @@ BAD_BATCHES = {
     "no time": (rows(["a", "c"], [5.0, np.nan]), "item 'c'.*time is missing"),
     "no item": (rows(["a", None], [5.0, 5.0]), "item identifier is missing"),
     "no column": (rows(["a"], [5.0]).drop(columns="HR"), "field 'HR'.*no such column"),
-    "numbers": (rows(["a"], [5.0]).assign(timestamp=5.0), "trained on timestamp times"),
+    "numbers": (rows(["a"], [5.0]).assign(timestamp=5.0), "in the training data as timestamps"),
     "zone": (
         rows(["a"], [5.0]).assign(timestamp=lambda f: f["timestamp"].dt.tz_localize("UTC")),
         "without a time zone",

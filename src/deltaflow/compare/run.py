@@ -124,7 +124,10 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
                     continue
                 path = folder / f"{_file_name(dataset, row, 'averaged')}.json"
                 calibrate = config.calibrate_averages
-                settings = _digests(members) | {"calibrate_averages": calibrate}
+                digests = {
+                    own.name: hashlib.sha256(own.read_bytes()).hexdigest() for own in members
+                }
+                settings = digests | {"calibrate_averages": calibrate}
                 settle(path, about, settings, partial(average, members, calibrate))
     return runs
 
@@ -267,11 +270,6 @@ def _file_name(dataset: str, row: str, part: str) -> str:
     digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
     legible = re.sub(r"[^\w.-]+", "_", f"{Path(dataset).name}-{row}-{part}")
     return legible if dataset in TASKS else f"{legible}-{digest}"
-
-
-def _digests(files: Sequence[Path]) -> dict[str, Any]:
-    """Return the settings of an average: its members, and digests that change when they do."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _finished(path: Path, settings: dict[str, Any]) -> Run | None:

@@ -64,21 +64,7 @@ def match(own: Schema, schema: Schema) -> Match:
     DataError
         If a name is missing, or the data have another kind of time.
     """
-    if own.time != schema.time:
-        raise DataError(
-            f"time is given as {_KINDS_OF_TIME[own.time]}, in the training data as "
-            f"{_KINDS_OF_TIME[schema.time]}",
-            "give the same kind of time",
-            field="info",
-        )
-    if (own.time_zone is None) != (schema.time_zone is None):
-        have = "no time zone" if own.time_zone is None else f"the time zone {own.time_zone}"
-        trained = "without" if schema.time_zone is None else "with"
-        raise DataError(
-            f"the timestamps have {have}, the training data are {trained} one",
-            "localize the timestamps, or remove their time zone",
-            field="info",
-        )
+    check_time(own.time, own.time_zone, schema, "info")
     _check_names(own, schema)
     names = {role: (list(getattr(own, role)), list(getattr(schema, role))) for role in ROLES}
     rows = {
@@ -103,6 +89,25 @@ def match(own: Schema, schema: Schema) -> Match:
             if (extra := tuple(name for name in have if name not in wanted))
         },
     )
+
+
+def check_time(time: str, time_zone: str | None, schema: Schema, field: str) -> None:
+    """Raise unless times are of the kind of a schema, and have a time zone if its times have."""
+    if time != schema.time:
+        raise DataError(
+            f"time is given as {_KINDS_OF_TIME[time]}, in the training data as "
+            f"{_KINDS_OF_TIME[schema.time]}",
+            "give the same kind of time",
+            field=field,
+        )
+    if (time_zone is None) != (schema.time_zone is None):
+        have = "no time zone" if time_zone is None else f"the time zone {time_zone}"
+        trained = "without" if schema.time_zone is None else "with"
+        raise DataError(
+            f"the timestamps have {have}, the training data are {trained} one",
+            "localize the timestamps, or remove their time zone",
+            field=field,
+        )
 
 
 def common_schema(schemas: Iterable[tuple[object, Schema]]) -> Schema:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from deltaflow.errors import UnknownNameError
+from deltaflow.errors import check_registered
 from deltaflow.flows.initial import in_default_dtype
 
 TimeMap: TypeAlias = Callable[[Tensor], Tensor]
@@ -257,8 +257,7 @@ def make_time_embedding(
     >>> make_time_embedding("tanh", 3, TIME_EMBEDDINGS).dim
     3
     """
-    if name not in registry:
-        raise UnknownNameError("time embedding", name, registry)
+    check_registered("time embedding", name, registry)
     return registry[name](dim)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.dataset import read_entries, read_known
+from deltaflow.data.matching import check_time
 from deltaflow.data.schema import Schema, elapsed_time, unit_seconds
 from deltaflow.data.validation import (
     FrameRows,
@@ -255,19 +256,7 @@ def read_known_times(
 ) -> TimeColumn:
     """Read the times of a frame, which must be of the kind that the predictor has learned from."""
     times = read_times(frame[timestamp], rows)
-    if times.kind != schema.time:
-        raise DataError(
-            f"the predictor was trained on {schema.time} times, these are {times.kind}",
-            "give the same kind of time",
-            field=timestamp,
-        )
-    if (times.time_zone is None) != (schema.time_zone is None):
-        trained = "without" if schema.time_zone is None else "with"
-        raise DataError(
-            f"the predictor was trained on timestamps {trained} a time zone, unlike these",
-            "localize the timestamps, or remove their time zone",
-            field=timestamp,
-        )
+    check_time(times.kind, times.time_zone, schema, timestamp)
     return times
 
 

@@ -195,14 +195,8 @@ def draw_forecast(
 
 def _intervals(answers: pd.DataFrame) -> list[Interval]:
     """Return the intervals between the pairs of quantile columns that lie evenly around 1/2."""
-    levels: dict[float, str] = {}
-    for name in answers.columns:
-        try:
-            level = float(name)
-        except (TypeError, ValueError):
-            continue
-        if 0 < level < 1:
-            levels[level] = name
+    numbers = pd.to_numeric(answers.columns.to_series(), errors="coerce")
+    levels = {level: name for name, level in numbers.items() if 0 < level < 1}
     pairs = {
         level: next((h for h in levels if abs(level + h - 1) < 1e-9), None) for level in levels
     }
