@@ -230,10 +230,9 @@ def _cutoffs(
     if isinstance(cutoffs, int):
         if cutoffs < 1:
             raise DataError(f"{cutoffs} is less than 1", "give at least one", field="cutoffs")
-        tick = 0 if is_numeric_dtype(times) else pd.Timedelta(1, unit="us")
-        end = times.max() + tick  # so that the last row lies within the last horizon
-        if is_numeric_dtype(times):
-            end = np.nextafter(float(end), np.inf)
+        # The last row lies within the last horizon.
+        numeric, last = is_numeric_dtype(times), times.max()
+        end = np.nextafter(float(last), np.inf) if numeric else last + pd.Timedelta(1, unit="us")
         return [end - number * reach for number in range(cutoffs, 0, -1)]
     if is_numeric_dtype(times):
         return sorted(float(cutoff) for cutoff in cutoffs)

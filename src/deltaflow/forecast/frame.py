@@ -98,17 +98,8 @@ def predict_df(
        timestamp  predictions
     0        2.3         82.0
     """
-    if not isinstance(predictor, DeltaflowPredictor):
-        raise DeltaflowError(
-            f"a {type(predictor).__name__} does not say what its data hold: give a predictor that "
-            "deltaflow has trained or loaded"
-        )
+    check_real_time(predictor)
     schema = predictor.schema
-    if schema.time == "regular":
-        raise DataError(
-            "the predictor was trained on a regular data set, which has no real time",
-            "train it on an IrregularDataset",
-        )
     levels = read_levels(quantile_levels)
     keys = [timestamp] if item_id is None else [item_id, timestamp]
     answers_in = ["target_name", "predictions", "mean", *map(str, levels)]
@@ -147,6 +138,20 @@ def predict_df(
     for column, name in enumerate(answers_in[1:]):
         result[name] = answers[column, asked].reshape(-1)
     return result if has_mean else result.drop(columns="mean")
+
+
+def check_real_time(predictor: DeltaflowPredictor) -> None:
+    """Raise unless this is a predictor of deltaflow, trained on data that have real time."""
+    if not isinstance(predictor, DeltaflowPredictor):
+        raise DeltaflowError(
+            f"a {type(predictor).__name__} does not say what its data hold: give a predictor that "
+            "deltaflow has trained or loaded"
+        )
+    if predictor.schema.time == "regular":
+        raise DataError(
+            "the predictor was trained on a regular data set, which has no real time",
+            "train it on an IrregularDataset",
+        )
 
 
 class _Question(NamedTuple):

@@ -13,8 +13,8 @@ import torch
 
 from deltaflow.data.schema import Schema
 from deltaflow.data.validation import as_text
-from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.forecasts import read_levels
+from deltaflow.forecast.frame import check_real_time
 from deltaflow.forecast.live.frames import FrameReader
 from deltaflow.forecast.live.snapshot import read_snapshot, write_snapshot
 from deltaflow.forecast.live.states import States
@@ -86,7 +86,7 @@ class LiveForecaster:
         item_id: str | None = "item_id",
         timestamp: str = "timestamp",
     ) -> None:
-        _check_kind(predictor)
+        check_real_time(predictor)
         self.predictor = predictor.with_unlimited_context()
         self.item_id, self.timestamp = item_id, timestamp
         self.frames = FrameReader(self.schema, item_id, timestamp)
@@ -248,19 +248,6 @@ class LiveForecaster:
             live = cls(predictor, item_id=about["item_id"], timestamp=about["timestamp"])
             live.states.fill(about["resolution"], names, packed)
         return live
-
-
-def _check_kind(predictor: DeltaflowPredictor) -> None:
-    if not isinstance(predictor, DeltaflowPredictor):
-        raise DeltaflowError(
-            f"a {type(predictor).__name__} does not say what its data hold: give a predictor that "
-            "deltaflow has trained or loaded"
-        )
-    if predictor.schema.time == "regular":
-        raise DataError(
-            "the predictor was trained on a regular data set, which has no real time",
-            "train it on an IrregularDataset",
-        )
 
 
 def _are_same(one: DeltaflowPredictor, other: DeltaflowPredictor) -> bool:
