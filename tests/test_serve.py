@@ -25,7 +25,7 @@ from deltaflow.cli import main
 from deltaflow.errors import DeltaflowError
 from deltaflow.serve.app import Snapshots, make_app
 from deltaflow.serve.command import start
-from deltaflow.serve.together import FEW_ROWS, TURNS, Together
+from deltaflow.serve.together import FEW_ROWS, Together
 
 
 def predictor_of(data, seed=0):
@@ -280,7 +280,7 @@ def test_a_request_whose_bytes_have_arrived_joins_the_group():
         return requests
 
     async def ask_later(together):
-        for _ in range(TURNS):
+        for _ in range(4):  # turns of the event loop: two for its head, two for its body
             await asyncio.sleep(0)
         return await together("kind", answer, "b", 1)
 
