@@ -118,7 +118,7 @@ class ItemTable:
 
         They hold ``lock`` whenever they use the table. It can be frozen once at a time.
         """
-        rows = torch.tensor(list(self._rows.values()), dtype=torch.int64)
+        rows = torch.from_numpy(np.fromiter(self._rows.values(), np.int64, len(self)))
         self._frozen = FrozenTable(list(self._rows), rows, self._blocks, self._used, lock)
         return self._frozen
 
