@@ -118,8 +118,7 @@ class ItemTable:
 
         They hold ``lock`` whenever they use the table. It can be frozen once at a time.
         """
-        rows = torch.from_numpy(np.fromiter(self._rows.values(), np.int64, len(self)))
-        self._frozen = FrozenTable(list(self._rows), rows, self._blocks, self._used, lock)
+        self._frozen = FrozenTable(self._rows, self._blocks, self._used, lock)
         return self._frozen
 
     def thaw(self) -> None:
@@ -170,10 +169,10 @@ class FrozenTable:
 
     Parameters
     ----------
-    names, rows
-        The items, and the rows ``(I,)`` of their records.
+    rows
+        The row of each item.
     blocks
-        The blocks of the table.
+        The blocks of the table, which it replaces by larger ones.
     used
         The number of rows that are in use.
     lock
@@ -181,9 +180,10 @@ class FrozenTable:
     """
 
     def __init__(
-        self, names: list[str], rows: Tensor, blocks: list[Tensor], used: int, lock: threading.Lock
+        self, rows: dict[str, int], blocks: list[Tensor], used: int, lock: threading.Lock
     ) -> None:
-        self.names, self.rows = names, rows
+        self.names = list(rows)
+        self._rows = torch.from_numpy(np.fromiter(rows.values(), np.int64, len(rows)))
         self._blocks, self._lock = blocks, lock
         self._copies = [[block[:0]] for block in blocks]
         self._place = torch.full((used,), -1)  # of each row among the copies
@@ -204,7 +204,7 @@ class FrozenTable:
 
     def _pieces(self, number: int) -> Iterator[Tensor]:
         copies = self._copies[number]
-        for rows in self.rows.split(AT_ONCE):
+        for rows in self._rows.split(AT_ONCE):
             with self._lock:
                 copies[:] = [torch.cat(copies)]
                 records, place = self._blocks[number][rows], self._place[rows]
