@@ -165,29 +165,25 @@ class LinearFlowEncoder(Encoder):
         rates, turns = self.flow.exponent()
         rates = rates.to(dtype)
         exponents = zip(rates.split(self.sizes), turns.split(self.sizes), strict=True)
-        motions = []
-        if not self.tempi:
-            motions = Motion.of(rates, turns, gaps, chunks.elapsed(gaps)).split(self.sizes)
-        inner, own, last = seen[:-1], gaps, len(self.entries) - 1
-        hidden, phases, tempi = [], [], []
+        inner, own, elapsed = seen[:-1], gaps, chunks.elapsed(gaps)
+        hidden, tempi, last = [], [], len(self.entries) - 1
         for layer, exponent in enumerate(exponents):
             if self.tempi:
                 tempo = self._tempo(layer, inner.movedim(0, -1)).squeeze(-1)  # (L, C, B)
                 tempi.append(_newest(tempo, chunks, running))
                 own = gaps * chunks.delayed(tempo).exp()
-                motions.append(Motion.of(*exponent, own, chunks.elapsed(own)))
-            motion = motions[layer]
+                elapsed = chunks.elapsed(own)
+            motion = Motion.of(*exponent, own, elapsed)
             drive = inner, *_affine(self.entries[layer], dtype)
-            phases.append(motion.last)
             if layer == last and not torch.is_grad_enabled():
-                hidden.append(last_oscillation(*drive, motion, padding))
-                break
-            states = oscillate(*drive, *exponent, own, motion, padding)  # (2, n, L, C, B)
-            hidden.append(states[:, :, -1, -1])
-            if layer < last:
-                inner = _mixed(self.mixtures[layer], turned(states, *motion[1:]), seen)
-        cos, sin = (torch.cat(parts) for parts in zip(*phases, strict=True))
-        hidden = turned(torch.cat(hidden, 1), cos, sin).flatten(0, 1)
+                newest = last_oscillation(*drive, motion, padding)
+            else:
+                states = oscillate(*drive, *exponent, own, motion, padding)  # (2, n, L, C, B)
+                newest = states[:, :, -1, -1]
+                if layer < last:
+                    inner = _mixed(self.mixtures[layer], turned(states, *motion[1:]), seen)
+            hidden.append(turned(newest, *motion.last))
+        hidden = torch.cat(hidden, 1).flatten(0, 1)
         hidden = torch.cat([hidden, *tempi]).T.to(values.dtype)
         return functional.pad(hidden, (0, self.left_over))
 

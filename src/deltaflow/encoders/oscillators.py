@@ -12,7 +12,6 @@ has real factors, so that real and imaginary parts of states are scanned alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -48,10 +47,6 @@ class Motion(NamedTuple):
         """
         rates, turns = (part.view(-1, 1, 1, 1) for part in (rates, turns))
         return Motion((-rates * gaps).exp_(), *rotation(turns, elapsed, gaps.dtype))
-
-    def split(self, sizes: Sequence[int]) -> list[Motion]:
-        """Return the motion of each of several groups of oscillators."""
-        return [Motion(*parts) for parts in zip(*(part.split(sizes) for part in self), strict=True)]
 
     @property
     def last(self) -> tuple[Tensor, Tensor]:
