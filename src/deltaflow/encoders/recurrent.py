@@ -124,13 +124,9 @@ class RecurrentEncoder(Encoder):
     def _project(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, features: Tensor
     ) -> Tensor:
-        return self.input_projection(self._inputs(values, observed, delta_t, features))
-
-    def _inputs(
-        self, values: Tensor, observed: Tensor, delta_t: Tensor, features: Tensor
-    ) -> Tensor:
         gap = delta_t.log1p().unsqueeze(-1)
-        return torch.cat([values, observed.to(values.dtype), features, gap], dim=-1)
+        inputs = torch.cat([values, observed.to(values.dtype), features, gap], dim=-1)
+        return self.input_projection(inputs)
 
     def _cell(self, inputs: Tensor, hidden: Tensor) -> Tensor:
         """Update the state with a GRU cell (Cho et al., 2014), in the form of ``torch.nn.GRU``."""
