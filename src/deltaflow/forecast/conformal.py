@@ -245,8 +245,9 @@ class ConformalPredictor(DeltaflowPredictor):
         """Calibrate a forecast, whose queries are ``lead`` ``(Q,)`` after the last observation."""
         names = [self.schema.target.index(name) for name in forecast.target]
         lead = lead * (1 - ROUNDING)
-        tables = [self.scores[c][np.searchsorted(self.leads[c], lead, side="left")] for c in names]
-        return ConformalForecast(forecast, np.stack(tables, axis=1), self.least[names])
+        ranges = [np.searchsorted(self.leads[number], lead, side="left") for number in names]
+        scores = [self.scores[number] for number in names]
+        return ConformalForecast(forecast, scores, np.stack(ranges, axis=1), self.least[names])
 
     def summary(self) -> dict[str, Any]:
         """Return what the predictor is, and on how many items each channel was calibrated."""
@@ -262,17 +263,26 @@ class ConformalForecast(RealTimeForecast):
     forecast
         The forecast of the predictor.
     scores
-        ``(Q, D, len(LEVELS))`` the quantiles of the scores at each query and channel.
+        For each of the D channels, ``(ranges, len(LEVELS))``: the quantiles of the scores in each
+        range of lead times.
+    ranges
+        ``(Q, D)`` the range of each query.
     least
         ``(D,)`` the smallest distance in which a channel is measured.
     """
 
-    def __init__(self, forecast: RealTimeForecast, scores: np.ndarray, least: np.ndarray) -> None:
-        self.forecast, self.scores, self.least = forecast, scores, least
+    def __init__(
+        self,
+        forecast: RealTimeForecast,
+        scores: Sequence[np.ndarray],
+        ranges: np.ndarray,
+        least: np.ndarray,
+    ) -> None:
+        self.forecast, self.scores, self.ranges, self.least = forecast, scores, ranges, least
         self.labelled_like(forecast)
         low, median, high = forecast.quantiles(INNER)
         self._shape = median.shape
-        shape = len(scores), len(least)
+        shape = ranges.shape
         self._median = median.reshape(shape)
         self._below = np.maximum((median - low).reshape(shape), least)
         self._above = np.maximum((high - median).reshape(shape), least)
@@ -302,7 +312,8 @@ class ConformalForecast(RealTimeForecast):
         if len(self._shape) == 1:
             return self
         own = slice(dim, dim + 1)
-        return ConformalForecast(self.forecast.copy_dim(dim), self.scores[:, own], self.least[own])
+        parts = self.scores[own], self.ranges[:, own], self.least[own]
+        return ConformalForecast(self.forecast.copy_dim(dim), *parts)
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Draw samples, from each query on its own."""
@@ -328,8 +339,8 @@ class ConformalForecast(RealTimeForecast):
     def _samples(self, levels: np.ndarray) -> SampleForecast:
         """Return the values ``(N, …)`` of levels ``(N, Q, D)``."""
         drawn = [
-            np.interp(levels[:, query, channel], LEVELS, self.scores[query, channel])
-            for query, channel in np.ndindex(self._median.shape)
+            np.interp(levels[:, query, channel], LEVELS, self.scores[channel][number])
+            for (query, channel), number in np.ndenumerate(self.ranges)
         ]
         samples = self._at(np.stack(drawn, axis=1).reshape(levels.shape))
         forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
@@ -337,16 +348,8 @@ class ConformalForecast(RealTimeForecast):
 
     def _scores_at(self, levels: np.ndarray) -> np.ndarray:
         """Return the quantiles ``(L, Q, D)`` of the scores."""
-        place = np.interp(levels, LEVELS, np.arange(len(LEVELS)))
-        low = place.astype(int)
-        share, high = place - low, np.minimum(low + 1, len(LEVELS) - 1)
-        scores = (1 - share) * self.scores[..., low] + share * self.scores[..., high]
-        scores = np.moveaxis(scores, -1, 0)
-        for number in np.flatnonzero((levels < LEVELS[0]) | (levels > LEVELS[-1])):
-            level = float(levels[number])
-            outermost = LEVELS[0] if level < LEVELS[0] else LEVELS[-1]
-            scores[number] = _beyond(scores[number], outermost, level)
-        return scores
+        pairs = zip(self.scores, self.ranges.T, strict=True)
+        return np.stack([_at_levels(table, levels)[:, own] for table, own in pairs], axis=-1)
 
     def _at(self, score: np.ndarray) -> np.ndarray:
         side = np.where(score < 0, self._below, self._above)
@@ -517,6 +520,19 @@ def _with_tails(
     for number in np.flatnonzero(LEVELS - highest > _FEW):
         quantiles[number] = _beyond(score[-1], highest, float(LEVELS[number]))
     return np.maximum.accumulate(quantiles)
+
+
+def _at_levels(scores: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Return the quantiles ``(L, …)`` of scores that are known at `LEVELS`, ``(…, len(LEVELS))``."""
+    place = np.interp(levels, LEVELS, np.arange(len(LEVELS)))
+    low = place.astype(int)
+    share, high = place - low, np.minimum(low + 1, len(LEVELS) - 1)
+    quantiles = np.moveaxis((1 - share) * scores[..., low] + share * scores[..., high], -1, 0)
+    for number in np.flatnonzero((levels < LEVELS[0]) | (levels > LEVELS[-1])):
+        level = float(levels[number])
+        outermost = LEVELS[0] if level < LEVELS[0] else LEVELS[-1]
+        quantiles[number] = _beyond(quantiles[number], outermost, level)
+    return quantiles
 
 
 def _beyond(score: np.ndarray, level: float, wanted: float) -> np.ndarray:
