@@ -523,7 +523,7 @@ def _with_tails(
 
 
 def _at_levels(scores: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Return the quantiles ``(L, …)`` of scores that are known at `LEVELS`, ``(…, len(LEVELS))``."""
+    """Return the quantiles ``(L, …)`` of scores ``(…, len(LEVELS))`` that are known at `LEVELS`."""
     place = np.interp(levels, LEVELS, np.arange(len(LEVELS)))
     low = place.astype(int)
     share, high = place - low, np.minimum(low + 1, len(LEVELS) - 1)
