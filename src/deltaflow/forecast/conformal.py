@@ -342,9 +342,7 @@ class ConformalForecast(RealTimeForecast):
             np.interp(levels[:, query, channel], LEVELS, self.scores[channel][number])
             for (query, channel), number in np.ndenumerate(self.ranges)
         ]
-        samples = self._at(np.stack(drawn, axis=1).reshape(levels.shape))
-        forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
-        return forecast.labelled(self.query_times, self.target, self.ignored)
+        return self.sampled(self._at(np.stack(drawn, axis=1).reshape(levels.shape)))
 
     def _scores_at(self, levels: np.ndarray) -> np.ndarray:
         """Return the quantiles ``(L, Q, D)`` of the scores."""

@@ -80,6 +80,11 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         self.info, self.prediction_length = forecast.info, forecast.prediction_length
         self.labelled(forecast.query_times, forecast.target, forecast.ignored)
 
+    def sampled(self, samples: np.ndarray) -> SampleForecast:
+        """Return samples ``(N, Q)`` or ``(N, Q, D)`` as a forecast of the same queries."""
+        forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
+        return forecast.labelled(self.query_times, self.target, self.ignored)
+
     def __getitem__(self, name: str) -> np.ndarray:
         """Return the mean, the median or a quantile, as GluonTS's evaluation asks for it."""
         self._check_complete()
@@ -413,8 +418,7 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
             # difference.
             joint = self._shared.make(self._shared.rows(self._number))
             samples = joint.sample(count).numpy()[..., self._channels]
-        forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
-        return forecast.labelled(self.query_times, self.target, self.ignored)
+        return self.sampled(samples)
 
 
 class _Channel(Distribution):

@@ -223,9 +223,7 @@ def within(forecast: RealTimeForecast, supports: Sequence[Support]) -> RealTimeF
     """Return a forecast within the supports of its channels."""
     if not isinstance(forecast, SampleForecast):
         return SupportForecast(forecast, supports)
-    samples = _nearest(forecast.samples, supports)
-    inside = SampleForecast(samples, forecast.start_date, forecast.item_id, forecast.info)
-    return inside.labelled(forecast.query_times, forecast.target, forecast.ignored)
+    return forecast.sampled(_nearest(forecast.samples, supports))
 
 
 class SupportForecast(RealTimeForecast):

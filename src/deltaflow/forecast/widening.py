@@ -121,8 +121,7 @@ def widened(forecast: Any, factor: np.ndarray) -> RealTimeForecast:
         return WidenedForecast(forecast, factor)
     median = np.median(forecast.samples, axis=0)
     samples = median + factor.reshape(median.shape) * (forecast.samples - median)
-    wider = SampleForecast(samples, forecast.start_date, forecast.item_id, forecast.info)
-    return wider.labelled(forecast.query_times, forecast.target, forecast.ignored)
+    return forecast.sampled(samples)
 
 
 class WidenedForecast(RealTimeForecast):
