@@ -161,7 +161,8 @@ class LinearFlowEncoder(Encoder):
         seen = torch.cat([chunks.view(part) for part in parts]).to(dtype)  # (R + 1, L, C, B)
         padding = ~chunks.view(running)
         padding = padding if padding.any() else None
-        gaps = chunks.arranged(delta_t).to(dtype)
+        # Padding must have no gradient, although the end of the series is a sum over all gaps.
+        gaps = chunks.arranged(torch.where(running, delta_t, 0.0)).to(dtype)
         rates, turns = self.flow.exponent()
         rates = rates.to(dtype)
         exponents = zip(rates.split(self.sizes), turns.split(self.sizes), strict=True)
