@@ -163,7 +163,6 @@ def benchmark(
             texts.append(f"## {title}\n\n{as_markdown(part)}")
         write(output / "benchmark.md", "\n".join(texts))
 
-    # On tensors this small, several threads only wait for each other.
     # A thread that draws the bar would disturb the measurements, so it is drawn between them.
     columns = (
         BarColumn(),
@@ -172,6 +171,7 @@ def benchmark(
         TextColumn("{task.description}"),
     )
     bars = Progress(*columns, console=console, auto_refresh=False, transient=True)
+    # On tensors this small, several threads only wait for each other.
     with threads(1), bars as progress:
         bar = progress.add_task("", total=1 if quick else 2 + sum(map(len, growth.values())))
 

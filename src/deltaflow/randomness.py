@@ -53,7 +53,9 @@ def seeded(seed: int | None, device: str | torch.device = "cpu") -> Iterator[Non
     devices = [device] if device.type == "cuda" else []
     with _ONE_AT_A_TIME, torch.random.fork_rng(devices=devices):
         if device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # alone: the other devices' take far longer
+            # torch.manual_seed would prepare the seeds of all other devices, which takes longer
+            # than anything else here.
+            torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
         yield

@@ -19,7 +19,7 @@ MARKER = "gluonts-config.json"
 """The file by which a directory is recognised as a saved predictor."""
 
 _UNFINISHED = ".unfinished-"
-"""What the names of folders begin with whose files are still being written."""
+"""The prefix of folders whose files are still being written."""
 
 
 @contextmanager

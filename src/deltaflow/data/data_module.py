@@ -174,8 +174,9 @@ class IrregularDataModule(pl.LightningDataModule):
         self.seed = seed
         self._begin = 0, 0
         if origins == "random":
-            given = origins_within
-            within = None if given is None else read_range(given, "origins_within")
+            within = None
+            if origins_within is not None:
+                within = read_range(origins_within, "origins_within")
             self.training_windows = TrainingWindows(
                 training, reader, self.horizon, seed=seed, within=within, thinning=thinning
             )

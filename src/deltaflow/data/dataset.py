@@ -370,8 +370,8 @@ def _clock(
 ) -> tuple[np.ndarray, Sequence[str | None], Sequence[pd.Period]]:
     """Return the elapsed time ``(N,)`` of each row, and time origin and start of each item.
 
-    The origin, an item's first timestamp in ISO 8601, is None for elapsed numbers. The start is the
-    nominal period of the origin.
+    The origin is the item's first timestamp in ISO 8601, or None if times are elapsed numbers. The
+    start is the nominal period of the origin.
     """
     seconds, count = unit_seconds(time_unit), len(rows.items)
     if times.kind == "elapsed":

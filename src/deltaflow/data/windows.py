@@ -309,7 +309,7 @@ def _usable(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of the items that have windows, and their first and last origins.
 
-    Before an origin something was observed, and a target at it or later.
+    Something was observed before each origin, and a target is observed at it or later.
 
     Raises
     ------

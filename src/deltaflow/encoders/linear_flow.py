@@ -103,8 +103,8 @@ class LinearFlowEncoder(Encoder):
                 f"among {num_layers} layers: choose num_layers from 1 to {count}, or a larger "
                 "hidden_size"
             )
-        # A number that is left over stays 0. If it decayed, it would have values beyond the length
-        # of a series that it has never had within.
+        # A number that is left over stays 0. If it decayed, it would take values beyond the trained
+        # lengths that it never takes within them.
         self.flow = LinearFlow(2 * count, span=span, cycles=repeated)
         self.left_over = hidden_size - num_tempi - 2 * count
         self.log_tempo = math.log(tempo)

@@ -112,13 +112,10 @@ class HoldPredictor(DeltaflowPredictor):
         schema, data = read_series(training_data)
         statistics = Statistics.fit(data, schema.target)
         leads, changes, values = [], [], []
+        normal = np.array([NormalDist().inv_cdf(level) for level in LEVELS])
         for channel in range(len(schema.target)):
             # Quantiles differ, however little, even for a channel that never changes.
-            least = (
-                1e-9
-                * statistics.spread[channel]
-                * np.array(list(map(NormalDist().inv_cdf, LEVELS)))
-            )
+            least = 1e-9 * statistics.spread[channel] * normal
             known = np.concatenate([one.values[np.isfinite(one.values[:, channel]), channel]
                                     for one in data])  # fmt: skip
             values.append(_quantiles(known) + least)

@@ -16,8 +16,8 @@ FEW_ROWS = 1000
 """So many rows are answered at once. More go to a thread, so that the server stays responsive."""
 
 TURNS = 4
-"""So many turns of the event loop come before each group, in which answers go out and requests that
-have arrived come in: it takes two to read the head of one, and two to read its body."""
+"""The number of turns of the event loop before each group. In them, answers are sent and requests
+that have arrived are read: two turns for the head of a request, and two for its body."""
 
 
 class _Waiting(NamedTuple):

@@ -99,9 +99,15 @@ def physiome_ode_task(name: str, path: str | Path, fold: int = 0) -> Task:
     ends = np.searchsorted(items, [int(0.7 * count), int(0.9 * count)])
     training, validation, test = map(data.select, np.split(np.arange(len(items)), ends))
     tests = {f"{name} (fold {fold})": test}
-    scale = np.ones(num_channels)
-    name = f"physiome_ode:{name}"
-    return task_after(name, splitter, training, validation, tests, length, scale)
+    return task_after(
+        f"physiome_ode:{name}",
+        splitter,
+        training,
+        validation,
+        tests,
+        length,
+        scale=np.ones(num_channels),
+    )
 
 
 def observed_values(trajectories: Trajectories, random: np.random.Generator) -> np.ndarray:

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 
 from deltaflow.data.data_module import by_number
-from deltaflow.errors import DeltaflowError, UnknownNameError, check_at_least_one, needing
+from deltaflow.errors import DeltaflowError, check_at_least_one, check_registered, needing
 from deltaflow.forecast.auto import AutoPredictor
 from deltaflow.forecast.conformal import FEWEST_ITEMS
 from deltaflow.forecast.ensemble import EnsemblePredictor
@@ -144,8 +144,7 @@ class AutoEstimator(Estimator):
         super().__init__()
         check_at_least_one(prediction_length=prediction_length)
         check_seed(seed)
-        if presets not in PRESETS:
-            raise UnknownNameError("preset", presets, PRESETS)
+        check_registered("preset", presets, PRESETS)
         if time_limit is not None and not time_limit > 0:
             raise DeltaflowError(f"time_limit must be a positive number of seconds: {time_limit}")
         with needing("auto"):

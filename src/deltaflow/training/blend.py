@@ -107,7 +107,7 @@ def finish(
     predictor = blended(members, simple, weights)
     calibrated = estimator.calibrate and enough and is_calibrated(estimator, supports)
     if calibrated:
-        # Not on a rehearsal: the one direction in which its errors go says nothing of the next.
+        # Not on a rehearsal: its errors have a common sign, which the next ones need not have.
         parts = [blended([one.network], one.simple, weights) for one in held_out[0]]
         least = [0.5 if support.whole else 0.0 for support in supports]
         pairs = [one.pairs for one in held_out[0]]

@@ -20,9 +20,9 @@ from deltaflow.encoders import ENCODERS
 from deltaflow.errors import (
     DeltaflowError,
     UnknownArgumentError,
-    UnknownNameError,
     check_at_least,
     check_at_least_one,
+    check_registered,
 )
 from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
@@ -206,8 +206,7 @@ class IrregularEstimator(Estimator):
         )
         check_at_least(0, folds=folds)
         check_seed(seed)
-        if sampling not in SAMPLING:
-            raise UnknownNameError("sampling", sampling, SAMPLING)
+        check_registered("sampling", sampling, SAMPLING)
         self.prediction_length = prediction_length
         self.data = options_from(DataOptions, arguments)
         self.model = options_from(ModelOptions, arguments)
