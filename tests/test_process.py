@@ -5,9 +5,13 @@ import subprocess
 import sys
 import warnings
 
+import lightning.pytorch as pl
 import pytest
+import torch
 
-from deltaflow.process import quiet
+from deltaflow import GRUEstimator
+from deltaflow.process import quiet, threads
+from deltaflow.tasks import regular_seasonal
 
 TRAINING = """
 import lightning.pytorch as pl
@@ -57,3 +61,28 @@ def test_quiet_leaves_everything_as_it_was():
     with pytest.raises(KeyError), quiet():
         raise KeyError
     assert (logger.level, warnings.filters) == before
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 1), ("3", 2)])
+def test_training_and_forecasts_use_one_thread_unless_told(given, used, monkeypatch):
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, *_):
+            seen.append(torch.get_num_threads())
+
+    estimator = GRUEstimator(
+        2, hidden_size=4, num_batches_per_epoch=1, folds=0, supports="real",
+        trainer_kwargs={"max_epochs": 1, "enable_progress_bar": False, "callbacks": [Watch()]},
+    )  # fmt: skip
+    data = list(regular_seasonal())[:2]
+    with threads(2):
+        predictor = estimator.train(data)
+        predictor.network.head.register_forward_hook(lambda *_: Watch().on_train_batch_start())
+        next(iter(predictor.predict(data)))
+        assert torch.get_num_threads() == 2
+    assert seen == [used] * 2

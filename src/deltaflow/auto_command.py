@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
+from deltaflow.process import one_thread
 from deltaflow.tables import as_rich
 from deltaflow.tasks.datasets import Columns, read_dataset
 from deltaflow.training.auto import PRESETS, AutoEstimator
@@ -17,6 +17,7 @@ SHOWN = ["loss", "seconds", "chosen", "encoder", "hidden_size", "scaling", "drop
 """The columns of the leaderboard that fit into a terminal."""
 
 
+@one_thread()
 def main(options: Sequence[str]) -> int:
     """Search for the options that suit a file, and save the predictor."""
     parser = argparse.ArgumentParser(
@@ -44,7 +45,6 @@ def main(options: Sequence[str]) -> int:
     ):
         parser.add_argument(f"--{role}", nargs="*", default=[], help=f"columns of {what}")
     given = parser.parse_args(options)
-    torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
     columns = Columns(**{name: getattr(given, name) for name in vars(Columns())})
     data = read_dataset(given.file, columns)
     estimator = AutoEstimator(

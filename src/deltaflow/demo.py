@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 from gluonts.dataset.split import TestData
 from gluonts.ev.metrics import MSE, Coverage, MeanWeightedSumQuantileLoss
@@ -38,6 +37,7 @@ from deltaflow import (
     split_items,
 )
 from deltaflow.heads import DECILES
+from deltaflow.process import one_thread
 from deltaflow.saving import replacing_file, write
 from deltaflow.tables import as_markdown, as_rich
 from deltaflow.tasks import VITALS, clinical_dataset, clinical_sample
@@ -60,6 +60,7 @@ CAPTION = (
 )
 
 
+@one_thread()
 def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     """Run the demo, and return its scores."""
     parser = argparse.ArgumentParser(
@@ -70,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     options = parser.parse_args(arguments)
     if find_spec("matplotlib") is None:
         parser.error("the figure needs matplotlib: pip install 'deltaflow[plot]'")
-    torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 
     began = time.perf_counter()
     config = read_config()

@@ -21,7 +21,7 @@ from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.writer import ForecastWriter
 from deltaflow.heads import is_centred, is_discrete, make_output
 from deltaflow.parsers import OneLineErrors
-from deltaflow.process import fewer_warnings
+from deltaflow.process import fewer_warnings, one_thread
 from deltaflow.randomness import check_seed
 from deltaflow.saving import replacing_file
 from deltaflow.tasks import TaskDataModule
@@ -168,7 +168,7 @@ def _centred(distr_output: Any) -> bool:
 
 def run(command: str, options: Sequence[str]) -> int:
     """Run one command of Lightning's command line, and return its exit status."""
-    with fewer_warnings():
+    with fewer_warnings(), one_thread():
         ForecastCLI(
             ForecastLightningModule,
             TaskDataModule,

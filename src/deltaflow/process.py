@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,18 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread inside the context, unless ``OMP_NUM_THREADS`` says otherwise.
+
+    Several threads hardly make small networks faster. They make them many times slower beside
+    another busy process, or in a container with fewer processors than its host, where the threads
+    wait for each other.
+    """
+    with threads(torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 1):
+        yield
 
 
 def _is_not_a_tip(record: logging.LogRecord) -> bool:

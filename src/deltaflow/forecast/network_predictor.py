@@ -41,6 +41,7 @@ from deltaflow.forecast.predictor import (
 )
 from deltaflow.heads import describe_output, has_quantiles, make_output
 from deltaflow.model.networks import make_network
+from deltaflow.process import one_thread
 from deltaflow.randomness import check_seed, derived_seed, seeded
 from deltaflow.saving import reading
 
@@ -233,7 +234,7 @@ class IrregularPredictor(DeltaflowPredictor):
     def _forecast_batch(
         self, asked: Questions, num_samples: int | None, seed: int | None
     ) -> Iterator[RealTimeForecast]:
-        with torch.no_grad(), seeded(seed, self.device), advising():
+        with torch.no_grad(), one_thread(), seeded(seed, self.device), advising():
             if self.sampling == "path":
                 forecasts = self._paths(asked, num_samples or self.num_parallel_samples)
             else:

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import uvicorn
 
 from deltaflow.errors import DeltaflowError, check_at_least_one
 from deltaflow.forecast.live import LiveForecaster
 from deltaflow.forecast.loading import load_predictor
+from deltaflow.process import one_thread
 from deltaflow.saving import remove_unfinished
 from deltaflow.serve.app import MAX_BYTES, MAX_ROWS, Snapshots, make_app
 
@@ -26,6 +26,7 @@ PATIENCE = 10
 """Seconds that requests have to end before the process does."""
 
 
+@one_thread()
 def main(options: Sequence[str]) -> int:
     """Serve a predictor until the process is told to stop; the status is 1 if it was not saved."""
     parser = argparse.ArgumentParser(
@@ -53,7 +54,6 @@ def main(options: Sequence[str]) -> int:
     check_at_least_one(max_rows=given.max_rows, max_bytes=given.max_bytes)
     if not given.every > 0:
         raise DeltaflowError(f"--every must be a positive number of seconds, got {given.every}")
-    torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 
     live = start(given.predictor, given.snapshot, given.item_id, given.timestamp)
     snapshots = None if given.snapshot is None else Snapshots(live, given.snapshot, given.every)

@@ -25,6 +25,7 @@ from deltaflow.forecast.conformal import FEWEST_ITEMS
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Supports, supports_of
+from deltaflow.process import one_thread
 from deltaflow.randomness import check_seed, derived_seed, seeded_run
 from deltaflow.training.blend import (
     HeldOut,
@@ -157,6 +158,7 @@ class AutoEstimator(Estimator):
         self.verbose = verbose
         self.fixed = {"context_length": context_length, "horizon": horizon, "context": context}
 
+    @one_thread()
     def train(
         self,
         training_data: Dataset,

@@ -32,6 +32,7 @@ from deltaflow.heads import describe_output, is_centred, is_discrete, make_outpu
 from deltaflow.model.networks import NETWORKS
 from deltaflow.model.options import ModelOptions
 from deltaflow.options import documents, options_from
+from deltaflow.process import one_thread
 from deltaflow.randomness import check_seed, seeded_run
 from deltaflow.training import engine
 from deltaflow.training.folds import train_folds
@@ -231,6 +232,7 @@ class IrregularEstimator(Estimator):
         self.supports = supports
         self.trainer_kwargs = trainer_kwargs or {}
 
+    @one_thread()
     def train(
         self,
         training_data: Dataset,
@@ -325,6 +327,7 @@ class IrregularEstimator(Estimator):
         supports = supports_of(self.supports, data.training_windows.data, target)
         return SupportPredictor.of(predictor, supports)
 
+    @one_thread()
     def train_model(
         self,
         training_data: Dataset,

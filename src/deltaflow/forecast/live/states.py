@@ -22,6 +22,7 @@ from deltaflow.forecast.live.item_table import FrozenTable, ItemTable
 from deltaflow.forecast.live.members import Arrived, Asked, combined, members_of
 from deltaflow.forecast.network_predictor import advising
 from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.process import one_thread
 from deltaflow.randomness import derived_seed, seeded
 
 
@@ -101,6 +102,7 @@ class States:
     def __contains__(self, name: str) -> bool:
         return name in self._table
 
+    @one_thread()
     def read(self, given: Observations) -> None:
         """Read observations; all of them, or none if there is an error."""
         with self._lock:
@@ -110,6 +112,7 @@ class States:
             self._advance(given, rows.numpy() < 0, packed)
             self._table.put(given.names, rows, packed)
 
+    @one_thread()
     def answer(self, asked: Questions, levels: Sequence[float], seed: int | None) -> np.ndarray:
         """Return the median and L quantiles for each row of the frame, ``(1 + L, N, D)``."""
         with self._lock:
