@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ from deltaflow.compare.score import (
     check_channels,
     squared_errors,
 )
-from deltaflow.forecast.forecasts import DistributionForecast
+from deltaflow.forecast.forecasts import DistributionForecast, SharedDistribution
 
 LOC, SCALE = (70.0, 37.0), (10.0, 0.5)
 
@@ -39,7 +41,8 @@ def forecasts(count: int):
     loc, scale = (torch.tensor([[*pair, 1.0]] * 2).double() for pair in (LOC, SCALE))
     for item in range(count):
         start = pd.Period("2024", "h")
-        forecast = DistributionForecast(Normal(loc, scale), start, str(item))
+        shared = SharedDistribution(Normal, [loc, scale], np.array([0, 2]))
+        forecast = DistributionForecast(shared, 0, [0, 1, 2], start, str(item))
         yield forecast.labelled(np.arange(2.0), ("HR", "Temp", "Lactate"))
 
 
@@ -88,8 +91,9 @@ def test_forecast_that_is_no_number_has_no_error_of_zero(test_data):
     def diverged():
         for forecast in forecasts(2):
             loc = torch.full((2, 3), torch.nan).double()
-            distribution = Normal(loc, torch.ones(2, 3), validate_args=False)
-            yield DistributionForecast(distribution, forecast.start_date, forecast.item_id)
+            family = partial(Normal, validate_args=False)
+            shared = SharedDistribution(family, [loc, torch.ones(2, 3)], np.array([0, 2]))
+            yield DistributionForecast(shared, 0, [0, 1, 2], forecast.start_date, forecast.item_id)
 
     stored = squared_errors(list(diverged()), test_data, np.ones(3))
     count, errors = np.array(stored["count"]), np.array(stored["sum"])

@@ -17,7 +17,7 @@ from deltaflow import (
     TimeSplitter,
 )
 from deltaflow.compare.baselines import LinearPredictor
-from deltaflow.forecast.forecasts import quantiles_of, tabulated
+from deltaflow.forecast.forecasts import EnsembleForecast, quantiles_of, tabulated
 
 KINDS_OF_FORECAST = {
     "distribution": {},
@@ -150,6 +150,25 @@ def test_samples_of_a_distribution_keep_real_time(forecasts):
     assert samples.samples.shape == (20, 4, 2)
     assert list(samples.timestamps) == list(forecast.timestamps)
     assert samples.target == forecast.target
+
+
+@pytest.mark.parametrize("kind", ["distribution", "quantiles", "ensemble"])
+def test_samples_have_the_quantiles_of_their_forecast(kind, forecasts):
+    if kind == "ensemble":
+        forecast = EnsembleForecast([forecasts(own)[0] for own in ("distribution", "quantiles")])
+    else:
+        forecast = forecasts(kind)[0]
+    samples = forecast.to_sample_forecast(2000)
+    assert (samples.target, list(samples.timestamps)) == (("HR", "MAP"), list(forecast.timestamps))
+    below = (samples.samples < forecast.quantile(0.8)).mean(axis=0)
+    np.testing.assert_allclose(below, 0.8, atol=0.05)
+    # Each query is drawn on its own.
+    assert abs(np.corrcoef(samples.samples[:, 0, 0], samples.samples[:, 1, 0])[0, 1]) < 0.1
+
+
+def test_samples_of_samples_are_these(forecasts):
+    forecast = forecasts("paths")[0]
+    assert forecast.to_sample_forecast() is forecast
 
 
 def test_the_aggregate_of_channels_keeps_real_time(forecasts):

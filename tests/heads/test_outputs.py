@@ -204,7 +204,7 @@ def test_making_a_distribution_of_counts_leaves_the_arguments_alone():
     head = Head(in_features=2, num_targets=1, output=NegativeBinomialOutput(), width=4)
     args = tuple(arg.detach() for arg in head(torch.ones(1, 1, 2)))
     before = [arg.clone() for arg in args]
-    head.distribution(args, scale=torch.full((1, 1, 1), 5.0))
+    head.distribution(args, torch.zeros(1, 1, 1), torch.full((1, 1, 1), 5.0))
     head.loss(torch.ones(1, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool), args, torch.ones(1, 1, 1))
     for arg, original in zip(args, before, strict=True):
         assert torch.equal(arg, original)

@@ -78,13 +78,10 @@ class BaselinePredictor(DeltaflowPredictor):
         located = [self.locate(a.series, own) for a, own in zip(batch, queries, strict=True)]
         loc, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*located, strict=True))
         bounds = np.cumsum([0, *map(len, queries)])
-        num_channels = len(self.schema.target)
-        shared = SharedDistribution(
-            lambda cells: self.family(loc[cells], scale[cells]), bounds, num_channels
-        )
+        shared = SharedDistribution(self.family, [loc, scale], bounds)
         for number, asked in enumerate(batch):
             channels = asked.found.channels
-            yield asked.answer(partial(DistributionForecast.of_shared, shared, number, channels))
+            yield asked.answer(partial(DistributionForecast, shared, number, channels))
 
 
 def finite_queries(series: Series) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, cast
 
 import gluonts.model.forecast as gluonts_forecast
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import stdtrit
+from torch import Tensor
 from torch.distributions import Distribution, StudentT
 
 from deltaflow.data.schema import TICKS_PER_SECOND, unit_seconds
@@ -50,6 +51,9 @@ def read_levels(quantile_levels: Sequence[float]) -> list[float]:
 class RealTimeForecast(gluonts_forecast.Forecast):
     """The base of all forecasts: real timestamps, a table and a plot.
 
+    A subclass implements :meth:`quantile` or :meth:`quantiles`, of which each follows from the
+    other one.
+
     Attributes
     ----------
     query_times
@@ -80,9 +84,14 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         self.info, self.prediction_length = forecast.info, forecast.prediction_length
         self.labelled(forecast.query_times, forecast.target, forecast.ignored)
 
-    def sampled(self, samples: np.ndarray) -> SampleForecast:
-        """Return samples ``(N, Q)`` or ``(N, Q, D)`` as a forecast of the same queries."""
+    def sampled(self, samples: np.ndarray, target: Sequence[str] | None = None) -> SampleForecast:
+        """Return samples ``(N, Q)`` or ``(N, Q, D)`` as a forecast of the same queries.
+
+        ``target`` names their channels, if these are others.
+        """
         forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
+        if target is not None:
+            return forecast.labelled(self.query_times, target)
         return forecast.labelled(self.query_times, self.target, self.ignored)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -126,7 +135,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        return super().quantile(parsed_level(level))  # pyright: ignore[reportArgumentType]
+        return self.quantiles([parsed_level(level).value])[0]
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels.
@@ -146,6 +155,15 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         """
         quantiles = np.stack([self.quantile(level) for level in levels])
         return quantiles if cells is None else quantiles[:, cells]
+
+    def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
+        """Draw samples, from each query and channel on its own.
+
+        They are quantiles of evenly spread levels, each time in a random order.
+        """
+        quantiles = self.quantiles(((np.arange(num_samples) + 0.5) / num_samples).tolist())
+        order = torch.rand(quantiles.shape).argsort(dim=0).numpy()
+        return self.sampled(np.take_along_axis(quantiles, order, axis=0))
 
     def log_prob(self, values: np.ndarray) -> np.ndarray | None:
         """Return the log-density of values ``(Q,)`` or ``(Q, D)``, None if there is no density.
@@ -248,27 +266,36 @@ class SharedDistribution:
 
     Parameters
     ----------
-    make
-        A function that returns the distribution of some of the ``(R, D)`` cells, chosen by an index
-        into an array of that shape.
+    family
+        A function that returns a distribution of its arguments.
+    args
+        The arguments, each ``(R, D)`` or ``(R, D, …)``, of the D channels.
     bounds
         ``(N + 1,)``: forecast ``n`` owns the rows ``bounds[n]:bounds[n + 1]``.
-    num_channels
-        The number D of channels.
     """
 
     def __init__(
-        self, make: Callable[[Any], Distribution], bounds: np.ndarray, num_channels: int
+        self, family: Callable[..., Distribution], args: Sequence[Tensor], bounds: np.ndarray
     ) -> None:
-        self.make = make
-        self.bounds = bounds
+        self.family, self.args, self.bounds = family, args, bounds
         # Forecasts are computed in groups of a few thousand cells.
-        self._groups = bounds[:-1] * num_channels // CELLS_AT_ONCE
+        self._groups = bounds[:-1] * args[0].shape[1] // CELLS_AT_ONCE
         self._known: dict[tuple[int, tuple[float, ...]], np.ndarray] = {}
+
+    def at(self, cells: Any) -> Distribution:
+        """Return the distribution of some cells, chosen by an index of arrays ``(R, D)``."""
+        return self.family(*(arg[cells] for arg in self.args))
 
     def rows(self, number: int) -> np.ndarray:
         """Return the numbers of the rows of a forecast."""
         return np.arange(self.bounds[number], self.bounds[number + 1])
+
+    def only(self, number: int) -> SharedDistribution:
+        """Return the distribution of a single forecast."""
+        own = self.rows(number)
+        return SharedDistribution(
+            self.family, [arg[own] for arg in self.args], np.array([0, len(own)])
+        )
 
     def quantiles(self, number: int, levels: tuple[float, ...]) -> np.ndarray:
         """Return the quantiles of L levels of a forecast, ``(L, Q, D)``."""
@@ -285,7 +312,7 @@ class SharedDistribution:
         first, end = (int(np.searchsorted(self._groups, group, side)) for side in ("left", "right"))
         low = self.bounds[first]
         if (group, key) not in self._known:
-            self._known[group, key] = compute(self.make(slice(low, self.bounds[end])))
+            self._known[group, key] = compute(self.at(slice(low, self.bounds[end])))
         own = slice(self.bounds[number] - low, self.bounds[number + 1] - low)
         return self._known[group, key][:, own].copy()
 
@@ -305,71 +332,49 @@ def quantiles_of(distribution: Distribution, levels: Sequence[float]) -> np.ndar
 
 
 class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.DistributionForecast):
-    """A forecast with an exact distribution at each query: ``(Q,)`` or ``(Q, D)``."""
+    """A forecast with an exact distribution at each query: ``(Q,)`` or ``(Q, D)``.
 
-    _shared: SharedDistribution | None = None
-    _number: int
-    _channels: Any
+    Parameters
+    ----------
+    shared, number
+        The distribution of several forecasts, and the number of this one in it.
+    channels
+        The numbers of its channels, or the only one of a univariate forecast.
+    start_date, item_id, info
+        See GluonTS's forecasts.
+    """
 
-    @classmethod
-    def of_shared(
-        cls,
+    def __init__(
+        self,
         shared: SharedDistribution,
         number: int,
         channels: int | Sequence[int],
         start_date: pd.Period,
-        item_id: str | None,
-        info: dict | None,
-    ) -> DistributionForecast:
-        """Return a forecast whose distribution is a part of that of several forecasts.
+        item_id: str | None = None,
+        info: dict | None = None,
+    ) -> None:
+        self._shared, self._number, self._channels = shared, number, channels
+        self.start_date, self.item_id, self.info = start_date, item_id, info
+        self.prediction_length = len(shared.rows(number))
 
-        Parameters
-        ----------
-        shared, number
-            The distribution, and the number of the forecast in it.
-        channels
-            The numbers of its channels, or the only one of a univariate forecast.
-        start_date, item_id, info
-            See GluonTS's forecasts.
-        """
-        forecast = cls.__new__(cls)
-        forecast._shared, forecast._number, forecast._channels = shared, number, channels
-        forecast.start_date, forecast.item_id, forecast.info = start_date, item_id, info
-        forecast.prediction_length = int(shared.bounds[number + 1] - shared.bounds[number])
-        forecast.shape = torch.Size((forecast.prediction_length, *np.shape(channels)))
-        forecast._mean = None
-        return forecast
-
-    @cached_property
+    @property
     def distribution(self) -> Distribution:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The distribution of the queries."""
-        assert self._shared is not None
         rows = self._shared.rows(self._number)
         rows = rows[:, None] if np.ndim(self._channels) else rows
-        return self._shared.make((rows, self._channels))
+        return self._shared.at((rows, self._channels))
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled forecast contains its own distribution, without those of its neighbours.
-        own = {**self.__dict__, "distribution": self.distribution}
-        own.pop("_shared", None)
-        return own
+        return {**self.__dict__, "_shared": self._shared.only(self._number), "_number": 0}
 
     @property
     def mean(self) -> np.ndarray:
         """The mean, ``(Q,)`` or ``(Q, D)``."""
-        if self._shared is None:
-            return super().mean
         return self._shared.mean(self._number)[..., self._channels]
-
-    def quantile(self, level: float | str) -> np.ndarray:
-        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        return self.quantiles([parsed_level(level).value])[0]
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
-        if self._shared is None:
-            quantiles = quantiles_of(self.distribution, levels)
-            return quantiles if cells is None else quantiles[:, cells]
         if cells is None:
             return self._shared.quantiles(self._number, tuple(levels))[..., self._channels]
         # A few cells out of many are computed on their own.
@@ -380,66 +385,32 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
         """Return the log-density of values; see `RealTimeForecast.log_prob`."""
         known = np.isfinite(values)
         result = np.full(known.shape, np.nan)
-        if self._shared is None:
-            filled = torch.from_numpy(np.where(known, values, self.mean))
-            result[known] = self.distribution.log_prob(filled).numpy()[known]
-        elif (joint := self._at(known)) is not None:
+        if (joint := self._at(known)) is not None:
             result[known] = joint.log_prob(torch.from_numpy(values[known])).numpy()
         return result
 
     def _at(self, cells: np.ndarray) -> Distribution | None:
         """Return the distribution ``(n,)`` of the cells of a mask, None if there are none."""
-        assert self._shared is not None
         if not cells.any():
             return None
         row, *channel = np.nonzero(cells)
         channels = np.asarray(self._channels)[tuple(channel)]
-        return self._shared.make((self._shared.rows(self._number)[row], channels))
+        return self._shared.at((self._shared.rows(self._number)[row], channels))
 
     def copy_dim(self, dim: int) -> DistributionForecast:
         """Return the forecast of one channel."""
-        if len(self.shape) == 1:
+        if isinstance(self._channels, int):
             return self
         about = self.start_date, self.item_id, self.info
-        if self._shared is None:
-            forecast = DistributionForecast(_Channel(self.distribution, dim), *about)
-        else:
-            channel = self._channels[dim]
-            forecast = DistributionForecast.of_shared(self._shared, self._number, channel, *about)
+        forecast = DistributionForecast(self._shared, self._number, self._channels[dim], *about)
         return forecast.labelled(self.query_times, self.target[dim : dim + 1])
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Draw samples, from each query on its own."""
-        count = torch.Size((num_samples,))
-        if self._shared is None:
-            samples = self.distribution.sample(count).numpy()
-        else:
-            # Drawn in the model's order of channels, so that the order of the data makes no
-            # difference.
-            joint = self._shared.make(self._shared.rows(self._number))
-            samples = joint.sample(count).numpy()[..., self._channels]
-        return self.sampled(samples)
-
-
-class _Channel(Distribution):
-    """One channel of a distribution of batch shape ``(Q, D)``."""
-
-    def __init__(self, joint: Distribution, channel: int) -> None:
-        super().__init__(joint.batch_shape[:1], validate_args=False)
-        self.joint, self.channel = joint, channel
-
-    @property
-    def mean(self) -> torch.Tensor:
-        return self.joint.mean[:, self.channel]
-
-    def icdf(self, value: torch.Tensor) -> torch.Tensor:
-        return self.joint.icdf(value.unsqueeze(-1))[..., self.channel]
-
-    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        return self.joint.log_prob(value.unsqueeze(-1))[..., self.channel]
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
-        return self.joint.sample(sample_shape)[..., self.channel]
+        # Drawn in the model's order of channels, so that the order of the data makes no difference.
+        joint = self._shared.at(self._shared.rows(self._number))
+        samples = joint.sample(torch.Size((num_samples,))).numpy()
+        return self.sampled(samples[..., self._channels])
 
 
 class EnsembleForecast(RealTimeForecast):
@@ -468,10 +439,6 @@ class EnsembleForecast(RealTimeForecast):
         """Whether all members know their mean."""
         return all(member.has_mean for member in self.members)
 
-    def quantile(self, level: float | str) -> np.ndarray:
-        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        return self._averaged([member.quantile(level) for member in self.members])
-
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
         return self._averaged([member.quantiles(levels, cells) for member in self.members])
@@ -487,17 +454,21 @@ class EnsembleForecast(RealTimeForecast):
 class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):
     """A forecast of sampled values: ``(num_samples, Q)`` or ``(num_samples, Q, D)``."""
 
+    def quantile(self, level: float | str) -> np.ndarray:
+        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
+        return gluonts_forecast.SampleForecast.quantile(self, parsed_level(level))  # pyright: ignore[reportArgumentType]
+
     def copy_dim(self, dim: int) -> SampleForecast:
         """Return the forecast of one channel."""
-        copy = super().copy_dim(dim)
-        forecast = SampleForecast(copy.samples, copy.start_date, copy.item_id, copy.info)
-        return forecast.labelled(self.query_times, self.target[dim : dim + 1])
+        return self.sampled(super().copy_dim(dim).samples, self.target[dim : dim + 1])
 
     def copy_aggregate(self, agg_fun: Callable) -> SampleForecast:
         """Return the forecast of an aggregate over the channels."""
-        copy = super().copy_aggregate(agg_fun)
-        forecast = SampleForecast(copy.samples, copy.start_date, copy.item_id, copy.info)
-        return forecast.labelled(self.query_times, ("aggregate",))
+        return self.sampled(super().copy_aggregate(agg_fun).samples, ["aggregate"])
+
+    def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
+        """Return the forecast itself, whose number of samples is what it is."""
+        return self
 
 
 class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
@@ -548,7 +519,7 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
                 f"no quantile {level} follows from the level {only} alone: train a head of "
                 "several levels, such as 'quantile'"
             )
-        return super().quantile(level)
+        return gluonts_forecast.QuantileForecast.quantile(self, level)
 
     def copy_dim(self, dim: int) -> QuantileForecast:
         """Return the forecast of one channel."""

@@ -16,7 +16,6 @@ from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 from gluonts.torch.distributions import QuantileOutput
 from torch import Tensor
-from torch.distributions import Distribution
 
 from deltaflow.data import Batch, Reader
 from deltaflow.data.series import Series, SeriesReader
@@ -39,7 +38,7 @@ from deltaflow.forecast.predictor import (
     find_device,
     questions_in,
 )
-from deltaflow.heads import describe_output, has_quantiles, make_output
+from deltaflow.heads import describe_output, distribution_of, has_quantiles, make_output
 from deltaflow.model.networks import make_network
 from deltaflow.process import one_thread
 from deltaflow.randomness import check_seed, derived_seed, seeded
@@ -310,25 +309,23 @@ class IrregularPredictor(DeltaflowPredictor):
                 for own, chosen in zip(rows, channels, strict=True)
             )
 
-        def distribution(cells: Any) -> Distribution:
-            return head.distribution([arg[cells] for arg in args], loc[cells], scale[cells])
-
-        if num_samples or not self._has_quantiles(distribution):
+        family = partial(distribution_of, head.output)
+        shared = SharedDistribution(family, [loc, scale, *args], bounds)
+        if num_samples or not self._has_quantiles(shared):
             count = torch.Size((num_samples or self.num_parallel_samples,))
-            drawn = distribution(slice(None)).sample(count).numpy()  # (N, R, D)
+            drawn = shared.at(slice(None)).sample(count).numpy()  # (N, R, D)
             return (
                 partial(SampleForecast, drawn[:, own][..., chosen])
                 for own, chosen in zip(rows, channels, strict=True)
             )
-        shared = SharedDistribution(distribution, bounds, len(self.schema.target))
         return (
-            partial(DistributionForecast.of_shared, shared, number, chosen)
+            partial(DistributionForecast, shared, number, chosen)
             for number, chosen in enumerate(channels)
         )
 
-    def _has_quantiles(self, distribution: Callable[[Any], Distribution]) -> bool:
+    def _has_quantiles(self, shared: SharedDistribution) -> bool:
         if self._quantiles_known is None:
-            self._quantiles_known = has_quantiles(distribution(slice(0, 1)))
+            self._quantiles_known = has_quantiles(shared.at(slice(0, 1)))
         return self._quantiles_known
 
     def _decoded(self, batch: Batch) -> tuple[Tensor, ...]:

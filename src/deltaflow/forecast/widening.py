@@ -146,10 +146,6 @@ class WidenedForecast(RealTimeForecast):
         """The mean, ``(Q,)`` or ``(Q, D)``: that of the forecast that is widened."""
         return self.forecast.mean
 
-    def quantile(self, level: float | str) -> np.ndarray:
-        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        return self._median + self._factor * (self.forecast.quantile(level) - self._median)
-
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
         median, factor = self._median, self._factor
@@ -167,7 +163,3 @@ class WidenedForecast(RealTimeForecast):
         if self._median.ndim == 1:
             return self
         return WidenedForecast(self.forecast.copy_dim(dim), self.factor[:, dim : dim + 1])
-
-    def to_sample_forecast(self, num_samples: int = 200) -> RealTimeForecast:
-        """Draw samples, from each query on its own."""
-        return widened(self.forecast.to_sample_forecast(num_samples), self.factor)

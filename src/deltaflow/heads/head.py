@@ -120,25 +120,32 @@ class Head(nn.Module):
             return self.output.distribution(args).crps(target)
         return self.output.loss(target, args)
 
-    def distribution(
-        self, args: Sequence[Tensor], loc: Tensor | None = None, scale: Tensor | None = None
-    ) -> Distribution:
-        """Return the distribution, of scaled values unless ``loc`` and ``scale`` are given.
-
-        ``loc`` and ``scale`` have the shape of the distribution and the units of its channels.
-        Counts themselves are never scaled: without ``scale``, theirs is 1.
-        """
-        assert isinstance(self.output, DistributionOutput)
-        if scale is None:
-            return self.output.distribution(_copied(args))
-        if is_discrete(self.output):
-            return self.output.distribution(_copied(args), scale=scale)
-        return self.output.distribution(args, loc=loc, scale=scale)
+    def distribution(self, args: Sequence[Tensor], loc: Tensor, scale: Tensor) -> Distribution:
+        """Return the distribution of what :meth:`forward` returned; see `distribution_of`."""
+        return distribution_of(self.output, loc, scale, *args)
 
     @property
     def quantile_levels(self) -> list[float] | None:
         """The levels, if the head gives quantiles instead of a distribution."""
         return self.output.quantiles if isinstance(self.output, QuantileOutput) else None
+
+
+def distribution_of(output: Output, loc: Tensor, scale: Tensor, *args: Tensor) -> Distribution:
+    """Return the distribution of arguments, in the units of its channels.
+
+    Parameters
+    ----------
+    output
+        An output of distributions.
+    loc, scale
+        Location and scale, in the shape of the distribution. Counts are scaled by no location.
+    args
+        The arguments of the output.
+    """
+    assert isinstance(output, DistributionOutput)
+    if is_discrete(output):
+        return output.distribution(_copied(args), scale=scale)
+    return output.distribution(args, loc=loc, scale=scale)
 
 
 def _copied(args: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -372,13 +372,9 @@ class GaussianProcessMember(Member):
             for curves, start, stop in zip(kept, asked.bounds[:-1], asked.bounds[1:], strict=True)
         ]
         loc, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*located, strict=True))
-        shared = SharedDistribution(
-            lambda cells: self.predictor.family(loc[cells], scale[cells]),
-            np.array([0, len(loc)]),
-            len(self._targets),
-        )
+        shared = SharedDistribution(self.predictor.family, [loc, scale], np.array([0, len(loc)]))
         return self._labelled(
-            DistributionForecast.of_shared(shared, 0, self._found.channels, None, None, None)  # pyright: ignore[reportArgumentType]
+            DistributionForecast(shared, 0, self._found.channels, start_date=None)  # pyright: ignore[reportArgumentType]
         )
 
 
