@@ -22,7 +22,7 @@ from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.forecasts import SampleForecast
-from deltaflow.forecast.predictor import Question, questions_in
+from deltaflow.forecast.predictor import ReadEntry, read_data
 
 _BATCH = 64
 """Items forecast at once."""
@@ -137,12 +137,12 @@ class ResampledPredictor(Predictor):
         """Forecast each entry at its query times, by samples that are independent by channel."""
         options = {} if num_samples is None else {"num_samples": num_samples}
         reader = SeriesReader(self.grid.schema)
-        questions = questions_in(dataset, reader, self.prediction_length)
-        while batch := list(islice(questions, _BATCH)):
+        read = read_data(dataset, reader, self.prediction_length)
+        while batch := list(islice(read, _BATCH)):
             yield from self._forecast_batch(batch, options)
 
     def _forecast_batch(
-        self, batch: list[Question], options: dict[str, Any]
+        self, batch: list[ReadEntry], options: dict[str, Any]
     ) -> Iterator[SampleForecast]:
         steps = [self.grid.steps_ahead(asked.series) for asked in batch]  # (Q,) each
         regular = self.grid.resample([(asked.entry, asked.series) for asked in batch])

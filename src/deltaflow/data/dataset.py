@@ -26,6 +26,10 @@ from deltaflow.data.validation import (
 )
 from deltaflow.errors import DataError
 
+UNKNOWN_LEVEL, MISSING_LEVEL = -1, -2
+"""The codes of a level that the schema does not know, and of a category without a value, which an
+entry has as an unknown level."""
+
 
 class IrregularDataset(Sequence[DataEntry]):
     """A GluonTS data set of irregularly sampled series.
@@ -303,18 +307,7 @@ def read_entries(
     values = _read_columns(dataframe, rows, schema.target)
     past = _read_columns(dataframe, rows, schema.past_feat_dynamic_real)
     known = read_known(dataframe, rows, schema.feat_dynamic_real)
-    static_real = {}
-    for name in schema.feat_static_real:
-        numbers = np.empty(len(dataframe))
-        numbers[rows.order] = read_numbers(dataframe[name], rows)  # in the order of the frame
-        static_real[name] = read_constants(pd.Series(numbers, name=name), rows)
-    static_cat = {
-        name: read_constants(read_levels(dataframe[name]), rows) for name in schema.feat_static_cat
-    }
-    levels = {
-        name: {level: code for code, level in enumerate(known_levels)}
-        for name, known_levels in schema.feat_static_cat.items()
-    }
+    static_real, static_cat = read_static(dataframe, rows, schema)
     info = {
         "time_unit": schema.time_unit,
         "time_resolution": times.resolution,
@@ -334,15 +327,39 @@ def read_entries(
         }
         if len(past):
             entry["past_feat_dynamic_real"] = past[:, own]
-        if static_real:
-            entry["feat_static_real"] = np.array([s.iloc[number] for s in static_real.values()])
-        if static_cat:
-            # -1 stands for a level that the schema does not know.
-            entry["feat_static_cat"] = np.array(
-                [levels[name].get(s.iloc[number], -1) for name, s in static_cat.items()]
-            )
+        if schema.feat_static_real:
+            entry["feat_static_real"] = static_real[number]
+        if schema.feat_static_cat:
+            entry["feat_static_cat"] = np.maximum(static_cat[number], UNKNOWN_LEVEL)
         entries.append(entry)
     return entries
+
+
+def read_static(
+    dataframe: pd.DataFrame, rows: FrameRows, schema: Schema
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read the static features of I items, as far as the frame has them.
+
+    Returns
+    -------
+    numbers, codes
+        ``(I, S)``, NaN where missing, and ``(I, N)``: the codes of the levels in the schema,
+        `UNKNOWN_LEVEL` or `MISSING_LEVEL`.
+    """
+    numbers = np.full((len(rows.items), len(schema.feat_static_real)), np.nan)
+    codes = np.full((len(rows.items), len(schema.feat_static_cat)), MISSING_LEVEL)
+    for column, name in enumerate(schema.feat_static_real):
+        if name in dataframe:
+            values = np.empty(len(dataframe))
+            values[rows.order] = read_numbers(dataframe[name], rows)  # in the order of the frame
+            numbers[:, column] = read_constants(pd.Series(values, name=name), rows)
+    for column, (name, levels) in enumerate(schema.feat_static_cat.items()):
+        if name in dataframe:
+            code_of = {level: code for code, level in enumerate(levels)}
+            own = read_constants(read_levels(dataframe[name]), rows)
+            known = own.notna().to_numpy()
+            codes[known, column] = [code_of.get(level, UNKNOWN_LEVEL) for level in own[known]]
+    return numbers, codes
 
 
 def read_known(dataframe: pd.DataFrame, rows: FrameRows, names: Sequence[str]) -> np.ndarray:

@@ -93,7 +93,7 @@ def future_df(
     )
     if not step > 0 * step or reach < step:
         raise DataError(
-            f"a horizon of {horizon} has no room for a question every {every}",
+            f"a horizon of {horizon} has no room for a query every {every}",
             "give a positive distance that is no longer than the horizon",
             field="every",
         )

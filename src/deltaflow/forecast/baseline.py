@@ -15,7 +15,7 @@ from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, SeriesReader
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast, SharedDistribution
-from deltaflow.forecast.predictor import DeltaflowPredictor, Question, questions_in
+from deltaflow.forecast.predictor import DeltaflowPredictor, ReadEntry, read_data
 from deltaflow.randomness import check_seed, derived_seed, seeded
 
 BATCH_SIZE = 64
@@ -61,9 +61,9 @@ class BaselinePredictor(DeltaflowPredictor):
         """Forecast each entry; exact distributions, or ``num_samples`` samples of a ``seed``."""
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
-        questions = questions_in(dataset, SeriesReader(self.schema), self.prediction_length)
+        read = read_data(dataset, SeriesReader(self.schema), self.prediction_length)
         for start in itertools.count(step=BATCH_SIZE):
-            batch = list(itertools.islice(questions, BATCH_SIZE))
+            batch = list(itertools.islice(read, BATCH_SIZE))
             if not batch:
                 return
             for number, forecast in enumerate(self._forecast_batch(batch), start):
@@ -73,7 +73,7 @@ class BaselinePredictor(DeltaflowPredictor):
                 else:
                     yield forecast
 
-    def _forecast_batch(self, batch: list[Question]) -> Iterator[DistributionForecast]:
+    def _forecast_batch(self, batch: list[ReadEntry]) -> Iterator[DistributionForecast]:
         queries = [finite_queries(asked.series) for asked in batch]
         located = [self.locate(a.series, own) for a, own in zip(batch, queries, strict=True)]
         loc, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*located, strict=True))

@@ -10,22 +10,17 @@ import pandas as pd
 from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.dataset import read_entries, read_known
-from deltaflow.data.matching import check_time
-from deltaflow.data.schema import Schema, elapsed_time, unit_seconds
+from deltaflow.data.schema import elapsed_time, unit_seconds
 from deltaflow.data.validation import (
-    FrameRows,
-    TimeColumn,
     as_text,
     check_columns,
-    check_distinct,
     check_range,
-    check_roles,
     gather_rows,
     in_ticks_of,
     item_codes,
-    read_times,
 )
 from deltaflow.errors import DataError, DeltaflowError, located
+from deltaflow.forecast.columns import FrameColumns
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.predictor import DeltaflowPredictor
 
@@ -101,43 +96,31 @@ def predict_df(
     check_real_time(predictor)
     schema = predictor.schema
     levels = read_levels(quantile_levels)
-    keys = [timestamp] if item_id is None else [item_id, timestamp]
-    answers_in = ["target_name", "predictions", "mean", *map(str, levels)]
-    for key in keys:
-        if key in answers_in:
-            raise DataError("is also the name of a column of the answer", "rename", field=key)
-    static = [*schema.feat_static_real, *schema.feat_static_cat]
-    known = [*keys, *schema.feat_dynamic_real]
-    observed = [*schema.target, *schema.past_feat_dynamic_real]
-    check_roles(
-        {"item_id": keys[:-1], "timestamp": keys[-1:], "target": observed,
-         "covariates": [*schema.feat_dynamic_real, *static]}
-    )  # fmt: skip
-    check_columns(past_df, [*known, *observed, *static], "past_df")
+    columns = FrameColumns(schema, item_id, timestamp)
+    names = ["predictions", "mean", *map(str, levels)]
+    columns.check_answer(names)
+    check_columns(past_df, [*columns.known, *columns.channels, *columns.static], "past_df")
     if future_df is None:
         asked_df = past_df
-        questions = _questions_within(past_df, item_id, timestamp, schema)
+        items = _queries_within(past_df, columns)
     else:
-        check_columns(future_df, known, "future_df")
+        check_columns(future_df, columns.known, "future_df")
         asked_df = future_df
-        questions = _questions_after(past_df, future_df, item_id, timestamp, schema)
+        items = _queries_after(past_df, future_df, columns)
 
-    channels = len(schema.target)
-    answers = np.empty((2 + len(levels), len(asked_df), channels))
+    answers = np.empty((len(names), len(asked_df), len(schema.target)))
     has_mean = True
-    forecasts = predictor.predict([question.entry for question in questions], seed=seed)
-    for question, forecast in zip(questions, forecasts, strict=True):
+    forecasts = predictor.predict([item.entry for item in items], seed=seed)
+    for item, forecast in zip(items, forecasts, strict=True):
         median, *quantiles = forecast.quantiles([0.5, *levels])  # of (Q,), or (Q, D)
         has_mean = has_mean and forecast.has_mean
         numbers = [median, forecast.mean if has_mean else median, *quantiles]
-        answers[:, question.rows] = np.stack(numbers).reshape(len(answers), -1, channels)
-
-    asked = np.sort(np.concatenate([question.rows for question in questions]))
-    result = _plain(asked_df[keys]).iloc[np.repeat(asked, channels)].reset_index(drop=True)
-    result["target_name"] = np.tile(np.array(schema.target, dtype=object), len(asked))
-    for column, name in enumerate(answers_in[1:]):
-        result[name] = answers[column, asked].reshape(-1)
-    return result if has_mean else result.drop(columns="mean")
+        answers[:, item.rows] = np.stack(numbers).reshape(len(names), len(item.rows), -1)
+    asked = np.sort(np.concatenate([item.rows for item in items]))
+    values = dict(zip(names, answers[:, asked], strict=True))
+    if not has_mean:
+        del values["mean"]
+    return columns.answer(asked_df, asked, values)
 
 
 def check_real_time(predictor: DeltaflowPredictor) -> None:
@@ -154,57 +137,53 @@ def check_real_time(predictor: DeltaflowPredictor) -> None:
         )
 
 
-class _Question(NamedTuple):
+class _Queried(NamedTuple):
     """An entry that ends with its queries, and the rows of the frame that they came from."""
 
     entry: DataEntry
     rows: np.ndarray
 
 
-def _questions_within(
-    past_df: pd.DataFrame, item_id: str | None, timestamp: str, schema: Schema
-) -> list[_Question]:
+def _queries_within(past_df: pd.DataFrame, columns: FrameColumns) -> list[_Queried]:
     """Return the queries in the last rows of each item, in which nothing was observed."""
     with located(frame="past_df"):
-        rows = gather_rows(past_df, item_id)
-        times = read_known_times(past_df, rows, timestamp, schema)
-        questions = []
-        for number, entry in enumerate(read_entries(past_df, rows, times, timestamp, schema)):
+        rows = gather_rows(past_df, columns.item_id)
+        times = columns.times(past_df, rows)
+        entries = read_entries(past_df, rows, times, columns.timestamp, columns.schema)
+        queried = []
+        for number, entry in enumerate(entries):
             count = _count_observed(entry)
             own = rows.order[rows.bounds[number] : rows.bounds[number + 1]]
             if count == 0:
                 raise DataError(
                     "nothing was observed, so that it is unclear which rows are queries",
-                    "drop the item, or give its questions in future_df",
+                    "drop the item, or give its queries in future_df",
                     item=entry["item_id"],
                 )
             if count < len(own):
-                questions.append(_Question(_shortened(entry, count), own[count:]))
-        if not questions:
+                queried.append(_Queried(_shortened(entry, count), own[count:]))
+        if not queried:
             raise DataError(
                 "has no rows to forecast",
                 "give future_df, or rows without any observation at the end of the items",
             )
-    return questions
+    return queried
 
 
-def _questions_after(
-    past_df: pd.DataFrame,
-    future_df: pd.DataFrame,
-    item_id: str | None,
-    timestamp: str,
-    schema: Schema,
-) -> list[_Question]:
+def _queries_after(
+    past_df: pd.DataFrame, future_df: pd.DataFrame, columns: FrameColumns
+) -> list[_Queried]:
     """Return the queries of ``future_df`` by item, in their order."""
+    schema, item_id, timestamp = columns.schema, columns.item_id, columns.timestamp
     if len(future_df) == 0:
         raise DataError("future_df has no rows", "give at least one time to forecast")
     with located(frame="future_df"):
         future = gather_rows(future_df, item_id)
-        names = item_names(future_df, future, item_id)
+        names = columns.names(future_df, future)
     with located(frame="past_df"):
         past_df = _of_items(past_df, item_id, set(names))
         past = gather_rows(past_df, item_id)
-        number_of = {n: i for i, n in enumerate(item_names(past_df, past, item_id))}
+        number_of = {n: i for i, n in enumerate(columns.names(past_df, past))}
     with located(frame="future_df"):
         for number, name in enumerate(names):
             if name not in number_of:
@@ -214,9 +193,9 @@ def _questions_after(
                     **future.where(int(future.bounds[number])),
                 )
     with located(frame="past_df"):
-        past_times = read_known_times(past_df, past, timestamp, schema)
+        past_times = columns.times(past_df, past)
     with located(frame="future_df"):
-        future_times = read_known_times(future_df, future, timestamp, schema)
+        future_times = columns.times(future_df, future)
     past_times, future_times = (
         in_ticks_of(past_times, future_times, timestamp),
         in_ticks_of(future_times, past_times, timestamp),
@@ -233,7 +212,7 @@ def _questions_after(
             since_first = elapsed - np.repeat(firsts, np.diff(future.bounds))
             elapsed = elapsed_time(since_first, future_times.resolution, unit)
         check_range(elapsed, unit, future, timestamp)
-        questions = []
+        queried = []
         for number, owner in enumerate(owners):
             entry = entries[owner]
             own = slice(int(future.bounds[number]), int(future.bounds[number + 1]))
@@ -252,27 +231,8 @@ def _questions_after(
             queries = np.vstack([elapsed[None, own], known[:, own]])
             before = entry["feat_dynamic_real"][:, :count]
             entry["feat_dynamic_real"] = np.hstack([before, queries])
-            questions.append(_Question(entry, future.order[own]))
-    return questions
-
-
-def read_known_times(
-    frame: pd.DataFrame, rows: FrameRows, timestamp: str, schema: Schema
-) -> TimeColumn:
-    """Read the times of a frame, which must be of the kind that the predictor has learned from."""
-    times = read_times(frame[timestamp], rows)
-    check_time(times.kind, times.time_zone, schema, timestamp)
-    return times
-
-
-def item_names(frame: pd.DataFrame, rows: FrameRows, item_id: str | None) -> list[str]:
-    """Return the items as text, the same in both frames whatever the type of their columns."""
-    if item_id is None:
-        return rows.items
-    firsts = frame[item_id].take(rows.order[rows.bounds[:-1]])
-    names = [as_text(item) for item in firsts]
-    check_distinct(names, item_id)
-    return names
+            queried.append(_Queried(entry, future.order[own]))
+    return queried
 
 
 def _of_items(frame: pd.DataFrame, item_id: str | None, names: set[str]) -> pd.DataFrame:
@@ -296,10 +256,3 @@ def _shortened(entry: DataEntry, count: int) -> DataEntry:
     """Return the entry whose first rows alone are observations, with later ones as queries."""
     fields = [name for name in ("target", "past_feat_dynamic_real") if name in entry]
     return {**entry, **{name: entry[name][..., :count] for name in fields}}
-
-
-def _plain(frame: pd.DataFrame) -> pd.DataFrame:
-    """Drop the ``attrs`` of a frame, which pandas compares, and allow repeated index labels."""
-    plain = frame.set_flags(allows_duplicate_labels=True)
-    plain.attrs = {}
-    return plain

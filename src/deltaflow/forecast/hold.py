@@ -19,7 +19,7 @@ from deltaflow.data.statistics import Statistics, last_known
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.baseline import finite_queries
 from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast
-from deltaflow.forecast.predictor import DeltaflowPredictor, questions_in
+from deltaflow.forecast.predictor import DeltaflowPredictor, read_data
 from deltaflow.randomness import check_seed, derived_seed, seeded
 
 LEVELS = (
@@ -154,8 +154,8 @@ class HoldPredictor(DeltaflowPredictor):
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         keys = ["mean", *map(str, self.levels)]
-        questions = questions_in(dataset, SeriesReader(self.schema), self.prediction_length)
-        for number, asked in enumerate(questions):
+        read = read_data(dataset, SeriesReader(self.schema), self.prediction_length)
+        for number, asked in enumerate(read):
             located = self.locate(*self._last(asked.series))
             mean, quantiles = (part[..., asked.found.channels] for part in located)
             if num_samples:

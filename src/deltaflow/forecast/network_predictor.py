@@ -34,9 +34,9 @@ from deltaflow.forecast.forecasts import (
 )
 from deltaflow.forecast.predictor import (
     DeltaflowPredictor,
-    Question,
+    ReadEntry,
     find_device,
-    questions_in,
+    read_data,
 )
 from deltaflow.heads import describe_output, distribution_of, has_quantiles, make_output
 from deltaflow.model.networks import make_network
@@ -50,11 +50,11 @@ SAMPLING = ("marginal", "path")
 
 
 @dataclass(frozen=True)
-class Questions:
+class ReadBatch:
     """Entries that are forecast at once, by any network of the reader that has read them."""
 
     reader: Reader
-    items: list[Question]
+    items: list[ReadEntry]
 
     @property
     def series(self) -> list[Series]:
@@ -186,14 +186,14 @@ class IrregularPredictor(DeltaflowPredictor):
         return (self.reader, self.batch_size) == (other.reader, other.batch_size)
 
     def answer(
-        self, questions: Iterable[Questions], num_samples: int | None, seed: int | None
+        self, batches: Iterable[ReadBatch], num_samples: int | None, seed: int | None
     ) -> Iterator[RealTimeForecast]:
         """Forecast what was :meth:`read`, by this predictor or one like it; see :meth:`predict`."""
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         unobserved: list[str | None] = []
         try:
-            for number, asked in enumerate(questions):
+            for number, asked in enumerate(batches):
                 unobserved += [
                     one.item_id for one in asked.series if not np.isfinite(one.values).any()
                 ]
@@ -210,28 +210,28 @@ class IrregularPredictor(DeltaflowPredictor):
 
     def read(
         self, dataset: Dataset, series_reader: SeriesReader | None = None
-    ) -> Iterator[Questions]:
+    ) -> Iterator[ReadBatch]:
         """Read the entries in batches, which are smaller where many times are asked for."""
-        batch: list[Question] = []
+        batch: list[ReadEntry] = []
         most = 0
         reader = series_reader or self.reader.series_reader()
-        for question in questions_in(dataset, reader, self.prediction_length):
-            queries = _count_queries(question.series)
+        for one in read_data(dataset, reader, self.prediction_length):
+            queries = _count_queries(one.series)
             most = max(most, queries)
             size = len(batch) + 1
             if batch and (size > self.batch_size or size * most > self._queries_at_once):
-                yield Questions(self.reader, batch)
+                yield ReadBatch(self.reader, batch)
                 batch, most = [], queries
-            batch.append(question)
+            batch.append(one)
         if batch:
-            yield Questions(self.reader, batch)
+            yield ReadBatch(self.reader, batch)
 
     @property
     def _queries_at_once(self) -> int:
         return self.batch_size * max(self.prediction_length, 64)
 
     def _forecast_batch(
-        self, asked: Questions, num_samples: int | None, seed: int | None
+        self, asked: ReadBatch, num_samples: int | None, seed: int | None
     ) -> Iterator[RealTimeForecast]:
         with torch.no_grad(), one_thread(), seeded(seed, self.device), advising():
             if self.sampling == "path":
@@ -239,11 +239,11 @@ class IrregularPredictor(DeltaflowPredictor):
             else:
                 forecasts = self._marginals(asked, num_samples)
 
-        for question, make in zip(asked.items, forecasts, strict=True):
-            yield question.answer(make)
+        for item, make in zip(asked.items, forecasts, strict=True):
+            yield item.answer(make)
 
     def _paths(
-        self, asked: Questions, num_samples: int
+        self, asked: ReadBatch, num_samples: int
     ) -> Iterable[Callable[..., RealTimeForecast]]:
         """Sample trajectories through the queries, in order of time."""
         series = asked.series
@@ -257,18 +257,18 @@ class IrregularPredictor(DeltaflowPredictor):
         ]
 
     def _marginals(
-        self, questions: Questions, num_samples: int | None
+        self, read: ReadBatch, num_samples: int | None
     ) -> Iterable[Callable[..., RealTimeForecast]]:
         """Forecast each query on its own: by a distribution, by quantiles, or by samples."""
-        batch = questions.batch
-        counts = np.array([_count_queries(one) for one in questions.series])
+        batch = read.batch
+        counts = np.array([_count_queries(one) for one in read.series])
         bounds = np.concatenate([[0], counts.cumsum()])
         asked = torch.arange(max(counts)) < torch.from_numpy(counts).unsqueeze(-1)  # (B, Q)
         # The R queries of all series, one series after the other: (R, D), or (R, D, K).
         args = [finite(arg).double().cpu()[asked] for arg in self._decoded(batch)]
         number = asked.nonzero()[:, 0]
         loc, scale = batch.loc[number], batch.scale[number]
-        channels = [item.found.channels for item in questions.items]
+        channels = [item.found.channels for item in read.items]
         return self.forecasts_from(args, loc, scale, bounds, channels, num_samples)
 
     def forecasts_from(

@@ -152,7 +152,7 @@ class DeltaflowPredictor(RepresentablePredictor):
         return self.__init_args__  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class Question(NamedTuple):
+class ReadEntry(NamedTuple):
     """An entry to forecast, the series that was read from it, and how its names match."""
 
     entry: DataEntry
@@ -170,13 +170,13 @@ class Question(NamedTuple):
         return forecast.labelled(queries, found.target, found.unforecast)
 
 
-def questions_in(
+def read_data(
     dataset: Dataset, reader: SeriesReader, prediction_length: int
-) -> Iterator[Question]:
+) -> Iterator[ReadEntry]:
     """Read the entries of a data set, one after the other."""
     for entry in entries_of(dataset):
         series = reader.read(entry, prediction_length)
-        yield Question(entry, series, reader.match(entry))
+        yield ReadEntry(entry, series, reader.match(entry))
 
 
 PREDICTORS: dict[str, type[DeltaflowPredictor]] = {}

@@ -26,7 +26,7 @@ from deltaflow._version import __version__
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.live import LiveForecaster
-from deltaflow.serve.rows import Columns, Rows, observations, questions
+from deltaflow.serve.rows import Columns, Rows, observations, queries
 from deltaflow.serve.together import Together
 
 logger = logging.getLogger("uvicorn.error")
@@ -256,7 +256,7 @@ def make_app(
         quantile_levels: Annotated[list[Level], Query(max_length=99)] = [0.1, 0.5, 0.9],  # noqa: B006
         seed: Annotated[int | None, Query(ge=0, lt=2**32)] = None,
     ) -> Response:
-        """Forecast each row: a row per question and channel, with a column per level.
+        """Forecast each row: a row per query and channel, with a column per level.
 
         Answers are JSON to JSON, and CSV to CSV.
         """
@@ -318,12 +318,12 @@ class _Answers:
     Attributes
     ----------
     observed, asked
-        What requests with observations, and with questions, may hold.
+        What requests with observations, and with queries, may hold.
     """
 
     def __init__(self, live: LiveForecaster, max_rows: int) -> None:
         self.live = live
-        self.observed, self.asked = observations(live, max_rows), questions(live, max_rows)
+        self.observed, self.asked = observations(live, max_rows), queries(live, max_rows)
 
     def to_updates(self, requests: list[Columns]) -> list[None]:
         """Read the observations of all requests, or of none if there is an error."""
@@ -337,10 +337,11 @@ class _Answers:
     def to_forecasts(
         self, requests: list[Columns], levels: Sequence[float], seed: int | None
     ) -> list[Columns]:
-        """Forecast the questions of all requests, or of none if there is an error."""
+        """Forecast the queries of all requests, or of none if there is an error."""
         live, levels = self.live, read_levels(levels)
-        names = live.frames.answered(levels)
-        answers = live.states.answer(self.asked.questions(requests), levels, seed)  # (L, N, D)
+        names = ["predictions", *map(str, levels)]
+        live.frames.check_answer(names)
+        answers = live.states.answer(self.asked.queries(requests), levels, seed)  # (L, N, D)
         stop, parts = 0, []
         for one in requests:
             count = len(one[live.timestamp])
@@ -351,7 +352,7 @@ class _Answers:
             }
             part["target_name"] = [*live.schema.target] * count
             own = answers[:, start:stop].reshape(len(answers), -1)
-            parts.append(part | dict(zip(names[1:], own.tolist(), strict=True)))
+            parts.append(part | dict(zip(names, own.tolist(), strict=True)))
         return parts
 
 

@@ -27,7 +27,7 @@ from deltaflow.data.validation import (
 )
 from deltaflow.errors import DataError
 from deltaflow.forecast.live import LiveForecaster
-from deltaflow.forecast.live.frames import FrameReader, Observations, Questions
+from deltaflow.forecast.live.frames import FrameReader, Observations, Queries
 
 _OFFSET = re.compile(r":\d{2}(\.\d+)?\s*(Z|[+-]\d{2}(:?\d{2})?)$", re.IGNORECASE)
 """The end of a time of day with an offset from UTC."""
@@ -81,7 +81,7 @@ class Rows:
         row = create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
         rows: Any = Annotated[list[row], Field(min_length=1, max_length=limit)]
         self.model: type[BaseModel] = create_model(
-            f"{name}s", __config__=ConfigDict(extra="forbid"), rows=(rows, ...)
+            f"{name}Rows", __config__=ConfigDict(extra="forbid"), rows=(rows, ...)
         )
 
     def read(self, body: bytes, content_type: str) -> Columns:
@@ -100,15 +100,15 @@ class Rows:
         Raises
         ------
         DataError
-            If a value is impossible; see :meth:`questions` for times.
+            If a value is impossible; see :meth:`queries` for times.
         """
-        asked = self.questions(requests)
+        asked = self.queries(requests)
         values = self._numbers(requests, self._frames.channels, asked.rows)
         static = {name: self._joined(requests, name) for name in self._frames.static}
         return self._frames.observed(asked, values.T, pd.DataFrame(static))
 
-    def questions(self, requests: Sequence[Columns]) -> Questions:
-        """Return the questions of several requests, as the forecaster reads them.
+    def queries(self, requests: Sequence[Columns]) -> Queries:
+        """Return the queries of several requests, as the forecaster reads them.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class Rows:
         known = self._frames.schema.feat_dynamic_real
         covariates = self._numbers(requests, known, rows)
         check_known(covariates, rows, known)
-        return Questions(rows, rows.items, self._times(times, rows), covariates.T)
+        return Queries(rows, rows.items, self._times(times, rows), covariates.T)
 
     def _numbers(
         self, requests: Sequence[Columns], names: Sequence[str], rows: FrameRows
@@ -259,13 +259,13 @@ def observations(live: LiveForecaster, limit: int) -> Rows:
     return Rows("Observation", columns, live.frames, limit)
 
 
-def questions(live: LiveForecaster, limit: int) -> Rows:
+def queries(live: LiveForecaster, limit: int) -> Rows:
     """Return the rows of forecasts."""
     columns = {
         **_keys(live),
         **dict.fromkeys(live.schema.feat_dynamic_real, (Number, False)),
     }
-    return Rows("Question", columns, live.frames, limit)
+    return Rows("Query", columns, live.frames, limit)
 
 
 def _keys(live: LiveForecaster) -> dict[str, tuple[Any, bool]]:

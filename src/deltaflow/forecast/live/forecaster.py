@@ -144,7 +144,7 @@ class LiveForecaster:
         Parameters
         ----------
         future_df
-            The questions: item and timestamp, in any order and number, and the covariates known in
+            The queries: item and timestamp, in any order and number, and the covariates known in
             advance.
         quantile_levels
             The levels, between 0 and 1.
@@ -159,21 +159,15 @@ class LiveForecaster:
         Raises
         ------
         DataError
-            If an item is unknown, or a question lies before its last observation.
+            If an item is unknown, or a query lies before its last observation.
         """
         levels = read_levels(quantile_levels)
         check_seed(seed)
-        answers_in = self.frames.answered(levels)
-        asked = self.frames.questions(future_df)
-        answers = self.states.answer(asked, levels, seed)  # (L, N, D)
-
-        targets = np.array(self.schema.target, dtype=object)
-        row = np.arange(len(future_df)).repeat(len(targets))
-        columns = {key: future_df[key].array.take(row) for key in self.frames.keys}
-        columns["target_name"] = np.tile(targets, len(future_df))
-        for name, answer in zip(answers_in[1:], answers, strict=True):
-            columns[name] = answer.reshape(-1)
-        return pd.DataFrame(columns)
+        names = ["predictions", *map(str, levels)]
+        self.frames.check_answer(names)
+        answers = self.states.answer(self.frames.queries(future_df), levels, seed)  # (L, N, D)
+        rows = np.arange(len(future_df))
+        return self.frames.answer(future_df, rows, dict(zip(names, answers, strict=True)))
 
     def forget(self, items: Iterable[object]) -> None:
         """Delete items: an update may begin them anew.

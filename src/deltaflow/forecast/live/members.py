@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaflow.data.dataset import UNKNOWN_LEVEL
 from deltaflow.data.matching import match
 from deltaflow.data.reader import FARTHEST
 from deltaflow.data.schema import TICKS_PER_SECOND, Schema
@@ -28,7 +29,7 @@ from deltaflow.forecast.forecasts import (
 )
 from deltaflow.forecast.gaussian_process import CONTEXT, Curve, GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
-from deltaflow.forecast.live.frames import UNKNOWN_LEVEL, Static
+from deltaflow.forecast.live.frames import Static
 from deltaflow.forecast.network_predictor import IrregularPredictor, finite
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import SupportPredictor

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deltaflow.data.dataset import MISSING_LEVEL
 from deltaflow.data.reader import FARTHEST
 from deltaflow.data.schema import Schema
 from deltaflow.data.validation import FrameRows, in_ticks_of
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.live.clock import Clock
-from deltaflow.forecast.live.frames import MISSING_LEVEL, Observations, Questions
+from deltaflow.forecast.live.frames import Observations, Queries
 from deltaflow.forecast.live.item_table import FrozenTable, ItemTable
 from deltaflow.forecast.live.members import Arrived, Asked, combined, members_of
 from deltaflow.forecast.network_predictor import advising
@@ -113,7 +114,7 @@ class States:
             self._table.put(given.names, rows, packed)
 
     @one_thread()
-    def answer(self, asked: Questions, levels: Sequence[float], seed: int | None) -> np.ndarray:
+    def answer(self, asked: Queries, levels: Sequence[float], seed: int | None) -> np.ndarray:
         """Return the median and L quantiles for each row of the frame, ``(1 + L, N, D)``."""
         with self._lock:
             found = self._table.find(asked.names)
@@ -255,8 +256,8 @@ class States:
         common.seen[:] |= newest[ends] >= starts[:, None]
         common.count[:, 0] += counts
 
-    def _queries(self, asked: Questions, common: _Common, clock: Clock) -> Asked:
-        """Return where questions stand beside what is known of their items."""
+    def _queries(self, asked: Queries, common: _Common, clock: Clock) -> Asked:
+        """Return where queries stand beside what is known of their items."""
         stored = clock.column(common.moments)
         moments = in_ticks_of(stored, asked.times, self.timestamp)
         times = in_ticks_of(asked.times, stored, self.timestamp)

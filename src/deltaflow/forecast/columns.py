@@ -1,0 +1,99 @@
+"""The columns of a caller's DataFrames: how they are read, and how answers look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from deltaflow.data.matching import check_time
+from deltaflow.data.schema import Schema
+from deltaflow.data.validation import (
+    FrameRows,
+    TimeColumn,
+    as_text,
+    check_distinct,
+    check_roles,
+    read_times,
+)
+from deltaflow.errors import DataError
+
+
+class FrameColumns:
+    """The columns of observations and queries, which have the names of the training data.
+
+    Parameters
+    ----------
+    schema
+        What the data hold.
+    item_id, timestamp
+        The names of these columns; ``item_id`` is None for a single series.
+
+    Attributes
+    ----------
+    keys
+        The columns of item and time.
+    known
+        The columns of queries: the keys, and the covariates known in advance.
+    channels
+        The columns of all channels, the targets first.
+    static
+        The columns of static features.
+    """
+
+    def __init__(self, schema: Schema, item_id: str | None, timestamp: str) -> None:
+        self.schema, self.item_id, self.timestamp = schema, item_id, timestamp
+        self.keys = [timestamp] if item_id is None else [item_id, timestamp]
+        self.known = [*self.keys, *schema.feat_dynamic_real]
+        self.channels = [*schema.target, *schema.past_feat_dynamic_real]
+        self.static = [*schema.feat_static_real, *schema.feat_static_cat]
+        check_roles(
+            {
+                "item_id": self.keys[:-1],
+                "timestamp": self.keys[-1:],
+                "target": self.channels,
+                "covariates": [*schema.feat_dynamic_real, *self.static],
+            }
+        )
+
+    def names(self, frame: pd.DataFrame, rows: FrameRows) -> list[str]:
+        """Return the items as text, the same in all frames whatever the type of their columns."""
+        if self.item_id is None:
+            return rows.items
+        firsts = frame[self.item_id].take(rows.order[rows.bounds[:-1]])
+        names = [as_text(item) for item in firsts]
+        check_distinct(names, self.item_id)
+        return names
+
+    def times(self, frame: pd.DataFrame, rows: FrameRows) -> TimeColumn:
+        """Read the times of a frame, which must be of the kind of the training data."""
+        times = read_times(frame[self.timestamp], rows)
+        check_time(times.kind, times.time_zone, self.schema, self.timestamp)
+        return times
+
+    def check_answer(self, names: Iterable[str]) -> None:
+        """Raise if one of these columns of an answer has the name of item or time."""
+        for key in self.keys:
+            if key in ("target_name", *names):
+                raise DataError("is also the name of a column of the answer", "rename", field=key)
+
+    def answer(
+        self, asked: pd.DataFrame, rows: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> pd.DataFrame:
+        """Return an answer: the caller's own items and times, a row per query and channel.
+
+        Parameters
+        ----------
+        asked
+            The frame of the queries.
+        rows
+            ``(N,)`` which of its rows they are.
+        values
+            ``(N, D)`` by the name of the column.
+        """
+        targets = np.array(self.schema.target, dtype=object)
+        place = rows.repeat(len(targets))
+        columns = {key: asked[key].array.take(place) for key in self.keys}
+        columns["target_name"] = np.tile(targets, len(rows))
+        return pd.DataFrame(columns | {name: own.reshape(-1) for name, own in values.items()})
