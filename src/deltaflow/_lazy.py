@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
+import ast
+import pkgutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 
-def lazy(
-    package: str, names: Mapping[str, Sequence[str]], submodules: Sequence[str] = ()
-) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package.
 
-    Type checkers read the same names from imports that they alone execute.
+    Its public names are those that its stub ``__init__.pyi`` imports, which type checkers read.
 
     Parameters
     ----------
     package
         The ``__name__`` of the package.
-    names
-        The names that each module of the package provides.
-    submodules
-        Modules that are themselves attributes of the package.
     """
-    homes = {name: module for module, provided in names.items() for name in provided}
+    stub = ast.parse(pkgutil.get_data(package, "__init__.pyi") or b"")
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: str(node.module) for node in imports for alias in node.names}
+    public = sorted(name for name, home in homes.items() if home != package)
 
     def get(name: str) -> Any:
-        if name in submodules:
-            return import_module(f"{package}.{name}")
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        if homes[name] == package:  # a module of the package
+            return import_module(f"{package}.{name}")
+        value = getattr(import_module(homes[name]), name)
         setattr(sys.modules[package], name, value)  # later uses find it without this function
         return value
 
-    def names_of_package() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *homes, *submodules})
-
-    return get, names_of_package, sorted(homes)
+    return get, lambda: sorted({*vars(sys.modules[package]), *homes}), public

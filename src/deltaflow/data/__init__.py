@@ -1,32 +1,5 @@
 """DataFrame → irregular data set → windows: everything that knows about absolute time."""
 
-from typing import TYPE_CHECKING
-
 from deltaflow._lazy import lazy
 
-if TYPE_CHECKING:
-    from deltaflow.data.arrow import ArrowDataset as ArrowDataset
-    from deltaflow.data.arrow import parquet_to_arrow as parquet_to_arrow
-    from deltaflow.data.arrow import write_arrow as write_arrow
-    from deltaflow.data.data_module import IrregularDataModule as IrregularDataModule
-    from deltaflow.data.dataset import IrregularDataset as IrregularDataset
-    from deltaflow.data.reader import Batch as Batch
-    from deltaflow.data.reader import Reader as Reader
-    from deltaflow.data.schema import Schema as Schema
-    from deltaflow.data.splitter import TimeSplitter as TimeSplitter
-    from deltaflow.data.splitter import split_items as split_items
-    from deltaflow.data.splitter import split_items_by as split_items_by
-    from deltaflow.data.statistics import Statistics as Statistics
-
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "arrow": ("ArrowDataset", "parquet_to_arrow", "write_arrow"),
-        "data_module": ("IrregularDataModule",),
-        "dataset": ("IrregularDataset",),
-        "reader": ("Batch", "Reader"),
-        "schema": ("Schema",),
-        "splitter": ("TimeSplitter", "split_items", "split_items_by"),
-        "statistics": ("Statistics",),
-    },
-)
+__getattr__, __dir__, __all__ = lazy(__name__)
