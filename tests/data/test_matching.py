@@ -142,8 +142,8 @@ def test_another_kind_of_time_is_refused():
     for own, model, message in (
         (elapsed, naive, "item 'A', field 'info': time is given as elapsed numbers, .*timestamps"),
         (naive, elapsed, "time is given as timestamps, .*elapsed numbers"),
-        (naive, berlin, "the timestamps have no time zone, the training data are with one"),
-        (berlin, naive, "the time zone Europe/Berlin, the training data are without one"),
+        (naive, berlin, "the timestamps have no time zone, those of the training data have one"),
+        (berlin, naive, "the time zone Europe/Berlin, those of the training data have none"),
     ):
         with pytest.raises(DataError, match=message):
             SeriesReader(model.schema).read(own[0])

@@ -18,6 +18,13 @@ def test_every_name_makes_an_encoder_of_the_size_asked_for(name):
     assert encoder.initial_state(3).last.shape == (3, 2)
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_batch_without_any_observation_time_is_refused(name):
+    encoder, nothing = make_encoder(name, 1, 0, 4), torch.zeros(2, 0, 1)
+    with pytest.raises(DeltaflowError, match="the batch has no observation time"):
+        encoder(nothing, nothing.bool(), nothing[..., 0], torch.zeros(2).long(), nothing[..., :0])
+
+
 def test_an_unknown_name_is_refused_with_the_registered_ones():
     with pytest.raises(UnknownNameError, match="did you mean 'gru_flow'") as caught:
         make_encoder("gru-flow", 1, 0, 8)

@@ -169,7 +169,7 @@ BAD_BATCHES = {
     "numbers": (rows(["a"], [5.0]).assign(timestamp=5.0), "in the training data as timestamps"),
     "zone": (
         rows(["a"], [5.0]).assign(timestamp=lambda f: f["timestamp"].dt.tz_localize("UTC")),
-        "the training data are without one",
+        "those of the training data have none",
     ),
 }
 

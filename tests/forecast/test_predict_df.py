@@ -482,10 +482,10 @@ BAD = {
         "^past_df, .* given as elapsed numbers, in the training data as timestamps", "timestamp"),
     "mixed time zones": (
         lambda p, f: (p, f.assign(timestamp=f["timestamp"].dt.tz_localize("UTC"))),
-        "^future_df, .* the training data are without one", "timestamp"),
+        "^future_df, .* those of the training data have none", "timestamp"),
     "a past without a time zone": (
         lambda p, f: (p.assign(timestamp=p["timestamp"].dt.tz_localize("UTC")), f),
-        "^past_df, .* the training data are without one", "timestamp"),
+        "^past_df, .* those of the training data have none", "timestamp"),
     "a time is missing in the past": (
         lambda p, f: (p.assign(timestamp=p["timestamp"].where(p.index != 3)), f),
         "^past_df, item 'p0', field 'timestamp', row 3: the time is missing", "timestamp"),
@@ -554,7 +554,7 @@ def test_timestamps_in_another_zone_than_those_of_the_training_are_refused(predi
     past, future = (
         frame.assign(timestamp=frame["timestamp"].dt.tz_localize("UTC")) for frame in frames
     )
-    with pytest.raises(DataError, match=r"'timestamp': .* the training data are without one"):
+    with pytest.raises(DataError, match=r"'timestamp': .* those of the training data have none"):
         predict_df(predictor, past, future)
 
 

@@ -104,6 +104,13 @@ def test_the_summary_says_what_a_predictor_is(trained, multivariate):
     assert json.loads(json.dumps(summary)) == summary
 
 
+def test_the_summary_says_once_what_members_have_in_common(trained, multivariate):
+    network = trained("GRUFlowEstimator", "multivariate")
+    hold = HoldPredictor.fit(multivariate, 4)
+    members = EnsemblePredictor([network, network, hold]).summary()["members"]
+    assert members == [{"count": 2, **network.summary()}, hold.summary()]
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", "", "cpu:x"])
 @pytest.mark.parametrize("kind", ["network", "hold", "ensemble"])
 def test_a_device_that_is_not_there_is_named(kind, device, trained, multivariate, tmp_path):

@@ -102,9 +102,9 @@ def check_time(time: str, time_zone: str | None, schema: Schema, field: str) -> 
         )
     if (time_zone is None) != (schema.time_zone is None):
         have = "no time zone" if time_zone is None else f"the time zone {time_zone}"
-        trained = "without" if schema.time_zone is None else "with"
+        trained = "none" if schema.time_zone is None else "one"
         raise DataError(
-            f"the timestamps have {have}, the training data are {trained} one",
+            f"the timestamps have {have}, those of the training data have {trained}",
             "localize the timestamps, or remove their time zone",
             field=field,
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaflow.encoders.evolution import VectorField
+from deltaflow.errors import DeltaflowError
 
 
 class State(NamedTuple):
@@ -107,7 +108,16 @@ class Encoder(nn.Module, ABC):
         -------
         State
             The state of each series at its last observation; the initial state if it has none.
+
+        Raises
+        ------
+        DeltaflowError
+            If T is 0.
         """
+        if not values.shape[1]:
+            raise DeltaflowError(
+                "the batch has no observation time: pad it to one, and give the length 0"
+            )
         # int32 and the longest axis last make `newest` four times as fast.
         steps = torch.arange(1, values.shape[1] + 1, dtype=torch.int32, device=values.device)
         running = steps <= lengths.unsqueeze(-1)  # (B, T)

@@ -122,43 +122,40 @@ class Rate(nn.Module):
         return F.softplus(self.raw)
 
 
-class TanhTime(TimeEmbedding):
+class RateTime(TimeEmbedding):
+    r"""A function of :math:`a t`, where :math:`a` is a learned rate per dimension."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.rate = Rate(dim)
+
+    def prepare(self) -> TimeMap:
+        """Return the function of :math:`a t`."""
+        rate = self.rate()
+        return lambda t: self.of(rate * t)
+
+    @staticmethod
+    @abstractmethod
+    def of(moved: Tensor) -> Tensor:
+        """Return the function of :math:`a t`."""
+
+
+class TanhTime(RateTime):
     r""":math:`\varphi(t) = \tanh(a t)`: bounded, and converges exponentially fast."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.rate = Rate(dim)
-
-    def prepare(self) -> TimeMap:
-        r"""Return :math:`\tanh(a t)`."""
-        rate = self.rate()
-        return lambda t: torch.tanh(rate * t)
+    of = staticmethod(torch.tanh)
 
 
-class LinearTime(TimeEmbedding):
+class LinearTime(RateTime):
     r""":math:`\varphi(t) = a t`: unbounded, and never slows down."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.rate = Rate(dim)
-
-    def prepare(self) -> TimeMap:
-        """Return :math:`a t`."""
-        rate = self.rate()
-        return lambda t: rate * t
+    of = staticmethod(lambda moved: moved)
 
 
-class LogTime(TimeEmbedding):
+class LogTime(RateTime):
     r""":math:`\varphi(t) = \log(1 + a t)`: moves equally far each time t grows tenfold."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.rate = Rate(dim)
-
-    def prepare(self) -> TimeMap:
-        r"""Return :math:`\log(1 + a t)`."""
-        rate = self.rate()
-        return lambda t: torch.log1p(rate * t)
+    of = staticmethod(torch.log1p)
 
 
 class FourierTime(TimeEmbedding):

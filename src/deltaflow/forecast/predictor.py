@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -74,7 +75,7 @@ class DeltaflowPredictor(RepresentablePredictor):
         """
 
     def summary(self) -> dict[str, Any]:
-        """Return what the predictor is, in a few plain values."""
+        """Return what the predictor is, in a few plain values; equal members are counted."""
         summary: dict[str, Any] = {
             "predictor": type(self).__name__,
             "target": list(self.schema.target),
@@ -82,7 +83,11 @@ class DeltaflowPredictor(RepresentablePredictor):
             "prediction_length": self.prediction_length,
         }
         if self.members:
-            summary["members"] = [member.summary() for member in self.members]
+            alike = groupby(member.summary() for member in self.members)
+            counted = [(own, len(list(same))) for own, same in alike]
+            summary["members"] = [
+                own if count == 1 else {"count": count, **own} for own, count in counted
+            ]
         return summary
 
     @property
