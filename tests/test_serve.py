@@ -306,12 +306,39 @@ def test_a_token_guards_all_but_health_and_documentation(live):
     assert client.get("/docs").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("count", "told"), [(0, "there are no rows"), (21, "there are more than 20 rows")]
+)
+def test_a_table_has_rows_but_not_too_many(client, count, told):
+    lines = ["item_id,timestamp", *[f"a,2024-01-01T00:{minute:02}" for minute in range(count)]]
+    refused = client.post("/forecast", content="\n".join(lines), headers=CSV)
+    assert refused.status_code == 422
+    assert refused.json()["error"].startswith(told)
+
+
 def test_the_documentation_names_the_fields(client):
     page = client.get("/openapi.json").json()
     body = page["paths"]["/update"]["post"]["requestBody"]["content"]["application/json"]
     row = body["schema"]["properties"]["rows"]["items"]
     assert set(row["required"]) == {"item_id", "timestamp", "dose"}
     assert set(row["properties"]) >= {"HR", "MAP", "lab", "age", "ward"}
+
+
+def test_the_documentation_names_every_refusal(client):
+    page = client.get("/openapi.json").json()
+    refused = {
+        ("post", "/update"): {"413", "415", "422"},
+        ("post", "/forecast"): {"413", "415", "422"},
+        ("get", "/items/{item_id}"): {"404", "422"},
+        ("delete", "/items/{item_id}"): {"404", "422"},
+    }
+    for (method, path), statuses in refused.items():
+        documented = page["paths"][path][method]["responses"]
+        assert set(documented) - {"200"} == statuses
+        for status in statuses:
+            schema = documented[status]["content"]["application/json"]["schema"]
+            assert schema["$ref"].endswith("/Refusal")
+    assert "text/plain" in page["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
 
 
 def test_prometheus_reads_what_was_done(client):

@@ -20,7 +20,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import PlainTextResponse
 
 from deltaflow._version import __version__
 from deltaflow.errors import DataError, DeltaflowError
@@ -41,6 +43,20 @@ FEW_BYTES = 2**16
 """Bodies of this size are read at once; longer ones in a thread."""
 
 Level = Annotated[float, Query(gt=0, lt=1)]
+
+
+class Refusal(BaseModel):
+    """What is wrong with a request, and where."""
+
+    error: str
+    item: str | None = None
+    field: str | None = None
+    row: int | str | None = None
+
+
+def _refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what the documentation of the interface says about refusals."""
+    return {status: {"model": Refusal} for status in statuses}
 
 
 class Snapshots:
@@ -168,7 +184,7 @@ def make_app(
         version=__version__,
         description="Observations in as they arrive, forecasts of any later time out.",
         lifespan=lifespan,
-        responses={422: {"model": None, "description": "What is wrong: item, field, row, remedy"}},
+        responses=_refused(422, *([401] if token else [])),
     )
     metrics = _Metrics(live, snapshots)
     together, answers = Together(), _Answers(live, max_rows)
@@ -195,6 +211,7 @@ def make_app(
             )
 
     guarded = [Depends(check_token)] if token else []
+    refused = _refused(413, 415)
 
     async def body_of(request: Request) -> tuple[bytes, str]:
         """Return the body and its type, within the limits."""
@@ -238,7 +255,9 @@ def make_app(
         content = json.dumps({"error": problem, **known}, default=str)
         return Response(content, status, headers, media_type="application/json")
 
-    @app.post("/update", dependencies=guarded, openapi_extra=_body_of(answers.observed))
+    @app.post(
+        "/update", dependencies=guarded, responses=refused, openapi_extra=_body_of(answers.observed)
+    )
     async def update(request: Request) -> Response:
         """Read observations: all rows of the request, or none if one is refused."""
         with metrics.seconds.labels("update").time():
@@ -250,7 +269,9 @@ def make_app(
         metrics.rows.labels("update").inc(count)
         return _json({"rows": count, "items": len(live)})
 
-    @app.post("/forecast", dependencies=guarded, openapi_extra=_body_of(answers.asked))
+    @app.post(
+        "/forecast", dependencies=guarded, responses=refused, openapi_extra=_body_of(answers.asked)
+    )
     async def forecast(
         request: Request,
         quantile_levels: Annotated[list[Level], Query(max_length=99)] = [0.1, 0.5, 0.9],  # noqa: B006
@@ -271,13 +292,13 @@ def make_app(
         metrics.rows.labels("forecast").inc(count)
         return response
 
-    @app.get("/items/{item_id:path}", dependencies=guarded)
+    @app.get("/items/{item_id:path}", dependencies=guarded, responses=_refused(404))
     async def item(item_id: str) -> Response:
         """Tell when an item was observed: the time of its last row, and of each channel."""
         _check_known(live, item_id)
         return _json(_plain(live.item(item_id)))
 
-    @app.delete("/items/{item_id:path}", dependencies=guarded)
+    @app.delete("/items/{item_id:path}", dependencies=guarded, responses=_refused(404))
     async def forget(item_id: str) -> dict[str, int]:
         """Delete an item: an update may begin it anew."""
         _check_known(live, item_id)
@@ -304,7 +325,7 @@ def make_app(
             about["status"] = "ok" if snapshots.problem is None else "no snapshot"
         return _json(about)
 
-    @app.get("/metrics", dependencies=guarded)
+    @app.get("/metrics", dependencies=guarded, response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Return the metrics in the format of Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

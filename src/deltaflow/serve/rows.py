@@ -161,9 +161,11 @@ class Rows:
             if len(row) != len(header):
                 raise DataError(f"there are {len(row)} cells for {len(header)} columns",
                                 "give one each", position=number)  # fmt: skip
-        if not 1 <= len(rows) <= self.limit:
+        if not rows:
+            raise DataError("there are no rows", "send at least one below the header")
+        if len(rows) > self.limit:
             raise DataError(
-                f"there are not 1 to {self.limit} rows", "send them in several requests"
+                f"there are more than {self.limit} rows", "send them in several requests"
             )
         for column in header:
             if column not in self.columns or header.count(column) > 1:
