@@ -108,7 +108,7 @@ def test_queries_behind_the_observations_do_not_move_the_origins(univariate):
         times = entry["feat_dynamic_real"]
         entry["feat_dynamic_real"] = np.hstack([times, times[:, -1:] + 1, [[np.nan]]])
     modules = [IrregularDataModule(data, **options) for data in (univariate, asked)]
-    origins = [module.training_windows.origins for module in modules]
+    origins = [module.training_windows.ranges for module in modules]
     np.testing.assert_array_equal(*origins)
 
 

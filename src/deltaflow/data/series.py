@@ -26,6 +26,9 @@ from deltaflow.data.schema import (
 )
 from deltaflow.errors import DataError, DeltaflowWarning, located
 
+_TIMES = "feat_dynamic_real[0]"
+"""Where an entry has its times, for errors."""
+
 
 class Series(NamedTuple):
     """One item as arrays. T observation times, Q query times, D targets, C = D + P channels.
@@ -263,25 +266,16 @@ class SeriesReader:
             _check_origin(entry["info"])
             _check_times(dynamic[0], length, num_queries)
             unit = unit_seconds(entry["info"].get("time_unit"))
-            if (far := np.abs(dynamic[0]) > LONGEST / unit).any():
-                raise DataError(
-                    f"the elapsed time is longer than {LONGEST:g} seconds",
-                    "check its unit, or count from a later origin",
-                    field=f"{field}[0]",
-                    position=int(far.argmax()),
-                )
+            problem = f"the elapsed time is longer than {LONGEST:g} seconds"
+            remedy = "check its unit, or count from a later origin"
+            _refuse(np.abs(dynamic[0]) > LONGEST / unit, problem, remedy, _TIMES)
             times = dynamic[0] * unit
             known = dynamic[1:]
 
-        missing = np.isnan(known) & ~np.isnan(times)
-        if missing.any():
-            channel, position = np.argwhere(missing)[0]
-            raise DataError(
-                "a covariate known in advance is missing",
-                "fill it in for the past and for every query",
-                field=schema.feat_dynamic_real[channel],
-                position=int(position),
-            )
+        for name, column in zip(schema.feat_dynamic_real, known, strict=True):
+            missing = np.isnan(column) & ~np.isnan(times)
+            problem = "a covariate known in advance is missing"
+            _refuse(missing, problem, "fill it in for the past and for every query", name)
         phases = calendar_phases(entry, times, self.seasonality)
         static = "feat_static_real"
         return Series(
@@ -414,14 +408,18 @@ def _numbers(values: Any, dtype: Any, field: str) -> np.ndarray:
 
 def _check_size(values: np.ndarray, field: str) -> None:
     """Raise if a value exceeds `LARGEST`, and name its position along the last axis."""
-    if values.size and (beyond := np.abs(values) > LARGEST).any():
-        infinite = np.isinf(values[beyond][0])
-        raise DataError(
-            "the value is infinite" if infinite else f"the value is larger than {LARGEST:g}",
-            "replace it with a number, or with NaN if it was not observed",
-            field=field,
-            position=int(np.argwhere(beyond)[0, -1]),
-        )
+    if not (np.abs(values) > LARGEST).any():  # as nearly always
+        return
+    remedy = "replace it with a number, or with NaN if it was not observed"
+    _refuse(np.isinf(values), "the value is infinite", remedy, field)
+    _refuse(np.abs(values) > LARGEST, f"the value is larger than {LARGEST:g}", remedy, field)
+
+
+def _refuse(wrong: np.ndarray, problem: str, remedy: str, field: str) -> None:
+    """Raise if ``wrong`` ``(…, T)`` holds anywhere, and name the first position along T."""
+    if wrong.any():
+        position = int(np.argwhere(wrong)[0, -1])
+        raise DataError(problem, remedy, field=field, position=position)
 
 
 def _of_length(rows: np.ndarray, length: int, field: str) -> np.ndarray:
@@ -454,38 +452,33 @@ def _check_origin(info: Mapping[str, Any]) -> None:
 
 def _check_times(elapsed: np.ndarray, length: int, num_queries: int | None) -> None:
     """Check row 0 of ``feat_dynamic_real``: T observation times, then the query times."""
-    queries = elapsed[length:]
     enough = len(elapsed) >= length + (num_queries is not None)
     if enough and (np.diff(elapsed, prepend=-np.inf) > 0).all():
         return  # as nearly always: increasing, and none of them NaN
 
-    def wrong(problem: str, remedy: str, position: int | None = None) -> DataError:
-        return DataError(problem, remedy, field="feat_dynamic_real[0]", position=position)
-
     if len(elapsed) < length:
-        problem = f"has {len(elapsed)} times for {length} observations"
-        raise wrong(problem, "give each observation its time")
-    if np.isnan(elapsed[:length]).any():
-        position = int(np.argmax(np.isnan(elapsed)))
-        raise wrong("the time is missing", "drop this observation", position)
-    gaps = np.diff(elapsed[:length])
-    if (gaps <= 0).any():
-        position = int(np.argmax(gaps <= 0)) + 1
-        problem = "is a duplicate" if gaps[position - 1] == 0 else "is not sorted"
-        remedy = "sort the observations and merge duplicates"
-        raise wrong(f"the time {problem}", remedy, position)
+        raise DataError(f"has {len(elapsed)} times for {length} observations",
+                        "give each observation its time", field=_TIMES)  # fmt: skip
+    observed, queries = elapsed[:length], elapsed[length:]
+    _refuse(np.isnan(observed), "the time is missing", "drop this observation", _TIMES)
+    gaps = np.diff(observed, prepend=-np.inf)
+    problem = "is a duplicate" if (gaps[gaps <= 0][:1] == 0).any() else "is not sorted"
+    remedy = "sort the observations and merge duplicates"
+    _refuse(gaps <= 0, f"the time {problem}", remedy, _TIMES)
     if num_queries is None:
         return
     if not len(queries):
-        remedy = "append them, or forecast a DataFrame with deltaflow.predict_df"
-        raise wrong("has no query times after the last observation", remedy)
+        raise DataError("has no query times after the last observation",
+                        "append them, or forecast a DataFrame with deltaflow.predict_df",
+                        field=_TIMES)  # fmt: skip
     asked = ~np.isnan(queries)
     if (np.diff(asked.astype(int)) > 0).any():
-        raise wrong("a missing query time precedes a known one", "put the NaN padding last")
-    if length and (queries[asked] < elapsed[length - 1]).any():
-        remedy = "forecast from a shorter history, or ask for later times"
-        position = length + int(np.argmax(queries < elapsed[length - 1]))
-        raise wrong("the query lies before the last observation", remedy, position)
+        raise DataError("a missing query time precedes a known one", "put the NaN padding last",
+                        field=_TIMES)  # fmt: skip
+    early = elapsed < observed[-1:] if length else np.zeros(len(elapsed), dtype=bool)
+    early[:length] = False
+    remedy = "forecast from a shorter history, or ask for later times"
+    _refuse(early, "the query lies before the last observation", remedy, _TIMES)
 
 
 CALENDAR_CYCLES = {"hour": 3600.0, "day": 86400.0, "week": 604800.0, "year": 31556952.0}

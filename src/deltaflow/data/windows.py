@@ -92,7 +92,37 @@ class Horizon:
         return ends
 
 
-class TrainingWindows(Dataset[Window]):
+class _OriginWindows(Dataset[Window]):
+    """Windows at origins of series that have anything to forecast.
+
+    Attributes
+    ----------
+    data, reader, horizon
+        The series, how they are read, and what a window asks for.
+    items
+        The numbers of the series that have windows.
+    ranges
+        ``(len(items), 2)`` their first and last possible origin.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Series],
+        reader: Reader,
+        horizon: Horizon,
+        what: str = "item",
+        within: tuple[float, float] | None = None,
+    ) -> None:
+        self.data, self.reader, self.horizon = data, reader, horizon
+        self.items, self.ranges = _usable(data, reader, horizon, what, within)
+
+    def window(self, number: int, origin: int, *, blind: bool = False) -> Window:
+        """Return the window at an origin of the series with this number among `items`."""
+        series = self.data[int(self.items[number])]
+        return self.horizon.window(self.reader, series, origin, blind=blind)
+
+
+class TrainingWindows(_OriginWindows):
     """Windows with random forecast origins, drawn evenly from all items.
 
     The ``i``-th window depends on the seed and on ``i`` alone: every pass over the items is a new
@@ -132,12 +162,8 @@ class TrainingWindows(Dataset[Window]):
         within: tuple[float, float] | None = None,
         thinning: float = 0.0,
     ) -> None:
-        self.data = data
-        self.items, self.origins = _usable(data, reader, horizon, within=within)
-        self.thinning = thinning
-        self.reader = reader
-        self.horizon = horizon
-        self.seed = seed
+        super().__init__(data, reader, horizon, within=within)
+        self.thinning, self.seed = thinning, seed
         if len(self.items) < len(data):
             left_out = np.setdiff1d(np.arange(len(data)), self.items)
             first = data[int(left_out[0])].item_id
@@ -152,11 +178,9 @@ class TrainingWindows(Dataset[Window]):
     def __getitem__(self, index: int) -> Window:
         number = _shuffled(index, len(self), self.seed, 0)
         random = np.random.default_rng([self.seed, 1, index])
-        low, high = self.origins[number]
+        low, high = self.ranges[number]
         origin = int(random.integers(low, high + 1))
-        series = self.data[int(self.items[number])]
-        blind = random.random() < BLIND_SHARE
-        window = self.horizon.window(self.reader, series, origin, blind=blind)
+        window = self.window(number, origin, blind=random.random() < BLIND_SHARE)
         if not self.thinning:
             return window
         keeps_rows = self.reader.schema.time == "regular"
@@ -201,7 +225,7 @@ def thinned(
     return Window(own, slice(0, count), slice(count, int(kept.sum())))
 
 
-class SlidingWindows(Dataset[Window]):
+class SlidingWindows(_OriginWindows):
     """The windows at every ``stride``-th origin of each series, from its first one on.
 
     Parameters
@@ -226,13 +250,9 @@ class SlidingWindows(Dataset[Window]):
     ) -> None:
         if stride < 1:
             raise DataError(f"{stride} is less than 1", "give a number of rows", field="stride")
-        self.data = data
-        self.items, self.origins = _usable(data, reader, horizon)
-        self.reader = reader
-        self.horizon = horizon
-        self.stride = stride
-        self.seed = seed
-        low, high = self.origins.T
+        super().__init__(data, reader, horizon)
+        self.stride, self.seed = stride, seed
+        low, high = self.ranges.T
         self._ends = ((high - low) // stride + 1).cumsum()
 
     def __len__(self) -> int:
@@ -243,9 +263,7 @@ class SlidingWindows(Dataset[Window]):
             index = _shuffled(index, len(self), self.seed)
         number = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[number - 1]) if number else 0
-        origin = int(self.origins[number, 0]) + self.stride * (index - first)
-        series = self.data[int(self.items[number])]
-        return self.horizon.window(self.reader, series, origin)
+        return self.window(number, int(self.ranges[number, 0]) + self.stride * (index - first))
 
 
 def _shuffled(index: int, size: int, *seed: int) -> int:
@@ -259,7 +277,7 @@ def _permutation(size: int, *seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(size)
 
 
-class LastWindows(Dataset[Window]):
+class LastWindows(_OriginWindows):
     """The last window of every series that has one.
 
     It is as long as the horizon, but no longer than leaves the earlier half of the possible
@@ -267,13 +285,9 @@ class LastWindows(Dataset[Window]):
     """
 
     def __init__(self, data: Sequence[Series], reader: Reader, horizon: Horizon) -> None:
-        self.data = data
-        self.items, ranges = _usable(data, reader, horizon, "validation item")
-        self.reader = reader
-        self.horizon = horizon
-        self.first_origins = ranges[:, 0].tolist()
+        super().__init__(data, reader, horizon, "validation item")
         self.origins: list[int] = []
-        for item, (low, high) in zip(self.items.tolist(), ranges.tolist(), strict=True):
+        for item, (low, high) in zip(self.items.tolist(), self.ranges.tolist(), strict=True):
             origins = np.arange((low + high) // 2, high + 1)
             ends = horizon.ends(data[item], origins)
             self.origins.append(int(origins[np.argmax(ends > high)]))
@@ -282,8 +296,7 @@ class LastWindows(Dataset[Window]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> Window:
-        series = self.data[int(self.items[index])]
-        return self.horizon.window(self.reader, series, self.origins[index])
+        return self.window(index, self.origins[index])
 
 
 class SpreadWindows(LastWindows):
@@ -294,7 +307,7 @@ class SpreadWindows(LastWindows):
         most = int(np.clip(MOST_WINDOWS // len(self.items), 2, MOST_PER_SERIES))
         spread = [
             np.unique(np.linspace(first, last, most).round().astype(int))
-            for first, last in zip(self.first_origins, self.origins, strict=True)
+            for first, last in zip(self.ranges[:, 0], self.origins, strict=True)
         ]
         self.items = self.items.repeat([len(origins) for origins in spread])
         self.origins = np.concatenate(spread).tolist()

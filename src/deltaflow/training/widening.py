@@ -78,7 +78,7 @@ def reach_of(windows: TrainingWindows) -> float:
     leads = []
     for number in _spread(0, len(windows.items) - 1, ITEMS):
         series = windows.data[int(windows.items[number])]
-        low, high = windows.origins[number]
+        low, high = windows.ranges[number]
         origins = _spread(low, high, ORIGINS)
         for origin, end in zip(origins, windows.horizon.ends(series, origins), strict=True):
             leads.append(series.times[origin:end] - series.times[origin - 1])
