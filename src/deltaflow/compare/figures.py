@@ -10,7 +10,7 @@ import pandas as pd
 
 from deltaflow.compare.run import Run
 from deltaflow.compare.score import INTERVALS
-from deltaflow.forecast.plot import Interval, draw_forecast
+from deltaflow.forecast.plot import draw_forecast
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -65,11 +65,13 @@ def forecasts(runs: Sequence[Run], test: str) -> Figure | None:
         row[0].set_ylabel(encoder, fontsize=8)
         for axes, (item, channel) in zip(row, panels, strict=True):
             example = run["examples"][test][item]
-            times, median = pd.Index(example["times"]), np.array(example["median"][channel])
-            interval = Interval(0.8, *(np.array(example[end][channel]) for end in ("low", "high")))
+            columns = {"predictions": "median", "0.1": "low", "0.9": "high"}
+            answers = {name: example[part][channel] for name, part in columns.items()}
             values = [*example["past"][channel], *example["future"][channel]]
-            observed = pd.Series(values, [*example["past_times"], *times], dtype=float)
-            draw_forecast(axes, times, median, [interval], observed=observed)
+            times = [*example["past_times"], *example["times"]]
+            observed = pd.Series(values, times, dtype=float)
+            answers = pd.DataFrame({"timestamp": example["times"], **answers})
+            draw_forecast(axes, answers, observed=observed)
             axes.tick_params(labelsize=7)
     for axes, (item, channel) in zip(grid[0], panels, strict=True):
         name = f"{examples[item]['item']} · {examples[item]['channels'][channel]}"

@@ -123,23 +123,19 @@ class IrregularDataModule(pl.LightningDataModule):
             "sliding": partial(SlidingWindows, stride=stride),
         }
         check_registered("validation_origins", validation_origins, kinds)
-        if origins == "sliding" and origins_within is not None:
-            raise DataError(
-                "sliding windows begin at every origin",
-                "draw random origins, or leave out origins_within",
-                field="origins_within",
-            )
-        if origins == "sliding" and thinning:
-            raise DataError(
-                "sliding windows are read as they are",
-                "draw random origins, or leave out thinning",
-                field="thinning",
-            )
+        if origins == "sliding" and (origins_within is not None or thinning):
+            field = "thinning" if origins_within is None else "origins_within"
+            problem = {
+                "origins_within": "sliding windows begin at every origin",
+                "thinning": "sliding windows are read as they are",
+            }
+            remedy = f"draw random origins, or leave out {field}"
+            raise DataError(problem[field], remedy, field=field)
         entries = by_number(training_data)
-        if reader is None:  # the entries of a file share their schema
-            schema = schema_of(entries[:1] if isinstance(entries, ArrowDataset) else entries)
-        else:
+        if reader is not None:
             schema = reader.schema
+        else:  # the entries of a file share their schema
+            schema = schema_of(entries[:1] if isinstance(entries, ArrowDataset) else entries)
         durations = {"horizon": horizon, "context": context, "origins_within": origins_within}
         given = [name for name, value in durations.items() if value is not None]
         if schema.time == "regular" and given:
@@ -148,23 +144,23 @@ class IrregularDataModule(pl.LightningDataModule):
                 "give context_length and prediction_length alone",
                 field=given[0],
             )
-        if reader is None:
-            if seasonality is None:
-                seasonality = _seasonality_of(schema.time_unit) if schema.time == "regular" else ()
-            self.series_reader = SeriesReader(schema, tuple(seasonality))
-            training = _series(entries, self.series_reader)
-            reader = Reader(
-                schema=schema,
-                statistics=Statistics.fit(training, schema.target),
-                context_length=options.context_length_for(prediction_length),
-                context=read_seconds(context, "context"),
-                seasonality=tuple(seasonality),
-                centred=centred,
-                scaling=scaling,
-            )
+        if reader is not None:
+            cycles = reader.seasonality
+        elif seasonality is not None:
+            cycles = tuple(seasonality)
         else:
-            self.series_reader = reader.series_reader()
-            training = _series(entries, self.series_reader)
+            cycles = _seasonality_of(schema.time_unit) if schema.time == "regular" else ()
+        self.series_reader = SeriesReader(schema, cycles)
+        training = _series(entries, self.series_reader)
+        reader = reader or Reader(
+            schema=schema,
+            statistics=Statistics.fit(training, schema.target),
+            context_length=options.context_length_for(prediction_length),
+            context=read_seconds(context, "context"),
+            seasonality=cycles,
+            centred=centred,
+            scaling=scaling,
+        )
         self.reader = reader
         self.horizon = Horizon(prediction_length, read_seconds(horizon, "horizon"))
         self.batch_size = batch_size

@@ -457,26 +457,25 @@ def _check_times(elapsed: np.ndarray, length: int, num_queries: int | None) -> N
         return  # as nearly always: increasing, and none of them NaN
 
     if len(elapsed) < length:
-        raise DataError(f"has {len(elapsed)} times for {length} observations",
-                        "give each observation its time", field=_TIMES)  # fmt: skip
+        problem = f"has {len(elapsed)} times for {length} observations"
+        raise DataError(problem, "give each observation its time", field=_TIMES)
     observed, queries = elapsed[:length], elapsed[length:]
     _refuse(np.isnan(observed), "the time is missing", "drop this observation", _TIMES)
     gaps = np.diff(observed, prepend=-np.inf)
-    problem = "is a duplicate" if (gaps[gaps <= 0][:1] == 0).any() else "is not sorted"
-    remedy = "sort the observations and merge duplicates"
-    _refuse(gaps <= 0, f"the time {problem}", remedy, _TIMES)
+    is_duplicate = (gaps[gaps <= 0][:1] == 0).any()
+    problem = f"the time {'is a duplicate' if is_duplicate else 'is not sorted'}"
+    _refuse(gaps <= 0, problem, "sort the observations and merge duplicates", _TIMES)
     if num_queries is None:
         return
     if not len(queries):
-        raise DataError("has no query times after the last observation",
-                        "append them, or forecast a DataFrame with deltaflow.predict_df",
-                        field=_TIMES)  # fmt: skip
-    asked = ~np.isnan(queries)
-    if (np.diff(asked.astype(int)) > 0).any():
-        raise DataError("a missing query time precedes a known one", "put the NaN padding last",
-                        field=_TIMES)  # fmt: skip
-    early = elapsed < observed[-1:] if length else np.zeros(len(elapsed), dtype=bool)
-    early[:length] = False
+        problem = "has no query times after the last observation"
+        remedy = "append them, or forecast a DataFrame with deltaflow.predict_df"
+        raise DataError(problem, remedy, field=_TIMES)
+    if (np.diff(np.isfinite(queries).astype(int)) > 0).any():
+        problem = "a missing query time precedes a known one"
+        raise DataError(problem, "put the NaN padding last", field=_TIMES)
+    early = np.arange(len(elapsed)) >= length
+    early &= elapsed < (observed[-1] if length else -np.inf)
     remedy = "forecast from a shorter history, or ask for later times"
     _refuse(early, "the query lies before the last observation", remedy, _TIMES)
 

@@ -19,7 +19,7 @@ from torch.distributions import Distribution, StudentT
 from deltaflow.data.schema import TICKS_PER_SECOND, unit_seconds
 from deltaflow.data.validation import check_columns
 from deltaflow.errors import DataError, DeltaflowError
-from deltaflow.forecast.plot import Interval, draw_forecast
+from deltaflow.forecast.plot import draw_forecast
 
 CELLS_AT_ONCE = 4096
 """About this many quantiles, each of one query and channel, are computed together."""
@@ -234,22 +234,16 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         import matplotlib.pyplot as plt
 
         ax = plt.gca() if ax is None else ax
-        number = self.target.index(channel) if isinstance(channel, str) else channel
-        times = self.timestamps
-        order = np.argsort(times)[: np.count_nonzero(times.notna())]
-
-        def line(level: float) -> np.ndarray:
-            return self.quantile(level).reshape(self.prediction_length, -1)[order, number]
-
+        target = channel if isinstance(channel, str) else self.target[channel]
+        levels = [(1 + side * share) / 2 for share in intervals for side in (-1, 1)]
+        table = self.to_dataframe(levels)
         observed = None
         if history is not None:
-            check_columns(history, [timestamp, self.target[number]], "history")
-            observed = history.set_index(timestamp)[self.target[number]]
+            check_columns(history, [timestamp, target], "history")
+            observed = history.set_index(timestamp)[target]
         draw_forecast(
             ax,
-            times[order],
-            line(0.5),
-            [Interval(share, line((1 - share) / 2), line((1 + share) / 2)) for share in intervals],
+            table[table["target_name"] == target],
             observed=observed,
             color=color,
             name=name,

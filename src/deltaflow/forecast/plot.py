@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import itertools
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from deltaflow.data.validation import check_columns
@@ -17,22 +17,6 @@ if TYPE_CHECKING:
 
 PANEL_SIZE = 3.6, 2.3
 """Width and height of one panel in inches."""
-
-
-class Interval(NamedTuple):
-    """A central interval at Q queries.
-
-    Attributes
-    ----------
-    probability
-        The nominal coverage, between 0 and 1.
-    low, high
-        ``(Q,)`` its bounds.
-    """
-
-    probability: float
-    low: np.ndarray
-    high: np.ndarray
 
 
 def plot_forecasts(
@@ -103,17 +87,10 @@ def plot_forecasts(
         observed = None if history is None else history[history[item_id] == item]
         for row, channel in enumerate(drawn_channels):
             axes = grid[row, column]
-            answers = own[own["target_name"] == channel].sort_values(timestamp)
+            answers = own[own["target_name"] == channel]
             if len(answers):
                 values = None if observed is None else observed.set_index(timestamp)[channel]
-                draw_forecast(
-                    axes,
-                    pd.Index(answers[timestamp]),
-                    answers["predictions"].to_numpy(),
-                    _intervals(answers),
-                    observed=values,
-                    past=past,
-                )
+                draw_forecast(axes, answers, timestamp, observed=values, past=past)
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color="0.92")
             axes.set_axisbelow(True)
@@ -133,9 +110,8 @@ def plot_forecasts(
 
 def draw_forecast(
     axes: Axes,
-    times: pd.Index,
-    median: np.ndarray,
-    intervals: Iterable[Interval],
+    answers: pd.DataFrame,
+    timestamp: str = "timestamp",
     *,
     observed: pd.Series | None = None,
     past: Any = None,
@@ -149,12 +125,11 @@ def draw_forecast(
     ----------
     axes
         Where to draw.
-    times
-        The Q query times, increasing.
-    median
-        ``(Q,)`` the medians.
-    intervals
-        The intervals.
+    answers
+        The rows of `predict_df` of one item and channel. An interval is drawn for each pair of
+        levels that lie evenly around one half.
+    timestamp
+        The name of the time column.
     observed
         Values of the channel, indexed by time: dots before the first query, circles from then on.
     past
@@ -164,6 +139,8 @@ def draw_forecast(
     show_label
         Whether the intervals have labels in the legend.
     """
+    answers = answers.sort_values(timestamp)
+    times, median = pd.Index(answers[timestamp]), answers["predictions"].to_numpy()
     if isinstance(times, pd.DatetimeIndex):
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
@@ -172,11 +149,11 @@ def draw_forecast(
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     mark = "." if len(times) < 30 else None
     (line,) = axes.plot(times, median, color=color, lw=1.5, marker=mark, label=name or "median")
-    for interval in sorted(intervals, key=lambda one: -one.probability):
-        label = f"{interval.probability:.0%} interval"
+    for probability, low, high in sorted(_intervals(answers), reverse=True):
+        label = f"{probability:.0%} interval"
         axes.fill_between(
-            times, interval.low, interval.high, color=line.get_color(), lw=0,
-            alpha=0.5 - 0.4 * interval.probability,
+            times, answers[low], answers[high], color=line.get_color(), lw=0,
+            alpha=0.5 - 0.4 * probability,
             label=(f"{name}, {label}" if name else label) if show_label else None,
         )  # fmt: skip
     if observed is None:
@@ -193,17 +170,14 @@ def draw_forecast(
         axes.plot(actual.index, actual.to_numpy(), mfc="white", label="actual", **point)
 
 
-def _intervals(answers: pd.DataFrame) -> list[Interval]:
-    """Return the intervals between the pairs of quantile columns that lie evenly around 1/2."""
+def _intervals(answers: pd.DataFrame) -> list[tuple[float, Any, Any]]:
+    """Return the probability of each interval around 1/2, and the columns of its two quantiles."""
     numbers = pd.to_numeric(answers.columns.to_series(), errors="coerce")
     levels = {level: name for name, level in numbers.items() if 0 < level < 1}
-    pairs = {
-        level: next((h for h in levels if abs(level + h - 1) < 1e-9), None) for level in levels
-    }
     return [
-        Interval(high - low, answers[levels[low]].to_numpy(), answers[levels[high]].to_numpy())
-        for low, high in pairs.items()
-        if high is not None and low < 0.5
+        (high - low, levels[low], levels[high])
+        for low, high in itertools.combinations(sorted(levels), 2)
+        if abs(low + high - 1) < 1e-9
     ]
 
 
