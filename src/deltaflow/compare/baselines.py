@@ -4,6 +4,7 @@ Their forecasts are Laplace distributions: the point forecast is both mean and m
 is the mean absolute error of the validation forecasts.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,6 @@ from gluonts.dataset.split import TestData
 from torch.distributions import Laplace
 
 from deltaflow.compare.progress import Tell
-from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, SeriesReader, read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import needing
@@ -99,7 +99,43 @@ def summarise(series: Series, num_channels: int, recent: float) -> np.ndarray:
     return np.where(np.isfinite(summary), summary, np.nan)
 
 
-class LinearPredictor(BaselinePredictor):
+class LaplacePredictor(BaselinePredictor):
+    """Forecasts Laplace distributions of the same scale at each query.
+
+    A subclass implements :meth:`point`.
+
+    Parameters
+    ----------
+    prediction_length, data_schema
+        See `BaselinePredictor`.
+    center
+        ``(D,)`` mean of each channel in the training set.
+    scale
+        ``(D,)`` scale of each channel's distribution.
+    """
+
+    family = Laplace
+
+    def __init__(
+        self, prediction_length: int, data_schema: dict, center: list, scale: list
+    ) -> None:
+        super().__init__(prediction_length, data_schema)
+        self.center, self.scale = np.asarray(center), np.asarray(scale)
+
+    @abstractmethod
+    def point(self, series: Series, queries: np.ndarray) -> np.ndarray:
+        """Return the location of each query and channel, ``(Q, D)`` or ``(1, D)``."""
+
+    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return location and scale ``(Q, D)``; see `BaselinePredictor.locate`."""
+        shape = len(queries), len(self.center)
+        return (
+            np.broadcast_to(self.point(series, queries), shape),
+            np.broadcast_to(self.scale, shape),
+        )
+
+
+class LinearPredictor(LaplacePredictor):
     """Forecasts a channel by a line through its last value and the mean of its values.
 
     ``center + a (last - center) + b (mean - center) + c``; without an observed value, the first
@@ -107,64 +143,44 @@ class LinearPredictor(BaselinePredictor):
 
     Parameters
     ----------
-    prediction_length, data_schema
-        See `BaselinePredictor`.
+    prediction_length, data_schema, center, scale
+        See `LaplacePredictor`.
     weights
         ``(D, 3)`` a, b and c of each channel.
-    center
-        ``(D,)`` mean of each channel in the training set.
-    scale
-        ``(D,)`` scale of each channel's Laplace distribution.
     """
-
-    family = Laplace
 
     @validated()
     def __init__(
         self, prediction_length: int, data_schema: dict, weights: list, center: list, scale: list
     ) -> None:
-        super().__init__(prediction_length, data_schema)
-        self.weights, self.center, self.scale = map(np.asarray, (weights, center, scale))
+        super().__init__(prediction_length, data_schema, center, scale)
+        self.weights = np.asarray(weights)
 
-    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return location and scale ``(Q, D)``, the same for each query."""
+    def point(self, series: Series, queries: np.ndarray) -> np.ndarray:
+        """Return the locations, the same for each query."""
         summary = summarise(series, len(self.center), recent=1.0)
-        loc = self.center + (self.weights * _terms(summary, self.center)).sum(axis=1)
-        shape = len(queries), 1
-        return np.tile(loc, shape), np.tile(self.scale, shape)
+        return (self.center + (self.weights * _terms(summary, self.center)).sum(axis=1))[None]
 
 
-class TrendPredictor(BaselinePredictor):
+class TrendPredictor(LaplacePredictor):
     """Forecasts each channel by the line through what was observed of it in the item.
 
-    One value is held; without any, the mean of the training set is forecast.
-
-    Parameters
-    ----------
-    prediction_length, data_schema
-        See `BaselinePredictor`.
-    center
-        ``(D,)`` mean of each channel in the training set.
-    scale
-        ``(D,)`` scale of each channel's Laplace distribution.
+    One value is held; without any, the mean of the training set is forecast. See `LaplacePredictor`
+    for the parameters.
     """
-
-    family = Laplace
 
     @validated()
     def __init__(
         self, prediction_length: int, data_schema: dict, center: list, scale: list
     ) -> None:
-        super().__init__(prediction_length, data_schema)
-        self.center, self.scale = np.asarray(center), np.asarray(scale)
+        super().__init__(prediction_length, data_schema, center, scale)
 
-    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return location and scale ``(Q, D)``."""
-        loc = _trend(series, queries, self.center)
-        return loc, np.tile(self.scale, (len(queries), 1))
+    def point(self, series: Series, queries: np.ndarray) -> np.ndarray:
+        """Return the lines at the queries."""
+        return _trend(series, queries, self.center)
 
 
-class TreesPredictor(BaselinePredictor):
+class TreesPredictor(LaplacePredictor):
     """Forecasts a channel by its last value plus a change, which boosted trees predict.
 
     The features are the time of the query, the channel's `SUMMARY`, and the last value, mean and
@@ -172,19 +188,13 @@ class TreesPredictor(BaselinePredictor):
 
     Parameters
     ----------
-    prediction_length, data_schema
-        See `BaselinePredictor`.
+    prediction_length, data_schema, center, scale
+        See `LaplacePredictor`; the mean stands in for a missing last value.
     models
         The trees of each of the D channels, as text of LightGBM; None where there are none.
     recent
         See `summarise`, in seconds, or periods of a regular series.
-    center
-        ``(D,)`` mean of each channel in the training set, which stands in for a missing last value.
-    scale
-        ``(D,)`` scale of each channel's Laplace distribution.
     """
-
-    family = Laplace
 
     @validated()
     def __init__(
@@ -196,15 +206,14 @@ class TreesPredictor(BaselinePredictor):
         center: list,
         scale: list,
     ) -> None:
-        super().__init__(prediction_length, data_schema)
+        super().__init__(prediction_length, data_schema, center, scale)
         with needing("trees"):
             from lightgbm import Booster
         self.boosters = [None if text is None else Booster(model_str=text) for text in models]
         self.recent = recent
-        self.center, self.scale = np.asarray(center), np.asarray(scale)
 
-    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return location and scale ``(Q, D)``."""
+    def point(self, series: Series, queries: np.ndarray) -> np.ndarray:
+        """Return the locations."""
         summary = summarise(series, len(self.center), self.recent)
         times, place = np.unique(queries, return_inverse=True)
         loc = np.tile(_held(summary, self.center), (len(times), 1))
@@ -212,7 +221,7 @@ class TreesPredictor(BaselinePredictor):
             if booster is not None:
                 features = _tree_features(summary[None], times, channel)
                 loc[:, channel] += booster.predict(features, num_threads=1)
-        return loc[place], np.tile(self.scale, (len(queries), 1))
+        return loc[place]
 
 
 def fit_training_mean(task: Task) -> LinearPredictor:
@@ -232,9 +241,7 @@ def fit_item_trend(task: Task) -> TrendPredictor:
     lines = [_trend(one, one.times[one.length :], basis.center) for one in validation.series]
     errors = validation.values - np.concatenate(lines)
     return TrendPredictor(
-        prediction_length=task.prediction_length,
-        data_schema=basis.schema.to_dict(),
-        center=basis.center.tolist(),
+        **basis.arguments,
         scale=[basis.scale(own[np.isfinite(own)], n) for n, own in enumerate(errors.T)],
     )
 
@@ -312,12 +319,7 @@ def fit_boosted_trees(
         features, values = sets[1]
         scale[channel] = basis.scale(values - booster.predict(features), channel)
     predictor = TreesPredictor(
-        prediction_length=task.prediction_length,
-        data_schema=basis.schema.to_dict(),
-        models=models,
-        recent=recent,
-        center=basis.center.tolist(),
-        scale=scale.tolist(),
+        **basis.arguments, models=models, recent=recent, scale=scale.tolist()
     )
     return predictor, num_leaves
 
@@ -359,9 +361,19 @@ class _Forecasts(NamedTuple):
 
 
 class _Basis(NamedTuple):
-    """What a regression is fitted to: forecasts; mean and deviation ``(D,)`` of each channel."""
+    """What a regression is fitted to.
 
-    schema: Schema
+    Attributes
+    ----------
+    arguments
+        What all predictors are made of.
+    training, validation
+        The forecasts.
+    center, spread
+        ``(D,)`` mean and deviation of each channel.
+    """
+
+    arguments: dict[str, Any]
     training: _Forecasts
     validation: _Forecasts
     center: np.ndarray
@@ -372,13 +384,17 @@ class _Basis(NamedTuple):
         schema, series = read_series(task.training)
         reader = SeriesReader(schema)
         statistics = Statistics.fit(series, schema.target)
-        return cls(
-            schema,
-            _Forecasts.of(task.training_forecasts, reader),
-            _Forecasts.of(task.validation, reader),
-            np.array(statistics.center[: len(schema.target)]),
-            np.array(statistics.spread[: len(schema.target)]),
+        center, spread = (
+            part[: len(schema.target)] for part in (statistics.center, statistics.spread)
         )
+        arguments = {
+            "prediction_length": task.prediction_length,
+            "data_schema": schema.to_dict(),
+            "center": center,
+        }
+        training = _Forecasts.of(task.training_forecasts, reader)
+        validation = _Forecasts.of(task.validation, reader)
+        return cls(arguments, training, validation, np.array(center), np.array(spread))
 
     def scale(self, errors: np.ndarray, channel: int) -> float:
         """Return the scale of a Laplace distribution of such errors; it has to be positive."""
@@ -403,13 +419,7 @@ def _fit_lines(task: Task, fit: Callable[[np.ndarray, np.ndarray], Any]) -> Line
         items, _, values = basis.validation.of_channel(channel)
         errors = values - center - validation[items, channel] @ weights[channel]
         scale[channel] = basis.scale(errors, channel)
-    return LinearPredictor(
-        prediction_length=task.prediction_length,
-        data_schema=basis.schema.to_dict(),
-        weights=weights.tolist(),
-        center=basis.center.tolist(),
-        scale=scale.tolist(),
-    )
+    return LinearPredictor(**basis.arguments, weights=weights.tolist(), scale=scale.tolist())
 
 
 def _terms(summary: np.ndarray, center: np.ndarray) -> np.ndarray:
