@@ -36,9 +36,6 @@ PARAMETERS = (
 # fmt: on
 """The 41 parameters, in the order of the challenge's description."""
 
-_MINUTES = 100 * 60
-"""A number of minutes above any time in a record; these are written as HH:MM, up to 48:00."""
-
 
 def read_physionet2012(
     path: str | Path, sets: Sequence[str] = ("a", "b"), cache: str | Path | None = None
@@ -169,17 +166,12 @@ def _read_set(folder: Path, name: str, cache: str | Path | None) -> pd.DataFrame
     stat = source.stat()
     about = f"{source.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     digest = hashlib.sha256(about.encode()).hexdigest()[:12]
-    kept = Path(cache) / f"physionet2012-{name}-{digest}.npz"
+    kept = Path(cache) / f"physionet2012-{name}-{digest}-table.npz"
     if not kept.exists():
-        frame = _parsed(_records(source))
         with replacing_file(kept) as file:
-            np.savez_compressed(
-                file,
-                index=frame[["record", "minutes"]].to_numpy(),
-                values=frame[list(PARAMETERS)].to_numpy(),
-            )
+            np.savez_compressed(file, _parsed(_records(source)).to_numpy())
     with np.load(kept) as arrays:
-        return _as_frame(arrays["index"], arrays["values"])
+        return _as_frame(arrays["arr_0"])
 
 
 def _records(source: Path) -> Iterator[tuple[int, bytes]]:
@@ -197,41 +189,27 @@ def _records(source: Path) -> Iterator[tuple[int, bytes]]:
 
 def _parsed(records: Iterator[tuple[int, bytes]]) -> pd.DataFrame:
     """Parse the texts of a set together, and average values of the same time."""
-    texts = [(number, text.partition(b"\n")[2].strip() + b"\n") for number, text in sorted(records)]
+    texts = {number: text.partition(b"\n")[2].strip() + b"\n" for number, text in sorted(records)}
     if not texts:
         raise DataError("the set has no records", "unpack it again: files are named 132539.txt",
                         field="sets")  # fmt: skip
     rows = pd.read_csv(
-        io.BytesIO(b"".join(text for _, text in texts)),
+        io.BytesIO(b"".join(texts.values())),
         names=["time", "parameter", "value"],
         dtype={"time": "category", "parameter": "category", "value": float},
     )
-    counts = [text.count(b"\n") for _, text in texts]
     clock = rows["time"].cat.categories.to_series().str.split(":", expand=True).astype(int)
-    minutes = (60 * clock[0] + clock[1]).to_numpy()[rows["time"].cat.codes]
-
-    # Sorted keys of all rows. Every record begins at 00:00, if necessary with an empty row.
-    place = np.repeat(np.arange(len(texts)), counts)
-    keys, at = np.unique(
-        np.concatenate([place * _MINUTES + minutes, np.arange(len(texts)) * _MINUTES]),
-        return_inverse=True,
-    )
-    channel = pd.Index(PARAMETERS).get_indexer(rows["parameter"].cat.categories)
-    channel = channel[rows["parameter"].cat.codes]
-    known = (channel >= 0) & rows["value"].notna().to_numpy()  # RecordID is not a parameter
-    cell = (at[: len(rows)] * len(PARAMETERS) + channel)[known]
-    size = len(keys) * len(PARAMETERS)
-    total = np.bincount(cell, weights=rows["value"].to_numpy()[known], minlength=size)
-    with np.errstate(invalid="ignore"):
-        values = total / np.bincount(cell, minlength=size)  # NaN where nothing was measured
-    numbers = np.array([number for number, _ in texts])
-    index = np.stack([numbers[keys // _MINUTES], keys % _MINUTES], axis=1)
-    return _as_frame(index, values.reshape(len(keys), len(PARAMETERS)))
+    rows["minutes"] = (60 * clock[0] + clock[1]).to_numpy()[rows["time"].cat.codes]
+    rows["record"] = np.repeat([*texts], [text.count(b"\n") for text in texts.values()])
+    keys = ["record", "minutes", "parameter"]
+    measured = rows.groupby(keys, observed=True)["value"].mean().unstack("parameter")
+    # Every record begins at 00:00, if necessary with an empty row. RecordID is not a parameter.
+    begins = pd.MultiIndex.from_product([texts, [0]], names=keys[:2])
+    table = measured.reindex(measured.index.union(begins), columns=pd.Index(PARAMETERS))
+    return _as_frame(table.reset_index().to_numpy())
 
 
-def _as_frame(index: np.ndarray, values: np.ndarray) -> pd.DataFrame:
-    """Make a frame of record and minutes ``(N, 2)`` and of the values ``(N, 41)``."""
-    frame = pd.DataFrame(values, columns=list(PARAMETERS))
-    frame.insert(0, "minutes", index[:, 1])
-    frame.insert(0, "record", index[:, 0])
-    return frame
+def _as_frame(table: np.ndarray) -> pd.DataFrame:
+    """Make a frame of rows ``(N, 43)``: record, minutes and values."""
+    frame = pd.DataFrame(table, columns=["record", "minutes", *PARAMETERS])
+    return frame.astype({"record": "int64", "minutes": "int64"})
