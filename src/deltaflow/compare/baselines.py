@@ -17,7 +17,7 @@ from deltaflow.compare.progress import Tell
 from deltaflow.data.series import Series, SeriesReader, read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import needing
-from deltaflow.forecast.baseline import BaselinePredictor
+from deltaflow.forecast.location_scale import LocationScalePredictor
 from deltaflow.tasks import Task
 
 SUMMARY = (
@@ -99,7 +99,7 @@ def summarise(series: Series, num_channels: int, recent: float) -> np.ndarray:
     return np.where(np.isfinite(summary), summary, np.nan)
 
 
-class LaplacePredictor(BaselinePredictor):
+class LaplacePredictor(LocationScalePredictor):
     """Forecasts Laplace distributions of the same scale at each query.
 
     A subclass implements :meth:`point`.
@@ -107,7 +107,7 @@ class LaplacePredictor(BaselinePredictor):
     Parameters
     ----------
     prediction_length, data_schema
-        See `BaselinePredictor`.
+        See `LocationScalePredictor`.
     center
         ``(D,)`` mean of each channel in the training set.
     scale
@@ -127,7 +127,7 @@ class LaplacePredictor(BaselinePredictor):
         """Return the location of each query and channel, ``(Q, D)`` or ``(1, D)``."""
 
     def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return location and scale ``(Q, D)``; see `BaselinePredictor.locate`."""
+        """Return location and scale ``(Q, D)``; see `LocationScalePredictor.locate`."""
         shape = len(queries), len(self.center)
         return (
             np.broadcast_to(self.point(series, queries), shape),

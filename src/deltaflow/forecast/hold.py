@@ -17,8 +17,8 @@ from deltaflow.data.schema import LONGEST, Schema
 from deltaflow.data.series import Series, SeriesReader, read_series
 from deltaflow.data.statistics import Statistics, last_known
 from deltaflow.errors import check_at_least_one
-from deltaflow.forecast.baseline import finite_queries
 from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast
+from deltaflow.forecast.location_scale import finite_queries
 from deltaflow.forecast.predictor import DeltaflowPredictor, read_data
 from deltaflow.randomness import check_seed, derived_seed, seeded
 

@@ -12,8 +12,8 @@ from torch.distributions import Distribution, Normal
 
 from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics
-from deltaflow.forecast.baseline import BaselinePredictor
 from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, Curve, predictive
+from deltaflow.forecast.location_scale import LocationScalePredictor
 
 MOST_ITEMS, MOST_ROWS, MOST_VALUES = 64, 100, 3000
 """The kernel is fitted to at most this many items, to at most this many last values of each, and to
@@ -23,7 +23,7 @@ CONTEXT = 300
 """The largest number of values that a forecast uses: its cost is cubic in their number."""
 
 
-class GaussianProcessPredictor(BaselinePredictor):
+class GaussianProcessPredictor(LocationScalePredictor):
     """Forecasts each channel by a Gaussian process in time, given what was observed of it.
 
     It adds up a straight line, noise, and a process of one of three kinds: a Matérn process, which

@@ -101,14 +101,14 @@ class LiveForecaster:
     @property
     def bytes_per_item(self) -> int:
         """The memory of an item in bytes, without its name."""
-        return self.states.bytes_per_item
+        return self.states.table.bytes_per_item
 
     def __len__(self) -> int:
         """Return the number of items."""
-        return len(self.states)
+        return len(self.states.table)
 
     def __contains__(self, item: object) -> bool:
-        return as_text(item) in self.states
+        return as_text(item) in self.states.table
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} items, {self.bytes_per_item} bytes each)"

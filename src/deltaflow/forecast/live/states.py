@@ -76,6 +76,8 @@ class States:
     ----------
     clock
         How times are counted: in the finest unit that was given.
+    table
+        The records of the items.
 
     Raises
     ------
@@ -89,35 +91,23 @@ class States:
         self.members = members_of(predictor, predictor.schema)
         common = _Common.example(predictor.schema, self.clock.dtype)
         parts = [part for member in self.members for part in member.parts]
-        self._table = ItemTable([*map(torch.from_numpy, common), *parts])
+        self.table = ItemTable([*map(torch.from_numpy, common), *parts])
         self._lock = threading.Lock()
 
-    @property
-    def bytes_per_item(self) -> int:
-        """The memory of an item in bytes, without its name."""
-        return self._table.bytes_per_item
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._table
-
-    @one_thread()
     def read(self, given: Observations) -> None:
         """Read observations; all of them, or none if there is an error."""
         with self._lock:
             self._refine(given)
-            rows = self._table.find(given.names)
-            packed = self._table.take(rows)
+            rows = self.table.find(given.names)
+            packed = self.table.take(rows)
             self._advance(given, rows.numpy() < 0, packed)
-            self._table.put(given.names, rows, packed)
+            self.table.put(given.names, rows, packed)
 
     @one_thread()
     def answer(self, asked: Queries, levels: Sequence[float], seed: int | None) -> np.ndarray:
         """Return the median and L quantiles for each row of the frame, ``(1 + L, N, D)``."""
         with self._lock:
-            found = self._table.find(asked.names)
+            found = self.table.find(asked.names)
             if (unknown := found.numpy() < 0).any():
                 raise DataError(
                     "is not known",
@@ -125,7 +115,7 @@ class States:
                     frame="future_df",
                     **asked.rows.where(int(asked.rows.bounds[unknown.argmax()])),
                 )
-            packed = self._table.take(found)
+            packed = self.table.take(found)
             clock = self.clock
         common, states = self._parts(packed)
         queries = self._queries(asked, common, clock)
@@ -144,16 +134,16 @@ class States:
         """Delete items, or none if one of them is unknown."""
         with self._lock:
             for name in names:
-                if name not in self._table:
+                if name not in self.table:
                     raise DataError("is not known", "leave it out", item=name)
-            self._table.forget(names)
+            self.table.forget(names)
 
     def about(self, name: str) -> dict[str, Any]:
         """Return what is known of an item; the last value of each channel in their order."""
         with self._lock:
-            if name not in self._table:
+            if name not in self.table:
                 raise DataError("is not known", "give its observations by update", item=name)
-            common, _ = self._parts(self._table.take(self._table.find([name])))
+            common, _ = self._parts(self.table.take(self.table.find([name])))
             clock = self.clock
         first, last, *since = map(clock.moment, common.moments[0].tolist())
         return {
@@ -170,12 +160,12 @@ class States:
     def frozen(self) -> Iterator[tuple[Clock, FrozenTable]]:
         """Yield the clock and the records of one moment, while updates and forecasts go on."""
         with self._lock:
-            clock, table = self.clock, self._table.freeze(self._lock)
+            clock, table = self.clock, self.table.freeze(self._lock)
         try:
             yield clock, table
         finally:
             with self._lock:
-                self._table.thaw()
+                self.table.thaw()
 
     def fill(self, resolution: str, names: Sequence[str], packed: Sequence[Tensor]) -> None:
         """Put in the packed records of items, into states that are still empty.
@@ -187,11 +177,11 @@ class States:
         """
         with self._lock:
             self.clock = self.clock.in_unit(resolution)
-            self._table.fill(names, packed)
+            self.table.fill(names, packed)
 
     def _parts(self, packed: Sequence[Tensor]) -> tuple[_Common, list[list[Tensor]]]:
         """Return what packed records hold: what all members share, and what each of them keeps."""
-        parts = iter(self._table.parts(packed))
+        parts = iter(self.table.parts(packed))
         common = (part.numpy() for part in itertools.islice(parts, len(_Common._fields)))
         return _Common(*common), [
             list(itertools.islice(parts, len(member.parts))) for member in self.members
@@ -200,9 +190,9 @@ class States:
     def _refine(self, given: Observations) -> None:
         """Count all times in the unit of new ones, if that is finer."""
         if self.clock.is_coarser(given.times):
-            moments = self.clock.column(self._table.all_of(0).numpy())
+            moments = self.clock.column(self.table.all_of(0).numpy())
             refined = in_ticks_of(moments, given.times, self.timestamp)
-            self._table.replace(0, torch.from_numpy(refined.ticks))
+            self.table.replace(0, torch.from_numpy(refined.ticks))
             self.clock = self.clock.in_unit(refined.resolution)
 
     def _advance(self, given: Observations, new: np.ndarray, packed: Sequence[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The base of predictors without a network."""
+"""The base of predictors that forecast a location and a scale, without a network."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BATCH_SIZE = 64
 """Series forecast at once."""
 
 
-class BaselinePredictor(DeltaflowPredictor):
-    """Forecasts each channel at each query by a location and a scale; no network is involved.
+class LocationScalePredictor(DeltaflowPredictor):
+    """Forecasts each channel at each query by a distribution of a location and a scale.
 
     Parameters
     ----------
