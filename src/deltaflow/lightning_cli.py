@@ -76,7 +76,9 @@ class ForecastCLI(LightningCLI):
         parser.add_lightning_class_args(ForecastWriter, "forecasts")
         parser.set_defaults({"best.monitor": "val_loss", "early_stopping.monitor": "val_loss"})
         parser.link_arguments("seed_everything", "data.seed", int)
-        parser.link_arguments("model.distr_output", "data.centred", _centred)
+        parser.link_arguments(
+            "model.distr_output", "data.centred", lambda head: is_centred(make_output(head))
+        )
         for name in ("reader", "prediction_length"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
@@ -160,10 +162,6 @@ def _refuse_to_overwrite(folder: Path, ckpt_path: str | None) -> None:
             f"{folder} holds the checkpoints of another training run: resume it by --ckpt_path "
             "last, or choose another folder by --trainer.default_root_dir"
         )
-
-
-def _centred(distr_output: Any) -> bool:
-    return is_centred(make_output(distr_output))
 
 
 def run(command: str, options: Sequence[str]) -> int:

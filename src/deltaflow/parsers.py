@@ -38,25 +38,18 @@ def underscored(options: Iterable[str]) -> list[str]:
 
 
 def expanded(options: Sequence[str]) -> list[str]:
-    """Return the options of a command with short forms and names of shipped files written out."""
-    return _with_shipped_configs(_written_out(option) for option in options)
+    """Return the options of a command with short forms and names of shipped files written out.
 
-
-def _written_out(option: str) -> str:
-    """Put the group before a short form: ``--dataset`` stands for ``--data.dataset``."""
-    name = re.split(r"[.=]", option.removeprefix("--"), maxsplit=1)[0]
-    is_short = option.startswith("--") and name in SHORT_FORMS
-    return f"--data.{option[2:]}" if is_short else option
-
-
-def _with_shipped_configs(options: Iterable[str]) -> list[str]:
-    """Let ``configs/NAME.yaml`` name a file of the package where there is no such file here."""
-    shipped = resources.files("deltaflow")
-    return [
-        str(shipped / option)
-        if Path(option).parts[:1] == ("configs",)
-        and not Path(option).exists()
-        and (shipped / option).is_file()
-        else option
-        for option in options
-    ]
+    ``--dataset`` stands for ``--data.dataset``, and ``configs/NAME.yaml`` for a file of the package
+    where there is no such file here.
+    """
+    shipped, written = resources.files("deltaflow"), []
+    for option in options:
+        name = re.split(r"[.=]", option.removeprefix("--"), maxsplit=1)[0]
+        path = Path(option)
+        if option.startswith("--") and name in SHORT_FORMS:
+            option = f"--data.{option[2:]}"
+        elif path.parts[:1] == ("configs",) and not path.exists() and (shipped / option).is_file():
+            option = str(shipped / option)
+        written.append(option)
+    return written

@@ -97,7 +97,10 @@ def write_report(runs: Sequence[Run], config: CompareConfig) -> None:
         parts.append(Part("Failed runs", failed))
     text = []
     for part in parts:
-        text.append(f"## {part.title}\n\n{as_markdown(_bold(part.shown, part.best))}")
+        shown = part.shown
+        if part.best is not None:
+            shown = shown.mask(part.best, "**" + shown + "**")
+        text.append(f"## {part.title}\n\n{as_markdown(shown)}")
         for title, shown in part.details.items():
             text.append(f"## {part.title}: {title}\n\n{as_markdown(shown)}")
         for title, picture in part.pictures.items():
@@ -170,11 +173,6 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
-
-
-def _bold(shown: pd.DataFrame, best: pd.DataFrame | None) -> pd.DataFrame:
-    """Return a table for Markdown, with the best cells in bold."""
-    return shown if best is None else shown.mask(best, "**" + shown + "**")
 
 
 def _page(title: str, parts: Sequence[Part], config: CompareConfig) -> str:

@@ -49,11 +49,6 @@ class Match:
     channels: int | list[int]
     ignored: Mapping[str, tuple[str, ...]]
 
-    @property
-    def unforecast(self) -> tuple[str, ...]:
-        """Channels of the entry that the schema does not know."""
-        return self.ignored.get("target", ())
-
 
 @lru_cache(maxsize=256)
 def match(own: Schema, schema: Schema) -> Match:

@@ -247,6 +247,8 @@ class Reader:
         target = (future - loc.numpy()[:, None]) / scale.numpy()[:, None]
         gaps = np.diff(times, prepend=times[:, :1])  # 0 at the first
         last = np.take_along_axis(times, np.maximum(lengths - 1, 0)[:, None], axis=1)
+        ahead = self._in_gaps(asked - last, series)
+        furthest = last_known(ahead[..., None], 0.0)  # in the place of padding
         return Batch(
             values=rows.values,
             observed=rows.observed,
@@ -256,7 +258,7 @@ class Reader:
             covariates=self.scaled_covariates(covariates),
             static_real=self.scaled_static(static_real),
             static_cat=torch.from_numpy(np.stack([one.static_cat for one in series]) + 1),
-            query_delta_t=_float32(_repeat_last(self._in_gaps(asked - last, series))),
+            query_delta_t=_float32(np.where(np.isfinite(ahead), ahead, furthest)),
             query_covariates=self.scaled_covariates(query_covariates),
             target=_float32(_clip(_or_zero(target), _FAR)),
             target_observed=torch.from_numpy(np.isfinite(future)),
@@ -337,11 +339,6 @@ def _or_zero(values: np.ndarray) -> np.ndarray:
 
 def _clip(values: np.ndarray, limit: float = LIMIT) -> np.ndarray:
     return np.minimum(np.maximum(values, -limit), limit)  # half the time of np.clip
-
-
-def _repeat_last(delta_t: np.ndarray) -> np.ndarray:
-    """Replace each row's padding by its last known query, or by 0 if none is known."""
-    return np.where(np.isfinite(delta_t), delta_t, last_known(delta_t[..., None], 0.0))
 
 
 def _float32(array: np.ndarray) -> Tensor:

@@ -179,22 +179,14 @@ class Statistics:
         )
 
 
-def last_row(known: np.ndarray) -> np.ndarray:
-    """Return the last row ``(…, C)`` in which each column of a mask ``(…, T, C)`` holds, or -1."""
-    length = known.shape[-2]
-    if length == 0:
-        return np.full((*known.shape[:-2], known.shape[-1]), -1)
-    rows = length - 1 - known[..., ::-1, :].argmax(axis=-2)
-    return np.where(known.any(axis=-2), rows, -1)
-
-
 def last_known(values: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
     """Return the last value ``(…, C)`` that is not NaN in each column of ``(…, T, C)``, if any."""
-    row = last_row(np.isfinite(values))
+    known = np.isfinite(values)
     if values.shape[-2] == 0:
-        return np.broadcast_to(otherwise, row.shape)
+        return np.broadcast_to(otherwise, (*values.shape[:-2], values.shape[-1]))
+    row = values.shape[-2] - 1 - known[..., ::-1, :].argmax(axis=-2)
     last = np.take_along_axis(values, row[..., None, :], axis=-2).squeeze(-2)
-    return np.where(row >= 0, last, otherwise)
+    return np.where(known.any(axis=-2), last, otherwise)
 
 
 class _Moments(NamedTuple):

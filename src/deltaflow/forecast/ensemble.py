@@ -133,5 +133,7 @@ def _read_alike(
     """Tell whether what the first predictor reads can be forecast by all of them."""
     first = predictors[0]
     return isinstance(first, IrregularPredictor) and all(
-        isinstance(member, IrregularPredictor) and member.reads_like(first) for member in predictors
+        isinstance(member, IrregularPredictor)
+        and (member.reader, member.batch_size) == (first.reader, first.batch_size)
+        for member in predictors
     )

@@ -181,14 +181,10 @@ class IrregularPredictor(DeltaflowPredictor):
         """
         yield from self.answer(self.read(dataset, series_reader), num_samples, seed)
 
-    def reads_like(self, other: "IrregularPredictor") -> bool:
-        """Tell whether this predictor can :meth:`answer` what another one has :meth:`read`."""
-        return (self.reader, self.batch_size) == (other.reader, other.batch_size)
-
     def answer(
         self, batches: Iterable[ReadBatch], num_samples: int | None, seed: int | None
     ) -> Iterator[RealTimeForecast]:
-        """Forecast what was :meth:`read`, by this predictor or one like it; see :meth:`predict`."""
+        """Forecast what was :meth:`read`, by this or one that reads alike; see :meth:`predict`."""
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         unobserved: list[str | None] = []

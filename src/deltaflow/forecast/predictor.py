@@ -172,7 +172,7 @@ class ReadEntry(NamedTuple):
         queries = None
         if is_irregular(entry):
             queries = np.array(entry["feat_dynamic_real"][0, np.shape(entry["target"])[-1] :])
-        return forecast.labelled(queries, found.target, found.unforecast)
+        return forecast.labelled(queries, found.target, found.ignored.get("target", ()))
 
 
 def read_data(

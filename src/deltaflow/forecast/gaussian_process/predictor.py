@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Normal
 
 from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics
+from deltaflow.errors import check_registered
 from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, Curve, predictive
 from deltaflow.forecast.location_scale import LocationScalePredictor
 
@@ -70,7 +71,7 @@ class GaussianProcessPredictor(LocationScalePredictor):
         process: str = "matern",
     ) -> None:
         super().__init__(prediction_length, data_schema)
-        _check(process)
+        check_registered("process", process, PROCESSES)
         self.root, self.process = root, process
         self.theta = np.asarray(theta)
         self.center, self.spread, self.unit = np.asarray(center), np.asarray(spread), unit
@@ -102,7 +103,7 @@ class GaussianProcessPredictor(LocationScalePredictor):
         """Fit the kernel of each channel to all items, by the sum of their marginal likelihoods."""
         from deltaflow.forecast.gaussian_process.likelihood import most_likely  # loads for a second
 
-        _check(process)
+        check_registered("process", process, PROCESSES)
         schema, read = read_series(training_data)
         data = [series._replace(values=_rooted(series.values, root)) for series in read]
         statistics = Statistics.fit(data, schema.target)
@@ -211,8 +212,3 @@ def _curve(series: Series, channel: int, most: int) -> Curve:
 def _start_of(times: np.ndarray, process: str) -> float:
     """Return when a process begins: with the item, or a local trend with the first value used."""
     return float(times[0]) if process == "trend" and len(times) else 0.0
-
-
-def _check(process: str) -> None:
-    if process not in PROCESSES:
-        raise ValueError(f"process {process!r} is none of {', '.join(PROCESSES)}")

@@ -90,7 +90,9 @@ class ItemTable:
         """Write packed records to the rows of items; an item of row -1 gets a new row."""
         new = [name for name, row in zip(names, rows.tolist(), strict=True) if row < 0]
         if new:
-            fresh = [self._new_row() for _ in new]
+            reused = [self._free.pop() for _ in new[: len(self._free)]]
+            used, self._used = self._used, self._used + len(new) - len(reused)
+            fresh = [*reused, *range(used, self._used)]
             self._rows.update(zip(new, fresh, strict=True))
             self._reserve(self._used)
             rows = rows.clone()
@@ -147,12 +149,6 @@ class ItemTable:
         """Let a frozen table copy the records of rows that are about to change."""
         if self._frozen is not None:
             self._frozen.keep(rows)
-
-    def _new_row(self) -> int:
-        if self._free:
-            return self._free.pop()
-        self._used += 1
-        return self._used - 1
 
     def _reserve(self, count: int) -> None:
         if count > len(self._blocks[0]):
