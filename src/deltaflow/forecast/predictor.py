@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -86,7 +86,7 @@ class DeltaflowPredictor(RepresentablePredictor):
             alike = groupby(member.summary() for member in self.members)
             counted = [(own, len(list(same))) for own, same in alike]
             summary["members"] = [
-                own if count == 1 else {"count": count, **own} for own, count in counted
+                own if number == 1 else {"count": number, **own} for own, number in counted
             ]
         return summary
 
@@ -94,7 +94,7 @@ class DeltaflowPredictor(RepresentablePredictor):
     def members(self) -> list[DeltaflowPredictor]:
         """The predictors among the arguments, in the order in which they are saved."""
         found: list[DeltaflowPredictor] = []
-        _described(self._arguments(), found)
+        _replaced(self._arguments(), found.append)
         return found
 
     def to(self, device: str | torch.device) -> Self:
@@ -109,13 +109,8 @@ class DeltaflowPredictor(RepresentablePredictor):
         Predictors read the last ``context_length`` observations of a series, and nothing before
         its ``context``.
         """
-
-        def unlimited(value: Any) -> Any:
-            if isinstance(value, DeltaflowPredictor):
-                return value.with_unlimited_context()
-            return [unlimited(part) for part in value] if isinstance(value, list) else value
-
-        return type(self)(**{name: unlimited(value) for name, value in self._arguments().items()})
+        arguments = _replaced(self._arguments(), lambda member: member.with_unlimited_context())
+        return type(self)(**arguments)
 
     def serialize(self, path: str | Path) -> None:
         """Write the predictor into a directory, which is made if need be; see `replacing`."""
@@ -129,11 +124,11 @@ class DeltaflowPredictor(RepresentablePredictor):
 
     def description(self) -> str:
         """Return class and arguments as JSON, in which numbers stand for `members`."""
-        cls = type(self)
+        cls, numbers = type(self), count()
         description = {
             "format": FORMAT,
             "class": f"{cls.__module__}.{cls.__qualname__}",
-            "kwargs": _described(self._arguments(), []),
+            "kwargs": _replaced(self._arguments(), lambda _: {_MEMBER: next(numbers)}),
         }
         return json.dumps(description, default=_as_list)
 
@@ -236,15 +231,14 @@ def find_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _described(value: Any, members: list[DeltaflowPredictor]) -> Any:
-    """Return plain values where numbers stand for predictors, which are added to ``members``."""
+def _replaced(value: Any, function: Callable[[DeltaflowPredictor], Any]) -> Any:
+    """Return plain values with what a function returns in the place of each predictor."""
     if isinstance(value, DeltaflowPredictor):
-        members.append(value)
-        return {_MEMBER: len(members) - 1}
+        return function(value)
     if isinstance(value, Mapping):
-        return {key: _described(part, members) for key, part in value.items()}
+        return {key: _replaced(part, function) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_described(part, members) for part in value]
+        return [_replaced(part, function) for part in value]
     return value
 
 
@@ -269,7 +263,7 @@ def _read_arguments(path: Path, name: str, device: str) -> dict[str, Any]:
 
 
 def _built(value: Any, path: Path, device: str) -> Any:
-    """Undo `_described`, and refuse what GluonTS's JSON would build an object of."""
+    """Put predictors back, and refuse what GluonTS's JSON would build an object of."""
     if isinstance(value, list):
         return [_built(part, path, device) for part in value]
     if not isinstance(value, dict):
