@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deltaflow import DataError, IrregularDataset
+from deltaflow import DataError, IrregularDataset, UnknownNameError
 
 
 def read(dataframe: pd.DataFrame, **options) -> IrregularDataset:
@@ -159,5 +159,5 @@ def test_a_named_variable_without_rows_is_refused(tidy):
 
 
 def test_an_unknown_way_to_treat_duplicates_is_refused(tidy):
-    with pytest.raises(DataError, match="'first' is not an option"):
+    with pytest.raises(UnknownNameError, match="unknown duplicates 'first'"):
         read(tidy, duplicates="first")

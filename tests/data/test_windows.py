@@ -7,7 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from deltaflow import DataError, DeltaflowWarning, IrregularDataModule, IrregularDataset
+from deltaflow import (
+    DataError,
+    DeltaflowWarning,
+    IrregularDataModule,
+    IrregularDataset,
+    UnknownNameError,
+)
 from deltaflow.data.reader import Reader, Window
 from deltaflow.data.schema import LARGEST, Schema
 from deltaflow.data.series import Series, SeriesReader
@@ -434,14 +440,16 @@ def test_calendar_phases_follow_real_time(year):
 
 
 @pytest.mark.parametrize(
-    ("times", "seasonality", "message"),
+    ("times", "seasonality", "error", "message"),
     [
-        ([0, 1, 2], ("day",), "elapsed times have no calendar"),
-        (pd.to_datetime(["2024", "2025", "2026"]), ("month",), "unknown cycle 'month'"),
+        ([0, 1, 2], "day", DataError, "elapsed times have no calendar"),
+        (pd.to_datetime(["2024", "2025", "2026"]), "month", UnknownNameError, "cycle 'month'"),
     ],
 )
-def test_a_calendar_that_is_not_there_is_refused(times, seasonality, message):
+def test_a_calendar_that_is_not_there_is_refused(times, seasonality, error, message):
     frame = pd.DataFrame({"timestamp": times, "HR": 1.0})
     dataset = IrregularDataset.from_long_dataframe(frame, item_id=None, target="HR")
-    with pytest.raises(DataError, match=message):
-        IrregularDataModule(dataset, prediction_length=1, context_length=2, seasonality=seasonality)
+    with pytest.raises(error, match=message):
+        IrregularDataModule(
+            dataset, prediction_length=1, context_length=2, seasonality=[seasonality]
+        )

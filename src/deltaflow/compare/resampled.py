@@ -22,6 +22,7 @@ from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.forecasts import SampleForecast
+from deltaflow.forecast.location_scale import finite_queries
 from deltaflow.forecast.predictor import ReadEntry, read_data
 
 _BATCH = 64
@@ -213,10 +214,7 @@ class _Grid:
 
         Padding repeats the last query.
         """
-        queries = series.times[series.length :]
-        ahead = (queries - _end(series)) / self.step
-        known = np.isfinite(ahead)
-        return np.where(known, ahead, ahead[known].max() if known.any() else 0.0)
+        return (finite_queries(series) - _end(series)) / self.step
 
     def _channels(self, entry: DataEntry, series: Series) -> Iterator[DataEntry]:
         targets = series.values[:, : len(self.schema.target)]  # noqa: PD011

@@ -24,7 +24,7 @@ from deltaflow.data.validation import (
     read_roles,
     read_times,
 )
-from deltaflow.errors import DataError
+from deltaflow.errors import DataError, check_registered
 
 UNKNOWN_LEVEL, MISSING_LEVEL = -1, -2
 """The codes of a level that the schema does not know, and of a category without a value, which an
@@ -212,9 +212,7 @@ class IrregularDataset(Sequence[DataEntry]):
                [36.6,  nan]])
         """
         check_columns(dataframe, [item_id, timestamp, variable, value])
-        if duplicates not in ("error", "mean"):
-            raise DataError(f"{duplicates!r} is not an option", "use 'error' or 'mean'",
-                            field="duplicates")  # fmt: skip
+        check_registered("duplicates", duplicates, ["error", "mean"])
         if dataframe.empty:
             raise DataError("the DataFrame has no rows", "give at least one measurement")
         rows = gather_rows(dataframe, item_id)

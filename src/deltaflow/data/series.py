@@ -24,7 +24,7 @@ from deltaflow.data.schema import (
     nanoseconds,
     unit_seconds,
 )
-from deltaflow.errors import DataError, DeltaflowWarning, located
+from deltaflow.errors import DataError, DeltaflowWarning, check_registered, located
 
 _TIMES = "feat_dynamic_real[0]"
 """Where an entry has its times, for errors."""
@@ -182,12 +182,7 @@ class SeriesReader:
         self.schema = schema
         self.seasonality = tuple(seasonality)
         for cycle in self.seasonality:
-            if cycle not in CALENDAR_CYCLES:
-                raise DataError(
-                    f"unknown cycle {cycle!r}",
-                    f"choose from {list(CALENDAR_CYCLES)}",
-                    field="seasonality",
-                )
+            check_registered("cycle", cycle, CALENDAR_CYCLES)
         self._told: set[tuple[str, str]] = set()
         self._latest: Match | None = None
 

@@ -12,8 +12,6 @@ from torchmetrics import Metric
 
 from deltaflow.heads import DECILES
 
-_SUMS = ("count", "size", "squared", "absolute", "quantile", "covered")
-
 
 class ForecastScores(Metric):
     """Squared and absolute error, quantile loss and coverage of all channels at once.
@@ -38,19 +36,13 @@ class ForecastScores(Metric):
     full_state_update = False
     higher_is_better = None
 
-    count: Tensor
-    size: Tensor
-    squared: Tensor
-    absolute: Tensor
-    quantile: Tensor
-    covered: Tensor
+    sums: Tensor
 
     def __init__(self, channels: Sequence[str]) -> None:
         super().__init__()
         self.channels = list(channels)
-        for name in _SUMS:
-            zeros = torch.zeros(len(self.channels), dtype=torch.float64)
-            self.add_state(name, default=zeros, dist_reduce_fx="sum")
+        zeros = torch.zeros(6, len(self.channels), dtype=torch.float64)
+        self.add_state("sums", default=zeros, dist_reduce_fx="sum")
 
     def update(self, values: Tensor, channels: Tensor, mean: Tensor, quantiles: Tensor) -> None:
         """Add N observed values.
@@ -66,17 +58,11 @@ class ForecastScores(Metric):
         error = values - quantiles.double()  # (9, N)
         losses = 2 * torch.maximum(levels * error, (levels - 1) * error).mean(dim=0)
         inside = (quantiles[0] < values) & (values <= quantiles[-1])
-        parts = {
-            "count": torch.ones_like(values),
-            "size": values.abs(),
-            "squared": (values - mean).square(),
-            "absolute": (values - quantiles[4]).abs(),
-            "quantile": losses,
-            "covered": inside,
-        }
-        for name, part in parts.items():
-            sums = torch.bincount(channels, part.double(), minlength=len(self.channels))
-            setattr(self, name, getattr(self, name) + sums.to(self.device))
+        squared, absolute = (values - mean).square(), (values - quantiles[4]).abs()
+        parts = torch.ones_like(values), values.abs(), squared, absolute, losses, inside
+        count = len(self.channels)
+        sums = [torch.bincount(channels, part.double(), minlength=count) for part in parts]
+        self.sums = self.sums + torch.stack(sums).to(self.device)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores over all values and, if there are several channels, ``mse[HR]`` etc.
@@ -87,10 +73,9 @@ class ForecastScores(Metric):
         ``balanced_quantile_loss`` is the average of several channels' quantile losses, in which no
         channel dominates because of its unit. A channel without values has no scores.
         """
-        sums = torch.stack([getattr(self, name) for name in _SUMS])  # (6, D)
-        results = _scores(sums.sum(dim=1))
+        results = _scores(self.sums.sum(dim=1))
         if len(self.channels) > 1:
-            by_channel = [_scores(own) for own in sums.unbind(1)]
+            by_channel = [_scores(own) for own in self.sums.unbind(1)]
             for channel, own in zip(self.channels, by_channel, strict=True):
                 results |= {f"{name}[{channel}]": score for name, score in own.items()}
             losses = [own["mean_weighted_quantile_loss"] for own in by_channel if own]
@@ -102,6 +87,7 @@ class ForecastScores(Metric):
 
 
 def _scores(sums: Tensor) -> dict[str, Tensor]:
+    """Return the scores of the sums ``(6,)`` over values."""
     count, size, squared, absolute, quantile, covered = sums
     if count == 0:
         return {}
