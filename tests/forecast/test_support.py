@@ -5,14 +5,17 @@ import pytest
 from deltaflow import (
     ConformalPredictor,
     DataError,
+    EnsemblePredictor,
     GRUFlowEstimator,
     HoldPredictor,
     IrregularDataset,
     LiveForecaster,
     SupportPredictor,
+    WideningPredictor,
     load_predictor,
 )
 from deltaflow.data.series import SeriesReader, schema_of
+from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
 from deltaflow.forecast.support import SUPPORTS, Support, supports_of
 
 LEVELS = [0.01, 0.1, 0.5, 0.9, 0.99]
@@ -111,20 +114,40 @@ def test_nothing_impossible_is_forecast_by_any_head(distr_output, folds, tmp_pat
             assert (samples[..., 1] == np.rint(samples[..., 1])).all()
 
 
-def test_the_mean_is_that_of_the_forecast_censored_at_the_bound():
+def test_the_mean_of_a_distribution_is_that_of_its_values_moved_to_the_bound():
     data = dataset(target=["conc"])
-    bare = HoldPredictor.fit(data, 3)
+    bare = GaussianProcessPredictor.fit(list(data), 3)
     bounded = SupportPredictor(bare, [[0.0, None, False]])
     asked = list(questions(data))
     drawn = bounded.predict(asked, num_samples=20_000, seed=0)
+    moved = False
     for forecast, sampled in zip(bounded.predict(asked), drawn, strict=True):
-        # The mean of a hold is not that of its quantiles: only what the bound adds is compared.
-        levels = (np.arange(200) + 0.5) / 200
-        added = forecast.mean - forecast.forecast.mean
-        quantiles = forecast.forecast.quantiles(levels)
-        np.testing.assert_allclose(added, np.maximum(-quantiles, 0).mean(axis=0), rtol=1e-9)
-        expected = quantiles.mean(axis=0) + added
-        np.testing.assert_allclose(sampled.mean, expected, atol=0.05 * quantiles.std())
+        quantiles = forecast.forecast.quantiles((np.arange(200) + 0.5) / 200)
+        added = np.maximum(-quantiles, 0).mean(axis=0)
+        moved |= (added > 0.01 * quantiles.std()).any()
+        np.testing.assert_allclose(forecast.mean, forecast.forecast.mean + added, rtol=1e-9)
+        np.testing.assert_allclose(sampled.mean, forecast.mean, atol=0.05 * quantiles.std())
+    assert moved, "the test shows nothing unless the bare forecast has negative values"
+
+
+def test_a_mean_that_was_learned_stays_where_it_is_possible():
+    data = dataset()
+    asked = list(questions(data))
+    network = quick(distr_output="mean_quantile", supports="real", folds=0).train(data)
+    average = EnsemblePredictor([network, HoldPredictor.fit(data, 3)], [0.75, 0.25])
+    for bare in (network, average, WideningPredictor(average, 1.0, [1.0] * 3)):
+        bounded = SupportPredictor(
+            bare, [[0.0, None, False], [0.0, None, True], [None, None, False]]
+        )
+        kept = 0
+        for forecast in bounded.predict(asked):
+            free = forecast.forecast
+            assert (free.quantiles([0.01])[..., :2] < 0).any(), "nothing is shown without a bound"
+            possible = free.mean > 0
+            np.testing.assert_array_equal(forecast.mean[possible], free.mean[possible])
+            assert (forecast.mean[..., :2] >= 0).all()
+            kept += possible[..., :2].sum()
+        assert kept
 
 
 def test_supports_are_declared_and_turned_off():

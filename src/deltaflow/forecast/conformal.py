@@ -292,6 +292,10 @@ class ConformalForecast(RealTimeForecast):
         """The mean, ``(Q,)`` or ``(Q, D)``."""
         return self.forecast.mean
 
+    def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return the mean of the forecast that is held; see `RealTimeForecast.mean_within`."""
+        return self.forecast.mean_within(nearest)
+
     @property
     def has_mean(self) -> bool:
         """Whether the forecast that is held knows its mean."""

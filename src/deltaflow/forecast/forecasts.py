@@ -24,6 +24,9 @@ from deltaflow.forecast.plot import draw_forecast
 CELLS_AT_ONCE = 4096
 """About this many quantiles, each of one query and channel, are computed together."""
 
+MEAN_LEVELS = [(number + 0.5) / 200 for number in range(200)]
+"""Evenly spaced levels, the average of whose quantiles is close to the mean."""
+
 parsed_level = lru_cache(maxsize=1024, typed=True)(gluonts_forecast.Quantile.parse)
 """The level of a quantile as GluonTS parses it; cached, because parsing takes 50 microseconds."""
 
@@ -112,6 +115,23 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         except NotImplementedError:  # of a distribution whose mean has no formula
             return False
         return True
+
+    def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return the mean ``(Q,)`` or ``(Q, D)`` if all values become the nearest possible ones.
+
+        The mean of a distribution moves by as much as its quantiles do on average.
+
+        Parameters
+        ----------
+        nearest
+            Returns the nearest possible values of ``(…, Q)`` or ``(…, Q, D)``.
+        """
+        mean = self.mean
+        ends = self.quantiles([MEAN_LEVELS[0], MEAN_LEVELS[-1]])
+        if (nearest(ends) != ends).any():
+            quantiles = self.quantiles(MEAN_LEVELS)
+            mean = mean + (nearest(quantiles) - quantiles).mean(axis=0)
+        return nearest(mean)
 
     def _check_complete(self) -> None:
         """Raise if an evaluation would compare a channel with the labels of another one."""
@@ -433,6 +453,10 @@ class EnsembleForecast(RealTimeForecast):
         """Whether all members know their mean."""
         return all(member.has_mean for member in self.members)
 
+    def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return the average of the members' means; see `RealTimeForecast.mean_within`."""
+        return self._averaged([member.mean_within(nearest) for member in self.members])
+
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
         return self._averaged([member.quantiles(levels, cells) for member in self.members])
@@ -492,6 +516,13 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
     def has_mean(self) -> bool:
         """Whether the mean was forecast beside the quantiles."""
         return "mean" in self._forecast_dict
+
+    def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return the possible value nearest to the mean; see `RealTimeForecast.mean_within`.
+
+        The mean was learned from possible values, and not computed from the quantiles.
+        """
+        return nearest(self.mean)
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``.

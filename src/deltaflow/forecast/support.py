@@ -13,9 +13,6 @@ from deltaflow.errors import DataError
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
 from deltaflow.forecast.predictor import DeltaflowPredictor
 
-_GRID = (np.arange(200) + 0.5) / 200
-"""The levels over which what is cut off at a bound is averaged, for the mean."""
-
 
 class Support(NamedTuple):
     """What values a channel can have.
@@ -243,14 +240,9 @@ class SupportForecast(RealTimeForecast):
 
     @property
     def mean(self) -> np.ndarray:
-        """The mean, ``(Q,)`` or ``(Q, D)``, moved by as much as the quantiles are on average."""
-        mean = self.forecast.mean
-        ends = self.forecast.quantiles([_GRID[0], _GRID[-1]])
+        """The mean within the support, ``(Q,)`` or ``(Q, D)``; it need not be a whole number."""
         bounds = [Support(low, high) for low, high, _ in self.supports]
-        if (_nearest(ends, bounds) != ends).any():
-            quantiles = self.forecast.quantiles(_GRID.tolist())
-            mean = mean + (_nearest(quantiles, bounds) - quantiles).mean(axis=0)
-        return _nearest(mean, bounds)
+        return self.forecast.mean_within(lambda values: _nearest(values, bounds))
 
     @property
     def has_mean(self) -> bool:

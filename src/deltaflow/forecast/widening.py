@@ -1,7 +1,7 @@
 """Intervals that widen at lead times beyond those that a model has learned."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,6 +145,10 @@ class WidenedForecast(RealTimeForecast):
     def mean(self) -> np.ndarray:
         """The mean, ``(Q,)`` or ``(Q, D)``: that of the forecast that is widened."""
         return self.forecast.mean
+
+    def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return the mean of the forecast that is held; see `RealTimeForecast.mean_within`."""
+        return self.forecast.mean_within(nearest)
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
