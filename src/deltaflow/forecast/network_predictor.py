@@ -381,16 +381,16 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> Non
 
 
 @contextmanager
-def advising() -> Iterator[None]:
-    """Give advice where torch raises an error for a forecast that is not finite."""
+def advising(
+    advice: str = "the network's forecast is not a number: train again, at a lower learning rate",
+) -> Iterator[None]:
+    """Give advice where torch raises an error for what is not finite."""
     try:
         yield
     except (ValueError, torch.linalg.LinAlgError) as error:
         if isinstance(error, DeltaflowError):
             raise
-        raise DeltaflowError(
-            "the network's forecast is not a number: train again, at a lower learning rate"
-        ) from error
+        raise DeltaflowError(advice) from error
 
 
 def finite(values: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from deltaflow.data import Batch, Reader
 from deltaflow.errors import DeltaflowError, check_at_least_one
 from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.forecast.loading import FORMAT_KEY
-from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
+from deltaflow.forecast.network_predictor import IrregularPredictor, advising, load_weights
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
 from deltaflow.model.networks import make_network, with_time_scales
 from deltaflow.model.options import ModelOptions
@@ -246,14 +246,9 @@ class ForecastLightningModule(pl.LightningModule):
             f"in epoch {self.current_epoch}: lower the learning rate, or choose a distr_output "
             "whose distribution covers the targets"
         )
-        try:
+        with advising(f"{name} is not a number {advice}"):  # as of distributions, spectral norms
             args = self.network.at_targets(batch)
             total, count = self.network.loss(batch, args)
-        # Distributions and spectral norms raise an error for NaN.
-        except (ValueError, torch.linalg.LinAlgError) as error:
-            if isinstance(error, DeltaflowError):
-                raise
-            raise DeltaflowError(f"{name} is not a number {advice}") from error
         sums = torch.stack([total.detach(), count.to(total.dtype)])
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         count = sums[1].clamp(min=1)
