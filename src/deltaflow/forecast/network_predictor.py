@@ -38,7 +38,8 @@ from deltaflow.forecast.predictor import (
     find_device,
     read_data,
 )
-from deltaflow.heads import describe_output, distribution_of, has_quantiles, make_output
+from deltaflow.heads import describe_output, has_quantiles, make_output
+from deltaflow.heads.head import distribution_of
 from deltaflow.model.networks import make_network
 from deltaflow.process import one_thread
 from deltaflow.randomness import check_seed, derived_seed, seeded

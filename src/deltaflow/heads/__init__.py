@@ -15,7 +15,7 @@ from gluonts.torch.distributions import (
 )
 
 from deltaflow.errors import DeltaflowError, check_registered
-from deltaflow.heads.head import Head, distribution_of, has_quantiles, is_centred, is_discrete
+from deltaflow.heads.head import Head, has_quantiles, is_centred, is_discrete
 from deltaflow.heads.quantile import MeanQuantileOutput, MonotoneQuantileOutput
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "MeanQuantileOutput",
     "MonotoneQuantileOutput",
     "describe_output",
-    "distribution_of",
     "has_quantiles",
     "is_centred",
     "is_discrete",
