@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -191,9 +192,8 @@ class Encoder(nn.Module, ABC):
         number of times, and `torch.func` can transform it.
         """
         state = self.initial_state(len(values))
-        # One unbind before the loop: an index per step would make the backward pass quadratic.
-        steps = (part.unbind(1) for part in (running.unsqueeze(-1), delta_t, values, observed))
-        for active, *inputs in zip(*steps, features.unbind(1), strict=True):
+        parts = running.unsqueeze(-1), delta_t, values, observed, features
+        for active, *inputs in steps_of(*parts):
             updated = self.update(state, *inputs)
             state = updated._replace(hidden=torch.where(active, updated.hidden, state.hidden))
         return state.hidden
@@ -218,6 +218,14 @@ class Encoder(nn.Module, ABC):
         """
         each = State(*(part[row] for part in state))
         return self.evolve(each, delta_t.unsqueeze(-1)).squeeze(1)
+
+
+def steps_of(*sequences: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Return the steps ``(B, …)`` of sequences ``(B, T, …)``, one after the other.
+
+    Each sequence is unbound once: an index per step would make the backward pass quadratic.
+    """
+    return zip(*(sequence.unbind(1) for sequence in sequences), strict=True)
 
 
 def known_before(values: Tensor, observed: Tensor, delta_t: Tensor) -> tuple[Tensor, Tensor]:

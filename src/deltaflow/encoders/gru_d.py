@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deltaflow.encoders.encoder import Encoder, State, known_before
+from deltaflow.encoders.encoder import Encoder, State, known_before, steps_of
 from deltaflow.flows.initial import in_default_dtype
 from deltaflow.flows.time_embedding import spread_rates
 
@@ -61,13 +61,8 @@ class GRUDEncoder(Encoder):
         last, age = known_before(values, observed, delta_t)
         inputs = self._inputs(values, observed, last, age, features)
         hidden = values.new_zeros(len(values), self.hidden_size)
-        # One unbind before the loop: an index per step would make the backward pass quadratic.
-        for x, decay, active in zip(
-            inputs.unbind(1),
-            torch.exp(-self._exponent(age)).unbind(1),
-            running.unsqueeze(-1).unbind(1),
-            strict=True,
-        ):
+        decays = torch.exp(-self._exponent(age))
+        for x, decay, active in steps_of(inputs, decays, running.unsqueeze(-1)):
             hidden = torch.where(active, self.cell(x, decay * hidden), hidden)
         return hidden
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaflow.encoders.encoder import Encoder, State, own_precision, replaced
+from deltaflow.encoders.encoder import Encoder, State, own_precision, replaced, steps_of
 from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution
 from deltaflow.encoders.fused import (
     ClampStage,
@@ -91,10 +91,7 @@ class RecurrentEncoder(Encoder):
         evolve = self.evolution.prepare()
         projected = self._project(values, observed, delta_t, features)
         hidden = values.new_zeros(len(values), self.hidden_size)
-        # One unbind before the loop: an index per step would make the backward pass quadratic.
-        for inputs, gap, active in zip(
-            projected.unbind(1), delta_t.unbind(1), running.unsqueeze(-1).unbind(1), strict=True
-        ):
+        for inputs, gap, active in steps_of(projected, delta_t, running.unsqueeze(-1)):
             evolved = evolve(hidden, gap)
             hidden = torch.where(active, self._cell(inputs, evolved), hidden)
         return hidden
