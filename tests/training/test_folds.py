@@ -30,6 +30,7 @@ from deltaflow.forecast.support import Support
 from deltaflow.randomness import seeded
 from deltaflow.training import blend, folds
 from deltaflow.training.folds import plan_for
+from deltaflow.training.stretches import stretches
 
 QUICK = {"max_epochs": 1, "enable_progress_bar": False, "logger": False}
 
@@ -122,10 +123,35 @@ def test_given_validation_data_are_used_instead():
 def test_a_few_items_are_enough(number, kind):
     data = noisy_items(number)
     errors._SAID.clear()
-    with pytest.warns(DeltaflowWarning, match=f"the training data have {number}: they"):
+    with pytest.warns(DeltaflowWarning, match=f"the training data have {number}: the"):
         predictor = quick().train(data)
     assert type(predictor) is kind
     assert np.isfinite(forecasts_of(predictor, data)).all()
+
+
+@pytest.mark.parametrize(("number", "rows"), [(1, 70), (3, 30)])
+def test_few_long_items_are_cut_into_stretches_that_calibrate(number, rows, seen, caplog):
+    data = noisy_items(number, rows)
+    told = caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero")
+    with warnings.catch_warnings(), told:
+        warnings.simplefilter("error", DeltaflowWarning)
+        predictor = quick(folds=2, supports="real").train(data)
+    assert type(predictor) is ConformalPredictor
+    assert all(not trained & left_out for trained, left_out in seen)
+    named = set.union(*(trained | left_out for trained, left_out in seen))
+    assert {name.partition(",")[0] for name in named} == {f"i{item}" for item in range(number)}
+    assert f"({number} items in {len(named)} stretches, each left out once)" in caplog.text
+
+
+def test_stretches_of_an_item_hold_each_of_its_rows_once():
+    whole = [*noisy_items(2, 100), *noisy_items(1, 5, seed=1)]
+    cut = stretches(whole, prediction_length=6, context_length=9)
+    assert [len(one["target"]) for one in cut] == [16, 17, 17] * 4 + [5]
+    for field in ("target", "feat_dynamic_real"):
+        joined = np.concatenate([one[field] for one in cut], axis=-1)
+        given = np.concatenate([entry[field] for entry in whole], axis=-1)
+        np.testing.assert_array_equal(joined, given)
+    assert len({one["item_id"] for one in cut}) == len(cut)
 
 
 def test_items_that_cannot_be_learned_from_are_told_of_once(seen):

@@ -35,6 +35,7 @@ from deltaflow.training.blend import (
     processes_for,
     simple_forecasts,
 )
+from deltaflow.training.stretches import stretches
 from deltaflow.training.widening import widened
 
 if TYPE_CHECKING:
@@ -229,17 +230,22 @@ def train_folds(
     """
     entries = by_number(training_data)
     base = estimator.create_data_module(entries, seed=seed)
+    items = len(base.training_windows.items)
+    if items < FEWEST_ITEMS:
+        entries, base = _in_stretches(estimator, entries, base, seed)
     usable = np.asarray(base.training_windows.items)
     if estimator.calibrate and len(usable) < FEWEST_ITEMS:
         warn_once(
-            f"calibrated intervals take at least {FEWEST_ITEMS} items, the training data have "
-            f"{len(usable)}: they will cover less than they say. Train on more items, or cut long "
-            "ones into several"
+            f"calibrated intervals take at least {FEWEST_ITEMS} items, or longer ones to cut into "
+            f"so many stretches; the training data have {len(usable)}: the intervals will cover "
+            "less than they say"
         )
     if len(usable) < 2:
         return estimator.within_supports(estimator.train_model(entries, validation_data=None))
     few = len(usable) <= FEW_ITEMS
     plan = plan_for(base.training_windows.data, usable, base.reader, estimator.folds, seed)
+    if cut := len(usable) > items:  # a long item has much to learn from
+        plan = plan._replace(epochs=int(engine.DEFAULTS["max_epochs"]))
     careful = planned(estimator, plan)
     reader = replace(base.reader, scaling=careful.data.scaling)
 
@@ -276,16 +282,32 @@ def train_folds(
             processes=processes_for(known),
         )
         simple = fit_simple(known)
-        rehearsed = rehearsal(careful, known, plan, fit_simple, seed)
+        # Stretches that are left out already lie at other times than the others.
+        rehearsed = None if cut else rehearsal(careful, known, plan, fit_simple, seed)
     left_out = [
         HeldOut(member, simple, pairs) for member, pairs in zip(members, folds, strict=True)
     ]
     held_out = [left_out, [rehearsed]] if rehearsed else [left_out]
     finished = finish(careful, members, simple, held_out, supports, enough)
-    rank_zero_info(
-        _told(len(usable), plan, careful, epochs, simple, finished, rehearsed is not None)
-    )
+    what = f"{items} items" if not cut else f"{items} items in {len(usable)} stretches"
+    rank_zero_info(_told(what, plan, careful, epochs, simple, finished, rehearsed is not None))
     return finished.predictor
+
+
+def _in_stretches(
+    estimator: IrregularEstimator,
+    entries: Sequence[DataEntry],
+    base: IrregularDataModule,
+    seed: int,
+) -> tuple[Sequence[DataEntry], IrregularDataModule]:
+    """Cut few items into stretches; leave them as they are if they are too short for that."""
+    whole = select(entries, np.asarray(base.training_windows.items))
+    cut = stretches(list(whole), estimator.prediction_length, base.reader.context_length)
+    if len(cut) < FEWEST_ITEMS:
+        return entries, base
+    data = estimator.create_data_module(cut, seed=seed)
+    enough = len(data.training_windows.items) >= FEWEST_ITEMS
+    return (cut, data) if enough else (entries, base)
 
 
 def rehearsal(
@@ -400,7 +422,7 @@ def train_member(
 
 
 def _told(
-    count: int,
+    items: str,
     plan: Plan,
     estimator: IrregularEstimator,
     epochs: list[int],
@@ -424,7 +446,7 @@ def _told(
     options = {**vars(estimator.data), **vars(estimator.model), **vars(estimator.optimizer)}
     settings = ", ".join(f"{name}={options[name]!r}" for name in plan.settings)
     return (
-        f"Trained {what} ({count} items, {aside}){last}, stopped after {most} epochs; "
+        f"Trained {what} ({items}, {aside}){last}, stopped after {most} epochs; "
         f"{settings}; {blend}"
         f"intervals {'calibrated' if finished.is_calibrated else 'not calibrated'}. "
         "folds=0 trains one network on all items."
