@@ -289,7 +289,9 @@ def train_folds(
     ]
     held_out = [left_out, [rehearsed]] if rehearsed else [left_out]
     finished = finish(careful, members, simple, held_out, supports, enough)
-    what = f"{items} items" if not cut else f"{items} items in {len(usable)} stretches"
+    what = f"{items} item{'' if items == 1 else 's'}"
+    if cut:
+        what += f" in {len(usable)} stretches"
     rank_zero_info(_told(what, plan, careful, epochs, simple, finished, rehearsed is not None))
     return finished.predictor
 
