@@ -161,3 +161,14 @@ def test_autocast_reaches_no_flow_and_no_solver(encoder, multivariate, instances
         coarse = [forecast.mean for forecast in predictor.predict(entries)]
     exact = [forecast.mean for forecast in predictor.predict(entries)]
     np.testing.assert_allclose(coarse, exact, rtol=0.01)
+
+
+@pytest.mark.parametrize("encoder", ["linear_flow", "coupling_flow"])
+def test_what_other_channels_say_reaches_the_most_distant_query(data, batch, encoder):
+    network = channelwise(data, encoder)
+    batch = doubled(batch)
+    batch = batch._replace(query_delta_t=torch.full_like(batch.query_delta_t, 1e6))
+    values = batch.values.clone()
+    values[..., 1:] += 1.0
+    before, after = (network(each)[0][..., 0] for each in (batch, batch._replace(values=values)))
+    assert ((after - before).abs().amax(1) > 1e-9).all()

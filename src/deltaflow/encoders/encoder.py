@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,15 @@ class Encoder(nn.Module, ABC):
         The number F of covariates and static features that are read with each observation.
     hidden_size
         The size H of the hidden state.
+
+    Attributes
+    ----------
+    oscillates
+        Whether the hidden state turns and decays between observations, so that a query can hardly
+        tell what it was at the last one.
     """
+
+    oscillates: ClassVar[bool] = False
 
     def __init__(self, num_channels: int, num_features: int, hidden_size: int) -> None:
         super().__init__()

@@ -76,6 +76,7 @@ class LinearFlowEncoder(Encoder):
     arXiv:2208.04933; Scholz et al., *Latent Linear ODEs*, 2022.
     """
 
+    oscillates = True
     layer_of: Tensor
 
     def __init__(

@@ -95,9 +95,9 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
     place of positions), and are then carried on to the queries. The cost grows with the number of
     observed values, not with series × channels.
 
-    For each channel and query, the shared head reads the evolved hidden state, Δt, the last value
-    and its age, a summary of the history, the level features, the embedding, the covariates at the
-    query and the static features.
+    For each channel and query, the shared head reads the evolved hidden state (and that at the
+    forecast origin, if the encoder oscillates), Δt, the last value and its age, a summary of the
+    history, the level features, the embedding, the covariates at the query and the static features.
 
     Parameters
     ----------
@@ -169,8 +169,9 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         for layer in self.exchange:
             layer.self_attn.dropout = 0.0  # type: ignore[union-attr]
         self.norm = nn.LayerNorm(hidden_size)
+        num_hidden = 2 * hidden_size if self.encoder.oscillates else hidden_size
         self.head = SharedHead(
-            hidden_size + 2 + num_known + self.num_covariates,
+            num_hidden + 2 + num_known + self.num_covariates,
             torch.tensor(reader.statistics.count[: self.num_targets], dtype=torch.float32),
             output,
             width=2 * hidden_size,
@@ -280,8 +281,10 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         gap = delta_t[series, query]
         evolved = self.encoder.evolve_each(state, gap, row)
         spans = torch.stack([gap, state.age[row].squeeze(-1) + gap], dim=-1).log1p()
-        beside = [known.flatten(0, 1)[row], covariates[series, query]]
-        return self.head(torch.cat([evolved, spans, *beside], dim=-1), channel)
+        features = [evolved, spans, known.flatten(0, 1)[row], covariates[series, query]]
+        if self.encoder.oscillates:
+            features.append(state.hidden[row])
+        return self.head(torch.cat(features, dim=-1), channel)
 
     def _present(self, encoded: ChannelsEncoded) -> tuple[Tensor, Tensor]:
         """Carry all channels to the forecast origin, and let them exchange information.
