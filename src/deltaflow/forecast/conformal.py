@@ -5,6 +5,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
@@ -12,6 +13,7 @@ from gluonts.dataset.common import DataEntry, Dataset
 from deltaflow.data.schema import unit_seconds
 from deltaflow.data.series import SeriesReader, entries_of, is_irregular
 from deltaflow.errors import DataError, check_at_least_one, unsaid
+from deltaflow.forecast.common_errors import Errors, widening_for
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast, parsed_level
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -84,6 +86,9 @@ class ConformalPredictor(DeltaflowPredictor):
         ``(D,)`` the smallest distance in which a channel is measured.
     num_items
         ``(D,)`` the number K of items on which each channel was calibrated.
+    widened
+        ``(D,)`` how many times as wide the scores of each channel already are for errors that
+        items share; 1 for each if None.
 
     References
     ----------
@@ -101,6 +106,7 @@ class ConformalPredictor(DeltaflowPredictor):
         scores: list,
         least: list,
         num_items: list,
+        widened: list | None = None,
     ) -> None:
         super().__init__(predictor.prediction_length, predictor.schema)
         self.predictor = predictor
@@ -108,6 +114,7 @@ class ConformalPredictor(DeltaflowPredictor):
         self.scores = [np.array(own, dtype=np.float64) for own in scores]
         self.least = np.array(least, dtype=np.float64)
         self.num_items = list(num_items)
+        self.widened = list(widened or [1.0] * len(self.schema.target))
         channels = len(self.schema.target)
         shapes = [(len(own) + 1, len(LEVELS)) for own in self.leads]
         if len(shapes) != channels or [own.shape for own in self.scores] != shapes:
@@ -149,6 +156,7 @@ class ConformalPredictor(DeltaflowPredictor):
         folds: Sequence[Pairs],
         predictor: DeltaflowPredictor | None = None,
         least: Sequence[float] | None = None,
+        rehearsal: tuple[DeltaflowPredictor, Pairs] | None = None,
     ) -> "ConformalPredictor":
         """Calibrate the average of predictors, each on the items that it alone has left out.
 
@@ -174,13 +182,19 @@ class ConformalPredictor(DeltaflowPredictor):
         least
             The smallest distance in which each channel is measured, such as 0.5 for counts, whose
             quantiles may be equal.
+        rehearsal
+            A predictor that was trained without the last values of all items, and what was known
+            and what followed then. Where items err together at the same time, intervals are
+            widened by what it shows, see `widening_for`.
         """
         if predictor is None:
             predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
         target = predictor.schema.target
         parts = [scores_of(*pair, target) for pair in zip(members, folds, strict=True)]
         quantiles = conformal_quantiles if len(members) == 1 else expected_quantiles
-        return cls._fitted(predictor, parts, least or [0.0] * len(target), _NORMAL, quantiles)
+        last = None if rehearsal is None else scores_of(*rehearsal, target)
+        least = least or [0.0] * len(target)
+        return cls._fitted(predictor, parts, least, _NORMAL, quantiles, last)
 
     @classmethod
     def _fitted(
@@ -190,31 +204,35 @@ class ConformalPredictor(DeltaflowPredictor):
         smallest: Sequence[float],
         narrowest: np.ndarray,
         quantiles: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        last: "Scored | None" = None,
     ) -> "ConformalPredictor":
         # Items of different folds are different ones, whatever their names.
         item = [f"{fold}:{name}" for fold, part in enumerate(parts) for name in part.item]
-        item = np.unique(item, return_inverse=True)[1]
-        channel, lead, value, median, below, above = (
+        others = (
             np.concatenate([getattr(part, name) for part in parts]) for name in Scored._fields[1:]
         )
-        if not len(value):
+        known = Scored(np.unique(item, return_inverse=True)[1], *others)
+        if not len(known.value):
             raise DataError("nothing was observed after the origins of the calibration",
                             "give forecasts with labels")  # fmt: skip
-        leads, scores, least, num_items = [], [], [], []
+        leads, scores, least, num_items, widened = [], [], [], [], []
         for number in range(len(predictor.schema.target)):
-            own = channel == number
-            spread = np.concatenate([below[own], above[own]])
-            floor = float(max(1e-6 * spread.mean() if own.any() else 0.0, smallest[number], 1e-300))
-            side = np.where(value[own] < median[own], below[own], above[own])
-            score = (value[own] - median[own]) / np.maximum(side, floor)
-            bounds, table = _calibrate(item[own], lead[own], score, quantiles)
+            own = known.of(number)
+            spread = np.concatenate([own.below, own.above])
+            usual = 1e-6 * spread.mean() if len(spread) else 0.0
+            floor = float(max(usual, smallest[number], 1e-300))
+            errors = own.errors(floor)
+            bounds, table = _calibrate(own.item, own.lead, errors.error, quantiles)
             table = np.where(LEVELS < 0.5, np.minimum(table, narrowest), table)
             table = np.where(LEVELS > 0.5, np.maximum(table, narrowest), table)
+            factor = 1.0 if last is None else widening_for(errors, last.of(number).errors(floor))
+            middle = table[:, LEVELS == 0.5]
             leads.append(bounds.tolist())
-            scores.append(table.tolist())
+            scores.append((middle + factor * (table - middle)).tolist())
             least.append(floor)
-            num_items.append(len(np.unique(item[own])))
-        return cls(predictor, leads, scores, least, num_items)
+            num_items.append(len(np.unique(own.item)))
+            widened.append(factor)
+        return cls(predictor, leads, scores, least, num_items, widened)
 
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
@@ -252,7 +270,11 @@ class ConformalPredictor(DeltaflowPredictor):
     def summary(self) -> dict[str, Any]:
         """Return what the predictor is, and on how many items each channel was calibrated."""
         items = dict(zip(self.schema.target, self.num_items, strict=True))
-        return {**super().summary(), "calibrated_on_items": items}
+        summary = {**super().summary(), "calibrated_on_items": items}
+        if all(factor == 1 for factor in self.widened):
+            return summary
+        widened = dict(zip(self.schema.target, np.round(self.widened, 3).tolist(), strict=True))
+        return {**summary, "widened_for_common_errors": widened}
 
 
 class ConformalForecast(RealTimeForecast):
@@ -360,16 +382,27 @@ class ConformalForecast(RealTimeForecast):
 
 
 class Scored(NamedTuple):
-    """The n labels of a calibration: item, channel, lead time and value; and of their forecast the
-    median, and the distances from there to the quantiles below and above."""
+    """The n labels of a calibration: item, channel, lead time, time and value; and of their
+    forecast the median, and the distances from there to the quantiles below and above."""
 
     item: np.ndarray
     channel: np.ndarray
     lead: np.ndarray
+    time: np.ndarray
     value: np.ndarray
     median: np.ndarray
     below: np.ndarray
     above: np.ndarray
+
+    def of(self, channel: int) -> "Scored":
+        """Return the labels of one channel."""
+        own = self.channel == channel
+        return Scored(*(part[own] for part in self))
+
+    def errors(self, floor: float) -> Errors:
+        """Return the scores, see `ConformalPredictor`, of which no unit is below a floor."""
+        side = np.where(self.value < self.median, self.below, self.above)
+        return Errors(self.item, self.time, (self.value - self.median) / np.maximum(side, floor))
 
 
 def scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequence[str]) -> Scored:
@@ -387,6 +420,7 @@ def scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequenc
         rows = [own.target.index(name) for name in forecast.target]
         values = np.atleast_2d(label["target"])[rows].T  # (Q, D)
         lead = leads_of(past, predictor.prediction_length)[: len(values)]
+        time = query_times(past, predictor.prediction_length)[: len(values)]
         inner = forecast.quantiles(INNER)
         low, median, high = inner.reshape(3, inner.shape[1], -1)[:, : len(values)]
         query, channel = np.nonzero(np.isfinite(values) & np.isfinite(lead)[:, None])
@@ -397,6 +431,7 @@ def scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequenc
                 np.full(len(query), f"#{number}" if name is None else str(name), dtype=object),
                 numbers[channel],
                 lead[query],
+                time[query],
                 values[query, channel],
                 median[query, channel],
                 (median - low)[query, channel],
@@ -409,11 +444,28 @@ def scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequenc
 def leads_of(entry: DataEntry, prediction_length: int) -> np.ndarray:
     """Return the times ``(Q,)`` from the last observation time to the queries, NaN for padding."""
     length = np.shape(entry["target"])[-1]
-    times = np.arange(float(length + prediction_length))
-    if is_irregular(entry):
-        times = entry["feat_dynamic_real"][0] * unit_seconds(entry["info"]["time_unit"])
+    times = _times_of(entry, prediction_length)
     queries = times[length:]
     return queries - (times[length - 1] if length else queries[:1])
+
+
+def query_times(entry: DataEntry, prediction_length: int) -> np.ndarray:
+    """Return the times ``(Q,)`` of the queries on a clock of all items, NaN for padding.
+
+    They are seconds, or periods of a regular series: since 1970, where items have dates.
+    """
+    times = _times_of(entry, prediction_length)[np.shape(entry["target"])[-1] :]
+    if not is_irregular(entry):
+        return times + entry["start"].ordinal
+    origin = entry["info"]["time_origin"]
+    return times if origin is None else times + pd.Timestamp(origin).timestamp()
+
+
+def _times_of(entry: DataEntry, prediction_length: int) -> np.ndarray:
+    """Return the times of observations and queries since the origin of the entry."""
+    if is_irregular(entry):
+        return entry["feat_dynamic_real"][0] * unit_seconds(entry["info"]["time_unit"])
+    return np.arange(float(np.shape(entry["target"])[-1] + prediction_length))
 
 
 def _calibrate(

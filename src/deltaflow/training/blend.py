@@ -73,11 +73,15 @@ class Finished(NamedTuple):
         What the networks count together, and each simple forecast; see `blend_weights`.
     is_calibrated
         Whether its intervals are calibrated.
+    widened
+        How many times as wide they are, for errors that items share at the same time: at most, of
+        all channels.
     """
 
     predictor: DeltaflowPredictor
     weights: list[float]
     is_calibrated: bool
+    widened: float
 
 
 def finish(
@@ -104,15 +108,20 @@ def finish(
         Whether there are items enough to calibrate on.
     """
     weights = blend_weights(held_out, len(supports)) if simple else [1.0]
-    predictor = blended(members, simple, weights)
+    predictor, widened = blended(members, simple, weights), 1.0
     calibrated = estimator.calibrate and enough and is_calibrated(estimator, supports)
     if calibrated:
-        # Not on a rehearsal: its errors have a common sign, which the next ones need not have.
-        parts = [blended([one.network], one.simple, weights) for one in held_out[0]]
+        # A rehearsal only widens: its errors have a common sign, which the next need not have.
+        parts, *last = [
+            [(blended([one.network], one.simple, weights), one.pairs) for one in group]
+            for group in held_out
+        ]
+        members, pairs = zip(*parts, strict=True)
         least = [0.5 if support.whole else 0.0 for support in supports]
-        pairs = [one.pairs for one in held_out[0]]
-        predictor = ConformalPredictor.fit_folds(parts, pairs, predictor, least)
-    return Finished(SupportPredictor.of(predictor, supports), weights, calibrated)
+        rehearsal = last[0][0] if last else None
+        predictor = ConformalPredictor.fit_folds(members, pairs, predictor, least, rehearsal)
+        widened = max(predictor.widened)
+    return Finished(SupportPredictor.of(predictor, supports), weights, calibrated, widened)
 
 
 class Judged(NamedTuple):
