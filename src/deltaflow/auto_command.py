@@ -13,7 +13,7 @@ from deltaflow.tables import as_rich
 from deltaflow.tasks.datasets import Columns, read_dataset
 from deltaflow.training.auto import PRESETS, AutoEstimator
 
-SHOWN = ["loss", "seconds", "chosen", "encoder", "hidden_size", "scaling", "dropout"]
+SHOWN = ["loss", "seconds", "chosen", "encoder", "hidden_size", "dropout", "lr"]
 """The columns of the leaderboard that fit into a terminal."""
 
 

@@ -140,8 +140,7 @@ def test_few_long_items_are_cut_into_stretches_that_calibrate(number, rows, seen
     assert all(not trained & left_out for trained, left_out in seen)
     named = set.union(*(trained | left_out for trained, left_out in seen))
     assert {name.partition(",")[0] for name in named} == {f"i{item}" for item in range(number)}
-    noun = "item" if number == 1 else "items"
-    assert f"({number} {noun} in {len(named)} stretches, each left out once)" in caplog.text
+    assert f"({number} items in {len(named)} stretches, each left out once)" in caplog.text
 
 
 def test_stretches_of_an_item_hold_each_of_its_rows_once():

@@ -131,6 +131,11 @@ def common_schema(schemas: Iterable[tuple[object, Schema]]) -> Schema:
     return replace(schema, feat_static_cat={name: tuple(own) for name, own in levels.items()})
 
 
+def as_one(schema: Schema) -> Match:
+    """Return the match of entries that carry no schema, and are taken to have the given one."""
+    return match(schema, schema)
+
+
 def _check_names(own: Schema, schema: Schema) -> None:
     for role in ROLES:
         have = getattr(own, role)

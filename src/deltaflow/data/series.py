@@ -14,7 +14,7 @@ import pandas as pd
 from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.dataset.split import TestData
 
-from deltaflow.data.matching import Match, common_schema, match, schema_in
+from deltaflow.data.matching import Match, as_one, common_schema, match, schema_in
 from deltaflow.data.schema import (
     LARGEST,
     LONGEST,
@@ -204,7 +204,7 @@ class SeriesReader:
             raise DataError(f"expected {expected}", "use data like the training data", field="info")
         if schema.time == "regular":
             _check_start(entry, schema.time_unit)
-            return match(schema, schema)  # such entries carry no schema of their own
+            return as_one(schema)
         _check_start(entry)
         own = schema_in(entry)
         if self._latest is None or self._latest.own is not own:

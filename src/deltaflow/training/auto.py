@@ -18,40 +18,32 @@ from gluonts.model.estimator import Estimator
 from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 
-from deltaflow.data.data_module import by_number
 from deltaflow.errors import DeltaflowError, check_at_least_one, check_registered, needing
 from deltaflow.forecast.auto import AutoPredictor
-from deltaflow.forecast.conformal import FEWEST_ITEMS
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
-from deltaflow.forecast.support import Supports, supports_of
+from deltaflow.forecast.support import Supports
 from deltaflow.process import one_thread
-from deltaflow.randomness import check_seed, derived_seed, seeded_run
+from deltaflow.randomness import check_seed, seeded_run
 from deltaflow.training.blend import (
     HeldOut,
     Pairs,
     compared_loss,
     finish,
-    processes_for,
-    simple_forecasts,
 )
 from deltaflow.training.estimator import IrregularEstimator
-from deltaflow.training.folds import (
-    FEW_ITEMS,
-    SMALL,
-    Plan,
-    pairs_of,
-    plan_for,
-    planned,
-    select,
-    train_member,
-)
+from deltaflow.training.folds import FEW_ITEMS, Folds, planned
 
 if TYPE_CHECKING:
     import optuna
 
 SHARE_OF_SEARCH = 0.85
 """The share of the time limit after which no further network is begun, and training is ended."""
+
+
+ALIKE = 1.25
+"""Networks whose loss is up to so many times that of the defaults on the same fold are blended with
+them: so near, which of them is better is a matter of chance, and unlike ones average well."""
 
 
 class Preset(NamedTuple):
@@ -61,14 +53,14 @@ class Preset(NamedTuple):
     ----------
     time_limit
         Seconds, where none are given.
-    better
+    others
         For each fold, the largest number of networks in the blend beside that of the defaults.
     encoders, networks, hidden_sizes
         What is tried of each.
     """
 
     time_limit: float
-    better: int
+    others: int
     encoders: tuple[str, ...]
     networks: tuple[str, ...]
     hidden_sizes: tuple[int, ...]
@@ -94,8 +86,9 @@ class AutoEstimator(Estimator):
     Network after network is trained, one on each fold with the default options, and the next ones
     with those that the search proposes (Optuna's TPE). Each is judged on the items of its fold,
     which it has not learned from, by its quantile loss as a share of a `HoldPredictor`'s. The
-    networks of the defaults, and those that do better on the same fold, are blended with simple
-    forecasts and calibrated on the items that they have left out, as `IrregularEstimator` does it.
+    networks of the defaults, and the best of the others unless they do much worse on the same fold,
+    are blended with simple forecasts and calibrated on the items that they have left out, as
+    `IrregularEstimator` does it, after the same rehearsal.
     Interrupted by Ctrl-C, a search ends with the best so far.
 
     Needs the extra ``auto``.
@@ -186,11 +179,12 @@ class AutoEstimator(Estimator):
 
 
 class _Trial(NamedTuple):
-    """A network that was trained: its options, fold and predictor, and how well it did."""
+    """A network that was trained, the values that it left out, and how well it forecasts them."""
 
     options: dict[str, Any]
     fold: int
     predictor: DeltaflowPredictor
+    pairs: Pairs
     loss: float
     seconds: float
 
@@ -212,26 +206,19 @@ class _Search:
 
     def __init__(self, auto: AutoEstimator, training_data: Dataset, seed: int, end: float) -> None:
         self.auto, self.seed, self.end = auto, seed, end
-        self.entries = by_number(training_data)
-        base = self._estimator({}).create_data_module(self.entries, seed=seed)
-        self.data, self.reader = base.training_windows.data, base.reader
-        self.usable = np.asarray(base.training_windows.items)
-        if len(self.usable) < 2:
+        self.folds = Folds(self._estimator({}), training_data, seed)
+        if len(self.folds.usable) < 2:
             raise DeltaflowError(
                 "a search leaves out items to judge by, and there are fewer than two to learn "
                 "from: train an IrregularEstimator"
             )
-        self.plan: Plan = plan_for(self.data, self.usable, self.reader, None, seed)
-        network = self.plan.settings.get("network")
+        network = self.folds.plan.settings.get("network")
         self.networks = (network,) if network else auto.preset.networks
-        target = self.reader.schema.target
-        self.supports = supports_of(auto.supports, self.data, target)
-        few = len(self.usable) <= FEW_ITEMS
-        known = list(self.entries) if few else list(self.entries[:FEW_ITEMS])
-        self.simple = simple_forecasts(
-            known, auto.prediction_length, self.supports, processes_for(known)
+        entries = self.folds.entries
+        self.simple = self.folds.simple_forecasts(
+            entries if self.folds.few else entries[:FEW_ITEMS]
         )
-        self.pairs: dict[int, Pairs] = {}
+        self.rehearsed: HeldOut | None = None
         self.trials: list[_Trial] = []
         self.console = Console(stderr=True)
 
@@ -245,33 +232,36 @@ class _Search:
         )
         study = optuna.create_study(sampler=sampler)
         default = self._default_options()
-        for _ in self.plan.left_out:  # the default options on every fold
+        count = len(self.folds.plan.left_out)
+        for _ in range(count):  # the default options on every fold
             study.enqueue_trial(default)
         while not pressed.is_set() and self._remaining() > 0:
             if self.trials and not self._has_time():
                 break
             trial = study.ask()
             study.tell(trial, self._try(self._proposed(trial)))
+            if len(self.trials) == count and self._is_rehearsed():
+                estimator = self._in_time(self.folds.estimator)
+                self.rehearsed = self.folds.rehearsal(estimator)
 
     def result(self) -> AutoPredictor:
         """Blend and calibrate the best networks."""
         if not self.trials:
             raise DeltaflowError("the search ended before the first network was trained")
-        folds = dict.fromkeys(trial.fold for trial in self.trials)  # which all have one by now
-        best = {fold: self._best(fold) for fold in folds}
         # Those of one fold are one member: each item that was left out counts once.
-        predictors = [
+        best = {trial.fold: self._best(trial.fold) for trial in self.trials}
+        members = [
             own[0].predictor if len(own) == 1 else EnsemblePredictor([t.predictor for t in own])
             for own in best.values()
         ]
-        enough = sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
-        simple = self.simple if enough else []
+        folds = self.folds
+        simple = self.simple if folds.enough else []
         left_out = [
-            HeldOut(predictor, simple, self.pairs[fold])
-            for fold, predictor in zip(best, predictors, strict=True)
+            HeldOut(member, simple, own[0].pairs)
+            for member, own in zip(members, best.values(), strict=True)
         ]
-        estimator = planned(self._estimator({}), self.plan)
-        blend = finish(estimator, predictors, simple, [left_out], self.supports, enough)
+        held_out = [left_out, [self.rehearsed]] if self.rehearsed else [left_out]
+        blend = finish(folds.estimator, members, simple, held_out, folds.supports, folds.enough)
         chosen = {id(trial) for own in best.values() for trial in own}
         rows = [
             {
@@ -287,33 +277,36 @@ class _Search:
         return AutoPredictor(blend.predictor, rows)
 
     def _best(self, fold: int) -> list[_Trial]:
-        """Return the network of a fold that has the default options, and those that do better."""
+        """Return the network of a fold that has the default options, and the best of the others."""
         default, *others = [trial for trial in self.trials if trial.fold == fold]
-        better = sorted(
-            (trial for trial in others if trial.loss < default.loss), key=lambda trial: trial.loss
-        )
-        return [default, *better[: self.auto.preset.better]]
+        alike = [trial for trial in others if trial.loss <= ALIKE * default.loss]
+        best = sorted(alike, key=lambda trial: trial.loss)
+        return [default, *best[: self.auto.preset.others]]
 
     def _default_options(self) -> dict[str, Any]:
-        """Return the options of an estimator of few items of which nothing is set."""
-        default = self._estimator({})
+        """Return what is searched for of the options of an estimator of which nothing is set."""
+        default = self.folds.estimator
         return {
             "encoder": default.model.encoder,
             "network": self.networks[0],
             "hidden_size": default.model.hidden_size,
-            "scaling": self.plan.settings["scaling"],
-            "dropout": SMALL["dropout"],
-            "weight_decay": SMALL["weight_decay"],
+            "dropout": default.model.dropout,
+            "weight_decay": default.optimizer.weight_decay,
             "lr": default.optimizer.lr,
         }
 
     def _proposed(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Return what is tried next.
+
+        The scaling is not searched for, but follows the data: a network that knows the level of an
+        item from all its values forecasts others well at times that it has seen, which is what the
+        items left out show, and may fail at later ones.
+        """
         preset = self.auto.preset
         return {
             "encoder": trial.suggest_categorical("encoder", preset.encoders),
             "network": trial.suggest_categorical("network", self.networks),
             "hidden_size": trial.suggest_categorical("hidden_size", preset.hidden_sizes),
-            "scaling": trial.suggest_categorical("scaling", ["last", "running"]),
             "dropout": trial.suggest_categorical("dropout", [0.1, 0.0, 0.3]),
             "weight_decay": trial.suggest_float("weight_decay", 1e-3, 0.1, log=True),
             "lr": trial.suggest_float("lr", 1e-3, 1e-2, log=True),
@@ -323,26 +316,12 @@ class _Search:
         """Train a network and return its loss, as a share of a hold's."""
         begun = time.monotonic()
         number = len(self.trials)
-        fold = number % len(self.plan.left_out)
-        left_out = self.plan.left_out[fold]
-        remaining = timedelta(seconds=max(self._remaining(), 1.0))
-        timer = Timer(duration=remaining, verbose=False)
-        trainer_kwargs = {"enable_progress_bar": False, "callbacks": [timer]}
-        estimator = self._estimator({**options, "trainer_kwargs": trainer_kwargs})
-        estimator = planned(estimator, self.plan)
-        data = estimator.create_data_module(
-            select(self.entries, np.setdiff1d(self.usable, left_out)),
-            select(self.entries, left_out),
-            seed=derived_seed(self.seed, number) % 2**32,
-            validation_origins="spread",
-        )
-        predictor, _ = train_member(estimator, data, self.plan)
-        if fold not in self.pairs:
-            self.pairs[fold] = pairs_of(data, select(self.entries, left_out))
-        pairs = self.pairs[fold]
-        loss = compared_loss(predictor, self.simple[0], pairs)
+        fold = number % len(self.folds.plan.left_out)
+        estimator = planned(self._in_time(self._estimator(options)), self.folds.plan)
+        member = self.folds.train(fold, estimator, number)
+        loss = compared_loss(member.predictor, self.simple[0], member.pairs)
         seconds = time.monotonic() - begun
-        self.trials.append(_Trial(options, fold, predictor, loss, seconds))
+        self.trials.append(_Trial(options, fold, *member[:2], loss, seconds))
         best = min(trial.loss for trial in self.trials)
         words = ", ".join(f"{name} {_short(value)}" for name, value in options.items())
         self._tell(
@@ -357,6 +336,15 @@ class _Search:
     def _estimator(self, options: dict[str, Any]) -> IrregularEstimator:
         given = {**self.auto.fixed, **options}
         return IrregularEstimator(self.auto.prediction_length, supports=self.auto.supports, **given)
+
+    def _in_time(self, estimator: IrregularEstimator) -> IrregularEstimator:
+        """Return an estimator whose training ends when the search does."""
+        timer = Timer(duration=timedelta(seconds=max(self._remaining(), 1.0)), verbose=False)
+        given = {"enable_progress_bar": False, "callbacks": [timer]}
+        return estimator.with_settings(trainer_kwargs=given)
+
+    def _is_rehearsed(self) -> bool:
+        return self.folds.few and self.folds.enough and self._has_time()
 
     def _remaining(self) -> float:
         return self.end - time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -214,6 +214,123 @@ def _scaling_for(items: Sequence[Series], channels: int) -> str:
     return "running" if middle > MOST_UNLIKE else "last"
 
 
+class Folds:
+    """The folds of a data set, and what is trained on them.
+
+    Parameters
+    ----------
+    estimator
+        Whose networks are trained.
+    training_data
+        The data.
+    seed
+        Seed of the folds and of windows.
+
+    Attributes
+    ----------
+    items
+        The number of items that have anything to forecast.
+    cut
+        Whether they are so few that they are cut into stretches, which count as items from then on.
+    entries
+        The items, by number.
+    usable
+        The numbers of those that have anything to forecast.
+    few
+        Whether these are few enough for a network on each of several folds.
+    supports
+        The support of each channel.
+    """
+
+    def __init__(self, estimator: IrregularEstimator, training_data: Dataset, seed: int) -> None:
+        self.seed = seed
+        self._given = estimator
+        entries = by_number(training_data)
+        base = estimator.create_data_module(entries, seed=seed)
+        self.items = len(base.training_windows.items)
+        if self.items < FEWEST_ITEMS:
+            entries, base = _in_stretches(estimator, entries, base, seed)
+        self.entries, self._base = entries, base
+        windows = base.training_windows
+        self.usable = np.asarray(windows.items)
+        self.cut = len(self.usable) > self.items
+        self.few = len(self.usable) <= FEW_ITEMS
+        target = self._base.reader.schema.target
+        self.supports = supports_of(estimator.supports, windows.data, target)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How the data are trained on, which takes two items."""
+        data, reader = self._base.training_windows.data, self._base.reader
+        plan = plan_for(data, self.usable, reader, self._given.folds, self.seed)
+        # A long item has much to learn from.
+        return plan._replace(epochs=int(engine.DEFAULTS["max_epochs"])) if self.cut else plan
+
+    @cached_property
+    def estimator(self) -> IrregularEstimator:
+        """The estimator, with the settings of the plan."""
+        return planned(self._given, self.plan)
+
+    @property
+    def enough(self) -> bool:
+        """Whether enough items are left out to calibrate on."""
+        return sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
+
+    def train(self, fold: int, estimator: IrregularEstimator, number: int) -> Member:
+        """Train a network of an estimator on all folds but one; the number is that of its seed."""
+        left_out = self.plan.left_out[fold]
+        aside = select(self.entries, left_out)
+        data = estimator.create_data_module(
+            select(self.entries, np.setdiff1d(self.usable, left_out)),
+            aside,
+            seed=derived_seed(self.seed, number) % 2**32,
+            reader=replace(self._base.reader, scaling=estimator.data.scaling),
+            validation_origins="spread",
+        )
+        predictor, epochs = train_member(estimator, data, self.plan)
+        if estimator.widening:
+            predictor = widened(predictor, data, aside)
+        return Member(predictor, pairs_of(data, aside), epochs)
+
+    def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
+        """Fit the forecasts that are blended with networks, of the same kinds for any entries."""
+        return simple_forecasts(
+            list(entries), self._given.prediction_length, self.supports, self._processes
+        )
+
+    @cached_property
+    def _processes(self) -> tuple[str, ...]:
+        return processes_for(list(self.entries[:FEW_ITEMS]))
+
+    def rehearsal(self, estimator: IrregularEstimator) -> HeldOut | None:
+        """Train a network of an estimator without the last values of all items, see `rehearsal`.
+
+        Stretches that are left out already lie at other times than the others: they need none.
+        """
+        if self.cut:
+            return None
+        entries = list(self.entries)
+        return rehearsal(estimator, entries, self.plan, self.simple_forecasts, self.seed)
+
+
+class Member(NamedTuple):
+    """A network of a fold.
+
+    Attributes
+    ----------
+    predictor
+        The network.
+    pairs
+        What was known and what followed of the items that it has left out.
+    epochs
+        The number of epochs that it was trained.
+    """
+
+    predictor: DeltaflowPredictor
+    pairs: Pairs
+    epochs: int
+
+
 def train_folds(
     estimator: IrregularEstimator, training_data: Dataset, seed: int
 ) -> DeltaflowPredictor:
@@ -228,71 +345,32 @@ def train_folds(
         A `ConformalPredictor`, if the estimator calibrates and there are items enough; of an
         `EnsemblePredictor`, if there are several members.
     """
-    entries = by_number(training_data)
-    base = estimator.create_data_module(entries, seed=seed)
-    items = len(base.training_windows.items)
-    if items < FEWEST_ITEMS:
-        entries, base = _in_stretches(estimator, entries, base, seed)
-    usable = np.asarray(base.training_windows.items)
-    if estimator.calibrate and len(usable) < FEWEST_ITEMS:
+    folds = Folds(estimator, training_data, seed)
+    count = len(folds.usable)
+    if estimator.calibrate and count < FEWEST_ITEMS:
         warn_once(
             f"calibrated intervals take at least {FEWEST_ITEMS} items, or longer ones to cut into "
-            f"so many stretches; the training data have {len(usable)}: the intervals will cover "
-            "less than they say"
+            f"so many stretches; the training data have {count}: the intervals will cover less "
+            "than they say"
         )
-    if len(usable) < 2:
-        return estimator.within_supports(estimator.train_model(entries, validation_data=None))
-    few = len(usable) <= FEW_ITEMS
-    plan = plan_for(base.training_windows.data, usable, base.reader, estimator.folds, seed)
-    if cut := len(usable) > items:  # a long item has much to learn from
-        plan = plan._replace(epochs=int(engine.DEFAULTS["max_epochs"]))
-    careful = planned(estimator, plan)
-    reader = replace(base.reader, scaling=careful.data.scaling)
-
-    members: list[DeltaflowPredictor] = []
-    folds: list[Pairs] = []
-    epochs: list[int] = []
-    for number, left_out in enumerate(plan.left_out):
-        inside = np.setdiff1d(usable, left_out)
-        data = careful.create_data_module(
-            select(entries, inside),
-            select(entries, left_out),
-            seed=derived_seed(seed, number) % 2**32,
-            reader=reader,
-            validation_origins="spread",
-        )
-        predictor, ran = train_member(careful, data, plan)
-        if estimator.widening:
-            predictor = widened(predictor, data, select(entries, left_out))
-        members.append(predictor)
-        epochs.append(ran)
-        folds.append(pairs_of(data, select(entries, left_out)))
-
-    target = base.reader.schema.target
-    supports = supports_of(estimator.supports, base.training_windows.data, target)
-    enough = sum(map(len, plan.left_out)) >= FEWEST_ITEMS
+    if count < 2:
+        return estimator.within_supports(estimator.train_model(folds.entries, validation_data=None))
+    careful = folds.estimator
+    members = [folds.train(number, careful, number) for number in range(len(folds.plan.left_out))]
     simple: list[DeltaflowPredictor] = []
     rehearsed = None
-    if estimator.blend and few and enough and estimator.sampling == "marginal":
-        known = list(entries)
-        fit_simple = partial(
-            simple_forecasts,
-            prediction_length=estimator.prediction_length,
-            supports=supports,
-            processes=processes_for(known),
-        )
-        simple = fit_simple(known)
-        # Stretches that are left out already lie at other times than the others.
-        rehearsed = None if cut else rehearsal(careful, known, plan, fit_simple, seed)
-    left_out = [
-        HeldOut(member, simple, pairs) for member, pairs in zip(members, folds, strict=True)
-    ]
+    if estimator.blend and folds.few and folds.enough and estimator.sampling == "marginal":
+        simple = folds.simple_forecasts(folds.entries)
+        rehearsed = folds.rehearsal(careful)
+    left_out = [HeldOut(member.predictor, simple, member.pairs) for member in members]
     held_out = [left_out, [rehearsed]] if rehearsed else [left_out]
-    finished = finish(careful, members, simple, held_out, supports, enough)
-    what = f"{items} item{'' if items == 1 else 's'}"
-    if cut:
-        what += f" in {len(usable)} stretches"
-    rank_zero_info(_told(what, plan, careful, epochs, simple, finished, rehearsed is not None))
+    predictors = [member.predictor for member in members]
+    finished = finish(careful, predictors, simple, held_out, folds.supports, folds.enough)
+    epochs = [member.epochs for member in members]
+    what = f"{folds.items} items" + f" in {count} stretches" * folds.cut
+    rank_zero_info(
+        _told(what, folds.plan, careful, epochs, simple, finished, rehearsed is not None)
+    )
     return finished.predictor
 
 
@@ -445,11 +523,16 @@ def _told(
         if weight
     ]
     blend = f"blended from {', '.join(parts)}; " if simple else ""
+    wider = (
+        f", and {finished.widened:.2g} times as wide, for items err together at the same time"
+        if finished.widened > 1
+        else ""
+    )
     options = {**vars(estimator.data), **vars(estimator.model), **vars(estimator.optimizer)}
     settings = ", ".join(f"{name}={options[name]!r}" for name in plan.settings)
     return (
         f"Trained {what} ({items}, {aside}){last}, stopped after {most} epochs; "
         f"{settings}; {blend}"
-        f"intervals {'calibrated' if finished.is_calibrated else 'not calibrated'}. "
+        f"intervals {'calibrated' if finished.is_calibrated else 'not calibrated'}{wider}. "
         "folds=0 trains one network on all items."
     )
