@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from gluonts.core.component import validated
 
 from deltaflow import (
     ConformalPredictor,
@@ -23,7 +24,7 @@ from deltaflow import (
 )
 from deltaflow.forecast.conformal import LEVELS
 from deltaflow.forecast.live import item_table
-from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.location_scale import LocationScalePredictor
 
 START = pd.Timestamp("2024-03-01")
 
@@ -262,14 +263,12 @@ def test_a_state_that_is_not_finite_is_not_kept(univariate):
 
 
 def test_what_keeps_no_state_is_refused_by_name(univariate, single):
-    class Plain(DeltaflowPredictor):
-        def predict(self, dataset, num_samples=None, seed=None):
-            raise NotImplementedError
+    class Plain(LocationScalePredictor):
+        @validated()
+        def __init__(self, prediction_length: int, data_schema: dict) -> None:
+            super().__init__(prediction_length, data_schema)
 
-        def with_unlimited_context(self):
-            return self
-
-    plain = Plain(4, univariate.schema)
+    plain = Plain(4, univariate.schema.to_dict())
     with pytest.raises(DeltaflowError, match=r"a Plain keeps no state.*predict_df.*HoldPredictor"):
         LiveForecaster(plain)
     with pytest.raises(DeltaflowError, match="a Plain keeps no state"):

@@ -12,7 +12,8 @@ from deltaflow import (
     WideningPredictor,
     load_predictor,
 )
-from deltaflow.forecast.conformal import leads_of, scores_of
+from deltaflow.forecast.conformal import scores_of
+from deltaflow.forecast.predictor import leads_of
 from deltaflow.tasks import regular_seasonal, synthetic_task
 from deltaflow.training.widening import SHARE, reach_of
 

@@ -1,17 +1,16 @@
 """What a search returns: one predictor, and the leaderboard of all that was tried."""
 
-from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from gluonts.core.component import validated
-from gluonts.dataset.common import Dataset
 
 from deltaflow.forecast.forecasts import RealTimeForecast
-from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor
 
 
-class AutoPredictor(DeltaflowPredictor):
+class AutoPredictor(WrappedPredictor):
     """The predictor that a search has put together, and what it has tried.
 
     Parameters
@@ -30,16 +29,13 @@ class AutoPredictor(DeltaflowPredictor):
 
     @validated()
     def __init__(self, predictor: DeltaflowPredictor, trials: list) -> None:
-        super().__init__(predictor.prediction_length, predictor.schema)
-        self.predictor = predictor
+        super().__init__(predictor)
         self.trials = [dict(trial) for trial in trials]
         self.leaderboard = pd.DataFrame(self.trials).sort_values("loss", ignore_index=True)
 
-    def predict(
-        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
-    ) -> Iterator[RealTimeForecast]:
-        """Forecast each entry; see `DeltaflowPredictor.predict`."""
-        yield from self.predictor.predict(dataset, num_samples=num_samples, seed=seed)
+    def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> RealTimeForecast:
+        """Return the forecast as it is."""
+        return forecast
 
     def summary(self) -> dict[str, Any]:
         """Return what the predictor is, and the leaderboard."""

@@ -10,13 +10,17 @@ import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
 
-from deltaflow.data.schema import unit_seconds
 from deltaflow.data.series import SeriesReader, entries_of, is_irregular
 from deltaflow.errors import DataError, check_at_least_one, unsaid
 from deltaflow.forecast.common_errors import Errors, widening_for
 from deltaflow.forecast.ensemble import EnsemblePredictor
-from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast, parsed_level
-from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.forecasts import (
+    RealTimeForecast,
+    SampleForecast,
+    WrappedForecast,
+    parsed_level,
+)
+from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor, leads_of, times_of
 from deltaflow.randomness import check_seed, derived_seed, seeded
 
 LEVELS = np.round(np.arange(0.005, 0.9999, 0.005), 3)
@@ -51,7 +55,7 @@ Pairs = Iterable[tuple[DataEntry, DataEntry]]
 """What was known and what followed, as GluonTS's ``TestData`` yields it."""
 
 
-class ConformalPredictor(DeltaflowPredictor):
+class ConformalPredictor(WrappedPredictor):
     r"""Forecasts the quantiles of a predictor, moved and stretched to cover what they say.
 
     A score :math:`z` says where a value lay in its forecast: how far above the median, in units of
@@ -108,8 +112,7 @@ class ConformalPredictor(DeltaflowPredictor):
         num_items: list,
         widened: list | None = None,
     ) -> None:
-        super().__init__(predictor.prediction_length, predictor.schema)
-        self.predictor = predictor
+        super().__init__(predictor)
         self.leads = [np.array(own, dtype=np.float64) for own in leads]
         self.scores = [np.array(own, dtype=np.float64) for own in scores]
         self.least = np.array(least, dtype=np.float64)
@@ -249,7 +252,7 @@ class ConformalPredictor(DeltaflowPredictor):
         count = num_samples if paths else None
         forecasts = self.predictor.predict(entries, num_samples=count, seed=seed)
         for number, (entry, forecast) in enumerate(zip(entries, forecasts, strict=True)):
-            calibrated = self.calibrated(forecast, leads_of(entry, self.prediction_length))
+            calibrated = self.adjusted(forecast, leads_of(entry, self.prediction_length))
             if paths and isinstance(forecast, SampleForecast):
                 yield calibrated.reordered(forecast.samples)
                 continue
@@ -259,8 +262,8 @@ class ConformalPredictor(DeltaflowPredictor):
             with seeded(None if seed is None else derived_seed(seed, number)):
                 yield calibrated.to_sample_forecast(num_samples)
 
-    def calibrated(self, forecast: RealTimeForecast, lead: np.ndarray) -> "ConformalForecast":
-        """Calibrate a forecast, whose queries are ``lead`` ``(Q,)`` after the last observation."""
+    def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> "ConformalForecast":
+        """Calibrate a forecast; see `WrappedPredictor.adjusted`."""
         names = [self.schema.target.index(name) for name in forecast.target]
         lead = lead * (1 - ROUNDING)
         ranges = [np.searchsorted(self.leads[number], lead, side="left") for number in names]
@@ -277,7 +280,7 @@ class ConformalPredictor(DeltaflowPredictor):
         return {**summary, "widened_for_common_errors": widened}
 
 
-class ConformalForecast(RealTimeForecast):
+class ConformalForecast(WrappedForecast):
     """A forecast with calibrated quantiles, and the mean of the forecast that it holds.
 
     Parameters
@@ -300,32 +303,14 @@ class ConformalForecast(RealTimeForecast):
         ranges: np.ndarray,
         least: np.ndarray,
     ) -> None:
-        self.forecast, self.scores, self.ranges, self.least = forecast, scores, ranges, least
-        self.labelled_like(forecast)
+        super().__init__(forecast)
+        self.scores, self.ranges, self.least = scores, ranges, least
         low, median, high = forecast.quantiles(INNER)
         self._shape = median.shape
         shape = ranges.shape
         self._median = median.reshape(shape)
         self._below = np.maximum((median - low).reshape(shape), least)
         self._above = np.maximum((high - median).reshape(shape), least)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """The mean, ``(Q,)`` or ``(Q, D)``."""
-        return self.forecast.mean
-
-    def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return the mean of the forecast that is held; see `RealTimeForecast.mean_within`."""
-        return self.forecast.mean_within(nearest)
-
-    @property
-    def has_mean(self) -> bool:
-        """Whether the forecast that is held knows its mean."""
-        return self.forecast.has_mean
-
-    def quantile(self, level: float | str) -> np.ndarray:
-        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        return self.quantiles([parsed_level(level).value])[0]
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
@@ -441,31 +426,16 @@ def scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequenc
     return Scored(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def leads_of(entry: DataEntry, prediction_length: int) -> np.ndarray:
-    """Return the times ``(Q,)`` from the last observation time to the queries, NaN for padding."""
-    length = np.shape(entry["target"])[-1]
-    times = _times_of(entry, prediction_length)
-    queries = times[length:]
-    return queries - (times[length - 1] if length else queries[:1])
-
-
 def query_times(entry: DataEntry, prediction_length: int) -> np.ndarray:
     """Return the times ``(Q,)`` of the queries on a clock of all items, NaN for padding.
 
     They are seconds, or periods of a regular series: since 1970, where items have dates.
     """
-    times = _times_of(entry, prediction_length)[np.shape(entry["target"])[-1] :]
+    times = times_of(entry, prediction_length)[np.shape(entry["target"])[-1] :]
     if not is_irregular(entry):
         return times + entry["start"].ordinal
     origin = entry["info"]["time_origin"]
     return times if origin is None else times + pd.Timestamp(origin).timestamp()
-
-
-def _times_of(entry: DataEntry, prediction_length: int) -> np.ndarray:
-    """Return the times of observations and queries since the origin of the entry."""
-    if is_irregular(entry):
-        return entry["feat_dynamic_real"][0] * unit_seconds(entry["info"]["time_unit"])
-    return np.arange(float(np.shape(entry["target"])[-1] + prediction_length))
 
 
 def _calibrate(
@@ -489,8 +459,12 @@ def _calibrate(
     bounds = np.unique(np.quantile(lead, np.linspace(0, 1, count + 1)[1:-1], method="lower"))
     bounds = bounds[bounds < lead.max()]
     place = np.searchsorted(bounds, lead, side="left")
-    owns = [place == number for number in range(len(bounds) + 1)]
-    return bounds, np.array([quantiles(item[own], score[own]) for own in owns])
+    table = np.tile(_NORMAL, (len(bounds) + 1, 1))
+    for number, row in enumerate(table):
+        own = place == number
+        if len(np.unique(item[own])) >= FEWEST_ITEMS:
+            row[:] = quantiles(item[own], score[own])
+    return bounds, table
 
 
 def conformal_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -510,10 +484,7 @@ def conformal_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
     >>> scores[LEVELS == 0.1], scores[LEVELS == 0.9]  # the second of 19, and the last but one
     (array([1.]), array([17.]))
     """
-    weighed = _weighed(item, score)
-    if weighed is None:
-        return _NORMAL.copy()
-    score, share, own = weighed
+    score, share, own = _weighed(item, score)
     up_to = share.cumsum()  # the weight of this score and all lower ones
     lower = np.searchsorted(up_to - share + own, LEVELS + _FEW, side="right") - 1
     upper = np.searchsorted(up_to, LEVELS - _FEW, side="left")
@@ -544,23 +515,18 @@ def expected_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
     >>> scores[LEVELS == 0.1], scores[LEVELS == 0.85]
     (array([0.]), array([7.5]))
     """
-    weighed = _weighed(item, score)
-    if weighed is None:
-        return _NORMAL.copy()
-    score, share, own = weighed
+    score, share, own = _weighed(item, score)
     level = share.cumsum() + (own - share) / 2
     quantiles = np.interp(LEVELS, level, score)
     return _with_tails(quantiles, score, float(level[0]), float(level[-1]))
 
 
-def _weighed(item: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """Return increasing scores, the weight of each, and that of a new item; None if too few.
+def _weighed(item: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return increasing scores, the weight of each, and that of a new item.
 
     Each of the K items weighs 1 / (K + 1), shared among its scores, and a new one as much.
     """
     _, place, size = np.unique(item, return_inverse=True, return_counts=True)
-    if len(size) < FEWEST_ITEMS:
-        return None
     order, own = np.argsort(score, kind="stable"), 1 / (len(size) + 1)
     return score[order], own / size[place[order]], own
 

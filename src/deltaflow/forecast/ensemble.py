@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from itertools import tee
 from typing import Any, TypeGuard
 
+import numpy as np
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 
 from deltaflow.data.matching import common_schema
 from deltaflow.data.series import entries_of
 from deltaflow.errors import DataError, DeltaflowError, unsaid
-from deltaflow.forecast.forecasts import EnsembleForecast
+from deltaflow.forecast.forecasts import EnsembleForecast, RealTimeForecast
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.randomness import check_seed, derived_seed
@@ -121,6 +122,10 @@ class EnsemblePredictor(DeltaflowPredictor):
             with unsaid():
                 for member in others:
                     member.close()
+
+    def combine(self, forecasts: Sequence[RealTimeForecast], lead: np.ndarray) -> EnsembleForecast:
+        """Average the forecasts; see `DeltaflowPredictor.combine`."""
+        return EnsembleForecast(forecasts, self.weights)
 
     def summary(self) -> dict[str, Any]:
         """Return what the predictor is, and what each member counts."""

@@ -469,6 +469,34 @@ class EnsembleForecast(RealTimeForecast):
         return np.average(parts, axis=0, weights=self.weights)
 
 
+class WrappedForecast(RealTimeForecast):
+    """The base of forecasts that change another one: of the same queries, with the same mean.
+
+    Parameters
+    ----------
+    forecast
+        The other forecast.
+    """
+
+    def __init__(self, forecast: RealTimeForecast) -> None:
+        self.forecast = forecast
+        self.labelled_like(forecast)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean, ``(Q,)`` or ``(Q, D)``."""
+        return self.forecast.mean
+
+    @property
+    def has_mean(self) -> bool:
+        """Whether the forecast that is held knows its mean."""
+        return self.forecast.has_mean
+
+    def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return the mean of the forecast that is held; see `RealTimeForecast.mean_within`."""
+        return self.forecast.mean_within(nearest)
+
+
 class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):
     """A forecast of sampled values: ``(num_samples, Q)`` or ``(num_samples, Q, D)``."""
 

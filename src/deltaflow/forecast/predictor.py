@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from itertools import count, groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import count, groupby, tee
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -18,7 +19,7 @@ from gluonts.torch.util import resolve_device
 
 from deltaflow._version import __version__
 from deltaflow.data.matching import Match
-from deltaflow.data.schema import Schema
+from deltaflow.data.schema import Schema, unit_seconds
 from deltaflow.data.series import Series, SeriesReader, entries_of, is_irregular
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.forecasts import RealTimeForecast
@@ -90,12 +91,25 @@ class DeltaflowPredictor(RepresentablePredictor):
             ]
         return summary
 
-    @property
+    @cached_property
     def members(self) -> list[DeltaflowPredictor]:
         """The predictors among the arguments, in the order in which they are saved."""
         found: list[DeltaflowPredictor] = []
         _replaced(self._arguments(), found.append)
         return found
+
+    def combine(self, forecasts: Sequence[RealTimeForecast], lead: np.ndarray) -> RealTimeForecast:
+        """Return the forecast that follows from those of the `members`, in their order.
+
+        Parameters
+        ----------
+        forecasts
+            Theirs, of one item.
+        lead
+            ``(Q,)`` time from the last observation to each query: seconds, or periods of a regular
+            series; NaN for padding.
+        """
+        raise NotImplementedError(f"a {type(self).__name__} has no members")
 
     def to(self, device: str | torch.device) -> Self:
         """Compute on another device, as far as there is a network; return the predictor."""
@@ -150,6 +164,55 @@ class DeltaflowPredictor(RepresentablePredictor):
     def _arguments(self) -> Mapping[str, Any]:
         """Return the constructor's arguments, which GluonTS's ``validated`` keeps."""
         return self.__init_args__  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class WrappedPredictor(DeltaflowPredictor):
+    """The base of predictors that change the forecasts of another one.
+
+    A subclass implements :meth:`adjusted`.
+
+    Parameters
+    ----------
+    predictor
+        Any predictor of deltaflow.
+    """
+
+    def __init__(self, predictor: DeltaflowPredictor) -> None:
+        super().__init__(predictor.prediction_length, predictor.schema)
+        self.predictor = predictor
+
+    @abstractmethod
+    def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> RealTimeForecast:
+        """Return a forecast of the predictor as it is changed; for ``lead``, see `combine`."""
+
+    def combine(self, forecasts: Sequence[RealTimeForecast], lead: np.ndarray) -> RealTimeForecast:
+        """Change the forecast of the predictor; see `DeltaflowPredictor.combine`."""
+        (forecast,) = forecasts
+        return self.adjusted(forecast, lead)
+
+    def predict(
+        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
+    ) -> Iterator[RealTimeForecast]:
+        """Forecast each entry; see `DeltaflowPredictor.predict`."""
+        given, entries = tee(entries_of(dataset))
+        forecasts = self.predictor.predict(given, num_samples=num_samples, seed=seed)  # pyright: ignore[reportArgumentType]
+        for forecast, entry in zip(forecasts, entries, strict=True):
+            yield self.adjusted(forecast, leads_of(entry, self.prediction_length))
+
+
+def leads_of(entry: DataEntry, prediction_length: int) -> np.ndarray:
+    """Return the times ``(Q,)`` from the last observation time to the queries, NaN for padding."""
+    length = np.shape(entry["target"])[-1]
+    times = times_of(entry, prediction_length)
+    queries = times[length:]
+    return queries - (times[length - 1] if length else queries[:1])
+
+
+def times_of(entry: DataEntry, prediction_length: int) -> np.ndarray:
+    """Return the times of observations and queries since the origin of the entry."""
+    if is_irregular(entry):
+        return entry["feat_dynamic_real"][0] * unit_seconds(entry["info"]["time_unit"])
+    return np.arange(float(np.shape(entry["target"])[-1] + prediction_length))
 
 
 class ReadEntry(NamedTuple):

@@ -1,17 +1,16 @@
 """Supports: forecasts that say nothing impossible, such as a negative concentration."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from gluonts.core.component import validated
-from gluonts.dataset.common import Dataset
 
 from deltaflow.data.series import Series
 from deltaflow.errors import DataError
-from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
-from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast, WrappedForecast
+from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor
 
 
 class Support(NamedTuple):
@@ -142,7 +141,7 @@ class _Seen:
         return found
 
 
-class SupportPredictor(DeltaflowPredictor):
+class SupportPredictor(WrappedPredictor):
     """Forecasts what a predictor forecasts, with all that is impossible moved to a bound.
 
     What the predictor says lies below the smallest value is said to be the smallest value, and
@@ -160,8 +159,7 @@ class SupportPredictor(DeltaflowPredictor):
 
     @validated()
     def __init__(self, predictor: DeltaflowPredictor, supports: list) -> None:
-        super().__init__(predictor.prediction_length, predictor.schema)
-        self.predictor = predictor
+        super().__init__(predictor)
         self.supports = [
             Support(
                 -math.inf if low is None else float(low),
@@ -186,14 +184,7 @@ class SupportPredictor(DeltaflowPredictor):
         ]
         return cls(predictor, plain)
 
-    def predict(
-        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
-    ) -> Iterator[RealTimeForecast]:
-        """Forecast each entry; see `DeltaflowPredictor.predict`."""
-        for forecast in self.predictor.predict(dataset, num_samples=num_samples, seed=seed):
-            yield self.bounded(forecast)
-
-    def bounded(self, forecast: RealTimeForecast) -> RealTimeForecast:
+    def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> RealTimeForecast:
         """Return a forecast of the predictor within the supports of its channels."""
         supports = [self.supports[self.schema.target.index(name)] for name in forecast.target]
         return within(forecast, supports)
@@ -223,7 +214,7 @@ def within(forecast: RealTimeForecast, supports: Sequence[Support]) -> RealTimeF
     return forecast.sampled(_nearest(forecast.samples, supports))
 
 
-class SupportForecast(RealTimeForecast):
+class SupportForecast(WrappedForecast):
     """A forecast whose quantiles, samples and mean lie within a support.
 
     Parameters
@@ -235,23 +226,18 @@ class SupportForecast(RealTimeForecast):
     """
 
     def __init__(self, forecast: Any, supports: Sequence[Support]) -> None:
-        self.forecast, self.supports = forecast, list(supports)
-        self.labelled_like(forecast)
+        super().__init__(forecast)
+        self.supports = list(supports)
 
     @property
     def mean(self) -> np.ndarray:
         """The mean within the support, ``(Q,)`` or ``(Q, D)``; it need not be a whole number."""
+        return self.mean_within(lambda values: values)
+
+    def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return the mean within the support, and more; see `RealTimeForecast.mean_within`."""
         bounds = [Support(low, high) for low, high, _ in self.supports]
-        return self.forecast.mean_within(lambda values: _nearest(values, bounds))
-
-    @property
-    def has_mean(self) -> bool:
-        """Whether the forecast that is held knows its mean."""
-        return self.forecast.has_mean
-
-    def quantile(self, level: float | str) -> np.ndarray:
-        """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
-        return _nearest(self.forecast.quantile(level), self.supports)
+        return self.forecast.mean_within(lambda values: nearest(_nearest(values, bounds)))
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
@@ -273,10 +259,6 @@ class SupportForecast(RealTimeForecast):
         if len(self.supports) == 1:
             return self
         return SupportForecast(self.forecast.copy_dim(dim), self.supports[dim : dim + 1])
-
-    def to_sample_forecast(self, num_samples: int = 200) -> RealTimeForecast:
-        """Draw samples, from each query on its own."""
-        return within(self.forecast.to_sample_forecast(num_samples), self.supports)
 
 
 def _nearest(values: np.ndarray, supports: Sequence[Support]) -> np.ndarray:

@@ -1,23 +1,22 @@
 """Intervals that widen at lead times beyond those that a model has learned."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from gluonts.core.component import validated
-from gluonts.dataset.common import Dataset
 
 from deltaflow.errors import DataError
-from deltaflow.forecast.conformal import Pairs, leads_of, scores_of
-from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
-from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.conformal import Pairs, scores_of
+from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast, WrappedForecast
+from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor
 
 LEVEL = 0.8
 """The share of values that the interval between the quantiles of levels 0.1 and 0.9 is to cover."""
 
 
-class WideningPredictor(DeltaflowPredictor):
+class WideningPredictor(WrappedPredictor):
     r"""Forecasts what a predictor forecasts, wider at lead times that it has hardly learned.
 
     Beyond the lead times of its training windows, a network goes on with the width that it has
@@ -47,8 +46,7 @@ class WideningPredictor(DeltaflowPredictor):
 
     @validated()
     def __init__(self, predictor: DeltaflowPredictor, reach: float, powers: list) -> None:
-        super().__init__(predictor.prediction_length, predictor.schema)
-        self.predictor = predictor
+        super().__init__(predictor)
         self.reach = float(reach)
         self.powers = np.array(powers, dtype=np.float64)
         if not 0 < self.reach < math.inf:
@@ -93,17 +91,8 @@ class WideningPredictor(DeltaflowPredictor):
             powers.append(max(0.0, power))
         return cls(predictor, float(reach), powers)
 
-    def predict(
-        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
-    ) -> Iterator[RealTimeForecast]:
-        """Forecast each entry; see `DeltaflowPredictor.predict`."""
-        entries = list(dataset)
-        forecasts = self.predictor.predict(entries, num_samples=num_samples, seed=seed)
-        for entry, forecast in zip(entries, forecasts, strict=True):
-            yield self.widened(forecast, leads_of(entry, self.prediction_length))
-
-    def widened(self, forecast: RealTimeForecast, lead: np.ndarray) -> RealTimeForecast:
-        """Widen a forecast, whose queries are ``lead`` ``(Q,)`` after the last observation."""
+    def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> RealTimeForecast:
+        """Widen a forecast; see `WrappedPredictor.adjusted`."""
         powers = self.powers[[self.schema.target.index(name) for name in forecast.target]]
         ratio = np.fmax(lead / self.reach, 1.0)  # 1 for padding, whose lead is NaN
         factor = ratio[:, None] ** powers
@@ -124,7 +113,7 @@ def widened(forecast: Any, factor: np.ndarray) -> RealTimeForecast:
     return forecast.sampled(samples)
 
 
-class WidenedForecast(RealTimeForecast):
+class WidenedForecast(WrappedForecast):
     """A forecast whose values lie further from the median, by a factor for each query and channel.
 
     Parameters
@@ -136,19 +125,10 @@ class WidenedForecast(RealTimeForecast):
     """
 
     def __init__(self, forecast: Any, factor: np.ndarray) -> None:
-        self.forecast, self.factor = forecast, factor
-        self.labelled_like(forecast)
+        super().__init__(forecast)
+        self.factor = factor
         self._median = forecast.quantile(0.5)
         self._factor = factor.reshape(self._median.shape)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """The mean, ``(Q,)`` or ``(Q, D)``: that of the forecast that is widened."""
-        return self.forecast.mean
-
-    def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return the mean of the forecast that is held; see `RealTimeForecast.mean_within`."""
-        return self.forecast.mean_within(nearest)
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""

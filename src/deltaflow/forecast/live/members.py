@@ -17,12 +17,8 @@ from deltaflow.data.schema import TICKS_PER_SECOND, Schema
 from deltaflow.data.series import Series, phases_at
 from deltaflow.data.validation import TimeColumn
 from deltaflow.errors import DeltaflowError
-from deltaflow.forecast.auto import AutoPredictor
-from deltaflow.forecast.conformal import ConformalPredictor
-from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import (
     DistributionForecast,
-    EnsembleForecast,
     QuantileForecast,
     RealTimeForecast,
     SharedDistribution,
@@ -32,8 +28,6 @@ from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.live.frames import Static
 from deltaflow.forecast.network_predictor import IrregularPredictor, finite
 from deltaflow.forecast.predictor import DeltaflowPredictor
-from deltaflow.forecast.support import SupportPredictor
-from deltaflow.forecast.widening import WideningPredictor
 from deltaflow.model.running import Running, RunningNetwork
 
 QUERIES_AT_ONCE = 2**14
@@ -387,15 +381,6 @@ KINDS: dict[type[DeltaflowPredictor], Callable[[Any, Schema], Member]] = {
 """What keeps the states of a predictor."""
 
 
-_WRAPPERS = (
-    AutoPredictor,
-    ConformalPredictor,
-    EnsemblePredictor,
-    SupportPredictor,
-    WideningPredictor,
-)
-
-
 def members_of(predictor: DeltaflowPredictor, schema: Schema) -> list[Member]:
     """Return what keeps the states of a predictor, within any wrappers, in their order.
 
@@ -404,7 +389,7 @@ def members_of(predictor: DeltaflowPredictor, schema: Schema) -> list[Member]:
     DeltaflowError
         If one of the predictors keeps no state.
     """
-    if isinstance(predictor, _WRAPPERS):
+    if predictor.members:
         return [member for one in predictor.members for member in members_of(one, schema)]
     if type(predictor) not in KINDS:
         raise DeltaflowError(
@@ -421,18 +406,9 @@ def combined(
 
     ``lead`` ``(N,)`` are the seconds from the last observations to the queries.
     """
-    if isinstance(predictor, SupportPredictor):
-        return predictor.bounded(combined(predictor.predictor, given, lead))
-    if isinstance(predictor, ConformalPredictor):
-        return predictor.calibrated(combined(predictor.predictor, given, lead), lead)
-    if isinstance(predictor, WideningPredictor):
-        return predictor.widened(combined(predictor.predictor, given, lead), lead)
-    if isinstance(predictor, EnsemblePredictor):
-        parts = [combined(one, given, lead) for one in predictor.predictors]
-        return EnsembleForecast(parts, predictor.weights)
-    if isinstance(predictor, AutoPredictor):
-        return combined(predictor.predictor, given, lead)
-    return next(given)
+    if not predictor.members:
+        return next(given)
+    return predictor.combine([combined(one, given, lead) for one in predictor.members], lead)
 
 
 def _leaves(part: Any) -> list[Tensor]:
