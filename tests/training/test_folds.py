@@ -437,6 +437,21 @@ def test_without_room_for_the_last_values_there_is_no_rehearsal():
     assert folds.rehearsal(estimator, entries, plan, fit_hold, 0) is None
 
 
+@pytest.mark.parametrize("common", [0.0, 4.0])
+def test_where_items_err_together_intervals_are_widened_and_it_is_said(common, caplog):
+    random = np.random.default_rng(0)
+    walk = common * random.normal(size=8).cumsum()
+    values = random.normal(size=(16, 8)).cumsum(axis=1) + walk
+    frame = pd.DataFrame({"item_id": np.arange(16).repeat(8), "target": values.ravel()})
+    frame["timestamp"] = np.tile(np.arange(8.0), 16)
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        predictor = quick(folds=2, blend=True).train(IrregularDataset.from_long_dataframe(frame))
+    (line,) = [text for text in caplog.messages if text.startswith("Trained")]
+    factor = predictor.summary().get("widened_for_common_errors", {"target": 1.0})["target"]
+    assert (factor > 1.2) == ("because items err together" in line) == (common > 0)
+    assert common or factor == 1
+
+
 def test_a_negative_number_of_folds_is_refused():
     with pytest.raises(DeltaflowError, match="folds must be at least 0, got -1"):
         quick(folds=-1)

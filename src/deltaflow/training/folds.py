@@ -524,7 +524,7 @@ def _told(
     ]
     blend = f"blended from {', '.join(parts)}; " if simple else ""
     wider = (
-        f", and {finished.widened:.2g} times as wide, for items err together at the same time"
+        f" and widened {finished.widened:.2g} times, because items err together at the same time"
         if finished.widened > 1
         else ""
     )
