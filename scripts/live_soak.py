@@ -254,6 +254,7 @@ def http_latency(output: Path) -> None:
 
         for name, action in (("forecast of ten queries", ask), ("update of one item", tell)):
             for pace, pause in (("each every 200 ms", 0.2), ("without a pause", 0.0)):
+                clients(port, action, 2.0, pause)  # a server that has just begun is slower
                 taken = clients(port, action, 15.0, pause)
                 for level in (0.5, 0.99):
                     figure = f"{name}, 8 clients {pace}, {level:.0%} quantile"

@@ -140,7 +140,24 @@ def test_few_long_items_are_cut_into_stretches_that_calibrate(number, rows, seen
     assert all(not trained & left_out for trained, left_out in seen)
     named = set.union(*(trained | left_out for trained, left_out in seen))
     assert {name.partition(",")[0] for name in named} == {f"i{item}" for item in range(number)}
-    assert f"({number} items in {len(named)} stretches, each left out once)" in caplog.text
+    noun = "item" if number == 1 else "items"
+    assert f"({number} {noun} in {len(named)} stretches, each left out once)" in caplog.text
+
+
+def test_a_cycle_longer_than_a_stretch_is_found_in_the_whole_item(caplog):
+    time = np.arange(144.0)
+    frame = pd.DataFrame({"item_id": "one", "timestamp": time})
+    frame["target"] = np.sin(time / 3) + np.random.default_rng(0).normal(0, 0.1, len(time))
+    data = IrregularDataset.from_long_dataframe(frame)
+    parts = folds.Folds(quick(), data, seed=0)
+    assert max(len(entry["target"]) for entry in parts.entries) < 6 * np.pi
+    known = [parts.simple_forecasts(kind) for kind in (parts.entries, parts.whole)]
+    assert [blend.name_of(simple[1]) for simple in known] == [
+        "Gaussian process", "Gaussian process with a cycle",
+    ]  # fmt: skip
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        quick(folds=2, blend=True).train(data)
+    assert "Gaussian process with a cycle" in caplog.text
 
 
 def test_stretches_of_an_item_hold_each_of_its_rows_once():

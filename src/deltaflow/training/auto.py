@@ -214,7 +214,7 @@ class _Search:
             )
         network = self.folds.plan.settings.get("network")
         self.networks = (network,) if network else auto.preset.networks
-        entries = self.folds.entries
+        entries = self.folds.whole
         self.simple = self.folds.simple_forecasts(
             entries if self.folds.few else entries[:FEW_ITEMS]
         )

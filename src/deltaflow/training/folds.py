@@ -232,8 +232,8 @@ class Folds:
         The number of items that have anything to forecast.
     cut
         Whether they are so few that they are cut into stretches, which count as items from then on.
-    entries
-        The items, by number.
+    whole, entries
+        The items, by number; and the same or their stretches.
     usable
         The numbers of those that have anything to forecast.
     few
@@ -248,6 +248,7 @@ class Folds:
         entries = by_number(training_data)
         base = estimator.create_data_module(entries, seed=seed)
         self.items = len(base.training_windows.items)
+        self.whole = entries
         if self.items < FEWEST_ITEMS:
             entries, base = _in_stretches(estimator, entries, base, seed)
         self.entries, self._base = entries, base
@@ -360,14 +361,15 @@ def train_folds(
     simple: list[DeltaflowPredictor] = []
     rehearsed = None
     if estimator.blend and folds.few and folds.enough and estimator.sampling == "marginal":
-        simple = folds.simple_forecasts(folds.entries)
+        simple = folds.simple_forecasts(folds.whole)  # a cycle may be longer than a stretch
         rehearsed = folds.rehearsal(careful)
     left_out = [HeldOut(member.predictor, simple, member.pairs) for member in members]
     held_out = [left_out, [rehearsed]] if rehearsed else [left_out]
     predictors = [member.predictor for member in members]
     finished = finish(careful, predictors, simple, held_out, folds.supports, folds.enough)
     epochs = [member.epochs for member in members]
-    what = f"{folds.items} items" + f" in {count} stretches" * folds.cut
+    noun = "item" if folds.items == 1 else "items"
+    what = f"{folds.items} {noun}" + f" in {count} stretches" * folds.cut
     rank_zero_info(
         _told(what, folds.plan, careful, epochs, simple, finished, rehearsed is not None)
     )
