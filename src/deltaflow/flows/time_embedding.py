@@ -143,19 +143,28 @@ class RateTime(TimeEmbedding):
 class TanhTime(RateTime):
     r""":math:`\varphi(t) = \tanh(a t)`: bounded, and converges exponentially fast."""
 
-    of = staticmethod(torch.tanh)
+    @staticmethod
+    def of(moved: Tensor) -> Tensor:
+        r"""Return :math:`\tanh(a t)`."""
+        return torch.tanh(moved)
 
 
 class LinearTime(RateTime):
     r""":math:`\varphi(t) = a t`: unbounded, and never slows down."""
 
-    of = staticmethod(lambda moved: moved)
+    @staticmethod
+    def of(moved: Tensor) -> Tensor:
+        """Return :math:`a t`."""
+        return moved
 
 
 class LogTime(RateTime):
     r""":math:`\varphi(t) = \log(1 + a t)`: moves equally far each time t grows tenfold."""
 
-    of = staticmethod(torch.log1p)
+    @staticmethod
+    def of(moved: Tensor) -> Tensor:
+        r"""Return :math:`\log(1 + a t)`."""
+        return torch.log1p(moved)
 
 
 class FourierTime(TimeEmbedding):
