@@ -40,8 +40,8 @@ def underscored(options: Iterable[str]) -> list[str]:
 def expanded(options: Sequence[str]) -> list[str]:
     """Return the options of a command with short forms and names of shipped files written out.
 
-    ``--dataset`` stands for ``--data.dataset``, and ``configs/NAME.yaml`` for a file of the package
-    where there is no such file here.
+    ``--dataset`` stands for ``--data.dataset``. ``configs/NAME.yaml`` stands for the package's own
+    file of this name, unless the current folder has one.
     """
     shipped, written = resources.files("deltaflow"), []
     for option in options:

@@ -25,6 +25,7 @@ from deltaflow import (
 from deltaflow.forecast.conformal import LEVELS
 from deltaflow.forecast.live import item_table
 from deltaflow.forecast.location_scale import LocationScalePredictor
+from deltaflow.process import threads
 
 START = pd.Timestamp("2024-03-01")
 
@@ -92,6 +93,24 @@ def test_items_are_the_same_if_they_read_the_same(single):
     assert len(live) == 2
     assert 1 in live
     assert live.item("1")["num_observations"] == 3
+
+
+def test_updates_and_forecasts_use_one_thread(single, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    live, used = LiveForecaster(single), []
+    (member,) = live.states.members
+    for method in ("read", "forecast"):
+        own = getattr(member, method)
+        monkeypatch.setattr(
+            member,
+            method,
+            lambda *args, own=own: used.append(torch.get_num_threads()) or own(*args),
+        )
+    with threads(2):
+        live.update(rows("a", [1.0, 2.0]))
+        answers(live, "a")
+        assert torch.get_num_threads() == 2
+    assert used == [1, 1]
 
 
 def test_a_single_series_needs_no_item(univariate, single):

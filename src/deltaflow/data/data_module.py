@@ -123,14 +123,14 @@ class IrregularDataModule(pl.LightningDataModule):
             "sliding": partial(SlidingWindows, stride=stride),
         }
         check_registered("validation_origins", validation_origins, kinds)
-        if origins == "sliding" and (origins_within is not None or thinning):
-            field = "thinning" if origins_within is None else "origins_within"
-            problem = {
-                "origins_within": "sliding windows begin at every origin",
-                "thinning": "sliding windows are read as they are",
-            }
-            remedy = f"draw random origins, or leave out {field}"
-            raise DataError(problem[field], remedy, field=field)
+        random_only = (
+            ("origins_within", origins_within, "sliding windows begin at every origin"),
+            ("thinning", thinning or None, "sliding windows are read as they are"),
+        )
+        for field, given, problem in random_only:
+            if origins == "sliding" and given is not None:
+                remedy = f"draw random origins, or leave out {field}"
+                raise DataError(problem, remedy, field=field)
         entries = by_number(training_data)
         if reader is not None:
             schema = reader.schema

@@ -136,7 +136,7 @@ class RateTime(TimeEmbedding):
 
     @staticmethod
     @abstractmethod
-    def of(moved: Tensor, /) -> Tensor:
+    def of(moved: Tensor) -> Tensor:
         """Return the function of :math:`a t`."""
 
 

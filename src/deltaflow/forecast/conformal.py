@@ -113,12 +113,12 @@ class ConformalPredictor(WrappedPredictor):
         widened: list | None = None,
     ) -> None:
         super().__init__(predictor)
+        channels = len(self.schema.target)
         self.leads = [np.array(own, dtype=np.float64) for own in leads]
         self.scores = [np.array(own, dtype=np.float64) for own in scores]
         self.least = np.array(least, dtype=np.float64)
         self.num_items = list(num_items)
-        self.widened = list(widened or [1.0] * len(self.schema.target))
-        channels = len(self.schema.target)
+        self.widened = list(widened or [1.0] * channels)
         shapes = [(len(own) + 1, len(LEVELS)) for own in self.leads]
         if len(shapes) != channels or [own.shape for own in self.scores] != shapes:
             raise ValueError(f"leads and scores are not those of {channels} channels")

@@ -112,8 +112,8 @@ class IrregularEstimator(Estimator):
         How many networks are trained on all items but a part, where no validation data are given.
         Each is stopped when its forecasts of the items that it leaves out get no better; their
         forecasts are averaged. By default 5 (3 if items are long) up to 250 items, and beyond them
-        1, which leaves out a tenth of the items. Fewer than five items are cut into stretches, if
-        they are long enough, which count as items. What is not given follows the data too: the
+        1, which leaves out a tenth of the items. Fewer than five items that are long enough are
+        cut into stretches, which count as items. What is not given follows the data too: the
         `scaling`; with many channels the `network`, `balance` and `distr_output`; with few items
         `dropout`, `weight_decay`, `batch_size` and `num_batches_per_epoch`; and with many channels
         of many items `lr`, `encoder_kwargs`, the gradient clipping, and all of these but `dropout`.

@@ -20,8 +20,9 @@ def stretches(
 ) -> list[DataEntry]:
     """Cut items into stretches that follow each other, of about the same number of rows.
 
-    A stretch holds a context and a horizon, or less if there would be too few stretches; but never
-    less than twice the prediction length. Each has a name of its own. A shorter item stays whole.
+    A stretch holds a context and a horizon, or fewer rows where there would be too few stretches;
+    but at least twice the prediction length, and `SHORTEST`. Shorter items stay whole. Each stretch
+    has a name of its own.
 
     Examples
     --------
@@ -39,7 +40,7 @@ def stretches(
         count = max(1, length // least)
         for part in range(count):
             start, stop = part * length // count, (part + 1) * length // count
-            _, rows_of_it = cut_entry(entry, start, stop)
+            _, own = cut_entry(entry, start, stop)
             name = entry.get("item_id", number)
-            cut.append({**rows_of_it, "item_id": f"{name}, rows {start} to {stop - 1}"})
+            cut.append({**own, "item_id": f"{name}, rows {start} to {stop - 1}"})
     return cut

@@ -94,6 +94,7 @@ class States:
         self.table = ItemTable([*map(torch.from_numpy, common), *parts])
         self._lock = threading.Lock()
 
+    @one_thread()
     def read(self, given: Observations) -> None:
         """Read observations; all of them, or none if there is an error."""
         with self._lock:
