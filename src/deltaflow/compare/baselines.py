@@ -14,7 +14,8 @@ from gluonts.dataset.split import TestData
 from torch.distributions import Laplace
 
 from deltaflow.compare.progress import Tell
-from deltaflow.data.series import Series, SeriesReader, read_series
+from deltaflow.data.schema import Schema
+from deltaflow.data.series import Series, match_entry, read_series, series_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import needing
 from deltaflow.forecast.location_scale import LocationScalePredictor
@@ -343,13 +344,12 @@ class _Forecasts(NamedTuple):
     values: np.ndarray
 
     @classmethod
-    def of(cls, test: TestData, reader: SeriesReader) -> "_Forecasts":
+    def of(cls, test: TestData, schema: Schema) -> "_Forecasts":
         series, labels = [], []
         for past, label in test:
             values = np.atleast_2d(label["target"]).T
-            series.append(reader.read(past, num_queries=len(values)))
-            rows = reader.match(past).rows["target"]
-            labels.append(values if rows is None else values[:, rows])
+            series.append(series_of(past, schema, num_queries=len(values)))
+            labels.append(values[:, match_entry(past, schema).rows["target"]])
         items = np.repeat(np.arange(len(series)), [len(own) for own in labels])
         times = np.concatenate([one.times[one.length :] for one in series])
         return cls(series, items, times, np.concatenate(labels))
@@ -382,7 +382,6 @@ class _Basis(NamedTuple):
     @classmethod
     def of(cls, task: Task) -> "_Basis":
         schema, series = read_series(task.training)
-        reader = SeriesReader(schema)
         statistics = Statistics.fit(series, schema.target)
         center, spread = (
             part[: len(schema.target)] for part in (statistics.center, statistics.spread)
@@ -392,8 +391,8 @@ class _Basis(NamedTuple):
             "data_schema": schema.to_dict(),
             "center": center,
         }
-        training = _Forecasts.of(task.training_forecasts, reader)
-        validation = _Forecasts.of(task.validation, reader)
+        training = _Forecasts.of(task.training_forecasts, schema)
+        validation = _Forecasts.of(task.validation, schema)
         return cls(arguments, training, validation, np.array(center), np.array(spread))
 
     def scale(self, errors: np.ndarray, channel: int) -> float:

@@ -16,7 +16,7 @@ from gluonts.dataset.common import DataEntry
 from deltaflow.data.dataset import read_entries, schema_from
 from deltaflow.data.matching import schema_in
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import SeriesReader, is_irregular, schema_of
+from deltaflow.data.series import is_irregular, schema_of, series_of
 from deltaflow.data.validation import (
     check_columns,
     gather_rows,
@@ -356,14 +356,13 @@ def _views(batch: pa.RecordBatch, layout: pa.Schema) -> dict[str, Any]:
 
 def _gathered(entries: Iterable[DataEntry], schema: Schema) -> Iterator[list[DataEntry]]:
     """Check entries, and gather them into record batches."""
-    reader = SeriesReader(schema)
     batch, numbers = [], 0
     for entry in entries:
         if is_irregular(entry) and schema_in(entry) != schema:
             raise DataError("the schema differs from that of the first entry",
                             "write the entry to another file",
                             item=entry.get("item_id"), field="info")  # fmt: skip
-        reader.read(entry)
+        series_of(entry, schema)
         batch.append(entry)
         numbers += _ENTRY_NUMBERS + sum(np.size(entry[name]) for name in _NUMBERS if name in entry)
         if numbers >= _BATCH_NUMBERS:
