@@ -10,12 +10,11 @@ machine.
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -58,8 +57,8 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 30
 OVERTIME = 10
 """A call takes part in no more rounds after this many times its ``seconds``, however few."""
 
-Tell: TypeAlias = Callable[[str], None]
-"""Called between two measurements with the name of the next one."""
+Tell: TypeAlias = Callable[..., None]
+"""Called between two measurements with the name of the next one, in parts."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,23 @@ class Workload:
         }
         return {name: part.to(device) for name, part in batch.items()}
 
+    @property
+    def num_inputs(self) -> int:
+        """The number of inputs of an observation: values, their masks, features and the gap."""
+        return 2 * self.num_channels + self.num_features + 1
+
     def inputs(self, device: torch.device) -> Tensor:
         """Draw the inputs of the floor."""
-        num_inputs = 2 * self.num_channels + self.num_features + 1
-        return torch.randn(self.series, self.observations, num_inputs, device=device)
+        return torch.randn(self.series, self.observations, self.num_inputs, device=device)
+
+    def floor(self, device: torch.device) -> nn.GRU:
+        """Return the floor."""
+        return nn.GRU(self.num_inputs, self.hidden_size, batch_first=True).to(device)
+
+    def encoder(self, name: str, device: torch.device) -> Encoder:
+        """Return an encoder."""
+        sizes = self.num_channels, self.num_features, self.hidden_size
+        return make_encoder(name, *sizes).to(device)
 
     def grown(self, axis: str, size: int) -> Workload:
         """Return the workload with another size along an axis of `GROWTH`."""
@@ -164,19 +176,21 @@ def benchmark(
         write(output / "benchmark.md", "\n".join(texts))
 
     # A thread that draws the bar would disturb the measurements, so it is drawn between them.
-    columns = (
+    bars = Progress(
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
+        console=console,
+        auto_refresh=False,
+        transient=True,
     )
-    bars = Progress(*columns, console=console, auto_refresh=False, transient=True)
     # On tensors this small, several threads only wait for each other.
     with threads(1), bars as progress:
         bar = progress.add_task("", total=1 if quick else 2 + sum(map(len, growth.values())))
 
-        def tell(what: str) -> None:
-            progress.update(bar, description=what)
+        def tell(*what: str) -> None:
+            progress.update(bar, description=" · ".join(what))
             progress.refresh()
 
         table = time_reading(workload, place, seconds, tell)
@@ -185,17 +199,12 @@ def benchmark(
         if quick:
             return table
         grown = []
-        for axis, sizes in growth.items():
-            for size in sizes:
-                measure = time_queries if axis == "queries" else time_reading
-                part = measure(
-                    workload.grown(axis, size),
-                    place,
-                    seconds / 3,
-                    lambda what, label=f"{axis} {size}": tell(f"{label} · {what}"),
-                )
-                grown.append(part.assign(axis=axis, size=size))
-                progress.advance(bar)
+        for axis, size in ((axis, size) for axis, sizes in growth.items() for size in sizes):
+            measure = time_queries if axis == "queries" else time_reading
+            tell_growth = partial(tell, axis, str(size))
+            part = measure(workload.grown(axis, size), place, seconds / 3, tell_growth)
+            grown.append(part.assign(axis=axis, size=size))
+            progress.advance(bar)
         grown = pd.concat(grown, ignore_index=True)
         show("benchmark_growth", grown, _growth(grown))
         tell("epoch")
@@ -216,28 +225,28 @@ def time_reading(
     """Time the reading of a batch by every encoder and by the floor, with and without gradients."""
     batch, inputs = workload.batch(device), workload.inputs(device)
     with seeded(0):
-        encoders = {name: _encoder(name, workload, device) for name in workload.encoders}
-        floor = nn.GRU(inputs.shape[-1], workload.hidden_size, batch_first=True).to(device)
-    readers: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
-        FLOOR: (floor, lambda: floor(inputs)[1])
-    }
-    for name, encoder in encoders.items():
-        readers[name] = (encoder, lambda encoder=encoder: encoder(**batch).hidden)
+        modules: dict[str, nn.Module] = {
+            name: workload.encoder(name, device) for name in workload.encoders
+        }
+        modules = {FLOOR: workload.floor(device), **modules}
 
-    def train(module: nn.Module, read: Callable[[], Tensor]) -> None:
-        module.zero_grad()
-        read().sum().backward()
+    def read(name: str) -> Tensor:
+        return modules[name](inputs)[1] if name == FLOOR else modules[name](**batch).hidden
 
-    def forward(_: nn.Module, read: Callable[[], Tensor]) -> None:
+    def train(name: str) -> None:
+        modules[name].zero_grad()
+        read(name).sum().backward()
+
+    def forward(name: str) -> None:
         with torch.no_grad():
-            read()
+            read(name)
 
     tables = []
     for label, run in (("train", train), ("forward", forward)):
-        calls = {name: lambda r=reader, run=run: run(*r) for name, reader in readers.items()}
-        timed = _timed(calls, seconds, lambda what, in_=PASSES[label]: tell(f"{in_} · {what}"))
-        tables.append(timed.assign(**{"pass": label}))
-    return pd.concat(tables, ignore_index=True)[["encoder", "pass", "ms", "ratio"]]
+        calls = {name: partial(run, name) for name in modules}
+        tables.append(_timed(calls, seconds, partial(tell, PASSES[label])))
+        tables[-1].insert(1, "pass", label)
+    return pd.concat(tables, ignore_index=True)
 
 
 def time_queries(
@@ -245,15 +254,15 @@ def time_queries(
 ) -> pd.DataFrame:
     """Time the answers to queries, once a batch was read; the floor reads a batch."""
     batch, inputs, gaps = workload.batch(device), workload.inputs(device), workload.gaps(device)
-    floor = nn.GRU(inputs.shape[-1], workload.hidden_size, batch_first=True).to(device)
+    floor = workload.floor(device)
     calls: dict[str, Callable[[], object]] = {FLOOR: lambda: floor(inputs)}
     with torch.no_grad():
         for name in workload.encoders:
-            encoder = _encoder(name, workload, device)
-            state = encoder(**batch)
-            calls[name] = lambda e=encoder, s=state: e.evolve(s, gaps)
-        table = _timed(calls, seconds, tell).assign(**{"pass": "forward"})
-    return table[["encoder", "pass", "ms", "ratio"]]
+            encoder = workload.encoder(name, device)
+            calls[name] = partial(encoder.evolve, encoder(**batch), gaps)
+        table = _timed(calls, seconds, tell)
+    table.insert(1, "pass", "forward")
+    return table
 
 
 def time_epoch(device: torch.device) -> pd.DataFrame:
@@ -283,9 +292,8 @@ def time_epoch(device: torch.device) -> pd.DataFrame:
                 loss.backward()
             with _stopwatch(spent, "optimiser"):
                 optimiser.step()
-    parts = pd.DataFrame(
-        {"part": list(spent), "ms": [1e3 * s / num_batches for s in spent.values()]}
-    )
+    parts = pd.DataFrame(spent.items(), columns=["part", "ms"])
+    parts["ms"] *= 1e3 / num_batches
     return parts.assign(share=parts["ms"] / parts["ms"].sum())
 
 
@@ -309,19 +317,12 @@ def draw(table: pd.DataFrame, grown: pd.DataFrame) -> Figure:
     return figure
 
 
-def _encoder(name: str, workload: Workload, device: torch.device) -> Encoder:
-    encoder = make_encoder(name, workload.num_channels, workload.num_features, workload.hidden_size)
-    return encoder.to(device)
-
-
 def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell) -> pd.DataFrame:
     """Time calls in turn: the medians of their times, and of the ratios to the floor's.
 
     Each call takes part in the rounds until it has used up its ``seconds``, and in at least
     `MIN_ROUNDS` of them unless it is very slow. What cuDNN does not support at this size is NaN.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    ratios: dict[str, list[float]] = {name: [] for name in calls}
     able = []
     for name, call in calls.items():
         tell(f"{name}, to warm up")
@@ -332,22 +333,20 @@ def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell
                 raise
         else:
             able.append(name)
-    floor = [FLOOR] if FLOOR in able else []
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(MAX_ROUNDS):
         budget = OVERTIME * seconds if 0 < number < MIN_ROUNDS else seconds
-        waiting = [n for n in able if n != FLOOR and (not number or sum(times[n]) < budget)]
-        for name in [*floor, *waiting] if waiting else []:
-            tell(f"{name}, round {number + 1}")
-            began = timer()
-            calls[name]()
-            times[name].append(timer() - began)
-            ratios[name] += [times[name][-1] / times[FLOOR][-1]] if floor else []
-    rows = [(name, 1e3 * _median(times[name]), _median(ratios[name])) for name in calls]
-    return pd.DataFrame(rows, columns=["encoder", "ms", "ratio"])
-
-
-def _median(numbers: Sequence[float]) -> float:
-    return statistics.median(numbers) if numbers else math.nan
+        waiting = {n for n in able if n != FLOOR and (not number or sum(times[n]) < budget)}
+        for name in able if waiting else ():
+            if name == FLOOR or name in waiting:
+                tell(f"{name}, round {number + 1}")
+                began = timer()
+                calls[name]()
+                times[name].append(timer() - began)
+    rounds = pd.DataFrame({name: pd.Series(own, dtype=float) for name, own in times.items()})
+    ratios = rounds.div(rounds[FLOOR], axis=0)
+    columns = {"ms": 1e3 * rounds.median(), "ratio": ratios.median()}
+    return pd.DataFrame(columns).rename_axis("encoder").reset_index()
 
 
 @contextmanager

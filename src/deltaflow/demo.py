@@ -3,8 +3,8 @@
     python -m deltaflow.demo --output demo
 
 A GRU flow learns from some patients. For the others it reads the first 24 hours and forecasts the
-next 24, at the irregular times at which their vital signs were measured. GluonTS's own
-``evaluate_model`` compares it with a forecast that holds the last value.
+next 24, at the irregular times at which their vital signs were measured. GluonTS's evaluation
+compares it with a forecast that holds the last value.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ import numpy as np
 import pandas as pd
 import yaml
 from gluonts.dataset.split import TestData
-from gluonts.ev.metrics import MSE, Coverage, MeanWeightedSumQuantileLoss
-from gluonts.model import evaluate_model
-from gluonts.model.predictor import Predictor
 from rich.console import Console
 
 from deltaflow import (
@@ -36,7 +33,7 @@ from deltaflow import (
     predict_df,
     split_items,
 )
-from deltaflow.heads import DECILES
+from deltaflow.compare.score import accuracy
 from deltaflow.process import one_thread
 from deltaflow.saving import replacing_file, write
 from deltaflow.tables import as_markdown, as_rich
@@ -108,7 +105,7 @@ def run(config: dict[str, Any], output: Path, console: Console) -> pd.DataFrame:
 
     console.print(f"Backtest on {len(test)} unseen patients: hours 24 to 48, forecast at hour 24")
     instances = splitter.split(test)[1].generate_instances(length)
-    models: dict[str, Predictor] = {
+    models: dict[str, DeltaflowPredictor] = {
         "GRU flow": predictor,
         "hold": HoldPredictor.fit(training, length),
     }
@@ -134,46 +131,33 @@ def read_config() -> dict[str, Any]:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
-def score(model: Predictor, instances: TestData) -> pd.DataFrame:
+def score(model: DeltaflowPredictor, instances: TestData) -> pd.DataFrame:
     """Backtest a model: a row per channel, their mean, and all values in one pool.
 
     The pool adds up values of different units, so that the channels of large numbers dominate it. A
     weighted quantile loss has no unit, so that its mean over the channels counts them alike; a
     mean of squared errors in different units would mean nothing, and is left out.
     """
-    metrics = [MeanWeightedSumQuantileLoss(DECILES), MSE(), Coverage(0.1), Coverage(0.9)]
-    patients, time_axis = 0, 2
-    by_channel = evaluate_model(
-        model, test_data=instances, metrics=metrics, axis=(patients, time_axis)
-    )
-    by_channel.index = pd.Index(VITALS)
-    pooled = evaluate_model(model, test_data=instances, metrics=metrics)
-    pooled.index = pd.Index([POOLED])
-    mean = by_channel.mean().to_frame(AVERAGE).T
-    mean["MSE[mean]"] = np.nan
-    raw = pd.concat([by_channel, mean, pooled])
-    return pd.DataFrame(
-        {
-            "mean_weighted_quantile_loss": raw["mean_weighted_sum_quantile_loss"],
-            "mse": raw["MSE[mean]"],
-            "coverage_80": raw["coverage[0.9]"] - raw["coverage[0.1]"],
-        }
-    )
+    forecasts = list(model.predict(instances.input))
+    scores = accuracy(forecasts, instances, list(VITALS), np.ones(len(VITALS)))
+    names = {vital: f"{{}}[{vital}]" for vital in VITALS} | {AVERAGE: "balanced_{}", POOLED: "{}"}
+    table = pd.DataFrame(
+        {measure: {row: scores[name.format(measure)] for row, name in names.items()}
+         for measure in COLUMNS}
+    )  # fmt: skip
+    table.loc[AVERAGE, "mse"] = np.nan
+    return table
 
 
 def readable(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the scores as text: a row per channel, and the models side by side."""
-    models = list(scores.index.get_level_values("model").unique())
-    table = {}
-    for measure, (heading, form) in COLUMNS.items():
-        for model in models:
-            values = scores.loc[model, measure]
-            table[f"{heading}: {model}"] = values.map(
-                lambda value, form=form: "" if np.isnan(value) else form.format(value)
-            )
-    frame = pd.DataFrame(table)
-    frame.index = pd.Index([f"{c} ({VITALS[c]})" if c in VITALS else c for c in frame.index])
-    return frame
+    table = {
+        f"{heading}: {model}": own[measure].map(form.format).replace("nan", "").droplevel("model")
+        for measure, (heading, form) in COLUMNS.items()
+        for model, own in scores.groupby("model", sort=False)
+    }
+    units = {channel: f"{channel} ({unit})" for channel, unit in VITALS.items()}
+    return pd.DataFrame(table).rename(index=units).rename_axis(None)
 
 
 def draw(

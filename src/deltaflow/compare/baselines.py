@@ -14,8 +14,7 @@ from gluonts.dataset.split import TestData
 from torch.distributions import Laplace
 
 from deltaflow.compare.progress import Tell
-from deltaflow.data.schema import Schema
-from deltaflow.data.series import Series, match_entry, read_series, series_of
+from deltaflow.data.series import Series, SeriesReader, read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import needing
 from deltaflow.forecast.location_scale import LocationScalePredictor
@@ -117,6 +116,7 @@ class LaplacePredictor(LocationScalePredictor):
 
     family = Laplace
 
+    @validated()
     def __init__(
         self, prediction_length: int, data_schema: dict, center: list, scale: list
     ) -> None:
@@ -170,15 +170,19 @@ class TrendPredictor(LaplacePredictor):
     for the parameters.
     """
 
-    @validated()
-    def __init__(
-        self, prediction_length: int, data_schema: dict, center: list, scale: list
-    ) -> None:
-        super().__init__(prediction_length, data_schema, center, scale)
-
     def point(self, series: Series, queries: np.ndarray) -> np.ndarray:
-        """Return the lines at the queries."""
-        return _trend(series, queries, self.center)
+        """Return the lines ``(Q, D)`` at the queries."""
+        lines = np.tile(self.center, (len(queries), 1))
+        for channel, values in enumerate(series.values[:, : len(self.center)].T):
+            known = np.isfinite(values)
+            times = series.times[: series.length][known]
+            if not len(times):
+                continue
+            since, value = times - times.mean(), values[known]
+            variation = (since**2).sum()
+            slope = (since * value).sum() / variation if variation > 0 else 0.0
+            lines[:, channel] = value.mean() + slope * (queries - times.mean())
+        return lines
 
 
 class TreesPredictor(LaplacePredictor):
@@ -238,13 +242,11 @@ def fit_item_mean(task: Task) -> LinearPredictor:
 def fit_item_trend(task: Task) -> TrendPredictor:
     """Forecast each channel by the line through what was observed of it in the item."""
     basis = _Basis.of(task)
-    validation = basis.validation
-    lines = [_trend(one, one.times[one.length :], basis.center) for one in validation.series]
-    errors = validation.values - np.concatenate(lines)
-    return TrendPredictor(
-        **basis.arguments,
-        scale=[basis.scale(own[np.isfinite(own)], n) for n, own in enumerate(errors.T)],
-    )
+    line = TrendPredictor(**basis.arguments, scale=basis.spread.tolist()).point
+    lines = [line(one, one.times[one.length :]) for one in basis.validation.series]
+    errors = basis.validation.values - np.concatenate(lines)
+    scale = [basis.scale(own[np.isfinite(own)], n) for n, own in enumerate(errors.T)]
+    return TrendPredictor(**basis.arguments, scale=scale)
 
 
 def fit_least_squares(task: Task) -> LinearPredictor:
@@ -344,12 +346,13 @@ class _Forecasts(NamedTuple):
     values: np.ndarray
 
     @classmethod
-    def of(cls, test: TestData, schema: Schema) -> "_Forecasts":
+    def of(cls, test: TestData, reader: SeriesReader) -> "_Forecasts":
         series, labels = [], []
         for past, label in test:
             values = np.atleast_2d(label["target"]).T
-            series.append(series_of(past, schema, num_queries=len(values)))
-            labels.append(values[:, match_entry(past, schema).rows["target"]])
+            series.append(reader.read(past, num_queries=len(values)))
+            rows = reader.match(past).rows["target"]
+            labels.append(values if rows is None else values[:, rows])
         items = np.repeat(np.arange(len(series)), [len(own) for own in labels])
         times = np.concatenate([one.times[one.length :] for one in series])
         return cls(series, items, times, np.concatenate(labels))
@@ -382,18 +385,16 @@ class _Basis(NamedTuple):
     @classmethod
     def of(cls, task: Task) -> "_Basis":
         schema, series = read_series(task.training)
-        statistics = Statistics.fit(series, schema.target)
-        center, spread = (
-            part[: len(schema.target)] for part in (statistics.center, statistics.spread)
-        )
+        known = Statistics.fit(series, schema.target).arrays
+        center, spread = (known[name][: len(schema.target)] for name in ("center", "spread"))
         arguments = {
             "prediction_length": task.prediction_length,
             "data_schema": schema.to_dict(),
-            "center": center,
+            "center": center.tolist(),
         }
-        training = _Forecasts.of(task.training_forecasts, schema)
-        validation = _Forecasts.of(task.validation, schema)
-        return cls(arguments, training, validation, np.array(center), np.array(spread))
+        reader = SeriesReader(schema)
+        training = _Forecasts.of(task.training_forecasts, reader)
+        return cls(arguments, training, _Forecasts.of(task.validation, reader), center, spread)
 
     def scale(self, errors: np.ndarray, channel: int) -> float:
         """Return the scale of a Laplace distribution of such errors; it has to be positive."""
@@ -425,21 +426,6 @@ def _terms(summary: np.ndarray, center: np.ndarray) -> np.ndarray:
     """Return last value and mean ``(D, 3)`` around the centre, 0 where there is none; and 1."""
     last, mean = (np.nan_to_num(summary[:, name] - center) for name in (LAST, MEAN))
     return np.stack([last, mean, np.ones_like(center)], axis=1)
-
-
-def _trend(series: Series, queries: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Return the lines ``(Q, D)`` through what was observed, at the queries."""
-    lines = np.tile(center, (len(queries), 1))
-    for channel, values in enumerate(series.values[:, : len(center)].T):
-        known = np.isfinite(values)
-        times = series.times[: series.length][known]
-        if not len(times):
-            continue
-        since, value = times - times.mean(), values[known]
-        variation = (since**2).sum()
-        slope = (since * value).sum() / variation if variation > 0 else 0.0
-        lines[:, channel] = value.mean() + slope * (queries - times.mean())
-    return lines
 
 
 def _held(summary: np.ndarray, center: np.ndarray) -> np.ndarray:

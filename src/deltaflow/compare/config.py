@@ -119,9 +119,10 @@ class CompareConfig(RowOptions):
         """The rows of the table: `hold`, then the encoders, without repetition."""
         return list(dict.fromkeys([HOLD, *self.encoders]))
 
-    def is_averaged(self, row: str) -> bool:
-        """Tell whether a row gets a further one, the average of its forecasts over the seeds."""
-        return self.average_seeds and len(self.seeds) > 1 and row not in BASELINES
+    def seeds_of(self, row: str) -> list[int | None]:
+        """Return the seeds of a row; None at their end stands for the average over all of them."""
+        averaged = self.average_seeds and len(self.seeds) > 1 and row not in BASELINES
+        return [*self.seeds, None] if averaged else [*self.seeds]
 
     def row_options(self, row: str) -> RowOptions:
         """Return what a row is trained with.

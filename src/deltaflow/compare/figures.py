@@ -10,6 +10,7 @@ import pandas as pd
 
 from deltaflow.compare.run import Run
 from deltaflow.compare.score import INTERVALS
+from deltaflow.compare.table import averaged
 from deltaflow.forecast.plot import draw_forecast
 
 if TYPE_CHECKING:
@@ -86,35 +87,28 @@ def forecasts(runs: Sequence[Run], test: str) -> Figure | None:
 def accuracy_by_cost(scores: pd.DataFrame, dataset: str, cost: str, label: str) -> Figure | None:
     """Draw the balanced quantile loss of each encoder against a cost, whose axis has this label."""
     measure = "balanced_mean_weighted_quantile_loss"
-    wide = (
-        scores[(scores["dataset"] == dataset) & scores["metric"].isin([measure, cost])]
-        .groupby(["encoder", "metric"], sort=False)["value"]
-        .agg(["mean", "std"])
-        .unstack("metric")
-    )
-    if ("mean", cost) not in wide or ("mean", measure) not in wide:
+    mean, deviation = averaged(scores, dataset, [measure, cost])
+    if mean.shape[1] < 2:
         return None
-    wide = wide.dropna(subset=[("mean", cost), ("mean", measure)]).sort_values(("mean", measure))
+    mean = mean.dropna().sort_values(measure)
     figure, axes = _figure(5.2, 4.8)
-    for position, (encoder, values) in enumerate(wide.iterrows()):
+    for position, encoder in enumerate(mean.index):
         axes.errorbar(
-            values["mean", cost],
-            values["mean", measure],
-            yerr=values["std", measure],
-            fmt=MARKERS[position // 10 % len(MARKERS)],
-            color=f"C{position % 10}",
-            label=str(encoder),
+            mean.loc[encoder, cost],
+            mean.loc[encoder, measure],
+            yerr=deviation.loc[encoder, measure],
+            label=encoder,
+            **_point(position),
         )
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     axes.set(xscale="log", xlabel=label, ylabel="balanced quantile loss")
-    _space_ticks(axes.xaxis, wide["mean", cost])
+    _space_ticks(axes.xaxis, mean[cost])
     return figure
 
 
 def calibration(scores: pd.DataFrame, dataset: str) -> Figure | None:
     """Draw how far the coverage of each encoder's central intervals is from its nominal value."""
-    own = scores[(scores["dataset"] == dataset) & scores["metric"].isin(INTERVALS)]
-    wide = own.pivot_table(index="encoder", columns="metric", values="value", sort=False).iloc[::-1]
+    wide = averaged(scores, dataset, INTERVALS)[0].iloc[::-1]
     if wide.empty:
         return None
     figure, axes = _figure(6, 1 + 0.3 * len(wide))
@@ -149,8 +143,7 @@ def coverage_by_size(coverage: pd.DataFrame, sizes: pd.DataFrame, nominal: float
     axes.fill_between(shown, nominal - apart, np.minimum(nominal + apart, 1), color="0.92")
     axes.axhline(nominal, color="0.4", lw=1)
     for position, (encoder, own) in enumerate(coverage.items()):
-        marker = MARKERS[position // 10 % len(MARKERS)]
-        axes.plot(values, own, marker, color=f"C{position % 10}", alpha=0.8, label=str(encoder))
+        axes.plot(values, own, label=encoder, alpha=0.8, **_point(position))
     items = sizes["items"].reindex(coverage.index)
     for name, size, count, least in zip(
         coverage.index, values, items, coverage.min(axis=1), strict=True
@@ -185,6 +178,12 @@ def _figure(width: float, height: float, rows: int = 0, columns: int = 0, **opti
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
     return figure, grid if rows else grid[0, 0]
+
+
+def _point(position: int) -> dict[str, str]:
+    """Return how the point of a row looks, by its place in the legend."""
+    marker = MARKERS[position // 10 % len(MARKERS)]
+    return {"marker": marker, "color": f"C{position % 10}", "linestyle": ""}
 
 
 def _space_ticks(axis: Axis, values: pd.Series) -> None:

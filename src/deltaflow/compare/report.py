@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -29,7 +28,8 @@ nav { columns: 3; font-size: 13px; margin: 1em 0; }
 nav a { display: block; }
 table { border-collapse: collapse; margin: 1em 0; font-size: 12px; }
 th, td { padding: 3px 6px; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child { text-align: left; }
+tbody th { font-weight: 400; }
 thead th { vertical-align: bottom; font-weight: 600; }
 td b { color: #06c; }
 small { display: block; color: #777; white-space: nowrap; }
@@ -177,32 +177,16 @@ def _png(figure: Figure) -> bytes:
 
 def _page(title: str, parts: Sequence[Part], config: CompareConfig) -> str:
     """Return the HTML page."""
+    about = {
+        "Configuration": yaml.safe_dump(config.to_dict(), sort_keys=False),
+        "Versions and machine": json.dumps(environment(), indent=2),
+    }
+    sections = {part.title: _section(part) for part in parts}
+    sections |= {name: f"<pre>{html.escape(text)}</pre>" for name, text in about.items()}
     body, contents = [f"<p>{NOTES}</p>"], []
-
-    def begin(title: str) -> None:
-        """Begin a part of the page, to which the table of contents leads."""
-        name = html.escape(title)
-        body.append(f'<h2 id="part{len(contents)}">{name}</h2>')
-        contents.append(f'<a href="#part{len(contents)}">{name}</a>')
-
-    for part in parts:
-        begin(part.title)
-        body.append(_as_html(part.shown, part.best))
-        if part.pictures:
-            body.append('<div class="figures">')
-            for name, picture in part.pictures.items():
-                encoded = base64.b64encode(picture).decode()
-                alt = html.escape(f"{part.title}: {name}")
-                body.append(f'<img alt="{alt}" src="data:image/png;base64,{encoded}">')
-            body.append("</div>")
-        for name, shown in part.details.items():
-            summary = f"<summary>{html.escape(name)}</summary>"
-            body.append(f"<details>{summary}{_as_html(shown)}</details>")
-    begin("Configuration")
-    plain = yaml.safe_dump(config.to_dict(), sort_keys=False)
-    body.append(f"<pre>{html.escape(plain)}</pre>")
-    begin("Versions and machine")
-    body.append(f"<pre>{html.escape(json.dumps(environment(), indent=2))}</pre>")
+    for number, (name, content) in enumerate(sections.items()):
+        contents.append(f'<a href="#part{number}">{html.escape(name)}</a>')
+        body += [f'<h2 id="part{number}">{html.escape(name)}</h2>', content]
     title = html.escape(title)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">'
@@ -212,19 +196,28 @@ def _page(title: str, parts: Sequence[Part], config: CompareConfig) -> str:
     )
 
 
+def _section(part: Part) -> str:
+    """Return a part in HTML: its table, its figures, and its further tables folded away."""
+    content = [_as_html(part.shown, part.best), '<div class="figures">']
+    for name, picture in part.pictures.items():
+        encoded = base64.b64encode(picture).decode()
+        alt = html.escape(f"{part.title}: {name}")
+        content.append(f'<img alt="{alt}" src="data:image/png;base64,{encoded}">')
+    content.append("</div>")
+    for name, shown in part.details.items():
+        summary = f"<summary>{html.escape(name)}</summary>"
+        content.append(f"<details>{summary}{_as_html(shown)}</details>")
+    return "\n".join(content)
+
+
 def _as_html(shown: pd.DataFrame, best: pd.DataFrame | None = None) -> str:
     """Return a table in HTML: deviations below their means, and the best cells in bold."""
-    lines = [["", *map(str, shown.columns)]]
-    lines += [
-        [str(name), *map(str, row)] for name, row in zip(shown.index, shown.to_numpy(), strict=True)
-    ]
-    cells = [
-        [SECOND_LINE.sub(r"<small>\1</small>", html.escape(cell)) for cell in line]
-        for line in lines
-    ]
+
+    def escaped(cell: object) -> str:
+        return SECOND_LINE.sub(r"<small>\1</small>", html.escape(str(cell)))
+
+    cells = shown.map(escaped)
     if best is not None:
-        for row, column in np.argwhere(best.to_numpy()) + 1:
-            cells[row][column] = f"<b>{cells[row][column]}</b>"
-    head, *body = (f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in cells)
-    head = head.replace("td>", "th>")
-    return f"<table><thead>{head}</thead><tbody>{chr(10).join(body)}</tbody></table>"
+        cells = cells.mask(best, "<b>" + cells + "</b>")
+    with pd.option_context("display.max_colwidth", None):
+        return cells.rename(index=escaped, columns=escaped).to_html(escape=False, border=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -11,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from hashlib import sha256
 from importlib import metadata
 from itertools import product
 from pathlib import Path
@@ -90,45 +90,36 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
     load = lru_cache(maxsize=1)(partial(_load, config))
     runs: list[Run] = []
     rows = list(product(config.data.names, config.rows))
-    plan = []  # the average of a row takes next to no time
-    for row in rows:
-        plan += [row] * len(config.seeds) + [None] * config.is_averaged(row[1])
+    # The average of a row, whose seed is None, takes next to no time.
+    plan = [None if seed is None else row for row in rows for seed in config.seeds_of(row[1])]
     with threads(config.threads), Progress(plan, console, config.output / "log.txt") as progress:
-
-        def settle(path: Path, about: Run, settings: dict[str, Any], make: Callable) -> Run:
-            """Make a run, or read it from its file, and add it to the others."""
-            run = _finished(path, settings)
-            if run is None:
-                run = about | {"settings": settings} | make(*load(about["dataset"]))
-                write(path, json.dumps(run, separators=(",", ":")))
-            progress.end("; ".join(error.splitlines()[-1] for error in run["errors"].values()))
-            runs.append(run)
-            return run
-
         for dataset, row in rows:
-            members = []
-            for seed in config.seeds:
-                about = {"dataset": dataset, "encoder": row, "seed": seed}
+            members: list[Path] = []
+            for seed in config.seeds_of(row):
+                name = f"{row} (averaged)" if seed is None else row
+                about: Run = {"dataset": dataset, "encoder": name, "seed": seed}
                 progress.begin(_label(about))
-                path = folder / f"{_file_name(dataset, row, f'seed{seed}')}.json"
-                kept = path.with_suffix("")
-                options = config.row_options(row)
-                make = partial(execute, row, seed, options, tell=progress.tell, folder=kept)
-                run = settle(path, about, config.settings(row), make)
-                members += [path] if run["status"] == "finished" else []
-            if config.is_averaged(row):
-                about = {"dataset": dataset, "encoder": f"{row} (averaged)", "seed": None}
-                progress.begin(_label(about))
-                if len(members) < 2:
+                path = folder / f"{_file_name(dataset, row, seed)}.json"
+                if seed is not None:
+                    settings, options = config.settings(row), config.row_options(row)
+                    kept = path.with_suffix("")
+                    make = partial(execute, row, seed, options, tell=progress.tell, folder=kept)
+                elif len(members) < 2:
                     progress.end("needs two finished seeds")
                     continue
-                path = folder / f"{_file_name(dataset, row, 'averaged')}.json"
-                calibrate = config.calibrate_averages
-                digests = {
-                    own.name: hashlib.sha256(own.read_bytes()).hexdigest() for own in members
-                }
-                settings = digests | {"calibrate_averages": calibrate}
-                settle(path, about, settings, partial(average, members, calibrate))
+                else:
+                    calibrate = config.calibrate_averages
+                    digests = {one.name: sha256(one.read_bytes()).hexdigest() for one in members}
+                    settings = digests | {"calibrate_averages": calibrate}
+                    make = partial(average, members, calibrate)
+                run = _finished(path, settings)
+                if run is None:
+                    run = {**about, "settings": settings, **make(*load(dataset))}
+                    write(path, json.dumps(run, separators=(",", ":")))
+                progress.end("; ".join(error.splitlines()[-1] for error in run["errors"].values()))
+                runs.append(run)
+                if run["status"] == "finished":
+                    members.append(path)
     return runs
 
 
@@ -221,14 +212,10 @@ def example_forecasts(
             times = past["feat_dynamic_real"][0]
             time_unit = past["info"]["time_unit"]
         asked = np.isfinite(times[length:])
-        matrices = {
-            "past": past["target"],
-            "future": label["target"][..., asked],
-            **{
-                name: forecast.quantile(level).T[..., asked]
-                for name, level in (("low", 0.1), ("median", 0.5), ("high", 0.9))
-            },
-        }
+        levels = {"low": 0.1, "median": 0.5, "high": 0.9}
+        matrices = {"past": past["target"], "future": label["target"][..., asked]}
+        for name, level in levels.items():
+            matrices[name] = forecast.quantile(level).T[..., asked]
         examples.append(
             {
                 "item": str(past.get("item_id")),
@@ -265,11 +252,11 @@ def _label(about: Run) -> str:
     return " · ".join(parts if about["seed"] is None else [*parts, f"seed {about['seed']}"])
 
 
-def _file_name(dataset: str, row: str, part: str) -> str:
-    """Return a readable name that is unique to data set, row and part."""
-    digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
+def _file_name(dataset: str, row: str, seed: int | None) -> str:
+    """Return a readable name that is unique to data set, row and seed."""
+    part = "averaged" if seed is None else f"seed{seed}"
     legible = re.sub(r"[^\w.-]+", "_", f"{Path(dataset).name}-{row}-{part}")
-    return legible if dataset in TASKS else f"{legible}-{digest}"
+    return legible if dataset in TASKS else f"{legible}-{sha256(dataset.encode()).hexdigest()[:6]}"
 
 
 def _finished(path: Path, settings: dict[str, Any]) -> Run | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -85,21 +85,37 @@ def results(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS).astype({"seed": "Int64"})  # averages have none
 
 
+def averaged(
+    scores: pd.DataFrame, dataset: str, measures: Iterable[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return means and standard deviations over the seeds: a row per encoder, in order of the runs.
+
+    There are columns of those measures, in their order, which any encoder has.
+    """
+    own = scores[(scores["dataset"] == dataset) & scores["metric"].isin(list(measures))]
+    grouped = own.groupby(["encoder", "metric"], sort=False)["value"]
+    known = own["metric"].unique()
+    order = [measure for measure in measures if measure in known]
+    mean, deviation = (
+        part.unstack("metric").reindex(own["encoder"].unique(), columns=order)
+        for part in (grouped.mean(), grouped.std())
+    )
+    return mean, deviation
+
+
 def overview(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
     """Return the `summary` of one data set, and beside the squared error its ratio to hold's.
 
     The best rows come first, see `ORDER`.
     """
     scores = results(runs)
-    table = summary(scores, dataset).reindex(_sorted_rows(scores, dataset))
-    ratio = ratios_to_hold(runs, dataset)
-    if len(ratio) and "balanced MSE" in table:
-        text = [f"{own.ratio:.3f} ({own.low:.3f}–{own.high:.3f})" for own in ratio.itertuples()]
-        place = list(table).index("balanced MSE") + 1
-        shown = pd.Series(text, index=ratio.index)
-        shown[HOLD] = ""
-        table.insert(place, RATIO, shown.reindex(table.index))
-    return table.fillna("")
+    table = summary(scores, dataset).loc[_sorted_rows(scores, dataset)]
+    ratios = ratios_to_hold(runs, dataset).drop(index=HOLD, errors="ignore")
+    if len(ratios) and "balanced MSE" in table:
+        text = [f"{own.ratio:.3f} ({own.low:.3f}–{own.high:.3f})" for own in ratios.itertuples()]
+        shown = pd.Series(text, index=ratios.index).reindex(table.index, fill_value="")
+        table.insert(list(table).index("balanced MSE") + 1, RATIO, shown)
+    return table
 
 
 def best(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
@@ -107,10 +123,10 @@ def best(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
 
     The best coverage is the one closest to the nominal share; `COUNTS` have no best.
     """
-    means = _means(results(runs), dataset).drop(columns=list(COUNTS), errors="ignore")
-    for name, (low, high) in INTERVALS.items():
-        if name in means:
-            means[name] = (means[name] - (high - low)).abs()
+    means, _ = averaged(results(runs), dataset, [one for one in SUMMARY if one not in COUNTS])
+    for name in means.columns.intersection(list(INTERVALS)):
+        low, high = INTERVALS[name]
+        means[name] = (means[name] - (high - low)).abs()
     marked = (means == means.min()).rename(columns=SUMMARY)
     if "balanced MSE" in marked:
         marked[RATIO] = marked["balanced MSE"]
@@ -174,17 +190,9 @@ def best_first(runs: Sequence[Run], dataset: str) -> list[Run]:
 
 def _sorted_rows(scores: pd.DataFrame, dataset: str) -> list[str]:
     """Return the encoders of a data set, the best first."""
-    means = _means(scores, dataset)
+    means, _ = averaged(scores, dataset, SUMMARY)
     by = [measure for measure in ORDER if measure in means]
     return list(means.sort_values(by[0], kind="stable").index if by else means.index)
-
-
-def _means(scores: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return encoders by measures of `SUMMARY`: means over the seeds."""
-    own = scores[(scores["dataset"] == dataset) & scores["metric"].isin(list(SUMMARY))]
-    return own.pivot_table(
-        index="encoder", columns="metric", values="value", sort=False, dropna=False
-    )
 
 
 def ratios_to_hold(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
@@ -248,7 +256,7 @@ def channels(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
         {
             "labels": [f"{number:,.0f}" for number in labels],
             "share": [f"{value:.1%}" for value in share],
-            HOLD: [_rounded(value, np.nan, digits=4) for value in hold],
+            HOLD: [_rounded(value) for value in hold],
             **{encoder: [f"{value:.3f}" for value in own] for encoder, own in ratios.items()},
         },
         index=names,
@@ -273,20 +281,14 @@ def summary(scores: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
     Encoders are in the order of the runs.
     """
-    own = scores[(scores["dataset"] == dataset) & scores["metric"].isin(list(SUMMARY))]
-    grouped = own.groupby(["encoder", "metric"], sort=False)["value"]
-    mean, deviation = grouped.mean(), grouped.std()
-    text = pd.Series(
-        [
-            _rounded(mean[key], deviation[key], digits=0 if key[1] in COUNTS else 4)
-            for key in mean.index
-        ],
-        index=mean.index,
-        dtype=str,
-    )
-    wide = text.unstack("metric").fillna("").rename_axis(index=None, columns=None)
-    present = [measure for measure in SUMMARY if measure in wide]
-    return wide.loc[list(own["encoder"].unique()), present].rename(columns=SUMMARY)
+    mean, deviation = averaged(scores, dataset, SUMMARY)
+    text = mean.astype(object)
+    for measure in mean:
+        digits = 0 if measure in COUNTS else 4
+        text[measure] = [
+            _rounded(*pair, digits) for pair in zip(mean[measure], deviation[measure], strict=True)
+        ]
+    return text.rename(columns=SUMMARY).rename_axis(index=None, columns=None)
 
 
 def by_channel(scores: pd.DataFrame, dataset: str, measure: str) -> pd.DataFrame:
@@ -296,14 +298,14 @@ def by_channel(scores: pd.DataFrame, dataset: str, measure: str) -> pd.DataFrame
     channel only, which `summary` covers.
     """
     own = scores[(scores["dataset"] == dataset) & scores["seed"].notna()]
-    channels = own["metric"].str.extract(rf"^{measure}\[(.*)\]$")[0]
-    own = own.assign(channel=channels).dropna(subset=["channel"])
-    wide = own.pivot_table(index="channel", columns="encoder", values="value", sort=False)
-    if len(wide) < 2:
+    names = own["metric"].drop_duplicates()
+    channels = names[names.str.startswith(f"{measure}[")].tolist()
+    if len(channels) < 2:
         return pd.DataFrame()
-    order = [name for name in _sorted_rows(scores, dataset) if name in wide]
-    text = wide[order].map(lambda mean: _rounded(mean, np.nan, digits=4)).replace("nan", "")
-    return text.rename_axis(index=None, columns=None)
+    mean, _ = averaged(own, dataset, channels)
+    order = [name for name in _sorted_rows(scores, dataset) if name in mean.index]
+    wide = mean.loc[order].T.rename(index=lambda name: name[len(measure) + 1 : -1])
+    return wide.map(_rounded).rename_axis(index=None, columns=None)
 
 
 def failures(runs: Sequence[Run]) -> pd.DataFrame:
@@ -323,13 +325,15 @@ def narrow(table: pd.DataFrame) -> pd.DataFrame:
     return broken.rename(columns=shown).rename_axis("encoder")
 
 
-def _rounded(mean: float, deviation: float, digits: int) -> str:
+def _rounded(mean: float, deviation: float = np.nan, digits: int = 4) -> str:
     """Write a number with this many significant digits, and its deviation to the same place.
 
-    >>> _rounded(0.123456, 0.01, 4), _rounded(12345.6, float("nan"), 4), _rounded(1.0, 0.0, 4)
-    ('0.1235 ± 0.0100', '12,346', '1.000')
+    >>> _rounded(0.123456, 0.01), _rounded(12345.6), _rounded(1.0, 0.0), _rounded(float("nan"))
+    ('0.1235 ± 0.0100', '12,346', '1.000', '')
     """
-    if not np.isfinite(mean):
+    if np.isnan(mean):
+        return ""
+    if np.isinf(mean):
         return f"{mean}"
     leading = int(np.floor(np.log10(abs(mean)))) + 1 if mean else 1
     places = min(6, max(0, digits - leading))

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -171,19 +171,11 @@ def make_app(
         The largest number of rows, and the largest size of the body, of a request.
     """
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if snapshots is None:
-            yield
-            return
-        async with snapshots.kept():
-            yield
-
     app = FastAPI(
         title="deltaflow",
         version=__version__,
         description="Observations in as they arrive, forecasts of any later time out.",
-        lifespan=lifespan,
+        lifespan=lambda _: nullcontext() if snapshots is None else snapshots.kept(),
         responses=_refused(422, *([401] if token else [])),
     )
     metrics = _Metrics(live, snapshots)
@@ -191,30 +183,7 @@ def make_app(
     reader = ThreadPoolExecutor(max_workers=1)
 
     async def read(rows: Rows, request: Request) -> Columns:
-        """Return the rows of a request; long ones are read in a thread."""
-        body, content_type = await body_of(request)
-        if len(body) <= FEW_BYTES:
-            return rows.read(body, content_type)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(reader, rows.read, body, content_type)
-
-    bearer = HTTPBearer(auto_error=False)
-
-    async def check_token(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-    ) -> None:
-        if given is None or not secrets.compare_digest(
-            given.credentials.encode(), (token or "").encode()
-        ):
-            raise HTTPException(
-                401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"}
-            )
-
-    guarded = [Depends(check_token)] if token else []
-    refused = _refused(413, 415)
-
-    async def body_of(request: Request) -> tuple[bytes, str]:
-        """Return the body and its type, within the limits."""
+        """Return the rows of a request, within the limits; long ones are read in a thread."""
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -223,41 +192,51 @@ def make_app(
         content_type = _type_of(request)
         if content_type not in ("application/json", "text/csv"):
             raise HTTPException(415, "send application/json or text/csv")
-        return bytes(body), content_type
+        if len(body) <= FEW_BYTES:
+            return rows.read(bytes(body), content_type)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(reader, rows.read, bytes(body), content_type)
 
-    @app.exception_handler(DataError)
-    async def on_bad_data(request: Request, error: DataError) -> Response:
-        return refusal(
-            422,
-            f"{error.problem}; {error.remedy}" if error.remedy else error.problem,
-            item=error.item,
-            field=error.field,
-            row=error.position,
-        )
+    bearer = HTTPBearer(auto_error=False)
+
+    async def check_token(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+    ) -> None:
+        own = (token or "").encode()
+        if given is None or not secrets.compare_digest(given.credentials.encode(), own):
+            raise HTTPException(
+                401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"}
+            )
+
+    guarded = [Depends(check_token)] if token else []
 
     @app.exception_handler(DeltaflowError)
-    async def on_failure(request: Request, error: DeltaflowError) -> Response:
-        return refusal(500, str(error))
-
     @app.exception_handler(RequestValidationError)
-    async def on_bad_parameter(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return refusal(422, first["msg"], field=str(first["loc"][-1]))
-
     @app.exception_handler(StarletteHTTPException)
-    async def on_refusal(request: Request, error: StarletteHTTPException) -> Response:
-        return refusal(error.status_code, error.detail, headers=error.headers)
-
-    def refusal(status: int, problem: str, headers: Any = None, **where: Any) -> Response:
+    async def refuse(request: Request, error: Exception) -> Response:
+        """Answer with what is wrong, and where."""
+        status, problem, where, headers = 500, str(error), {}, None
+        if isinstance(error, DataError):
+            status = 422
+            problem = f"{error.problem}; {error.remedy}" if error.remedy else error.problem
+            where = {"item": error.item, "field": error.field, "row": error.position}
+        elif isinstance(error, RequestValidationError):
+            first = error.errors()[0]
+            status, problem, where = 422, first["msg"], {"field": str(first["loc"][-1])}
+        elif isinstance(error, StarletteHTTPException):
+            status, problem, headers = error.status_code, error.detail, error.headers
         metrics.refused.labels(status).inc()
         known = {name: _plain(value) for name, value in where.items() if value is not None}
         # Not by orjson, which refuses some of the numbers and texts that an error quotes.
         content = json.dumps({"error": problem, **known}, default=str)
         return Response(content, status, headers, media_type="application/json")
 
-    @app.post(
-        "/update", dependencies=guarded, responses=refused, openapi_extra=_body_of(answers.observed)
-    )
+    def reads(rows: Rows) -> dict[str, Any]:
+        """Return what routes have in common that read rows."""
+        about = {"responses": _refused(413, 415), "openapi_extra": _body_of(rows)}
+        return {"dependencies": guarded, **about}
+
+    @app.post("/update", **reads(answers.observed))
     async def update(request: Request) -> Response:
         """Read observations: all rows of the request, or none if one is refused."""
         with metrics.seconds.labels("update").time():
@@ -269,9 +248,7 @@ def make_app(
         metrics.rows.labels("update").inc(count)
         return _json({"rows": count, "items": len(live)})
 
-    @app.post(
-        "/forecast", dependencies=guarded, responses=refused, openapi_extra=_body_of(answers.asked)
-    )
+    @app.post("/forecast", **reads(answers.asked))
     async def forecast(
         request: Request,
         quantile_levels: Annotated[list[Level], Query(max_length=99)] = [0.1, 0.5, 0.9],  # noqa: B006

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import numpy as np
@@ -59,25 +60,21 @@ class Rows:
     """
 
     def __init__(
-        self,
-        name: str,
-        columns: Mapping[str, tuple[Any, bool]],
-        frames: FrameReader,
-        limit: int,
+        self, name: str, columns: Mapping[str, tuple[Any, bool]], frames: FrameReader, limit: int
     ) -> None:
         self.columns = list(columns)
         self.optional = [column for column, (_, optional) in columns.items() if optional]
         self.numeric = [column for column, (kind, _) in columns.items() if kind is Number]
         self._frames, self.limit = frames, limit
         # Names of columns may be anything, those of attributes may not.
-        fields: dict[str, Any] = {
-            f"column_{number}": (
+        fields: dict[str, Any] = {}
+        for number, (column, (kind, optional)) in enumerate(columns.items()):
+            given = (
                 (kind | None, Field(None, alias=column))
                 if optional
                 else (kind, Field(alias=column))
             )
-            for number, (column, (kind, optional)) in enumerate(columns.items())
-        }
+            fields[f"column_{number}"] = given
         row = create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
         rows: Any = Annotated[list[row], Field(min_length=1, max_length=limit)]
         self.model: type[BaseModel] = create_model(
@@ -203,27 +200,24 @@ class Rows:
             check_range(elapsed, unit_seconds(schema.time_unit), rows, field)
             return TimeColumn(elapsed, "elapsed", "", None)
         texts = [given[row] for row in rows.order]
-        offset = np.array([bool(_OFFSET.search(text)) for text in texts])
         times = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
-        zoned = schema.time_zone is not None
-        for wrong, problem, remedy in (
-            (
-                times.isna(),
-                "is not a timestamp in ISO 8601 from the years 1678 to 2261",
-                "give one such as 2024-01-01T08:00:00",
-            ),
-            (
-                offset != zoned,
-                "has no offset from UTC" if zoned else "has an offset from UTC",
-                "the training data have one, such as +00:00"
-                if zoned
-                else "the training data have none",
-            ),
-        ):
+
+        def refuse(wrong: np.ndarray, problem: str, remedy: str) -> None:
             if wrong.any():
-                row = int(wrong.argmax())
-                where = rows.where(row)
-                raise DataError(f"the time {texts[row]!r} {problem}", remedy, field=field, **where)
+                first = texts[int(wrong.argmax())]
+                rows.refuse(wrong, f"the time {first!r} {problem}", remedy, field)
+
+        refuse(
+            np.asarray(times.isna()),
+            "is not a timestamp in ISO 8601 from the years 1678 to 2261",
+            "give one such as 2024-01-01T08:00:00",
+        )
+        offset = np.array([bool(_OFFSET.search(text)) for text in texts])
+        if schema.time_zone is None:
+            refuse(offset, "has an offset from UTC", "the training data have none")
+        else:
+            remedy = "the training data have one, such as +00:00"
+            refuse(~offset, "has no offset from UTC", remedy)
         ticks, resolution = coarsest(times.asi8, times.unit)
         return TimeColumn(ticks, "timestamp", resolution, schema.time_zone)
 
@@ -235,10 +229,8 @@ class Rows:
         field = next((part for part in where if isinstance(part, str)), None)
         item = None
         if row is not None:
-            try:
+            with suppress(ValueError, AttributeError):  # such as a row that is not an object
                 item = json.loads(body)["rows"][row].get(self._frames.item_id)
-            except (ValueError, AttributeError):  # such as a row that is not an object
-                item = None
         return DataError(
             problem[0].lower() + problem[1:],
             "the page /docs lists the fields",
@@ -252,9 +244,8 @@ def observations(live: LiveForecaster, limit: int) -> Rows:
     """Return the rows of updates."""
     schema = live.schema
     columns = {
-        **_keys(live),
-        **dict.fromkeys(schema.feat_dynamic_real, (Number, False)),
-        **dict.fromkeys((*schema.target, *schema.past_feat_dynamic_real), (Number, True)),
+        **_known(live),
+        **dict.fromkeys(live.frames.channels, (Number, True)),
         **dict.fromkeys(schema.feat_static_real, (Number, True)),
         **dict.fromkeys(schema.feat_static_cat, (str | int, True)),
     }
@@ -263,15 +254,11 @@ def observations(live: LiveForecaster, limit: int) -> Rows:
 
 def queries(live: LiveForecaster, limit: int) -> Rows:
     """Return the rows of forecasts."""
-    columns = {
-        **_keys(live),
-        **dict.fromkeys(live.schema.feat_dynamic_real, (Number, False)),
-    }
-    return Rows("Query", columns, live.frames, limit)
+    return Rows("Query", _known(live), live.frames, limit)
 
 
-def _keys(live: LiveForecaster) -> dict[str, tuple[Any, bool]]:
+def _known(live: LiveForecaster) -> dict[str, tuple[Any, bool]]:
+    """Return the columns of item, time, and the covariates known in advance."""
     dates = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-    time = Number if live.schema.time == "elapsed" else dates
-    items = {} if live.item_id is None else {live.item_id: (Item, False)}
-    return {**items, live.timestamp: (time, False)}
+    kinds = {live.item_id: Item, live.timestamp: Number if live.schema.time == "elapsed" else dates}
+    return {column: (kinds.get(column, Number), False) for column in live.frames.known}

@@ -296,14 +296,13 @@ class States:
     def _check_near(self, gaps: np.ndarray, rows: FrameRows) -> None:
         """Raise if a gap in seconds is too long for float32."""
         farthest = min(member.farthest for member in self.members)
-        if (far := gaps > farthest).any():
-            raise DataError(
-                f"the gap is longer than {FARTHEST:g} typical gaps of the training set, which "
-                f"are {farthest / FARTHEST:g} s long",
-                "check the unit of the times, or train on such gaps",
-                field=self.timestamp,
-                **rows.where(int(far.argmax())),
-            )
+        rows.refuse(
+            gaps > farthest,
+            f"the gap is longer than {FARTHEST:g} typical gaps of the training set, which are "
+            f"{farthest / FARTHEST:g} s long",
+            "check the unit of the times, or train on such gaps",
+            self.timestamp,
+        )
 
 
 def _keep_static(given: Observations, new: np.ndarray, common: _Common, schema: Schema) -> None:
