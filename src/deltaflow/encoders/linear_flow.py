@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch.nn import functional
 
 from deltaflow.encoders.encoder import Encoder, State, own_precision
 from deltaflow.encoders.fused import is_transformed
-from deltaflow.encoders.oscillators import Motion, carried, last_oscillation, oscillate, turned
-from deltaflow.encoders.scan import Chunks
+from deltaflow.encoders.oscillators import Motion, carried, last_oscillation, oscillate
+from deltaflow.encoders.scan import Order, delayed, since_first
 from deltaflow.errors import DeltaflowError
 from deltaflow.flows.linear import SPAN, LinearFlow
 
@@ -26,9 +27,6 @@ averages of about eight inputs at different phases, so they would be too small o
 
 CACHED = 20_000
 """The number of observations that a CPU reads at a time, so that they fit into its cache."""
-
-PADDED = 4_000
-"""How much padding a CPU reads in as little time as it takes to begin another group of series."""
 
 
 class LinearFlowEncoder(Encoder):
@@ -139,54 +137,48 @@ class LinearFlowEncoder(Encoder):
 
         Inside `torch.func` and forward-mode differentiation, `read_plainly` reads it.
         """
-        if not running.numel() or is_transformed():
-            return self.read_plainly(values, observed, delta_t, running, features)
         parts = values, observed, delta_t, running, features
+        if is_transformed() or not running.any():
+            return self.read_plainly(*parts)
         with own_precision(values):
-            if values.device.type != "cpu" or _are_one_group(running):
-                return self._read(*parts)
-            lengths, order = running.sum(1).clamp(min=1).sort(descending=True, stable=True)
-            hidden = []
-            for first, stop in _groups(lengths):
-                rows, length = order[first:stop], lengths[first]
-                hidden.append(self._read(*(part[rows, :length] for part in parts)))
-            return torch.cat(hidden)[order.argsort()]
+            groups = _groups(running) if values.device.type == "cpu" else [slice(None)]
+            return torch.cat([self._read(*(part[group] for part in parts)) for group in groups])
 
     def _read(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
     ) -> Tensor:
         """Read some of the series; see `read`."""
-        chunks = Chunks.on(values.device, running.shape[1])
+        order = Order.of(running)
         dtype = torch.promote_types(values.dtype, torch.float32)
-        parts = *_inputs(values, observed, features, delta_t), running.unsqueeze(-1)
-        seen = torch.cat([chunks.view(part) for part in parts]).to(dtype)  # (R + 1, L, C, B)
-        padding = ~chunks.view(running)
-        padding = padding if padding.any() else None
-        # Padding must have no gradient, although the end of the series is a sum over all gaps.
-        gaps = chunks.arranged(torch.where(running, delta_t, 0.0)).to(dtype)
+        inputs = *_inputs(values, observed, features, delta_t), running.unsqueeze(-1)
+        seen = torch.cat([order.take(part) for part in inputs]).to(dtype).flatten(1)
+        gaps = order.take(delta_t.unsqueeze(-1)).to(dtype)[0]  # (L, C, B)
+        if order.begins is not None:
+            gaps = gaps.masked_fill(order.begins, 0.0)
         rates, turns = self.flow.exponent()
         rates = rates.to(dtype)
         exponents = zip(rates.split(self.sizes), turns.split(self.sizes), strict=True)
-        inner, own, elapsed = seen[:-1], gaps, chunks.elapsed(gaps)
+        inner, own, elapsed = seen[:-1], gaps, since_first(gaps)  # (R, L · C · B)
         hidden, tempi, last = [], [], len(self.entries) - 1
         for layer, exponent in enumerate(exponents):
             if self.tempi:
-                tempo = self._tempo(layer, inner.movedim(0, -1)).squeeze(-1)  # (L, C, B)
-                tempi.append(_newest(tempo, chunks, running))
-                own = gaps * chunks.delayed(tempo).exp()
-                elapsed = chunks.elapsed(own)
-            motion = Motion.of(*exponent, own, elapsed)
+                tempo = self._tempo(layer, inner.T).squeeze(-1)  # (L · C · B,)
+                tempi.append(tempo[order.newest].unsqueeze(0))
+                own = gaps * delayed(tempo.view_as(gaps)).exp()
+                elapsed = since_first(own)
+            motion = Motion.of(*exponent, own, elapsed, order.begins)
             drive = inner, *_affine(self.entries[layer], dtype)
-            if layer == last and not torch.is_grad_enabled():
-                newest = last_oscillation(*drive, motion, padding)
+            if layer == last and order.is_whole and not torch.is_grad_enabled():
+                newest = last_oscillation(*drive, motion)
             else:
-                states = oscillate(*drive, *exponent, own, motion, padding)  # (2, n, L, C, B)
-                newest = states[:, :, -1, -1]
+                states = oscillate(*drive, *exponent, own, motion)  # (2, n, L, C, B)
+                newest = states.flatten(2)[:, :, order.newest]
                 if layer < last:
-                    inner = _mixed(self.mixtures[layer], turned(states, *motion[1:]), seen)
-            hidden.append(turned(newest, *motion.last))
+                    inner = _mixed(self.mixtures[layer], motion.turned(states), seen)
+            hidden.append(motion.turned_at(order.newest, newest))
         hidden = torch.cat(hidden, 1).flatten(0, 1)
         hidden = torch.cat([hidden, *tempi]).T.to(values.dtype)
+        hidden = torch.where(running[:, :1], hidden, 0.0)  # of series without observations
         return functional.pad(hidden, (0, self.left_over))
 
     def step(
@@ -235,28 +227,17 @@ class LinearFlowEncoder(Encoder):
         return self.log_tempo * torch.tanh(mean)
 
 
-def _are_one_group(running: Tensor) -> bool:
-    """Tell whether the series are read together, as they are few, short and of similar lengths."""
-    size = running.numel()
-    return len(running) == 1 or (size <= CACHED and size - int(running.sum()) <= PADDED)
-
-
-def _groups(lengths: Tensor) -> Iterator[tuple[int, int]]:
-    """Yield where groups of series of similar lengths begin and end. Lengths never increase."""
-    first = 0
-    while first < len(lengths):
-        padding = (lengths[first] - lengths[first:]).cumsum(0)
-        count = min(int((padding <= PADDED).sum()), CACHED // int(lengths[first]))
-        stop = first + max(1, count)
-        yield first, stop
-        first = stop
-
-
-def _newest(steps: Tensor, chunks: Chunks, running: Tensor) -> Tensor:
-    """Return what ``(L, C, B)`` numbers are at the last observation, ``(1, B)``; 0 without any."""
-    counts = running.sum(1)
-    newest = steps.flatten()[chunks.places((counts - 1).clamp(min=0))]
-    return newest.masked_fill(counts == 0, 0.0).unsqueeze(0)
+def _groups(running: Tensor) -> list[slice]:
+    """Cut a batch ``(B, T)`` into groups of series with at most `CACHED` observations, or one."""
+    if running.numel() <= CACHED:
+        return [slice(None)]
+    totals = running.sum(1).cumsum(0).tolist()
+    starts = [0]
+    for row in range(1, len(totals)):
+        before = totals[starts[-1] - 1] if starts[-1] else 0
+        if totals[row] - before > CACHED:
+            starts.append(row)
+    return [slice(*bounds) for bounds in pairwise([*starts, len(totals)])]
 
 
 def _affine(layer: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -266,15 +247,15 @@ def _affine(layer: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _mixed(mixture: nn.Module, states: Tensor, seen: Tensor) -> Tensor:
-    """Return the hidden layer over states ``(2, n, L, C, B)`` and inputs ``(R, L, C, B)``."""
+    """Return the hidden layer over states ``(2, n, L, C, B)`` and inputs ``(R, L · C · B)``."""
     weight, bias = _affine(mixture, seen.dtype)
-    states, shape = states.flatten(2).flatten(0, 1), seen.shape[1:]
+    states = states.flatten(2).flatten(0, 1)
     of_states, of_seen = torch.cat([weight, bias.unsqueeze(1)], 1).split(
         [len(states), len(seen)], 1
     )
-    mixed = (of_seen @ seen.flatten(1)).addmm_(of_states, states)
+    mixed = (of_seen @ seen).addmm_(of_states, states)
     activate = functional.gelu if mixed.requires_grad else torch.ops.aten.gelu_  # in place
-    return activate(mixed).unflatten(1, shape)
+    return activate(mixed)
 
 
 def _inputs(

@@ -28,9 +28,9 @@ class Motion(NamedTuple):
     Attributes
     ----------
     decay
-        By what factor they decay from one observation to the next.
+        By what factor they decay from one observation to the next; 0 where a series begins.
     cos, sin
-        Of their phases at each observation, since the beginning of the series.
+        Of their phases at each observation, since the first one that is read.
     """
 
     decay: Tensor
@@ -39,19 +39,27 @@ class Motion(NamedTuple):
 
     @staticmethod
     @torch.no_grad()
-    def of(rates: Tensor, turns: Tensor, gaps: Tensor, elapsed: Tensor) -> Motion:
+    def of(
+        rates: Tensor, turns: Tensor, gaps: Tensor, elapsed: Tensor, begins: Tensor | None
+    ) -> Motion:
         """Compute how oscillators with rates and turns ``(N,)`` move.
 
-        ``gaps`` and ``elapsed`` are the times since the previous observation and since the
-        beginning, ``(L, C, B)``; the latter in float64.
+        ``gaps`` and ``elapsed`` are the times since the previous observation and since the first
+        one, the latter in float64; ``begins`` is True where a series begins: all ``(L, C, B)``.
         """
         rates, turns = (part.view(-1, 1, 1, 1) for part in (rates, turns))
-        return Motion((-rates * gaps).exp_(), *rotation(turns, elapsed, gaps.dtype))
+        decay = (-rates * gaps).exp_()
+        if begins is not None:
+            decay.masked_fill_(begins, 0.0)
+        return Motion(decay, *rotation(turns, elapsed, gaps.dtype))
 
-    @property
-    def last(self) -> tuple[Tensor, Tensor]:
-        """The cosine and sine ``(N, B)`` of the phases at the last observation."""
-        return self.cos[:, -1, -1], self.sin[:, -1, -1]
+    def turned(self, numbers: Tensor) -> Tensor:
+        """Turn states ``(2, N, L, C, B)`` out of the turning frame, by e^iθ."""
+        return turned(numbers, self.cos, self.sin)
+
+    def turned_at(self, places: Tensor, numbers: Tensor) -> Tensor:
+        """Do the same with states ``(2, N, S)`` at places ``(S,)`` in ``L · C · B``."""
+        return turned(numbers, *(part.flatten(1)[:, places] for part in (self.cos, self.sin)))
 
 
 def oscillate(
@@ -62,37 +70,32 @@ def oscillate(
     turns: Tensor,
     gaps: Tensor,
     motion: Motion,
-    padding: Tensor | None = None,
 ) -> Tensor:
     """Return the states of n oscillators after each observation, in their turning frame.
 
     Parameters
     ----------
     inner
-        ``(W, L, C, B)`` inputs, arranged in `Chunks`.
+        ``(W, L · C · B)`` inputs, in an `Order`.
     weight, bias
         ``(3 n, W)`` and ``(3 n,)``: the gates f, and real and imaginary part of the drives d.
     rates, turns, gaps, motion
         ``(n,)`` r and turns per unit of time, ``(L, C, B)`` the times since the previous
         observations, and what follows from them. ``motion`` counts as constant: the whole gradient
         by rates, turns and gaps, also through `turned` states, is taken here.
-    padding
-        ``(L, C, B)``, True where nothing is read. There all gaps are 0, and states stay.
 
     Returns
     -------
     Tensor
         ``(2, n, L, C, B)``, real and imaginary parts.
     """
-    return _Oscillate.apply(inner, weight, bias, rates, turns, gaps, motion, padding)  # type: ignore[return-value]
+    return _Oscillate.apply(inner, weight, bias, rates, turns, gaps, motion)  # type: ignore[return-value]
 
 
 @torch.no_grad()
-def last_oscillation(
-    inner: Tensor, weight: Tensor, bias: Tensor, motion: Motion, padding: Tensor | None = None
-) -> Tensor:
+def last_oscillation(inner: Tensor, weight: Tensor, bias: Tensor, motion: Motion) -> Tensor:
     """Return the last of the states that `oscillate` returns, ``(2, n, B)``, without gradients."""
-    gate, drive, _ = _driven(inner, weight, bias, motion, padding)
+    gate, drive, _ = _driven(inner, weight, bias, motion)
     return last_state(_kept(gate, motion), drive.mul_(gate))
 
 
@@ -128,9 +131,8 @@ class _Oscillate(torch.autograd.Function):
         turns: Tensor,
         gaps: Tensor,
         motion: Motion,
-        padding: Tensor | None,
     ) -> Tensor:
-        gate, drive, states = _driven(inner, weight, bias, motion, padding)
+        gate, drive, states = _driven(inner, weight, bias, motion)
         torch.mul(drive, gate, out=states)
         scan_(_kept(gate, motion), states)
         ctx.save_for_backward(inner, weight, rates, turns, gaps, gate, drive, states, *motion)
@@ -156,12 +158,12 @@ class _Oscillate(torch.autograd.Function):
                 speed = 2 * math.pi * turns.to(rates.dtype)
                 of_gaps = (speed @ turning - rates @ shrinking).view_as(gaps)
             of_entries = inner.new_empty(len(weight), gaps.numel())
-            of_gate, of_drive = _gate_and_numbers(of_entries, gaps)
+            of_gate, of_drive = _gate_and_numbers(of_entries, motion)
             torch.sub(by_drive, by_state, out=of_gate).mul_(gate)
             torch.mul(_turned(total, motion.cos, motion.sin), gate, out=of_drive)
-            of_inner = (weight.T @ of_entries).view_as(inner) if ctx.needs_input_grad[0] else None
-            of_weight = of_entries @ inner.flatten(1).T
-            return of_inner, of_weight, of_entries.sum(1), of_rates, of_turns, of_gaps, None, None
+            of_inner = weight.T @ of_entries if ctx.needs_input_grad[0] else None
+            of_weight = of_entries @ inner.T
+            return of_inner, of_weight, of_entries.sum(1), of_rates, of_turns, of_gaps, None
 
 
 class _Turn(torch.autograd.Function):
@@ -216,19 +218,16 @@ def _multiplied(states: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
 
 
 def _driven(
-    inner: Tensor, weight: Tensor, bias: Tensor, motion: Motion, padding: Tensor | None
+    inner: Tensor, weight: Tensor, bias: Tensor, motion: Motion
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gates and drives in the turning frame, and memory of the same shape as the drives."""
-    entries = torch.addmm(bias.unsqueeze(1), weight, inner.flatten(1))
-    gate, drive = _gate_and_numbers(entries, inner[0])
-    gate.sigmoid_()
-    if padding is not None:
-        gate.masked_fill_(padding, 0.0)
-    return gate, _turned_back(drive, motion.cos, motion.sin), drive
+    entries = torch.addmm(bias.unsqueeze(1), weight, inner)
+    gate, drive = _gate_and_numbers(entries, motion)
+    return gate.sigmoid_(), _turned_back(drive, motion.cos, motion.sin), drive
 
 
-def _gate_and_numbers(entries: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
-    parts = entries.view(3, -1, *gaps.shape)
+def _gate_and_numbers(entries: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
+    parts = entries.view(3, *motion.decay.shape)
     return parts[0], parts[1:]
 
 

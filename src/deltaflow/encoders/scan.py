@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SHORT = 16
-"""The length of chunks on an accelerator, where a large operation takes hardly longer than a small
-one. A CPU reads about as many chunks as each has steps."""
+"""The largest number of steps in a chunk. Shorter series have as many chunks as steps in each."""
 
 Between: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A map ``(products, ends) -> states``, all ``(…, C, B)``: what each of C chunks begins with, if it
@@ -26,11 +25,7 @@ maps a state s to product · s + end."""
 
 
 class Chunks(NamedTuple):
-    """An arrangement of the T steps of B series in C chunks of L steps.
-
-    Step ``chunk * L + step`` of a series stands at ``[step, chunk]`` of a tensor ``(…, L, C, B)``,
-    so that one step of all chunks is one block of memory. The last chunk is filled up.
-    """
+    """The cut of T steps into C chunks of L steps, the first of which may begin with fillers."""
 
     length: int
     count: int
@@ -41,38 +36,80 @@ class Chunks(NamedTuple):
         count = max(1, -(-num_steps // max(1, length)))
         return Chunks(max(1, -(-num_steps // count)), count)
 
-    @staticmethod
-    def on(device: torch.device, num_steps: int) -> Chunks:
-        """Cut steps into chunks that a device reads quickly."""
-        return Chunks.of(num_steps, math.isqrt(num_steps) if device.type == "cpu" else SHORT)
-
     def arranged(self, rows: Tensor) -> Tensor:
-        """Arrange ``(B, T, …)`` as ``(…, L, C, B)``, filled up with zeros."""
-        return self.view(rows).contiguous()
+        """Arrange ``(B, T)`` as ``(L, C, B)``, filled up with copies of the first step."""
+        missing = self.length * self.count - rows.shape[1]
+        if missing:
+            rows = torch.cat([rows[:, :1].expand(-1, missing), rows], 1)
+        return rows.unflatten(1, (self.count, self.length)).permute(2, 1, 0).contiguous()
 
-    def view(self, rows: Tensor) -> Tensor:
-        """Return what `arranged` does, in memory of any order."""
-        added = self.length * self.count - rows.shape[1]
-        if added:
-            rows = F.pad(rows, [*[0, 0] * (rows.ndim - 2), 0, added])
-        rows = rows.unflatten(1, (self.count, self.length))
-        return rows.permute(*range(3, rows.ndim), 2, 1, 0)
 
-    def places(self, steps: Tensor) -> Tensor:
-        """Return where one step of each series ``(B,)`` stands in ``(L, C, B)``, flattened."""
-        chunk, step = steps // self.length, steps % self.length
-        series = torch.arange(len(steps), device=steps.device)
-        return (step * self.count + chunk) * len(steps) + series
+class Order(NamedTuple):
+    """The order ``(L, C, B)`` in which the observations of a batch ``(S, T)`` are read.
 
-    def delayed(self, steps: Tensor) -> Tensor:
-        """Return what stands one step earlier in ``(L, C, B)``, and 0 at the first step."""
-        before = F.pad(steps[-1:, :-1], (0, 0, 1, 0))
-        return torch.cat([before, steps[:-1]])
+    One step of all chunks is one block of memory. Series of the same length are read side by side
+    (B = S). Others are read one after the other, as a single series (B = 1) that begins anew with
+    each of them, so that no time is spent on padding.
 
-    def elapsed(self, gaps: Tensor) -> Tensor:
-        """Return the times since the beginning, in float64, and without gradients."""
-        within = gaps.detach().double().cumsum(0)
-        return within + (within[-1].cumsum(0) - within[-1])
+    Attributes
+    ----------
+    source
+        ``(L, C, B)``, which of the ``S · T`` observations is read.
+    newest
+        ``(S,)``, where among the ``L · C · B`` the last observation of each series is read; any
+        place if it has none.
+    begins
+        ``(L, C, B)``, True where a series begins, or None if nothing is read before it.
+    """
+
+    source: Tensor
+    newest: Tensor
+    begins: Tensor | None
+
+    @staticmethod
+    def of(running: Tensor) -> Order:
+        """Order a batch that has observations where True: at least one, before all padding."""
+        device, lengths = running.device, running.sum(1)
+        rows = torch.arange(running.numel(), device=device).view_as(running)
+        series, ends = torch.arange(len(rows), device=device), lengths
+        if not running.all():
+            rows, series, ends = rows[running].unsqueeze(0), 0, lengths.cumsum(0)
+        length, count = chunks = Chunks.of(rows.shape[1], min(SHORT, math.isqrt(rows.shape[1])))
+        source, missing = chunks.arranged(rows), length * count - rows.shape[1]
+
+        def place(steps: Tensor) -> Tensor:
+            steps = steps + missing
+            return (steps % length * count + steps // length) * len(rows) + series
+
+        begins = None
+        if missing or len(rows) < len(running):
+            begins = torch.zeros_like(source, dtype=torch.bool)
+            begins.view(-1)[place((ends - lengths)[lengths > 0])] = True
+        return Order(source, place((ends - 1).clamp(min=0)), begins)
+
+    def take(self, observations: Tensor) -> Tensor:
+        """Return observations ``(S, T, R)`` in this order, ``(R, L, C, B)``."""
+        if self.begins is None:
+            return observations.unflatten(1, self.source.shape[1::-1]).permute(3, 2, 1, 0)
+        taken = observations.flatten(0, 1).index_select(0, self.source.view(-1))
+        return taken.T.unflatten(1, self.source.shape)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last observations of all series are the last that are read."""
+        return self.source.shape[-1] == len(self.newest)
+
+
+def delayed(steps: Tensor) -> Tensor:
+    """Return what stands one step earlier in ``(L, C, B)``, and 0 at the first step."""
+    before = F.pad(steps[-1:, :-1], (0, 0, 1, 0))
+    return torch.cat([before, steps[:-1]])
+
+
+def since_first(gaps: Tensor) -> Tensor:
+    """Return the sums of gaps ``(L, C, B)`` up to each, in float64, and without gradients."""
+    within = gaps.detach().double().cumsum(0)
+    return within + (within[-1].cumsum(0) - within[-1])
 
 
 def scan_(factors: Tensor, inputs: Tensor) -> Tensor:
