@@ -186,23 +186,16 @@ class DeltaflowWarning(UserWarning):
     """Something was handled, but the user should know about it."""
 
 
-_SAID: set[str] = set()
+_SAID: set[tuple[str, str]] = set()
 
 
-def warn_once(message: str) -> None:
-    """Warn about the user's data, once per process for each message.
+def warn_once(message: str, names: Iterable[str] = ("",)) -> None:
+    """Warn about the user's data, once per process for each message and each name behind it.
 
     Python forgets which warnings it has shown whenever the filters change, as they do in every
     training run: each model of the same data would repeat the warning.
     """
-    if message not in _SAID:
-        warnings.warn(message, DeltaflowWarning, stacklevel=3)
-        _SAID.add(message)
-
-
-@contextmanager
-def unsaid() -> Iterator[None]:
-    """Ignore deltaflow's warnings, where another reading of the same data has given them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeltaflowWarning)
-        yield
+    new = sorted(name for name in names if (message, name) not in _SAID)
+    if new:
+        warnings.warn(message + ", ".join(new), DeltaflowWarning, stacklevel=3)
+        _SAID.update((message, name) for name in new)

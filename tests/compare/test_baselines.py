@@ -23,7 +23,7 @@ from deltaflow.compare.baselines import (
     fit_training_mean,
     summarise,
 )
-from deltaflow.data.series import SeriesReader, schema_of
+from deltaflow.data.series import schema_of, series_of
 from deltaflow.errors import DeltaflowError
 from deltaflow.tasks import Task, regular_seasonal, unseen_items
 
@@ -156,7 +156,7 @@ def test_summary_is_that_of_pandas():
     frame = pd.DataFrame({"timestamp": hours, "A": values, "B": 2.0, "C": np.nan})
     frame.loc[3:, "C"] = [7.0, np.nan]
     data = IrregularDataset.from_long_dataframe(frame, item_id=None, target=["A", "B", "C"])
-    series = SeriesReader(schema_of(data)).read(data[0])
+    series = series_of(data[0], schema_of(data))
     summary = summarise(series, 3, recent=6 * 3600.0)
     known = pd.Series(values).dropna()
     weights = np.exp((hours[1:4] - 10) / 6)

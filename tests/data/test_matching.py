@@ -21,7 +21,7 @@ from deltaflow import (
     write_arrow,
 )
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import SeriesReader, schema_of
+from deltaflow.data.series import schema_of, series_of
 
 WINDOWS = {"prediction_length": 2, "context_length": 4}
 ROLES = {
@@ -58,14 +58,14 @@ def check_equal(one, other) -> None:
 
 
 def test_rows_and_codes_of_any_order_are_read_alike():
-    reader = SeriesReader(read().schema)
+    schema = read().schema
     for entry, other in zip(read(), read(**backwards()), strict=True):
-        check_equal(reader.read(entry), reader.read(other))
+        check_equal(series_of(entry, schema), series_of(other, schema))
 
 
 def test_the_codes_of_a_category_follow_its_levels():
-    reader = SeriesReader(read("BCD").schema)
-    wards = [int(reader.read(entry).static_cat[0]) for entry in read("ABCDE")]
+    schema = read("BCD").schema
+    wards = [int(series_of(entry, schema).static_cat[0]) for entry in read("ABCDE")]
     assert wards == [-1, 0, 1, 2, -1]
 
 
@@ -73,7 +73,7 @@ def test_a_code_beyond_the_levels_is_unknown():
     (entry, *_) = read()
     for code in (-1, -2, 3, 4, 100):
         entry["feat_static_cat"] = np.array([code, 1])
-        assert SeriesReader(read().schema).read(entry).static_cat.tolist() == [-1, 1]
+        assert series_of(entry, read().schema).static_cat.tolist() == [-1, 1]
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -81,22 +81,22 @@ def test_a_missing_name_is_an_error_that_names_it(role):
     less = read(**{role: ROLES[role][1:]})
     missing = ROLES[role][0]
     with pytest.raises(DataError, match=f"item 'A', field '{missing}': is missing; .* in {role}"):
-        SeriesReader(read().schema).read(less[0])
+        series_of(less[0], read().schema)
 
 
 def test_a_name_in_another_role_is_an_error_that_names_both():
     other = read(target=["HR"], past_feat_dynamic_real=["T", "lab", "crp"])
     with pytest.raises(DataError, match=r"'T': is in past_feat_dynamic_real; .* in target"):
-        SeriesReader(read().schema).read(other[0])
+        series_of(other[0], read().schema)
 
 
 def test_what_the_model_does_not_know_is_ignored_with_one_warning():
     roles = {role: names[1:] for role, names in ROLES.items()}
-    reader, known = SeriesReader(read(**roles).schema), read(**roles)
+    known = read(**roles)
     with pytest.warns(DeltaflowWarning) as warned:
-        found = [reader.read(entry) for entry in read(**backwards())]
+        found = [series_of(entry, known.schema) for entry in read(**backwards())]
     for one, entry in zip(found, known, strict=True):
-        check_equal(one, reader.read(entry))
+        check_equal(one, series_of(entry, known.schema))
     assert len(warned) == 1
     for role, names in ROLES.items():
         assert f"{role} '{names[0]}'" in str(warned[0].message)
@@ -107,22 +107,20 @@ def test_what_is_ignored_need_not_be_readable():
     entry["feat_static_real"] = ["unknown"]
     schema = replace(read().schema, feat_static_real=())
     with pytest.warns(DeltaflowWarning, match="feat_static_real 'age'"):
-        assert SeriesReader(schema).read(entry).static_real.size == 0
+        assert series_of(entry, schema).static_real.size == 0
 
 
 def test_one_channel_is_read_from_one_or_from_many():
     univariate = read(target="HR")
     with pytest.warns(DeltaflowWarning, match="target 'T'"):
         check_equal(
-            SeriesReader(univariate.schema).read(read()[0]),
-            SeriesReader(univariate.schema).read(univariate[0]),
+            series_of(read()[0], univariate.schema),
+            series_of(univariate[0], univariate.schema),
         )
     alone = read(target=["HR"])
-    check_equal(
-        SeriesReader(alone.schema).read(univariate[0]), SeriesReader(alone.schema).read(alone[0])
-    )
+    check_equal(series_of(univariate[0], alone.schema), series_of(alone[0], alone.schema))
     with pytest.raises(DataError, match="field 'T': is missing"):
-        SeriesReader(read().schema).read(univariate[0])
+        series_of(univariate[0], read().schema)
 
 
 def test_another_kind_of_time_is_refused():
@@ -146,18 +144,16 @@ def test_another_kind_of_time_is_refused():
         (berlin, naive, "the time zone Europe/Berlin, those of the training data have none"),
     ):
         with pytest.raises(DataError, match=message):
-            SeriesReader(model.schema).read(own[0])
-    check_equal(
-        SeriesReader(berlin.schema).read(berlin[0]), SeriesReader(berlin.schema).read(tokyo[0])
-    )
+            series_of(own[0], model.schema)
+    check_equal(series_of(berlin[0], berlin.schema), series_of(tokyo[0], berlin.schema))
 
 
 def test_a_schema_changed_in_place_is_read_anew():
     dataset = read()
-    reader = SeriesReader(dataset.schema)
-    first = reader.read(dataset[0])
+    schema = dataset.schema
+    first = series_of(dataset[0], schema)
     dataset[0]["info"]["schema"]["target"].reverse()
-    np.testing.assert_array_equal(reader.read(dataset[0]).values[:, 1], first.values[:, 0])
+    np.testing.assert_array_equal(series_of(dataset[0], schema).values[:, 1], first.values[:, 0])
 
 
 def test_schemas_differ_by_the_order_of_names_levels_and_categories():
@@ -309,8 +305,8 @@ def test_what_is_not_a_data_set_is_refused(wrong, message):
 def test_data_of_the_training_schema_are_read_without_a_word():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        reader = SeriesReader(read().schema)
-        assert [reader.read(entry).item_id for entry in read()] == ["A", "B", "C"]
+        schema = read().schema
+        assert [series_of(entry, schema).item_id for entry in read()] == ["A", "B", "C"]
 
 
 def test_a_schema_of_lists_is_that_of_tuples():
@@ -320,10 +316,10 @@ def test_a_schema_of_lists_is_that_of_tuples():
 
 
 def test_of_several_data_sets_each_unknown_name_is_told_once():
-    reader = SeriesReader(read(target=["HR"], feat_static_real=["age"]).schema)
+    schema = read(target=["HR"], feat_static_real=["age"]).schema
     parts = read(feat_static_real=["age"]), read(target=["HR"]), read()
     with pytest.warns(DeltaflowWarning) as warned:
-        assert len([reader.read(entry) for part in (*parts, *parts) for entry in part]) == 18
+        assert len([series_of(entry, schema) for part in (*parts, *parts) for entry in part]) == 18
     assert [str(one.message).partition("ignored: ")[2] for one in warned] == [
         "target 'T'", "feat_static_real 'weight'",
     ]  # fmt: skip
@@ -333,4 +329,4 @@ def test_features_that_are_none_are_absent():
     fields = dict.fromkeys(list(ROLES)[1:])
     entry = {"start": pd.Period("2024-01-01", "h"), "target": np.arange(50.0), **fields}
     assert schema_of([entry]).feat_static_cat == {}
-    assert SeriesReader(schema_of([entry])).read(entry).length == 50
+    assert series_of(entry, schema_of([entry])).length == 50

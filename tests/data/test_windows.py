@@ -16,7 +16,7 @@ from deltaflow import (
 )
 from deltaflow.data.reader import Reader, Window
 from deltaflow.data.schema import LARGEST, Schema
-from deltaflow.data.series import Series, SeriesReader
+from deltaflow.data.series import Series, series_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
     Horizon,
@@ -433,7 +433,7 @@ def test_calendar_phases_follow_real_time(year):
     times = np.array(times, dtype="datetime64[s]")
     frame = pd.DataFrame({"timestamp": times, "HR": 1.0})
     dataset = IrregularDataset.from_long_dataframe(frame, item_id=None, target="HR")
-    series = SeriesReader(dataset.schema, ["day"]).read(dataset[0])
+    series = series_of(dataset[0], dataset.schema, ["day"])
     # Sine and cosine at a quarter and at a half of a day.
     np.testing.assert_allclose(series.covariates[:, 0], [1, 0, 1], atol=1e-9)
     np.testing.assert_allclose(series.covariates[:, 1], [0, -1, 0], atol=1e-9)

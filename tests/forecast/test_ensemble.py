@@ -17,7 +17,7 @@ from deltaflow import (
     load_predictor,
     predict_df,
 )
-from deltaflow.data.series import SeriesReader
+from deltaflow.forecast import predictor
 from deltaflow.forecast.forecasts import EnsembleForecast, QuantileForecast
 from deltaflow.randomness import derived_seed
 from deltaflow.saving import FORMAT
@@ -72,13 +72,13 @@ def test_entries_are_read_once_for_all_members_that_read_alike(
     members, multivariate, make_estimator, instances, monkeypatch
 ):
     items = []
-    read = SeriesReader.read
+    read = predictor.series_of
 
-    def counted(self, entry, num_queries=None):
+    def counted(entry, *arguments):
         items.append(entry["item_id"])
-        return read(self, entry, num_queries)
+        return read(entry, *arguments)
 
-    monkeypatch.setattr(SeriesReader, "read", counted)
+    monkeypatch.setattr(predictor, "series_of", counted)
     entries = instances(multivariate)
     alike = members("distribution")
     list(EnsemblePredictor(alike).predict(entries))

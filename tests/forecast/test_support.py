@@ -14,7 +14,7 @@ from deltaflow import (
     WideningPredictor,
     load_predictor,
 )
-from deltaflow.data.series import SeriesReader, schema_of
+from deltaflow.data.series import read_series
 from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
 from deltaflow.forecast.support import SUPPORTS, Support, supports_of
 
@@ -63,8 +63,7 @@ def quick(**options):
 
 
 def series_of(data):
-    reader = SeriesReader(schema_of(list(data)))
-    return [reader.read(entry) for entry in data]
+    return read_series(data)[1]
 
 
 def test_supports_are_recognised_in_the_training_data():

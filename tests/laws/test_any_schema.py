@@ -29,9 +29,10 @@ from deltaflow import (
     HoldPredictor,
     IrregularDataModule,
     IrregularDataset,
+    errors,
     write_arrow,
 )
-from deltaflow.data.series import SeriesReader, schema_of
+from deltaflow.data.series import schema_of, series_of
 from deltaflow.data.windows import LabelledWindows
 
 QUERIES = 4
@@ -170,7 +171,8 @@ def instances(dataset: IrregularDataset):
 
 
 def answers(predictor, dataset) -> tuple[list, list[str]]:
-    """Forecasts, and what was said of the data."""
+    """Forecasts, and what was said of the data, which is said once in a process."""
+    errors._SAID.clear()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         made = list(predictor.predict(instances(dataset).input, seed=3))
@@ -282,12 +284,11 @@ def test_a_training_list_of_several_data_sets_is_one_data_set(data):
     schema = schema_of(entries)
     wards = [ward for part in (layout, *parts) for ward in part.wards]
     assert sorted(schema.feat_static_cat["ward"]) == sorted(set(wards))
-    reader = SeriesReader(schema)
     place = list(schema.feat_static_cat).index("ward")
     for entry, ward in zip(entries, wards, strict=True):
-        code = reader.read(entry).static_cat[place]
+        code = series_of(entry, schema).static_cat[place]
         assert schema.feat_static_cat["ward"][code] == ward
-    first = [reader.read(entry) for entry in entries if entry["item_id"] == "p0"]
+    first = [series_of(entry, schema) for entry in entries if entry["item_id"] == "p0"]
     for one in first:  # the same item, whatever its ward
         read_alike(one._replace(static_cat=0), first[0]._replace(static_cat=0))
     if parts and data.draw(st.booleans()):

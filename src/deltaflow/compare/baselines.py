@@ -14,7 +14,8 @@ from gluonts.dataset.split import TestData
 from torch.distributions import Laplace
 
 from deltaflow.compare.progress import Tell
-from deltaflow.data.series import Series, SeriesReader, read_series
+from deltaflow.data.schema import Schema
+from deltaflow.data.series import Series, match_entry, read_series, series_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import needing
 from deltaflow.forecast.location_scale import LocationScalePredictor
@@ -346,13 +347,12 @@ class _Forecasts(NamedTuple):
     values: np.ndarray
 
     @classmethod
-    def of(cls, test: TestData, reader: SeriesReader) -> "_Forecasts":
+    def of(cls, test: TestData, schema: Schema) -> "_Forecasts":
         series, labels = [], []
         for past, label in test:
             values = np.atleast_2d(label["target"]).T
-            series.append(reader.read(past, num_queries=len(values)))
-            rows = reader.match(past).rows["target"]
-            labels.append(values if rows is None else values[:, rows])
+            series.append(series_of(past, schema, num_queries=len(values)))
+            labels.append(values[:, match_entry(past, schema).rows["target"]])
         items = np.repeat(np.arange(len(series)), [len(own) for own in labels])
         times = np.concatenate([one.times[one.length :] for one in series])
         return cls(series, items, times, np.concatenate(labels))
@@ -392,9 +392,9 @@ class _Basis(NamedTuple):
             "data_schema": schema.to_dict(),
             "center": center.tolist(),
         }
-        reader = SeriesReader(schema)
-        training = _Forecasts.of(task.training_forecasts, reader)
-        return cls(arguments, training, _Forecasts.of(task.validation, reader), center, spread)
+        training = _Forecasts.of(task.training_forecasts, schema)
+        validation = _Forecasts.of(task.validation, schema)
+        return cls(arguments, training, validation, center, spread)
 
     def scale(self, errors: np.ndarray, channel: int) -> float:
         """Return the scale of a Laplace distribution of such errors; it has to be positive."""

@@ -18,7 +18,7 @@ from gluonts.torch.model.deepar import DeepAREstimator
 from pandas.tseries.frequencies import to_offset
 
 from deltaflow.data.schema import Schema, read_seconds
-from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
+from deltaflow.data.series import Series, entries_of, schema_of, series_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.forecasts import SampleForecast
@@ -96,8 +96,7 @@ class ResampledEstimator(Estimator):
             raise DataError(
                 "the data set is regular already", "train the GluonTS estimator on it directly"
             )
-        reader = SeriesReader(schema)
-        data = [reader.read(entry) for entry in entries]
+        data = [series_of(entry, schema) for entry in entries]
         grid = _Grid(self.step, schema, Statistics.fit(data, schema.target))
         estimator = self.estimator
         if estimator is None:
@@ -106,7 +105,9 @@ class ResampledEstimator(Estimator):
             estimator = deepar(self.step, f"{horizon}s", len(schema.target))
         validation = None
         if validation_data is not None:
-            validation = grid.resample([(entry, reader.read(entry)) for entry in validation_data])
+            validation = grid.resample(
+                [(entry, series_of(entry, schema)) for entry in validation_data]
+            )
         training = grid.resample(list(zip(entries, data, strict=True)))
         options = {name: value for name, value in given.items() if value}
         predictor = estimator.train(training, validation, **options)
@@ -137,8 +138,7 @@ class ResampledPredictor(Predictor):
     def predict(self, dataset: Dataset, num_samples: int | None = None) -> Iterator[SampleForecast]:
         """Forecast each entry at its query times, by samples that are independent by channel."""
         options = {} if num_samples is None else {"num_samples": num_samples}
-        reader = SeriesReader(self.grid.schema)
-        read = read_data(dataset, reader, self.prediction_length)
+        read = read_data(dataset, self.grid.schema, self.prediction_length)
         while batch := list(islice(read, _BATCH)):
             yield from self._forecast_batch(batch, options)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from gluonts.dataset.common import DataEntry
 from deltaflow.data.dataset import read_entries, schema_from
 from deltaflow.data.matching import schema_in
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import SeriesReader, is_irregular, schema_of
+from deltaflow.data.series import is_irregular, schema_of, series_of
 from deltaflow.data.validation import (
     check_columns,
     gather_rows,
@@ -36,9 +35,6 @@ _BATCH_NUMBERS = 2**20
 
 _ENTRY_NUMBERS = 2**7
 """The memory of an entry's Python objects, besides its arrays, in numbers of 8 bytes."""
-
-_NUMBERS = ("target", "feat_dynamic_real", "past_feat_dynamic_real", "feat_static_real")
-_CODES = "feat_static_cat"
 
 
 class ArrowDataset(Sequence[DataEntry]):
@@ -73,29 +69,25 @@ class ArrowDataset(Sequence[DataEntry]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._items: np.ndarray | None = None
+        self.schema, self._columns = _open(self.path)
+        self._plain_schema = self.schema.to_dict()  # which all entries share
+        self._items: Sequence[int] | np.ndarray = range(len(self._columns["start"]))
         self._functions: tuple[Callable[[Any], Any], ...] = ()
-        self.schema = self._opened.schema
 
     def __len__(self) -> int:
-        return int(self._opened.bounds[-1]) if self._items is None else len(self._items)
+        return len(self._items)
 
     @overload
     def __getitem__(self, index: int) -> DataEntry: ...
     @overload
     def __getitem__(self, index: slice) -> ArrowDataset: ...
     def __getitem__(self, index):
-        numbers = range(len(self))
         if isinstance(index, slice):
-            return self.select(numbers[index])
-        number = numbers[index]  # raises IndexError, and counts negative ones from the end
-        entry = self._opened.read(number if self._items is None else int(self._items[number]))
+            return self._with(_items=self._items[index])
+        entry = self._read(int(self._items[index]))
         for function in self._functions:
             entry = function(entry)
         return entry
-
-    def __iter__(self) -> Iterator[DataEntry]:
-        return (self[number] for number in range(len(self)))
 
     def __repr__(self) -> str:
         channels = ", ".join(self.schema.target)
@@ -104,7 +96,7 @@ class ArrowDataset(Sequence[DataEntry]):
     def select(self, indices: Iterable[int]) -> ArrowDataset:
         """Return the data set of the items at ``indices``, in that order."""
         chosen = np.fromiter(indices, dtype=np.int64)
-        return self._with(_items=chosen if self._items is None else self._items[chosen])
+        return self._with(_items=np.asarray(self._items)[chosen])
 
     def map(self, function: Callable[[DataEntry], Any]) -> Any:
         """Return the sequence of ``function(entry)``, which is called when an entry is read."""
@@ -115,12 +107,41 @@ class ArrowDataset(Sequence[DataEntry]):
         other.__dict__.update({**self.__dict__, **changes})
         return other
 
-    @cached_property
-    def _opened(self) -> _File:
-        return _open(self.path)
+    def _read(self, number: int) -> dict[str, Any]:
+        """Return an entry, whose arrays are views of the file."""
+        columns = self._columns
+        item, start, origin, resolution = (
+            columns[name][number].as_py()
+            for name in ("item_id", "start", "time_origin", "time_resolution")
+        )
+        entry: dict[str, Any] = {
+            "item_id": item,
+            "start": pd.Period(ordinal=start, freq=self.schema.time_unit),
+            "info": {
+                "time_origin": origin,
+                "time_unit": self.schema.time_unit,
+                "time_resolution": resolution,
+                "schema": self._plain_schema,
+            },
+        }
+        for name, count in _row_counts(self.schema).items():
+            values = columns[name][number].values.to_numpy()  # noqa: PD011
+            if count is not None and len(values) % count:
+                raise DataError(
+                    f"{len(values)} numbers cannot be divided among {count} channels",
+                    "write the file again",
+                    item=item,
+                    field=name,
+                )
+            entry[name] = values if count is None else values.reshape(count, -1)
+        return entry
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
+        return {name: value for name, value in vars(self).items() if name != "_columns"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        _, self._columns = _open(self.path)
 
 
 def write_arrow(path: str | Path, entries: Iterable[DataEntry]) -> None:
@@ -158,7 +179,15 @@ def write_arrow(path: str | Path, entries: Iterable[DataEntry]) -> None:
         pa.ipc.new_file(sink, layout) as writer,
     ):
         for batch in _gathered(chain([first], entries), schema):
-            writer.write_batch(_record_batch(pa, batch, layout))
+            columns: dict[str, list[Any]] = {
+                "item_id": [None if one.get("item_id") is None else str(one["item_id"])
+                            for one in batch],
+                "start": [one["start"].ordinal for one in batch],
+                "time_origin": [one["info"]["time_origin"] for one in batch],
+                "time_resolution": [one["info"].get("time_resolution") for one in batch],
+                **{name: [np.ravel(one[name]) for one in batch] for name in _row_counts(schema)},
+            }  # fmt: skip
+            writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=layout))
 
 
 def parquet_to_arrow(
@@ -224,148 +253,74 @@ def parquet_to_arrow(
         write_arrow(path, entries())
 
 
-class _File(NamedTuple):
-    """An open file: its record batches as NumPy views, and their cumulative numbers of items."""
+def _row_counts(schema: Schema) -> dict[str, int | None]:
+    """Return the fields that are stored as lists, with their numbers of rows; None for vectors.
 
-    schema: Schema
-    plain_schema: dict[str, Any]
-    batches: list[dict[str, Any]]
-    bounds: np.ndarray
-
-    def read(self, number: int) -> dict[str, Any]:
-        """Return an entry."""
-        place = int(np.searchsorted(self.bounds, number, side="right")) - 1
-        batch, row = self.batches[place], number - int(self.bounds[place])
-        schema = self.schema
-        channels = {
-            "target": len(schema.target),
-            "feat_dynamic_real": 1 + len(schema.feat_dynamic_real),
-            "past_feat_dynamic_real": len(schema.past_feat_dynamic_real),
-        }
-        entry: dict[str, Any] = {
-            "item_id": batch["item_id"][row].as_py(),
-            "start": pd.Period(ordinal=int(batch["start"][row]), freq=schema.time_unit),
-            "info": {
-                "time_origin": batch["time_origin"][row].as_py(),
-                "time_unit": schema.time_unit,
-                "time_resolution": batch["time_resolution"][row].as_py(),
-                "schema": self.plain_schema,
-            },
-        }
-        for name in (*_NUMBERS, _CODES):
-            if name in batch:
-                offsets, values = batch[name]
-                own = values[offsets[row] : offsets[row + 1]]
-                if len(own) % channels.get(name, 1):
-                    raise DataError(
-                        f"{len(own)} numbers cannot be divided among {channels[name]} channels",
-                        "write the file again",
-                        item=entry["item_id"],
-                        field=name,
-                    )
-                flat = name not in channels or (name == "target" and schema.univariate)
-                entry[name] = own if flat else own.reshape(channels[name], -1)
-        return entry
+    Matrices are flattened row by row. Row 0 of ``feat_dynamic_real`` is the time.
+    """
+    counts = {
+        "target": None if schema.univariate else len(schema.target),
+        "feat_dynamic_real": 1 + len(schema.feat_dynamic_real),
+        "past_feat_dynamic_real": len(schema.past_feat_dynamic_real),
+        "feat_static_real": None,
+        "feat_static_cat": None,
+    }
+    always = "feat_dynamic_real"
+    return {name: n for name, n in counts.items() if name == always or getattr(schema, name)}
 
 
-def _open(path: Path) -> _File:
+def _layout(pa: Any, schema: Schema) -> pa.Schema:
+    """Return the columns of a file."""
+    text, codes, numbers = pa.string(), pa.large_list(pa.int64()), pa.large_list(pa.float64())
+    columns = {"item_id": text, "start": pa.int64(), "time_origin": text, "time_resolution": text}
+    for name in _row_counts(schema):
+        columns[name] = codes if name == "feat_static_cat" else numbers
+    metadata = {_METADATA: json.dumps({"schema": schema.to_dict()})}
+    return pa.schema(list(columns.items()), metadata=metadata)
+
+
+def _open(path: Path) -> tuple[Schema, dict[str, pa.ChunkedArray]]:
+    """Return the schema and the columns of a file, which are mapped into memory."""
     pa = _pyarrow()
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        metadata = json.loads((reader.schema.metadata or {})[_METADATA])
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        metadata = json.loads((table.schema.metadata or {})[_METADATA])
         schema = Schema.from_dict(metadata["schema"])
         layout = _layout(pa, schema)
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        for batch in batches:
-            batch.validate(full=True)  # a damaged file could otherwise be read beyond its end
+        table.validate(full=True)  # a damaged file could otherwise be read beyond its end
     except (pa.ArrowException, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise DataError(
             f"{str(path)!r} is not an Arrow file of series ({type(error).__name__})",
             "write it with deltaflow.data.arrow.write_arrow",
         ) from error
-    stored = dict(zip(reader.schema.names, reader.schema.types, strict=True))
-    for field in layout:
-        if stored.get(field.name) != field.type:
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    for name, kind in zip(layout.names, layout.types, strict=True):
+        found = columns[name].type if name in columns else None
+        if found != kind:
             raise DataError(
-                f"is stored as {stored.get(field.name)}, not as {field.type}",
+                f"is stored as {found}, not as {kind}",
                 "write the file with deltaflow.data.arrow.write_arrow, which keeps float64",
-                field=field.name,
+                field=name,
             )
-    views = [_views(batch, layout) for batch in batches]
-    bounds = np.cumsum([0, *(len(batch["start"]) for batch in views)])
-    return _File(schema, schema.to_dict(), views, bounds)
-
-
-def _layout(pa: Any, schema: Schema) -> pa.Schema:
-    """Return the columns of a file. Matrices are flattened row by row; times are row 0."""
-    numbers = pa.large_list(pa.float64())
-    columns = {
-        "item_id": pa.string(),
-        "start": pa.int64(),
-        "time_origin": pa.string(),
-        "time_resolution": pa.string(),
-        "target": numbers,
-        "feat_dynamic_real": numbers,
-    }
-    if schema.past_feat_dynamic_real:
-        columns["past_feat_dynamic_real"] = numbers
-    if schema.feat_static_real:
-        columns["feat_static_real"] = numbers
-    if schema.feat_static_cat:
-        columns[_CODES] = pa.large_list(pa.int64())
-    metadata = {_METADATA: json.dumps({"schema": schema.to_dict()})}
-    return pa.schema(list(columns.items()), metadata=metadata)
-
-
-def _record_batch(pa: Any, entries: list[DataEntry], layout: pa.Schema) -> pa.RecordBatch:
-    infos = [entry["info"] for entry in entries]
-    items = [entry.get("item_id") for entry in entries]
-    columns: dict[str, Any] = {
-        "item_id": [None if item is None else str(item) for item in items],
-        "start": [entry["start"].ordinal for entry in entries],
-        "time_origin": [info["time_origin"] for info in infos],
-        "time_resolution": [info.get("time_resolution") for info in infos],
-    }
-    arrays = []
-    for field in layout:
-        if field.name in columns:
-            arrays.append(pa.array(columns[field.name], type=field.type))
-            continue
-        parts = [np.asarray(entry[field.name]).reshape(-1) for entry in entries]
-        offsets = np.cumsum([0, *map(len, parts)])
-        values = pa.array(np.concatenate(parts), type=field.type.value_type)
-        arrays.append(pa.LargeListArray.from_arrays(offsets, values))
-    return pa.RecordBatch.from_arrays(arrays, schema=layout)
-
-
-def _views(batch: pa.RecordBatch, layout: pa.Schema) -> dict[str, Any]:
-    """Return the columns of a record batch: offsets and values of lists as views of the file."""
-    views: dict[str, Any] = {}
-    for field in layout:
-        column = batch.column(field.name)
-        lists = field.name in (*_NUMBERS, _CODES)
-        numbers = column.values if lists else column  # noqa: PD011
-        if (lists or field.name == "start") and column.null_count + numbers.null_count:
-            raise DataError("holds nulls", "write the file again, with NaN", field=field.name)
-        if lists:
-            views[field.name] = column.offsets.to_numpy(), numbers.to_numpy()
-        else:
-            views[field.name] = column.to_numpy() if field.name == "start" else column
-    return views
+        parts = [columns[name]]
+        if pa.types.is_large_list(kind):
+            parts += [chunk.values for chunk in columns[name].chunks]  # noqa: PD011
+        if kind != pa.string() and any(part.null_count for part in parts):
+            raise DataError("holds nulls", "write the file again, with NaN", field=name)
+    return schema, columns
 
 
 def _gathered(entries: Iterable[DataEntry], schema: Schema) -> Iterator[list[DataEntry]]:
     """Check entries, and gather them into record batches."""
-    reader = SeriesReader(schema)
     batch, numbers = [], 0
     for entry in entries:
         if is_irregular(entry) and schema_in(entry) != schema:
             raise DataError("the schema differs from that of the first entry",
                             "write the entry to another file",
                             item=entry.get("item_id"), field="info")  # fmt: skip
-        reader.read(entry)
+        series_of(entry, schema)
         batch.append(entry)
-        numbers += _ENTRY_NUMBERS + sum(np.size(entry[name]) for name in _NUMBERS if name in entry)
+        numbers += _ENTRY_NUMBERS + sum(np.size(entry[name]) for name in _row_counts(schema))
         if numbers >= _BATCH_NUMBERS:
             yield batch
             batch, numbers = [], 0

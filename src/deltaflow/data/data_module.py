@@ -18,8 +18,8 @@ from deltaflow.data.arrow import ArrowDataset
 from deltaflow.data.batches import Batches, EpochSampler, InOrder
 from deltaflow.data.options import DataOptions
 from deltaflow.data.reader import Batch, Reader
-from deltaflow.data.schema import Duration, read_range, read_seconds
-from deltaflow.data.series import Series, SeriesReader, entries_of, schema_of
+from deltaflow.data.schema import Duration, Schema, read_range, read_seconds
+from deltaflow.data.series import Series, entries_of, schema_of, series_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
     Horizon,
@@ -76,8 +76,6 @@ class IrregularDataModule(pl.LightningDataModule):
         How series are read, with the statistics of the training set.
     horizon
         What training windows ask for.
-    series_reader
-        What reads the items.
     training_windows, validation_windows
         The windows, by number.
 
@@ -150,8 +148,7 @@ class IrregularDataModule(pl.LightningDataModule):
             cycles = tuple(seasonality)
         else:
             cycles = _seasonality_of(schema.time_unit) if schema.time == "regular" else ()
-        self.series_reader = SeriesReader(schema, cycles)
-        training = _series(entries, self.series_reader)
+        training = _series(entries, schema, cycles)
         reader = reader or Reader(
             schema=schema,
             statistics=Statistics.fit(training, schema.target),
@@ -184,7 +181,7 @@ class IrregularDataModule(pl.LightningDataModule):
         if isinstance(validation_data, TestData):
             self.validation_windows = self.labelled(validation_data)
         elif validation_data is not None:
-            validation = _series(by_number(validation_data), self.series_reader)
+            validation = _series(by_number(validation_data), schema, cycles)
             windows = kinds[validation_origins]
             self.validation_windows = windows(validation, reader, self.horizon)
 
@@ -195,7 +192,7 @@ class IrregularDataModule(pl.LightningDataModule):
 
     def labelled(self, test: TestData) -> LabelledWindows:
         """Return the windows of forecasts that are judged."""
-        return LabelledWindows(test, self.reader, self.series_reader)
+        return LabelledWindows(test, self.reader)
 
     def check_counts(self) -> None:
         """Raise unless every target is a count, as a discrete distribution needs it.
@@ -334,11 +331,12 @@ def by_number(dataset: Dataset) -> Sequence[DataEntry]:
     return dataset if isinstance(dataset, ArrowDataset) else list(entries_of(dataset))
 
 
-def _series(entries: Sequence[DataEntry], reader: SeriesReader) -> Sequence[Series]:
+def _series(
+    entries: Sequence[DataEntry], schema: Schema, seasonality: tuple[str, ...]
+) -> Sequence[Series]:
     """Return the series of entries, read when they are asked for if the entries are in a file."""
-    if isinstance(entries, ArrowDataset):
-        return entries.map(reader.read)
-    return [reader.read(entry) for entry in entries]
+    read = partial(series_of, schema=schema, seasonality=seasonality)
+    return entries.map(read) if isinstance(entries, ArrowDataset) else list(map(read, entries))
 
 
 def _seasonality_of(freq: str) -> tuple[str, ...]:

@@ -27,8 +27,7 @@ class Match:
     own
         The schema of the entry.
     rows
-        By field: the row in the entry of each name in the schema; None if the entry has the same
-        rows in the same order as the schema.
+        By field: the row in the entry of each name in the schema.
     codes
         For each static categorical feature of the schema: the schema's code of each level in the
         entry's schema, -1 if the level is unknown. The last element is -1, too.
@@ -43,7 +42,7 @@ class Match:
     """
 
     own: Schema
-    rows: Mapping[str, list[int] | None]
+    rows: Mapping[str, list[int]]
     codes: tuple[np.ndarray, ...]
     target: tuple[str, ...]
     channels: int | list[int]
@@ -62,16 +61,13 @@ def match(own: Schema, schema: Schema) -> Match:
     check_time(own.time, own.time_zone, schema, "info")
     _check_names(own, schema)
     names = {role: (list(getattr(own, role)), list(getattr(schema, role))) for role in ROLES}
-    rows = {
-        role: None if have == wanted else [have.index(name) for name in wanted]
-        for role, (have, wanted) in names.items()
-    }
-    wanted = schema.target
-    target = tuple(name for name in own.target if name in wanted)
-    channels = [wanted.index(name) for name in target]
+    target = tuple(name for name in own.target if name in schema.target)
+    channels = [schema.target.index(name) for name in target]
     return Match(
         own=own,
-        rows=rows,
+        rows={
+            role: [have.index(name) for name in wanted] for role, (have, wanted) in names.items()
+        },
         codes=tuple(
             _codes(own.feat_static_cat[name], levels)
             for name, levels in schema.feat_static_cat.items()
@@ -122,6 +118,8 @@ def common_schema(schemas: Iterable[tuple[object, Schema]]) -> Schema:
     first, schema = next(schemas)
     levels = {name: dict.fromkeys(own) for name, own in schema.feat_static_cat.items()}
     for item, own in schemas:
+        if own is schema:  # as in a single data set
+            continue
         with located(item=item):
             match(own, schema)
         with located(item=first):
@@ -129,11 +127,6 @@ def common_schema(schemas: Iterable[tuple[object, Schema]]) -> Schema:
         for name, known in levels.items():
             known.update(dict.fromkeys(own.feat_static_cat[name]))
     return replace(schema, feat_static_cat={name: tuple(own) for name, own in levels.items()})
-
-
-def as_one(schema: Schema) -> Match:
-    """Return the match of entries that carry no schema, and are taken to have the given one."""
-    return match(schema, schema)
 
 
 def _check_names(own: Schema, schema: Schema) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.schema import Duration, read_range, read_seconds
+from deltaflow.data.series import CALENDAR_CYCLES
 from deltaflow.errors import check_at_least, check_at_least_one, check_between, check_registered
 
 
@@ -79,6 +80,8 @@ class DataOptions:
         if self.origins_within is not None:
             read_range(self.origins_within, "origins_within")
         check_registered("scaling", self.scaling, SCALINGS)
+        for cycle in self.seasonality or ():
+            check_registered("cycle", cycle, CALENDAR_CYCLES)
 
     def context_length_for(self, prediction_length: int) -> int:
         """Return the context length for windows of at most this many queries."""

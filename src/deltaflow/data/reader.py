@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deltaflow.data.scaling import SCALINGS, Scaling
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import CALENDAR_CYCLES, Series, SeriesReader, seconds_per_period
+from deltaflow.data.series import CALENDAR_CYCLES, Series, seconds_per_period, series_of
 from deltaflow.data.statistics import LIMIT, Statistics, last_known
 from deltaflow.errors import DataError, check_registered
 
@@ -126,6 +126,8 @@ class Reader:
 
     def __post_init__(self) -> None:
         check_registered("scaling", self.scaling, SCALINGS)
+        for cycle in self.seasonality:
+            check_registered("cycle", cycle, CALENDAR_CYCLES)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain, JSON-compatible values."""
@@ -194,13 +196,9 @@ class Reader:
         cycles = (CALENDAR_CYCLES[name] / gap for name in self.seasonality)
         return [cycle for cycle in cycles if 2 <= cycle <= self.span]
 
-    def series_reader(self) -> SeriesReader:
-        """Return what turns the entries of one data set into arrays."""
-        return SeriesReader(self.schema, self.seasonality)
-
     def read(self, entry: DataEntry, num_queries: int | None = None) -> Series:
-        """Check a single entry and turn it into arrays."""
-        return self.series_reader().read(entry, num_queries)
+        """Check an entry and turn it into arrays; see `series_of`."""
+        return series_of(entry, self.schema, self.seasonality, num_queries)
 
     def context_of(self, series: Series, origin: int) -> slice:
         """Return the rows that are read for a forecast from row ``origin`` on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -14,7 +13,7 @@ import pandas as pd
 from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.dataset.split import TestData
 
-from deltaflow.data.matching import Match, as_one, common_schema, match, schema_in
+from deltaflow.data.matching import Match, common_schema, match, schema_in
 from deltaflow.data.schema import (
     LARGEST,
     LONGEST,
@@ -24,7 +23,7 @@ from deltaflow.data.schema import (
     nanoseconds,
     unit_seconds,
 )
-from deltaflow.errors import DataError, DeltaflowWarning, check_registered, located
+from deltaflow.errors import DataError, located, warn_once
 
 _TIMES = "feat_dynamic_real[0]"
 """Where an entry has its times, for errors."""
@@ -120,26 +119,27 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
     first = next(entries, None)
     if first is None:
         raise DataError("the data set is empty", "give at least one item")
+    entries = chain([first], entries)
     if is_irregular(first):
-        return common_schema(_schemas_in(chain([first], entries)))
+        # A regular entry among them raises an error when it is read.
+        irregular = filter(is_irregular, entries)
+        return common_schema((entry.get("item_id"), schema_in(entry)) for entry in irregular)
     with located(item=first.get("item_id")):
         _check_start(first)
-    target = np.asarray(first["target"])
 
     def numbered(field: str) -> tuple[str, ...]:
-        return tuple(f"{field}_{i}" for i in range(count(field)))
-
-    def count(field: str) -> int:
         values = first.get(field)
-        return 0 if values is None else len(values)
+        return tuple(f"{field}_{i}" for i in range(0 if values is None else len(values)))
 
-    channels = 1 if target.ndim == 1 else target.shape[0]
-    num_codes = count("feat_static_cat")
+    target = np.asarray(first["target"])
+    channels = 1 if target.ndim == 1 else len(target)
+    categories = numbered("feat_static_cat")
+    every = range(len(categories))
     codes = []
-    for entry in chain([first], entries):
+    for entry in entries:
         with located(item=entry.get("item_id")):
-            codes.append(_vector(entry, "feat_static_cat", num_codes, None, np.int64))
-    levels = np.max(codes, axis=0) + 1
+            codes.append(_vector(entry, "feat_static_cat", len(every), every, np.int64))
+    counts = np.max(codes, axis=0) + 1
     return Schema(
         target=("target",) if channels == 1 else tuple(f"target_{i}" for i in range(channels)),
         univariate=target.ndim == 1,
@@ -149,158 +149,139 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
         past_feat_dynamic_real=numbered("past_feat_dynamic_real"),
         feat_static_real=numbered("feat_static_real"),
         feat_static_cat={
-            f"feat_static_cat_{i}": tuple(map(str, range(count))) for i, count in enumerate(levels)
+            name: tuple(map(str, range(count)))
+            for name, count in zip(categories, counts, strict=True)
         },
     )
 
 
-def _schemas_in(entries: Iterable[DataEntry]) -> Iterator[tuple[object, Schema]]:
-    """Yield the item and the schema of each entry whose schema differs from the one before."""
-    latest = None
-    for entry in entries:
-        # A regular entry among them raises an error when it is read.
-        if is_irregular(entry) and (own := schema_in(entry)) is not latest:
-            latest = own
-            yield entry.get("item_id"), own
+def match_entry(entry: DataEntry, schema: Schema) -> Match:
+    """Find in an entry what a schema names.
 
+    Names that the schema does not know are ignored, with a warning.
 
-class SeriesReader:
-    """Reads entries into the arrays that a schema describes, matched by name.
-
-    Channels, covariates and features are matched by name, and the codes of a category by its
-    levels. Names that the schema does not know are ignored, with one warning.
-
-    Parameters
-    ----------
-    schema
-        What an entry must hold.
-    seasonality
-        Calendar cycles whose phases are added to the covariates, see `calendar_phases`.
+    Raises
+    ------
+    DataError
+        If a name is missing, or the entry has another kind of time or frequency.
     """
-
-    def __init__(self, schema: Schema, seasonality: Iterable[str] = ()) -> None:
-        self.schema = schema
-        self.seasonality = tuple(seasonality)
-        for cycle in self.seasonality:
-            check_registered("cycle", cycle, CALENDAR_CYCLES)
-        self._told: set[tuple[str, str]] = set()
-        self._latest: Match | None = None
-
-    def match(self, entry: DataEntry) -> Match:
-        """Find in an entry what the schema names.
-
-        Raises
-        ------
-        DataError
-            If a name is missing, or the entry has another kind of time or frequency.
-        """
-        with located(item=entry.get("item_id")):
-            return self._match(entry)
-
-    def _match(self, entry: DataEntry) -> Match:
-        schema = self.schema
+    with located(item=entry.get("item_id")):
         if is_irregular(entry) != (schema.time != "regular"):
             expected = "a regular series" if schema.time == "regular" else "an info['time_origin']"
             raise DataError(f"expected {expected}", "use data like the training data", field="info")
         if schema.time == "regular":
             _check_start(entry, schema.time_unit)
-            return as_one(schema)
+            return match(schema, schema)
         _check_start(entry)
-        own = schema_in(entry)
-        if self._latest is None or self._latest.own is not own:
-            self._latest = match(own, schema)
-            if self._latest.ignored:
-                self._tell(self._latest.ignored)
-        return self._latest
-
-    def read(self, entry: DataEntry, num_queries: int | None = None) -> Series:
-        """Check an entry and turn it into arrays.
-
-        Parameters
-        ----------
-        entry
-            A GluonTS entry, irregular or regular.
-        num_queries
-            The number of periods of a regular entry to forecast. Irregular entries contain their
-            query times, and need at least one. None for training entries, which need none.
-
-        Raises
-        ------
-        DataError
-            If a field or name is missing, has the wrong shape or type, holds values beyond
-            `LARGEST`, if the times are float32, unsorted, duplicate or beyond `LONGEST`, or if a
-            query time is unknown or before the last observation.
-        """
-        with located(item=entry.get("item_id")):
-            return self._read(entry, self._match(entry), num_queries)
-
-    def _read(self, entry: DataEntry, found: Match, num_queries: int | None) -> Series:
-        schema, own, rows = self.schema, found.own, found.rows
-        target = _matrix(entry, "target", len(own.target), rows["target"], own.univariate)
-        length = target.shape[1]
-        field = "past_feat_dynamic_real"
-        past = _of_length(_rows_of(entry, field, found), length, field)
-
-        field = "feat_dynamic_real"
-        if schema.time == "regular":
-            total = length + (num_queries or 0)
-            times = np.arange(total, dtype=np.float64)
-            known = _of_length(_rows_of(entry, field, found)[:, :total], total, field)
-        else:
-            # Row 0 is the time.
-            after = rows[field]
-            chosen = None if after is None else [0, *(1 + row for row in after)]
-            dynamic = _matrix(entry, field, 1 + len(own.feat_dynamic_real), chosen)
-            if (dtype := np.asarray(entry[field]).dtype) != np.float64:
-                raise DataError(
-                    f"the elapsed times are {dtype}",
-                    "keep them in float64: float32 merges seconds within half a year "
-                    "(GluonTS's ListDataset and FileDataset cast to it; use IrregularDataset)",
-                    field=field,
-                )
-            _check_origin(entry["info"])
-            _check_times(dynamic[0], length, num_queries)
-            unit = unit_seconds(entry["info"].get("time_unit"))
-            problem = f"the elapsed time is longer than {LONGEST:g} seconds"
-            remedy = "check its unit, or count from a later origin"
-            _refuse(np.abs(dynamic[0]) > LONGEST / unit, problem, remedy, _TIMES)
-            times = dynamic[0] * unit
-            known = dynamic[1:]
-
-        for name, column in zip(schema.feat_dynamic_real, known, strict=True):
-            missing = np.isnan(column) & ~np.isnan(times)
-            problem = "a covariate known in advance is missing"
-            _refuse(missing, problem, "fill it in for the past and for every query", name)
-        phases = calendar_phases(entry, times, self.seasonality)
-        static = "feat_static_real"
-        return Series(
-            item_id=entry.get("item_id"),
-            times=times,
-            values=np.ascontiguousarray(np.vstack([target, past]).T),
-            covariates=np.ascontiguousarray(np.vstack([known, phases]).T),
-            static_real=_vector(entry, static, len(own.feat_static_real), rows[static], np.float64),
-            static_cat=_read_codes(entry, found),
+        found = match(schema_in(entry), schema)
+    if found.ignored:
+        warn_once(
+            "the data have names that the model does not know, which are ignored: ",
+            [f"{role} {name!r}" for role, names in found.ignored.items() for name in names],
         )
+    return found
 
-    def _tell(self, ignored: Mapping[str, tuple[str, ...]]) -> None:
-        """Warn about ignored names, once for each name."""
-        new = {(role, name) for role, names in ignored.items() for name in names} - self._told
-        if new:
-            self._told |= new
-            listed = ", ".join(f"{role} {name!r}" for role, name in sorted(new))
-            warnings.warn(
-                f"the data have names that the model does not know, which are ignored: {listed}",
-                DeltaflowWarning,
-                stacklevel=2,
+
+def series_of(
+    entry: DataEntry,
+    schema: Schema,
+    seasonality: Sequence[str] = (),
+    num_queries: int | None = None,
+) -> Series:
+    """Check an entry and turn it into the arrays that a schema describes.
+
+    Channels, covariates and features are matched by name, and the codes of a category by its
+    levels, see `match_entry`.
+
+    Parameters
+    ----------
+    entry
+        A GluonTS entry, irregular or regular.
+    schema
+        What the entry must hold.
+    seasonality
+        Calendar cycles whose phases are added to the covariates, see `calendar_phases`.
+    num_queries
+        The number of periods of a regular entry to forecast. Irregular entries contain their
+        query times, and need at least one. None for training entries, which need none.
+
+    Raises
+    ------
+    DataError
+        If a field or name is missing, has the wrong shape or type, holds values beyond
+        `LARGEST`, if the times are float32, unsorted, duplicate or beyond `LONGEST`, or if a
+        query time is unknown or before the last observation.
+    """
+    found = match_entry(entry, schema)
+    with located(item=entry.get("item_id")):
+        return _read(entry, found, schema, seasonality, num_queries)
+
+
+def _read(
+    entry: DataEntry,
+    found: Match,
+    schema: Schema,
+    seasonality: Sequence[str],
+    num_queries: int | None,
+) -> Series:
+    own, rows = found.own, found.rows
+    target = _matrix(entry, "target", len(own.target), rows["target"], own.univariate)
+    length = target.shape[1]
+    field = "past_feat_dynamic_real"
+    past = _of_length(_matrix(entry, field, len(getattr(own, field)), rows[field]), length, field)
+
+    field = "feat_dynamic_real"
+    count = len(own.feat_dynamic_real)
+    if schema.time == "regular":
+        total = length + (num_queries or 0)
+        times = np.arange(total, dtype=np.float64)
+        known = _of_length(_matrix(entry, field, count, rows[field])[:, :total], total, field)
+    else:
+        # Row 0 is the time.
+        dynamic = _matrix(entry, field, 1 + count, [0, *(1 + row for row in rows[field])])
+        if (dtype := np.asarray(entry[field]).dtype) != np.float64:
+            raise DataError(
+                f"the elapsed times are {dtype}",
+                "keep them in float64: float32 merges seconds within half a year "
+                "(GluonTS's ListDataset and FileDataset cast to it; use IrregularDataset)",
+                field=field,
             )
+        _check_origin(entry["info"])
+        _check_times(dynamic[0], length, num_queries)
+        unit = unit_seconds(entry["info"].get("time_unit"))
+        problem = f"the elapsed time is longer than {LONGEST:g} seconds"
+        remedy = "check its unit, or count from a later origin"
+        _refuse(np.abs(dynamic[0]) > LONGEST / unit, problem, remedy, _TIMES)
+        times, known = dynamic[0] * unit, dynamic[1:]
+
+    for name, column in zip(schema.feat_dynamic_real, known, strict=True):
+        missing = np.isnan(column) & ~np.isnan(times)
+        problem = "a covariate known in advance is missing"
+        _refuse(missing, problem, "fill it in for the past and for every query", name)
+    phases = calendar_phases(entry, times, seasonality)
+    real, cat = "feat_static_real", "feat_static_cat"
+    codes = _vector(entry, cat, len(own.feat_static_cat), rows[cat], np.int64)
+    return Series(
+        item_id=entry.get("item_id"),
+        times=times,
+        values=np.ascontiguousarray(np.vstack([target, past]).T),
+        covariates=np.ascontiguousarray(np.vstack([known, phases]).T),
+        static_real=_vector(entry, real, len(own.feat_static_real), rows[real], np.float64),
+        static_cat=np.array(
+            [
+                known[code if 0 <= code < len(known) else -1]
+                for code, known in zip(codes.tolist(), found.codes, strict=True)
+            ],
+            dtype=np.int64,
+        ),
+    )
 
 
 def read_series(dataset: Dataset) -> tuple[Schema, list[Series]]:
     """Return the schema of a data set, and all of its series."""
     entries = list(entries_of(dataset))
     schema = schema_of(entries)
-    reader = SeriesReader(schema)
-    return schema, [reader.read(entry) for entry in entries]
+    return schema, [series_of(entry, schema) for entry in entries]
 
 
 def _check_start(entry: DataEntry, freq: str | None = None) -> None:
@@ -340,28 +321,11 @@ def _step(freq: str) -> object:
     return count, unit
 
 
-def _rows_of(entry: DataEntry, field: str, found: Match) -> np.ndarray:
-    """Read the matched rows of a field."""
-    return _matrix(entry, field, len(getattr(found.own, field)), found.rows[field])
-
-
-def _read_codes(entry: DataEntry, found: Match) -> np.ndarray:
-    """Read the codes ``(N,)`` of the levels, -1 where a level is unknown."""
-    own = found.own.feat_static_cat
-    rows = found.rows["feat_static_cat"]
-    codes = _vector(entry, "feat_static_cat", len(own), rows, np.int64)
-    known = [
-        known[code if 0 <= code < len(known) else -1]
-        for code, known in zip(codes.tolist(), found.codes, strict=True)
-    ]
-    return np.array(known, dtype=np.int64)
-
-
 def _matrix(
-    entry: DataEntry, field: str, count: int, rows: list[int] | None, univariate: bool = False
+    entry: DataEntry, field: str, count: int, rows: Sequence[int], univariate: bool = False
 ) -> np.ndarray:
-    """Read some or all rows of a field of shape ``(count, T)`` as float64, NaN where missing."""
-    if (count if rows is None else len(rows)) == 0:
+    """Read some rows of a field of shape ``(count, T)`` as float64, NaN where missing."""
+    if not rows:
         return np.empty((0, 0))
     if field not in entry:
         raise DataError("the field is missing", "use data like the training data", field=field)
@@ -369,26 +333,23 @@ def _matrix(
     shape = "(T,)" if univariate else f"({count}, T)"
     if values.ndim != (1 if univariate else 2) or (values.ndim == 2 and len(values) != count):
         raise DataError(f"has shape {values.shape}, expected {shape}", "reshape it", field=field)
-    values = np.atleast_2d(values)
-    values = values if rows is None else values[rows]
+    values = np.atleast_2d(values)[rows]
     _check_size(values, field)
     return values
 
 
-def _vector(
-    entry: DataEntry, field: str, size: int, rows: list[int] | None, dtype: Any
-) -> np.ndarray:
-    """Read some or all numbers of a field of shape ``(size,)``, which may be absent for none."""
-    if rows is not None and not rows:
-        size = 0
-    values = _numbers(entry.get(field, ()) if size else (), dtype, field)
+def _vector(entry: DataEntry, field: str, size: int, rows: Sequence[int], dtype: Any) -> np.ndarray:
+    """Read some numbers of a field of shape ``(size,)``, which may be absent for none."""
+    if not rows:
+        return np.empty(0, dtype)
+    values = _numbers(entry.get(field, ()), dtype, field)
     if values.shape != (size,):
         raise DataError(
             f"has shape {values.shape}, expected ({size},)",
             "use data like the training data",
             field=field,
         )
-    values = values[rows] if rows else values
+    values = values[rows]
     _check_size(values, field)
     return values
 

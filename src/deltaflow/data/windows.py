@@ -13,7 +13,7 @@ from gluonts.dataset.split import TestData
 from torch.utils.data import Dataset
 
 from deltaflow.data.reader import Reader, Window, first_at
-from deltaflow.data.series import Series, SeriesReader
+from deltaflow.data.series import Series
 from deltaflow.errors import DataError, warn_once
 
 MOST_PER_SERIES, MOST_WINDOWS = 8, 2000
@@ -362,8 +362,6 @@ class LabelledWindows(Dataset[Window]):
         The forecasts.
     reader
         How the series are read.
-    series_reader
-        The reader of the entries, if it is shared with other data, so that it warns once.
 
     Raises
     ------
@@ -371,13 +369,10 @@ class LabelledWindows(Dataset[Window]):
         If an entry does not fit the training data.
     """
 
-    def __init__(
-        self, test: TestData, reader: Reader, series_reader: SeriesReader | None = None
-    ) -> None:
+    def __init__(self, test: TestData, reader: Reader) -> None:
         self.reader = reader
-        entries = series_reader or reader.series_reader()
         self.windows = [
-            reader.window(entries.read(joined(past, label)), past["target"].shape[-1])
+            reader.window(reader.read(joined(past, label)), past["target"].shape[-1])
             for past, label in test
         ]
 

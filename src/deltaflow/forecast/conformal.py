@@ -10,8 +10,8 @@ import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
 
-from deltaflow.data.series import SeriesReader, entries_of, is_irregular
-from deltaflow.errors import DataError, check_at_least_one, unsaid
+from deltaflow.data.series import entries_of, is_irregular, match_entry
+from deltaflow.errors import DataError, check_at_least_one
 from deltaflow.forecast.common_errors import Errors, widening_for
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import (
@@ -396,12 +396,10 @@ def scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequenc
     ``target`` numbers the channels.
     """
     pairs = list(calibration)
-    reader = SeriesReader(predictor.schema)
     parts: list[list[np.ndarray]] = [[np.empty(0)] * len(Scored._fields)]
     forecasts = predictor.predict([past for past, _ in pairs], seed=0)
     for number, ((past, label), forecast) in enumerate(zip(pairs, forecasts, strict=True)):
-        with unsaid():
-            own = reader.match(past).own
+        own = match_entry(past, predictor.schema).own
         rows = [own.target.index(name) for name in forecast.target]
         values = np.atleast_2d(label["target"])[rows].T  # (Q, D)
         lead = leads_of(past, predictor.prediction_length)[: len(values)]

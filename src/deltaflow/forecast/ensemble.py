@@ -11,7 +11,7 @@ from gluonts.dataset.common import Dataset
 
 from deltaflow.data.matching import common_schema
 from deltaflow.data.series import entries_of
-from deltaflow.errors import DataError, DeltaflowError, unsaid
+from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.forecasts import EnsembleForecast, RealTimeForecast
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -112,16 +112,8 @@ class EnsemblePredictor(DeltaflowPredictor):
                 predictor.predict(entries, num_samples=num_samples, seed=own)
                 for predictor, own in zip(self.predictors, seeds, strict=True)
             ]
-        first, *others = members
-        try:
-            for forecast in first:
-                with unsaid():  # the first predictor has given the warnings about the data
-                    forecasts = [next(member) for member in others]
-                yield EnsembleForecast([forecast, *forecasts], self.weights)
-        finally:
-            with unsaid():
-                for member in others:
-                    member.close()
+        for forecasts in zip(*members, strict=True):
+            yield EnsembleForecast(forecasts, self.weights)
 
     def combine(self, forecasts: Sequence[RealTimeForecast], lead: np.ndarray) -> EnsembleForecast:
         """Average the forecasts; see `DeltaflowPredictor.combine`."""

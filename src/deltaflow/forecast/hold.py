@@ -14,7 +14,7 @@ from gluonts.dataset.common import Dataset
 from gluonts.model.estimator import Estimator
 
 from deltaflow.data.schema import LONGEST, Schema
-from deltaflow.data.series import Series, SeriesReader, read_series
+from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics, last_known
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast
@@ -154,7 +154,7 @@ class HoldPredictor(DeltaflowPredictor):
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         keys = ["mean", *map(str, self.levels)]
-        read = read_data(dataset, SeriesReader(self.schema), self.prediction_length)
+        read = read_data(dataset, self.schema, self.prediction_length)
         for number, asked in enumerate(read):
             located = self.locate(*self._last(asked.series))
             mean, quantiles = (part[..., asked.found.channels] for part in located)

@@ -12,7 +12,7 @@ import torch
 from gluonts.dataset.common import Dataset
 
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Series, SeriesReader
+from deltaflow.data.series import Series
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast, SharedDistribution
 from deltaflow.forecast.predictor import DeltaflowPredictor, ReadEntry, read_data
@@ -61,7 +61,7 @@ class LocationScalePredictor(DeltaflowPredictor):
         """Forecast each entry; exact distributions, or ``num_samples`` samples of a ``seed``."""
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
-        read = read_data(dataset, SeriesReader(self.schema), self.prediction_length)
+        read = read_data(dataset, self.schema, self.prediction_length)
         for start in itertools.count(step=BATCH_SIZE):
             batch = list(itertools.islice(read, BATCH_SIZE))
             if not batch:

@@ -18,7 +18,7 @@ from gluonts.torch.distributions import QuantileOutput
 from torch import Tensor
 
 from deltaflow.data import Batch, Reader
-from deltaflow.data.series import Series, SeriesReader
+from deltaflow.data.series import Series
 from deltaflow.errors import (
     DeltaflowError,
     check_at_least_one,
@@ -152,24 +152,13 @@ class IrregularPredictor(DeltaflowPredictor):
         return unlimited
 
     def predict(
-        self,
-        dataset: Dataset,
-        num_samples: int | None = None,
-        seed: int | None = None,
-        series_reader: SeriesReader | None = None,
+        self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[RealTimeForecast]:
         """Forecast each entry at its query times; see `DeltaflowPredictor.predict`.
 
         Without ``num_samples``, a marginal forecast is an exact distribution or quantiles. A path
         forecast has ``num_parallel_samples`` trajectories then, and a distribution without a
         quantile function as many samples. Each forecast has its channels in the order of the entry.
-
-        Parameters
-        ----------
-        dataset, num_samples, seed
-            See `DeltaflowPredictor.predict`.
-        series_reader
-            The reader of the entries, if several calls share one, so that it warns once.
 
         Raises
         ------
@@ -180,7 +169,7 @@ class IrregularPredictor(DeltaflowPredictor):
             If the network's forecast is not a number, as after training at too high a learning
             rate; if ``num_samples`` is less than 1, or ``seed`` than 0.
         """
-        yield from self.answer(self.read(dataset, series_reader), num_samples, seed)
+        yield from self.answer(self.read(dataset), num_samples, seed)
 
     def answer(
         self, batches: Iterable[ReadBatch], num_samples: int | None, seed: int | None
@@ -205,14 +194,12 @@ class IrregularPredictor(DeltaflowPredictor):
                     "training set's statistics"
                 )
 
-    def read(
-        self, dataset: Dataset, series_reader: SeriesReader | None = None
-    ) -> Iterator[ReadBatch]:
+    def read(self, dataset: Dataset) -> Iterator[ReadBatch]:
         """Read the entries in batches, which are smaller where many times are asked for."""
         batch: list[ReadEntry] = []
         most = 0
-        reader = series_reader or self.reader.series_reader()
-        for one in read_data(dataset, reader, self.prediction_length):
+        cycles = self.reader.seasonality
+        for one in read_data(dataset, self.schema, self.prediction_length, cycles):
             queries = _count_queries(one.series)
             most = max(most, queries)
             size = len(batch) + 1

@@ -20,7 +20,7 @@ from gluonts.torch.util import resolve_device
 from deltaflow._version import __version__
 from deltaflow.data.matching import Match
 from deltaflow.data.schema import Schema, unit_seconds
-from deltaflow.data.series import Series, SeriesReader, entries_of, is_irregular
+from deltaflow.data.series import Series, entries_of, is_irregular, match_entry, series_of
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.saving import FORMAT, MARKER, check_format, reading, replacing
@@ -234,12 +234,12 @@ class ReadEntry(NamedTuple):
 
 
 def read_data(
-    dataset: Dataset, reader: SeriesReader, prediction_length: int
+    dataset: Dataset, schema: Schema, prediction_length: int, seasonality: Sequence[str] = ()
 ) -> Iterator[ReadEntry]:
-    """Read the entries of a data set, one after the other."""
+    """Read the entries of a data set, one after the other; see `series_of`."""
     for entry in entries_of(dataset):
-        series = reader.read(entry, prediction_length)
-        yield ReadEntry(entry, series, reader.match(entry))
+        series = series_of(entry, schema, seasonality, prediction_length)
+        yield ReadEntry(entry, series, match_entry(entry, schema))
 
 
 PREDICTORS: dict[str, type[DeltaflowPredictor]] = {}

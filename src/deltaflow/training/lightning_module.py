@@ -152,9 +152,8 @@ class ForecastLightningModule(pl.LightningModule):
         self._print_scores(self.trainer.test_loop)
 
     def on_predict_start(self) -> None:
-        """Make the predictor that the forecasts come from, and the reader of all batches."""
+        """Make the predictor that the forecasts come from."""
         self._predictor = self.to_predictor().to(self.device)
-        self._series_reader = self.reader.series_reader()
 
     def predict_step(
         self, batch: Sequence[DataEntry], batch_idx: int = 0
@@ -164,7 +163,7 @@ class ForecastLightningModule(pl.LightningModule):
         For entries of one's own, ``Trainer.predict`` takes
         ``DataLoader(list(entries), batch_size=64, collate_fn=list)``.
         """
-        return list(self._predictor.predict(batch, series_reader=self._series_reader))  # pyright: ignore[reportArgumentType]
+        return list(self._predictor.predict(batch))  # pyright: ignore[reportArgumentType]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start counting the evaluations of vector fields."""
