@@ -25,7 +25,6 @@ from deltaflow import (
     load_predictor,
 )
 from deltaflow.data import IrregularDataModule
-from deltaflow.data.data_module import by_number
 from deltaflow.forecast.support import Support
 from deltaflow.randomness import seeded
 from deltaflow.training import blend, folds
@@ -158,6 +157,33 @@ def test_a_cycle_longer_than_a_stretch_is_found_in_the_whole_item(caplog):
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         quick(folds=2, blend=True).train(data)
     assert "Gaussian process with a cycle" in caplog.text
+
+
+def test_whole_items_decide_on_the_kinds_of_simple_forecasts():
+    """Its stretches have three values each: too few to tell a change of slope from noise."""
+    time, random = np.arange(144.0), np.random.default_rng(0)
+    values = np.where(time % 4 == 0, random.normal(size=144), np.nan)
+    frame = pd.DataFrame({"item_id": "one", "timestamp": time, "target": values})
+    parts = folds.Folds(quick(), IrregularDataset.from_long_dataframe(frame), seed=0)
+    counts = [np.isfinite(entry["target"]).sum() for entry in parts.entries]
+    assert parts.cut
+    assert np.median(counts) < blend.FEWEST_FOR_TREND
+    assert "local trend" in map(blend.name_of, parts.simple_forecasts(parts.whole))
+
+
+def test_what_was_left_out_is_forecast_once(monkeypatch):
+    """For the weights of the blend and for the calibration alike."""
+    forecast = []
+    predict = HoldPredictor.predict
+
+    def counted(self, entries, **options):
+        forecast.append(len(entries))
+        return predict(self, entries, **options)
+
+    monkeypatch.setattr(HoldPredictor, "predict", counted)
+    predictor = quick(folds=2, blend=True).train(noisy_items(6))
+    assert isinstance(predictor, ConformalPredictor)
+    assert len(forecast) == 2 + 1  # for two folds, and a rehearsal
 
 
 def test_stretches_of_an_item_hold_each_of_its_rows_once():
@@ -381,7 +407,7 @@ def test_the_fewer_the_items_the_more_alike_are_the_weights():
             for time in range(times)
             for past, label in pairs
         ]
-        weights.append(blend.blend_weights([[blend.HeldOut(good, [bad], many)]], 1)[0])
+        weights.append(blend.blend_weights([[blend.HeldOut.of([good, bad], many)]], 1)[0])
     assert 0.5 < weights[0] < weights[1] < weights[2] <= 1
     assert weights[3] == pytest.approx(weights[2], abs=1e-4)
 
@@ -394,7 +420,7 @@ def test_a_blend_is_as_good_as_the_better_of_its_parts_on_the_items_left_out():
     wrong = SupportPredictor(hold, [[50.0, None, False]])
 
     def weights(network, simple):
-        return blend.blend_weights([[blend.HeldOut(network, [simple], pairs)]], 1)
+        return blend.blend_weights([[blend.HeldOut.of([network, simple], pairs)]], 1)
 
     assert weights(wrong, hold) == pytest.approx([0.1, 0.9], abs=1e-6)
     assert weights(hold, wrong) == pytest.approx([1.0, 0.0], abs=1e-6)
@@ -407,15 +433,11 @@ def test_a_rehearsal_counts_less_than_the_items_left_out():
     pairs = list(split(data, offset=-2)[1].generate_instances(2))
     hold = HoldPredictor.fit(data, 2)
     wrong = SupportPredictor(hold, [[50.0, None, False]])
-    good, bad = blend.HeldOut(hold, [wrong], pairs), blend.HeldOut(wrong, [hold], pairs)
-    few = bad._replace(pairs=pairs[:2])
+    good, bad = (blend.HeldOut.of(own, pairs) for own in ([hold, wrong], [wrong, hold]))
+    few = blend.HeldOut.of([wrong, hold], pairs[:2])
     for held_out in ([[good], [bad]], [[good], [few]], [[few], [good]]):
         first, second = blend.blend_weights(held_out, 1)
         assert (first > second) == (held_out[0] == [good])
-
-
-def fit_hold(entries):
-    return [HoldPredictor.fit(entries, 2)]
 
 
 def test_a_rehearsal_learns_nothing_of_the_values_that_it_holds_out():
@@ -424,20 +446,12 @@ def test_a_rehearsal_learns_nothing_of_the_values_that_it_holds_out():
     for entry in changed:
         entry["target"][..., -2:] += 100.0
     estimator = quick(folds=2)
-    base = estimator.create_data_module(by_number(data))
-    plan = plan_for(base.training_windows.data, np.arange(8), base.reader, 2, 0)
     forecasts = []
     for known in (data, IrregularDataset(changed, data.schema)):
         with seeded(0):
-            held = folds.rehearsal(estimator, by_number(known), plan, fit_hold, 0)
+            held = folds.Folds(estimator, known, 0).rehearsal(estimator)
         assert [label["target"].shape[-1] for _, label in held.pairs] == [2] * 8
-        past = [known for known, _ in held.pairs]
-        forecasts.append(
-            [
-                [one.quantiles([0.1, 0.9]) for one in predictor.predict(past)]
-                for predictor in (held.network, *held.simple)
-            ]
-        )
+        forecasts.append([[one.quantiles([0.1, 0.9]) for one in own] for own in held.forecasts])
     np.testing.assert_array_equal(*forecasts)
 
 
@@ -448,10 +462,7 @@ def test_what_is_blended_is_the_same_in_a_rehearsal_of_shorter_items():
 
 def test_without_room_for_the_last_values_there_is_no_rehearsal():
     estimator = quick(folds=2)
-    entries = by_number(noisy_items(8, 3))
-    base = estimator.create_data_module(entries)
-    plan = folds.plan_for(base.training_windows.data, np.arange(8), base.reader, 2, 0)
-    assert folds.rehearsal(estimator, entries, plan, fit_hold, 0) is None
+    assert folds.Folds(estimator, noisy_items(8, 3), 0).rehearsal(estimator) is None
 
 
 @pytest.mark.parametrize("common", [0.0, 4.0])

@@ -10,6 +10,7 @@ import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
 
+from deltaflow.data.schema import Schema
 from deltaflow.data.series import entries_of, is_irregular, match_entry
 from deltaflow.errors import DataError, check_at_least_one
 from deltaflow.forecast.common_errors import Errors, widening_for
@@ -148,9 +149,8 @@ class ConformalPredictor(WrappedPredictor):
         DataError
             If nothing was observed after the origins.
         """
-        target = predictor.schema.target
-        parts = [scores_of(predictor, calibration, target)]
-        return cls._fitted(predictor, parts, [0.0] * len(target), _NO_WIDTH, conformal_quantiles)
+        parts = [_scores_of_pairs(predictor, calibration, predictor.schema)]
+        return cls.of_scores(predictor, parts, narrowest=_NO_WIDTH)
 
     @classmethod
     def fit_folds(
@@ -192,50 +192,61 @@ class ConformalPredictor(WrappedPredictor):
         """
         if predictor is None:
             predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
-        target = predictor.schema.target
-        parts = [scores_of(*pair, target) for pair in zip(members, folds, strict=True)]
-        quantiles = conformal_quantiles if len(members) == 1 else expected_quantiles
-        last = None if rehearsal is None else scores_of(*rehearsal, target)
-        least = least or [0.0] * len(target)
-        return cls._fitted(predictor, parts, least, _NORMAL, quantiles, last)
+        schema = predictor.schema
+        parts = [_scores_of_pairs(*pair, schema) for pair in zip(members, folds, strict=True)]
+        last = None if rehearsal is None else _scores_of_pairs(*rehearsal, schema)
+        return cls.of_scores(predictor, parts, least, last)
 
     @classmethod
-    def _fitted(
+    def of_scores(
         cls,
         predictor: DeltaflowPredictor,
-        parts: "list[Scored]",
-        smallest: Sequence[float],
-        narrowest: np.ndarray,
-        quantiles: Callable[[np.ndarray, np.ndarray], np.ndarray],
-        last: "Scored | None" = None,
+        folds: "Sequence[Scored]",
+        least: Sequence[float] | None = None,
+        rehearsal: "Scored | None" = None,
+        narrowest: np.ndarray = _NORMAL,
     ) -> "ConformalPredictor":
+        """Calibrate a predictor by the scores of each fold; see :meth:`fit_folds`.
+
+        Parameters
+        ----------
+        predictor, folds, least, rehearsal
+            The predictor, and what :meth:`fit_folds` finds of the predictors that it is given.
+        narrowest
+            ``(len(LEVELS),)`` the scores of the narrowest intervals.
+        """
+        quantiles = conformal_quantiles if len(folds) == 1 else expected_quantiles
         # Items of different folds are different ones, whatever their names.
-        item = [f"{fold}:{name}" for fold, part in enumerate(parts) for name in part.item]
+        item = [f"{fold}:{name}" for fold, part in enumerate(folds) for name in part.item]
         others = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in Scored._fields[1:]
+            np.concatenate([getattr(part, name) for part in folds]) for name in Scored._fields[1:]
         )
         known = Scored(np.unique(item, return_inverse=True)[1], *others)
         if not len(known.value):
             raise DataError("nothing was observed after the origins of the calibration",
                             "give forecasts with labels")  # fmt: skip
-        leads, scores, least, num_items, widened = [], [], [], [], []
+        leads, scores, floors, num_items, widened = [], [], [], [], []
         for number in range(len(predictor.schema.target)):
             own = known.of(number)
             spread = np.concatenate([own.below, own.above])
             usual = 1e-6 * spread.mean() if len(spread) else 0.0
-            floor = float(max(usual, smallest[number], 1e-300))
+            floor = float(max(usual, least[number] if least else 0.0, 1e-300))
             errors = own.errors(floor)
             bounds, table = _calibrate(own.item, own.lead, errors.error, quantiles)
             table = np.where(LEVELS < 0.5, np.minimum(table, narrowest), table)
             table = np.where(LEVELS > 0.5, np.maximum(table, narrowest), table)
-            factor = 1.0 if last is None else widening_for(errors, last.of(number).errors(floor))
+            factor = (
+                1.0
+                if rehearsal is None
+                else widening_for(errors, rehearsal.of(number).errors(floor))
+            )
             middle = table[:, LEVELS == 0.5]
             leads.append(bounds.tolist())
             scores.append((middle + factor * (table - middle)).tolist())
-            least.append(floor)
+            floors.append(floor)
             num_items.append(len(np.unique(own.item)))
             widened.append(factor)
-        return cls(predictor, leads, scores, least, num_items, widened)
+        return cls(predictor, leads, scores, floors, num_items, widened)
 
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
@@ -390,25 +401,32 @@ class Scored(NamedTuple):
         return Errors(self.item, self.time, (self.value - self.median) / np.maximum(side, floor))
 
 
-def scores_of(predictor: DeltaflowPredictor, calibration: Pairs, target: Sequence[str]) -> Scored:
-    """Forecast what was known, and return all observed labels with their forecast.
+def forecast_pairs(
+    predictor: DeltaflowPredictor, pairs: Sequence[tuple[DataEntry, DataEntry]]
+) -> Iterator[RealTimeForecast]:
+    """Forecast what was known of each pair."""
+    return predictor.predict([past for past, _ in pairs], seed=0)
 
-    ``target`` numbers the channels.
-    """
+
+def _scores_of_pairs(predictor: DeltaflowPredictor, calibration: Pairs, schema: Schema) -> "Scored":
     pairs = list(calibration)
+    return scores_of(forecast_pairs(predictor, pairs), pairs, schema)
+
+
+def scores_of(forecasts: Iterable[RealTimeForecast], calibration: Pairs, schema: Schema) -> Scored:
+    """Return all observed labels with their forecasts, and the numbers of channels in a schema."""
     parts: list[list[np.ndarray]] = [[np.empty(0)] * len(Scored._fields)]
-    forecasts = predictor.predict([past for past, _ in pairs], seed=0)
-    for number, ((past, label), forecast) in enumerate(zip(pairs, forecasts, strict=True)):
-        own = match_entry(past, predictor.schema).own
+    for number, ((past, label), forecast) in enumerate(zip(calibration, forecasts, strict=True)):
+        own = match_entry(past, schema).own
         rows = [own.target.index(name) for name in forecast.target]
         values = np.atleast_2d(label["target"])[rows].T  # (Q, D)
-        lead = leads_of(past, predictor.prediction_length)[: len(values)]
-        time = query_times(past, predictor.prediction_length)[: len(values)]
+        lead = leads_of(past, len(values))[: len(values)]
+        time = query_times(past, len(values))[: len(values)]
         inner = forecast.quantiles(INNER)
         low, median, high = inner.reshape(3, inner.shape[1], -1)[:, : len(values)]
         query, channel = np.nonzero(np.isfinite(values) & np.isfinite(lead)[:, None])
         name = past.get("item_id")
-        numbers = np.array([target.index(name) for name in forecast.target])
+        numbers = np.array([schema.target.index(name) for name in forecast.target])
         parts.append(
             [
                 np.full(len(query), f"#{number}" if name is None else str(name), dtype=object),

@@ -8,7 +8,7 @@ import numpy as np
 from gluonts.core.component import validated
 
 from deltaflow.errors import DataError
-from deltaflow.forecast.conformal import Pairs, scores_of
+from deltaflow.forecast.conformal import Pairs, forecast_pairs, scores_of
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast, WrappedForecast
 from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor
 
@@ -73,7 +73,8 @@ class WideningPredictor(WrappedPredictor):
             If nothing was observed beyond the reach.
         """
         target = predictor.schema.target
-        scored = scores_of(predictor, held_out, target)
+        pairs = list(held_out)
+        scored = scores_of(forecast_pairs(predictor, pairs), pairs, predictor.schema)
         ratio = scored.lead / reach
         side = np.where(scored.value < scored.median, scored.below, scored.above)
         score = np.abs(scored.value - scored.median) / np.maximum(side, 1e-300)

@@ -25,12 +25,7 @@ from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Supports
 from deltaflow.process import one_thread
 from deltaflow.randomness import check_seed, seeded_run
-from deltaflow.training.blend import (
-    HeldOut,
-    Pairs,
-    compared_loss,
-    finish,
-)
+from deltaflow.training.blend import HeldOut, Pairs, compared_loss, finish
 from deltaflow.training.estimator import IrregularEstimator
 from deltaflow.training.folds import FEW_ITEMS, Folds, planned
 
@@ -254,14 +249,11 @@ class _Search:
             own[0].predictor if len(own) == 1 else EnsemblePredictor([t.predictor for t in own])
             for own in best.values()
         ]
-        folds = self.folds
+        folds, pairs = self.folds, [own[0].pairs for own in best.values()]
         simple = self.simple if folds.enough else []
-        left_out = [
-            HeldOut(member, simple, own[0].pairs)
-            for member, own in zip(members, best.values(), strict=True)
-        ]
-        held_out = [left_out, [self.rehearsed]] if self.rehearsed else [left_out]
-        blend = finish(folds.estimator, members, simple, held_out, folds.supports, folds.enough)
+        blend = finish(
+            folds.estimator, members, simple, pairs, self.rehearsed, folds.supports, folds.enough
+        )
         chosen = {id(trial) for own in best.values() for trial in own}
         rows = [
             {

@@ -10,8 +10,10 @@ import numpy as np
 from gluonts.dataset.common import DataEntry
 from scipy.optimize import minimize
 
-from deltaflow.forecast.conformal import ConformalPredictor
+from deltaflow.data.schema import Schema
+from deltaflow.forecast.conformal import ConformalPredictor, Scored, forecast_pairs, scores_of
 from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.forecasts import EnsembleForecast, RealTimeForecast
 from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -47,19 +49,30 @@ Pairs = Sequence[tuple[DataEntry, DataEntry]]
 
 
 class HeldOut(NamedTuple):
-    """Values that a network, and simple forecasts, have not learned from.
+    """Values that some predictors have not learned from.
 
     Attributes
     ----------
-    network, simple
-        The network, and the simple forecasts.
+    forecasts
+        For each predictor, its forecasts of what followed.
     pairs
         What was known, and the values that followed.
     """
 
-    network: DeltaflowPredictor
-    simple: Sequence[DeltaflowPredictor]
+    forecasts: Sequence[Sequence[RealTimeForecast]]
     pairs: Pairs
+
+    @classmethod
+    def of(cls, predictors: Sequence[DeltaflowPredictor], pairs: Pairs) -> HeldOut:
+        """Forecast what followed by each predictor."""
+        return cls([list(forecast_pairs(one, pairs)) for one in predictors], pairs)
+
+    def scores(self, weights: Sequence[float], schema: Schema) -> Scored:
+        """Return the scores of the forecasts' average, see `ConformalPredictor`."""
+        chosen = [own for own, weight in zip(self.forecasts, weights, strict=True) if weight > 0]
+        kept = [weight for weight in weights if weight > 0]
+        blended = (EnsembleForecast(own, kept) for own in zip(*chosen, strict=True))
+        return scores_of(blended, self.pairs, schema)
 
 
 class Finished(NamedTuple):
@@ -88,7 +101,8 @@ def finish(
     estimator: IrregularEstimator,
     members: Sequence[DeltaflowPredictor],
     simple: Sequence[DeltaflowPredictor],
-    held_out: Sequence[Sequence[HeldOut]],
+    pairs: Sequence[Pairs],
+    rehearsed: HeldOut | None,
     supports: Sequence[Support],
     enough: bool,
 ) -> Finished:
@@ -100,26 +114,42 @@ def finish(
         Which says whether to calibrate.
     members, simple
         The networks, and other forecasts to blend in.
-    held_out
-        The values by which they are judged: of items left out, and then of a rehearsal, if any.
+    pairs
+        For each network, what was known and what followed of the items that it left out.
+    rehearsed
+        What was held out in a rehearsal, if any.
     supports
         The support of each channel.
     enough
         Whether there are items enough to calibrate on.
     """
-    weights = blend_weights(held_out, len(supports)) if simple else [1.0]
-    predictor, widened = blended(members, simple, weights), 1.0
-    calibrated = estimator.calibrate and enough and is_calibrated(estimator, supports)
-    if calibrated:
-        # A rehearsal only widens: its errors have a common sign, which the next need not have.
-        parts, *last = [
-            [(blended([one.network], one.simple, weights), one.pairs) for one in group]
-            for group in held_out
+    positive = all(support.low >= 0 for support in supports)
+    # Calibrated quantiles have to stay where the distribution has values.
+    bounded = not is_centred(make_output(estimator.model.distr_output))
+    calibrated = estimator.calibrate and enough and (positive or not bounded)
+    weights, left_out = [1.0], []
+    if simple or calibrated:
+        left_out = [
+            HeldOut.of([member, *simple], own) for member, own in zip(members, pairs, strict=True)
         ]
-        members, pairs = zip(*parts, strict=True)
-        least = [0.5 if support.whole else 0.0 for support in supports]
-        rehearsal = last[0][0] if last else None
-        predictor = ConformalPredictor.fit_folds(members, pairs, predictor, least, rehearsal)
+    if simple:
+        groups = [left_out, [rehearsed]] if rehearsed else [left_out]
+        weights = blend_weights(groups, len(supports))
+    networks = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
+    chosen = [pair for pair in zip([networks, *simple], weights, strict=True) if pair[1] > 0]
+    predictor = chosen[0][0]
+    if len(chosen) > 1:
+        predictor = EnsemblePredictor(*map(list, zip(*chosen, strict=True)))
+    widened = 1.0
+    if calibrated:
+        schema = predictor.schema
+        # A rehearsal only widens: its errors have a common sign, which the next need not have.
+        predictor = ConformalPredictor.of_scores(
+            predictor,
+            [one.scores(weights, schema) for one in left_out],
+            least=[0.5 if support.whole else 0.0 for support in supports],
+            rehearsal=rehearsed.scores(weights, schema) if rehearsed else None,
+        )
         widened = max(predictor.widened)
     return Finished(SupportPredictor.of(predictor, supports), weights, calibrated, widened)
 
@@ -141,17 +171,10 @@ class Judged(NamedTuple):
     quantile: np.ndarray
 
     @classmethod
-    def of(
-        cls,
-        predictors: Sequence[DeltaflowPredictor],
-        pairs: Pairs,
-        channels: int,
-    ) -> Judged:
-        """Forecast what was known by each predictor."""
-        past = [known for known, _ in pairs]
-        sources = [predictor.predict(past, seed=0) for predictor in predictors]
+    def of(cls, held_out: HeldOut, channels: int) -> Judged:
+        """Return the labels of what was held out, with their forecasts."""
         parts = []
-        for (known, label), *forecasts in zip(pairs, *sources, strict=True):
+        for (known, label), *forecasts in zip(held_out.pairs, *held_out.forecasts, strict=True):
             value = label["target"].T.reshape(-1, channels)  # (Q, D)
             seen = np.isfinite(value)
             deciles = [one.quantiles(DECILES)[:, : len(value)] for one in forecasts]
@@ -189,7 +212,7 @@ def compared_loss(
 ) -> float:
     """Return a predictor's quantile loss as a share of another's, averaged over channels."""
     channels = len(predictor.schema.target)
-    judged = Judged.of([predictor, other], pairs, channels)
+    judged = Judged.of(HeldOut.of([predictor, other], pairs), channels)
     own, others = (
         np.bincount(judged.channel, judged.losses(weights), minlength=channels)
         for weights in np.eye(2)
@@ -231,13 +254,7 @@ def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[
     fewer items the first group has: few items say little.
     """
     groups = [
-        Judged.joined(
-            [
-                Judged.of([one.network, *one.simple], one.pairs, channels)
-                for one in group
-                if one.pairs
-            ]
-        )
+        Judged.joined([Judged.of(one, channels) for one in group if one.pairs])
         for group in held_out
     ]
     count = len(groups[0].quantile)
@@ -258,26 +275,6 @@ def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[
     found = minimize(loss, equal, bounds=bounds, constraints=total, method="SLSQP").x
     found = np.where(found < LEAST_WEIGHT, 0.0, found)
     return (found / found.sum()).tolist()
-
-
-def blended(
-    members: Sequence[DeltaflowPredictor],
-    simple: Sequence[DeltaflowPredictor],
-    weights: Sequence[float],
-) -> DeltaflowPredictor:
-    """Return the average of the networks, blended by weights with the simple forecasts."""
-    networks = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
-    chosen = [pair for pair in zip([networks, *simple], weights, strict=True) if pair[1] > 0]
-    if len(chosen) == 1:
-        return chosen[0][0]
-    predictors, shares = zip(*chosen, strict=True)
-    return EnsemblePredictor(list(predictors), list(shares))
-
-
-def is_calibrated(estimator: IrregularEstimator, supports: Sequence[Support]) -> bool:
-    """Tell whether calibrated quantiles stay where the distribution has values."""
-    positive = all(support.low >= 0 for support in supports)
-    return positive or is_centred(make_output(estimator.model.distr_output))
 
 
 def name_of(simple: DeltaflowPredictor) -> str:

@@ -3,7 +3,7 @@ averages, calibrated intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +21,6 @@ from deltaflow.data.splitter import cut_entry
 from deltaflow.data.windows import SpreadWindows
 from deltaflow.errors import warn_once
 from deltaflow.forecast.conformal import FEWEST_ITEMS
-from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import supports_of
 from deltaflow.randomness import derived_seed
@@ -245,19 +244,26 @@ class Folds:
     def __init__(self, estimator: IrregularEstimator, training_data: Dataset, seed: int) -> None:
         self.seed = seed
         self._given = estimator
-        entries = by_number(training_data)
-        base = estimator.create_data_module(entries, seed=seed)
-        self.items = len(base.training_windows.items)
-        self.whole = entries
+        self.whole = self.entries = by_number(training_data)
+        self._base = estimator.create_data_module(self.whole, seed=seed)
+        self.items = len(self._base.training_windows.items)
         if self.items < FEWEST_ITEMS:
-            entries, base = _in_stretches(estimator, entries, base, seed)
-        self.entries, self._base = entries, base
-        windows = base.training_windows
-        self.usable = np.asarray(windows.items)
-        self.cut = len(self.usable) > self.items
+            self._cut_into_stretches()
+        self.usable = np.asarray(self._base.training_windows.items)
+        self.cut = self.entries is not self.whole
         self.few = len(self.usable) <= FEW_ITEMS
-        target = self._base.reader.schema.target
-        self.supports = supports_of(estimator.supports, windows.data, target)
+        target, series = self._base.reader.schema.target, self._base.training_windows.data
+        self.supports = supports_of(estimator.supports, series, target)
+
+    def _cut_into_stretches(self) -> None:
+        """Cut few items into stretches; leave them as they are if they are too short for that."""
+        whole = list(select(self.whole, self._base.training_windows.items))
+        length = self._given.prediction_length
+        entries = stretches(whole, length, self._base.reader.context_length)
+        if len(entries) >= FEWEST_ITEMS:
+            base = self._given.create_data_module(entries, seed=self.seed)
+            if len(base.training_windows.items) >= FEWEST_ITEMS:
+                self.entries, self._base = entries, base
 
     @cached_property
     def plan(self) -> Plan:
@@ -280,38 +286,84 @@ class Folds:
     def train(self, fold: int, estimator: IrregularEstimator, number: int) -> Member:
         """Train a network of an estimator on all folds but one; the number is that of its seed."""
         left_out = self.plan.left_out[fold]
-        aside = select(self.entries, left_out)
-        data = estimator.create_data_module(
-            select(self.entries, np.setdiff1d(self.usable, left_out)),
-            aside,
-            seed=derived_seed(self.seed, number) % 2**32,
-            reader=replace(self._base.reader, scaling=estimator.data.scaling),
-            validation_origins="spread",
-        )
-        predictor, epochs = train_member(estimator, data, self.plan)
-        if estimator.widening:
-            predictor = widened(predictor, data, aside)
-        return Member(predictor, pairs_of(data, aside), epochs)
+        reader = replace(self._base.reader, scaling=estimator.data.scaling)
+        inside = np.setdiff1d(self.usable, left_out)
+        return self._train(estimator, self.entries, inside, left_out, number, reader)
 
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
         """Fit the forecasts that are blended with networks, of the same kinds for any entries."""
-        return simple_forecasts(
-            list(entries), self._given.prediction_length, self.supports, self._processes
-        )
-
-    @cached_property
-    def _processes(self) -> tuple[str, ...]:
-        return processes_for(list(self.entries[:FEW_ITEMS]))
+        processes = processes_for(list(self.whole[:FEW_ITEMS]))
+        length = self._given.prediction_length
+        return simple_forecasts(list(entries), length, self.supports, processes)
 
     def rehearsal(self, estimator: IrregularEstimator) -> HeldOut | None:
-        """Train a network of an estimator without the last values of all items, see `rehearsal`.
+        """Train a network of an estimator without the last values of all items, which are held out.
 
-        Stretches that are left out already lie at other times than the others: they need none.
+        Items that a network leaves out show how well it forecasts other items; but at no later time
+        than it has seen. Where all items change in the same way, only this rehearsal shows how much
+        it errs when it goes beyond. Stretches that are left out already lie at other times than the
+        others: they need none.
+
+        Returns
+        -------
+        HeldOut or None
+            The last ``prediction_length`` values of all items that have others before; None if too
+            few have.
         """
         if self.cut:
             return None
-        entries = list(self.entries)
-        return rehearsal(estimator, entries, self.plan, self.simple_forecasts, self.seed)
+        length = estimator.prediction_length
+        ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
+        cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
+        pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
+        if len(pairs) < FEWEST_ITEMS:
+            return None
+        early = [known for known, _ in pairs]
+        base = estimator.create_data_module(early, seed=self.seed)
+        usable, folds = np.asarray(base.training_windows.items), len(self.plan.left_out)
+        aside = np.random.default_rng(self.seed).permutation(usable)[:: max(2, folds)]
+        inside = np.setdiff1d(usable, aside)
+        if not len(inside):
+            return None
+        network = self._train(estimator, early, inside, aside, folds, base.reader).predictor
+        return HeldOut.of([network, *self.simple_forecasts(early)], pairs)
+
+    def _train(
+        self,
+        estimator: IrregularEstimator,
+        entries: Sequence[DataEntry],
+        inside: np.ndarray,
+        left_out: np.ndarray,
+        number: int,
+        reader: Reader,
+    ) -> Member:
+        """Train a network on the entries ``inside``, and stop it by those that are left out."""
+        plan, aside = self.plan, select(entries, left_out)
+        data = estimator.create_data_module(
+            select(entries, inside),
+            aside,
+            seed=derived_seed(self.seed, number) % 2**32,
+            reader=reader,
+            validation_origins="spread",
+        )
+        module = estimator.create_lightning_module(data)
+        several = len(reader.schema.target) > 1
+        usual = "val_balanced_quantile_loss" if several else "val_mean_weighted_quantile_loss"
+        monitor = plan.monitor or usual
+        settings = {
+            "max_epochs": plan.epochs,
+            "gradient_clip_val": plan.clip,
+            **estimator.trainer_kwargs,
+        }
+        given = settings.pop("callbacks", None) or []
+        callbacks = list(given) if isinstance(given, (list, tuple)) else [given]
+        callbacks.append(EarlyStopping(monitor, patience=plan.patience, strict=False))
+        callbacks.append(engine.moving_average(plan.decay))
+        trainer = engine.train(module, data, {**settings, "callbacks": callbacks}, monitor=monitor)
+        predictor = estimator.create_predictor(module)
+        if estimator.widening:
+            predictor = widened(predictor, data, aside)
+        return Member(predictor, pairs_of(data, aside), trainer.current_epoch)
 
 
 class Member(NamedTuple):
@@ -363,89 +415,12 @@ def train_folds(
     if estimator.blend and folds.few and folds.enough and estimator.sampling == "marginal":
         simple = folds.simple_forecasts(folds.whole)  # a cycle may be longer than a stretch
         rehearsed = folds.rehearsal(careful)
-    left_out = [HeldOut(member.predictor, simple, member.pairs) for member in members]
-    held_out = [left_out, [rehearsed]] if rehearsed else [left_out]
-    predictors = [member.predictor for member in members]
-    finished = finish(careful, predictors, simple, held_out, folds.supports, folds.enough)
+    networks = [member.predictor for member in members]
+    pairs = [member.pairs for member in members]
+    finished = finish(careful, networks, simple, pairs, rehearsed, folds.supports, folds.enough)
     epochs = [member.epochs for member in members]
-    noun = "item" if folds.items == 1 else "items"
-    what = f"{folds.items} {noun}" + f" in {count} stretches" * folds.cut
-    rank_zero_info(
-        _told(what, folds.plan, careful, epochs, simple, finished, rehearsed is not None)
-    )
+    rank_zero_info(_told(folds, epochs, simple, finished, rehearsed is not None))
     return finished.predictor
-
-
-def _in_stretches(
-    estimator: IrregularEstimator,
-    entries: Sequence[DataEntry],
-    base: IrregularDataModule,
-    seed: int,
-) -> tuple[Sequence[DataEntry], IrregularDataModule]:
-    """Cut few items into stretches; leave them as they are if they are too short for that."""
-    whole = select(entries, np.asarray(base.training_windows.items))
-    cut = stretches(list(whole), estimator.prediction_length, base.reader.context_length)
-    if len(cut) < FEWEST_ITEMS:
-        return entries, base
-    data = estimator.create_data_module(cut, seed=seed)
-    enough = len(data.training_windows.items) >= FEWEST_ITEMS
-    return (cut, data) if enough else (entries, base)
-
-
-def rehearsal(
-    estimator: IrregularEstimator,
-    entries: Sequence[DataEntry],
-    plan: Plan,
-    fit_simple: Callable[[list[DataEntry]], list[DeltaflowPredictor]],
-    seed: int,
-) -> HeldOut | None:
-    """Train a network without the last values of all items, which are held out.
-
-    Items that a network leaves out show how well it forecasts other items; but at no later time
-    than it has seen. Where all items change in the same way, only this rehearsal shows how much it
-    errs when it goes beyond.
-
-    Parameters
-    ----------
-    estimator
-        With the settings of the plan.
-    entries
-        All items.
-    plan
-        The plan of the training run.
-    fit_simple
-        Fits simple forecasts.
-    seed
-        Seed of the network.
-
-    Returns
-    -------
-    HeldOut or None
-        The last ``prediction_length`` values of all items that have others before; None if too few
-        have.
-    """
-    length = estimator.prediction_length
-    ends = [(entry, entry["target"].shape[-1]) for entry in entries]
-    cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
-    pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
-    if len(pairs) < FEWEST_ITEMS:
-        return None
-    early = by_number([known for known, _ in pairs])
-    base = estimator.create_data_module(early, seed=seed)
-    usable = np.asarray(base.training_windows.items)
-    aside = np.random.default_rng(seed).permutation(usable)[:: max(2, len(plan.left_out))]
-    inside = np.setdiff1d(usable, aside)
-    if not len(inside):
-        return None
-    data = estimator.create_data_module(
-        select(early, inside),
-        select(early, aside),
-        seed=derived_seed(seed, len(plan.left_out)) % 2**32,
-        reader=base.reader,
-        validation_origins="spread",
-    )
-    network, _ = train_member(estimator, data, plan)
-    return HeldOut(network, fit_simple(list(early)), pairs)
 
 
 def _count(entry: DataEntry) -> int:
@@ -482,38 +457,18 @@ def select(entries: Sequence[DataEntry], chosen: np.ndarray) -> Any:
     return [entries[int(number)] for number in chosen]
 
 
-def train_member(
-    estimator: IrregularEstimator, data: IrregularDataModule, plan: Plan
-) -> tuple[IrregularPredictor, int]:
-    """Train one network; return its predictor, and the number of epochs."""
-    module = estimator.create_lightning_module(data)
-    several = len(data.reader.schema.target) > 1
-    usual = "val_balanced_quantile_loss" if several else "val_mean_weighted_quantile_loss"
-    monitor = plan.monitor or usual
-    settings = {
-        "max_epochs": plan.epochs,
-        "gradient_clip_val": plan.clip,
-        **estimator.trainer_kwargs,
-    }
-    given = settings.pop("callbacks", None) or []
-    callbacks = list(given) if isinstance(given, (list, tuple)) else [given]
-    callbacks.append(EarlyStopping(monitor, patience=plan.patience, strict=False))
-    callbacks.append(engine.moving_average(plan.decay))
-    trainer = engine.train(module, data, {**settings, "callbacks": callbacks}, monitor=monitor)
-    return estimator.create_predictor(module), trainer.current_epoch
-
-
 def _told(
-    items: str,
-    plan: Plan,
-    estimator: IrregularEstimator,
+    folds: Folds,
     epochs: list[int],
     simple: Sequence[DeltaflowPredictor],
     finished: Finished,
     rehearsed: bool,
 ) -> str:
     """Say in one line what was done."""
+    plan, estimator = folds.plan, folds.estimator
     members = len(plan.left_out)
+    items = f"{folds.items} {'item' if folds.items == 1 else 'items'}"
+    items += f" in {len(folds.usable)} stretches" * folds.cut
     what = "1 network" if members == 1 else f"{members} networks on folds of the items"
     aside = f"{len(plan.left_out[0])} put aside" if members == 1 else "each left out once"
     last = ", and one to judge by without their last values" if rehearsed else ""
