@@ -38,7 +38,7 @@ def test_lorenz_agrees_with_a_finer_solution():
     states = lorenz(start, asked)
     for series in range(4):
         exact = solve_ivp(
-            lambda _, state: _lorenz(state[None])[0],
+            lambda _, state: _lorenz(*state),
             (0, 5),
             start[series],
             t_eval=asked[series],

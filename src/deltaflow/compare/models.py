@@ -16,13 +16,7 @@ from gluonts.dataset.split import TestData
 from gluonts.model.predictor import Predictor
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
-from deltaflow.compare.baselines import (
-    fit_boosted_trees,
-    fit_item_mean,
-    fit_item_trend,
-    fit_least_squares,
-    fit_training_mean,
-)
+from deltaflow.compare import baselines
 from deltaflow.compare.options import RowOptions
 from deltaflow.compare.progress import Tell
 from deltaflow.compare.resampled import ResampledEstimator, deepar
@@ -124,7 +118,7 @@ def _hold(task: Task) -> HoldPredictor:
 
 
 def _fit_least_squares(task: Task) -> Trained:
-    predictor = fit_least_squares(task)
+    predictor = baselines.fit_least_squares(task)
     return Trained(predictor, predictor.weights.size)
 
 
@@ -150,7 +144,7 @@ def _networks_of(predictor: DeltaflowPredictor) -> list[torch.nn.Module]:
 
 def _train_trees(task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
     """Fit boosted trees; each leaf counts as a weight."""
-    return Trained(*fit_boosted_trees(task, seed, torch.get_num_threads(), tell))
+    return Trained(*baselines.fit_boosted_trees(task, seed, torch.get_num_threads(), tell))
 
 
 def _train_resampled(task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
@@ -187,9 +181,9 @@ RESAMPLED = "resampled_deepar"
 FITTED: dict[str, Callable[[Task], Trained]] = {
     HOLD: lambda task: Trained(_hold(task)),
     LAST_VALUE: lambda task: Trained(_hold(task).without_width()),
-    "training_mean": lambda task: Trained(fit_training_mean(task)),
-    "item_mean": lambda task: Trained(fit_item_mean(task)),
-    "item_trend": lambda task: Trained(fit_item_trend(task)),
+    "training_mean": lambda task: Trained(baselines.fit_training_mean(task)),
+    "item_mean": lambda task: Trained(baselines.fit_item_mean(task)),
+    "item_trend": lambda task: Trained(baselines.fit_item_trend(task)),
     "least_squares": _fit_least_squares,
     "gaussian_process": _fit_process,
     "defaults": _train_defaults,
@@ -290,11 +284,10 @@ def _horizon_seconds(task: Task) -> float:
     """Return the longest time from a last observation to a query of the validation."""
     horizons = [0.0]
     for entry in task.validation.input:
-        times = entry["feat_dynamic_real"][0]
-        past, queries = np.split(times, [entry["target"].shape[-1]])
-        asked = queries[np.isfinite(queries)]
-        if len(past) and len(asked):
-            horizons.append((asked[-1] - past[-1]) * unit_seconds(entry["info"]["time_unit"]))
+        if length := entry["target"].shape[-1]:
+            times = entry["feat_dynamic_real"][0]
+            gap = np.nanmax(times) - times[length - 1]  # NaN only pads
+            horizons.append(gap * unit_seconds(entry["info"]["time_unit"]))
     return max(horizons)
 
 

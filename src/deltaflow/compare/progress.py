@@ -10,7 +10,7 @@ from statistics import mean
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+from rich.progress import Progress as Bars
 from rich.text import Text
 
 Tell = Callable[[str, float], None]
@@ -19,7 +19,7 @@ that is done, above 0 and up to 1. A run that stops early ends below 1; one with
 calls it."""
 
 
-class Progress:
+class Progress(Bars):
     """Shows which run is under way, how far it is, and how long the rest will take.
 
     On a terminal, a bar; elsewhere a line for each epoch and each run. The lines are also added to
@@ -36,11 +36,7 @@ class Progress:
     """
 
     def __init__(self, rows: Sequence[Hashable], console: Console, log: Path) -> None:
-        self._console, self._log = console, log
-        self._time_left = TimeLeft(rows)
-        self._count, self._number, self._label = len(rows), 0, ""
-        self._began = 0.0
-        self._bar = Bar(
+        super().__init__(
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -48,19 +44,15 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=len(rows))
-
-    def __enter__(self) -> Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        self._time_left, self._log = TimeLeft(rows), log
+        self._count, self._number, self._label = len(rows), 0, ""
+        self._began = 0.0
+        self._bar = self.add_task("", total=len(rows))
 
     def begin(self, label: str) -> None:
         """Show the next run, by this label."""
         self._label, self._number, self._began = label, self._number + 1, time.monotonic()
-        self._bar.update(self._task, description=label)
+        self.update(self._bar, description=label)
 
     def tell(self, what: str, share: float) -> None:
         """Show the progress of the run, see `Tell`."""
@@ -70,18 +62,18 @@ class Progress:
         """Show that the run is finished, or why it failed."""
         self._time_left.finish(time.monotonic() - self._began)
         self._say(f"failed: {failure}" if failure else "finished", self._time_left.of())
-        if failure and self._console.is_terminal:
-            self._console.print(Text(f"{self._label} failed: {failure}", style="red"))
-        self._bar.advance(self._task)
+        if failure and self.console.is_terminal:
+            self.console.print(Text(f"{self._label} failed: {failure}", style="red"))
+        self.advance(self._bar)
 
     def _say(self, what: str, left: float | None) -> None:
         text = f"{self._label} · {what}" + (f" · about {in_words(left)} left" if left else "")
-        self._bar.update(self._task, description=text)
+        self.update(self._bar, description=text)
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{self._number}/{self._count}] {text}"
         with self._log.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
-        if not self._console.is_terminal:
-            self._console.print(Text(line), soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.print(Text(line), soft_wrap=True)
 
 
 class TimeLeft:

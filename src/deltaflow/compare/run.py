@@ -54,15 +54,8 @@ NUM_EXAMPLES = 3
 """Items per test whose forecasts are kept, to be drawn."""
 
 VERSIONS = (
-    "deltaflow",
-    "gluonts",
-    "lightning",
-    "numpy",
-    "pandas",
-    "torch",
-    "torchcde",
-    "torchdiffeq",
-)
+    "deltaflow", "gluonts", "lightning", "numpy", "pandas", "torch", "torchcde", "torchdiffeq",
+)  # fmt: skip
 
 
 def run_comparison(config: CompareConfig, console: Console | None = None) -> list[Run]:

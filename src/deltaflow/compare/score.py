@@ -78,14 +78,12 @@ def accuracy(
         of the median. Channels that are never observed, and a likelihood that a forecast does not
         have, are left out.
     """
-    labels = np.stack([np.atleast_2d(label["target"]) for label in test.label])  # (N, D, Q)
+    labels = _labels(test)
     observed = np.isfinite(labels)
-    by_channel = _evaluate(forecasts, test)
+    by_channel = _evaluate(forecasts, test).set_axis(pd.Index(channels))
     by_channel["nll"] = _negative_log_likelihood(forecasts, labels)
-    by_channel["count"] = observed.sum(axis=(0, 2))
     by_channel["size"] = np.abs(np.where(observed, labels, 0.0)).sum(axis=(0, 2))
-    by_channel["unit"] = scale
-    by_channel.index = pd.Index(channels)
+    by_channel["count"], by_channel["unit"] = observed.sum(axis=(0, 2)), scale
     by_channel = by_channel[by_channel["count"] > 0]
     losses, sizes = by_channel["sum_quantile_loss"], by_channel["size"]
     by_channel = by_channel.assign(mean_weighted_quantile_loss=losses / sizes)
@@ -125,14 +123,12 @@ def squared_errors(
         Two lists ``(N, D)``: `count`, of the observed labels, and `sum`, of their squared errors
         over the squared unit, to four digits.
     """
-    counts, sums = [], []
-    for forecast, label in zip(forecasts, test.label, strict=True):
-        values = np.atleast_2d(label["target"])  # (D, Q)
-        errors = (forecast.mean.reshape(values.T.shape).T - values) / scale[:, None]
-        counts.append(np.isfinite(values).sum(axis=1).tolist())
-        squares = np.where(np.isfinite(values), errors**2, 0.0).sum(axis=1)
-        sums.append([float(f"{own:.3e}") or 0 for own in squares])
-    return {"count": counts, "sum": sums}
+    labels = _labels(test)
+    observed = np.isfinite(labels)
+    means = [np.atleast_2d(forecast.mean.T) for forecast in forecasts]  # (D, Q) each
+    squares = np.where(observed, (np.stack(means) - labels) / scale[:, None], 0.0) ** 2
+    sums = [[float(f"{own:.3e}") or 0 for own in row] for row in squares.sum(axis=2)]
+    return {"count": observed.sum(axis=2).tolist(), "sum": sums}
 
 
 def timed_forecasts(
@@ -174,8 +170,13 @@ def channel_units(task: Task) -> tuple[tuple[str, ...], np.ndarray]:
     if task.scale is not None:
         return schema_of(task.training).target, task.scale
     schema, series = read_series(task.training)
-    spread = Statistics.fit(series, schema.target).spread
-    return schema.target, np.array(spread[: len(schema.target)])
+    spread = Statistics.fit(series, schema.target).arrays["spread"]
+    return schema.target, spread[: len(schema.target)]
+
+
+def _labels(test: TestData) -> np.ndarray:
+    """Return the labels ``(N, D, Q)`` of a test."""
+    return np.stack([np.atleast_2d(label["target"]) for label in test.label])
 
 
 def _evaluate(forecasts: Sequence[RealTimeForecast], test: TestData) -> pd.DataFrame:

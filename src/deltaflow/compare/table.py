@@ -93,11 +93,10 @@ def averaged(
     There are columns of those measures, in their order, which any encoder has.
     """
     own = scores[(scores["dataset"] == dataset) & scores["metric"].isin(list(measures))]
+    order = [measure for measure in measures if measure in set(own["metric"])]
     grouped = own.groupby(["encoder", "metric"], sort=False)["value"]
-    known = own["metric"].unique()
-    order = [measure for measure in measures if measure in known]
     mean, deviation = (
-        part.unstack("metric").reindex(own["encoder"].unique(), columns=order)
+        part.unstack().reindex(own["encoder"].unique(), columns=order)
         for part in (grouped.mean(), grouped.std())
     )
     return mean, deviation
@@ -124,9 +123,9 @@ def best(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
     The best coverage is the one closest to the nominal share; `COUNTS` have no best.
     """
     means, _ = averaged(results(runs), dataset, [one for one in SUMMARY if one not in COUNTS])
-    for name in means.columns.intersection(list(INTERVALS)):
-        low, high = INTERVALS[name]
-        means[name] = (means[name] - (high - low)).abs()
+    for name, (low, high) in INTERVALS.items():
+        if name in means:
+            means[name] = (means[name] - (high - low)).abs()
     marked = (means == means.min()).rename(columns=SUMMARY)
     if "balanced MSE" in marked:
         marked[RATIO] = marked["balanced MSE"]

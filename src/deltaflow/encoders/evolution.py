@@ -10,7 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from deltaflow.encoders.fused import Stage, stages_of
+from deltaflow.encoders.fused import stages_of
+from deltaflow.encoders.fused.stage import Stage
 from deltaflow.flows import Flow
 
 Evolve: TypeAlias = Callable[[Tensor, Tensor], Tensor]

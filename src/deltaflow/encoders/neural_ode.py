@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deltaflow.encoders.evolution import Evolution, Evolve, VectorField
 from deltaflow.encoders.recurrent import RecurrentEncoder
-from deltaflow.errors import DeltaflowError, check_registered
+from deltaflow.errors import DeltaflowError, check_at_least_one, check_registered
 
 MAX_STEPS = 1000
 """The number of adaptive steps per gap after which a solver gives up, instead of taking hours."""
@@ -110,8 +110,7 @@ class Solver:
 
     def __post_init__(self) -> None:
         check_registered("solver", self.method, SOLVERS)
-        if self.num_steps < 1:
-            raise DeltaflowError(f"num_steps must be at least 1, got {self.num_steps}")
+        check_at_least_one(num_steps=self.num_steps)
 
     def __call__(self, field: VectorField, hidden: Tensor, gap: Tensor) -> Tensor:
         """Return the solution after the gap; exactly ``hidden`` where the gap is 0."""
@@ -158,13 +157,8 @@ class Solver:
             knots = torch.arange(1, length, device=hidden.device)
             options = {"jump_t": knots, "max_num_steps": MAX_STEPS * length}
         adjoint = {"adjoint_params": tuple(parameters)} if self.adjoint else {}
-        return {
-            "method": self.method,
-            "rtol": self.rtol,
-            "atol": self.atol,
-            "options": options,
-            **adjoint,
-        }
+        tolerance = {"rtol": self.rtol, "atol": self.atol}
+        return {"method": self.method, "options": options, **tolerance, **adjoint}
 
 
 def divergence(

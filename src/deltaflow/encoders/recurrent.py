@@ -10,18 +10,14 @@ from torch import Tensor, nn
 
 from deltaflow.encoders.encoder import Encoder, State, own_precision, replaced, steps_of
 from deltaflow.encoders.evolution import Evolution, FlowEvolution, NoEvolution
-from deltaflow.encoders.fused import (
-    ClampStage,
-    GRUCellStage,
-    Layout,
-    Stage,
-    cell_matrices,
-    clock_of,
-    is_transformed,
-    recur,
-)
+from deltaflow.encoders.fused.cell import ClampStage, GRUCellStage, cell_matrices
+from deltaflow.encoders.fused.inputs import clock_of
+from deltaflow.encoders.fused.layout import Layout
+from deltaflow.encoders.fused.recurrence import recur
+from deltaflow.encoders.fused.stage import Stage
 from deltaflow.flows import CouplingFlow, Flow, GRUFlow, ResNetFlow
 from deltaflow.flows.initial import orthogonal_
+from deltaflow.flows.time_embedding import is_transformed
 
 STATE_LIMIT = 5.0
 """The largest absolute value of a state at an observation. The cell's own states lie in [-1, 1],

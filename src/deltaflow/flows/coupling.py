@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -109,15 +110,12 @@ class CouplingLayer(Flow):
         super().__init__(dim)
         self.sizes = size_a, size_b = dim - dim // 2, dim // 2
 
-        def parameters(given: int, moved: int) -> AffineParameters:
-            return AffineParameters(
-                given,
-                moved,
-                hidden_dims=hidden_dims,
-                time_embedding=time_embedding,
-                max_log_scale=max_log_scale,
-            )
-
+        parameters = partial(
+            AffineParameters,
+            hidden_dims=hidden_dims,
+            time_embedding=time_embedding,
+            max_log_scale=max_log_scale,
+        )
         self.first = parameters(size_b, size_a)
         self.second = parameters(size_a, size_b)
 

@@ -25,12 +25,8 @@ RELAXATION = 12.0
 """Hours in which the memory of :func:`sparse_multivariate` decays to 1/e."""
 
 
-def _sine(cycles: np.ndarray) -> np.ndarray:
-    return np.sin(2 * np.pi * cycles)
-
-
 WAVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "sine": _sine,
+    "sine": lambda cycles: np.sin(2 * np.pi * cycles),
     "sawtooth": lambda cycles: 2 * (cycles % 1) - 1,
     "square": lambda cycles: np.where(cycles % 1 < 0.5, 1.0, -1.0),
     "triangle": lambda cycles: 4 * np.abs((cycles - 0.25) % 1 - 0.5) - 1,
@@ -89,22 +85,20 @@ def lorenz(start: np.ndarray, times: np.ndarray) -> np.ndarray:
     return _integrate(_lorenz, start, times)
 
 
-def _predator_prey(states: np.ndarray) -> np.ndarray:
-    x, y = states.T
-    return np.stack([2 / 3 * x * (1 - y), y * (x - 1)], axis=-1)
+def _predator_prey(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    return [2 / 3 * x * (1 - y), y * (x - 1)]
 
 
-def _lorenz(states: np.ndarray) -> np.ndarray:
-    x, y, z = states.T
-    return np.stack([10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], axis=-1)
+def _lorenz(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
+    return [10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z]
 
 
 def _integrate(
-    field: Callable[[np.ndarray], np.ndarray], start: np.ndarray, times: np.ndarray
+    field: Callable[..., list[np.ndarray]], start: np.ndarray, times: np.ndarray
 ) -> np.ndarray:
     """Integrate all series at once, `(N, D)` states and `(N, T)` times to `(N, T, D)`."""
     solution = solve_ivp(
-        lambda _, flat: field(flat.reshape(start.shape)).ravel(),
+        lambda _, flat: np.stack(field(*flat.reshape(start.shape).T), axis=-1).ravel(),
         t_span=(0.0, times.max()),
         y0=start.ravel(),
         method="DOP853",
@@ -201,9 +195,8 @@ def synthetic_task(
     values = _curves(name, rng, hours)  # (N, T, D)
     values += noise * values.std(axis=(0, 1)) * rng.standard_normal(values.shape)
     channels = [f"x{d + 1}" for d in range(values.shape[-1])]
-    frame = pd.DataFrame(values.reshape(-1, len(channels)), columns=channels)
-    frame.insert(0, "hours", hours.ravel())
-    frame.insert(0, "item_id", np.repeat(_item_ids(num_series), length))
+    columns = {name: values[..., d] for d, name in enumerate(channels)}
+    frame = _long_frame("hours", hours, columns)
 
     fifth = pd.Series(np.repeat(np.arange(num_series) * 5 // num_series, length))
     elapsed = frame["hours"] / SPAN
@@ -279,11 +272,11 @@ def irregular_wave(
     2  series_0 2024-01-01 03:26:19.216810     1.0
     """
     rng = np.random.default_rng(seed)
-    hours = _exponential_times(rng, num_series, length, mean_gap)  # (N, T)
+    hours = rng.exponential(mean_gap, size=(num_series, length)).cumsum(axis=1)
     phase = rng.uniform(size=(num_series, 1))
     values = WAVES[wave](hours / DAY + phase)
     values += noise * rng.standard_normal(values.shape)
-    return _long_frame(hours, {"target": values})
+    return _long_frame("timestamp", _timestamps(hours), {"target": values})
 
 
 def irregular_sine(
@@ -355,7 +348,7 @@ def sparse_multivariate(
     """
     rng = np.random.default_rng(seed)
     shape = (num_series, length, num_channels)
-    hours = _exponential_times(rng, num_series, length, mean_gap)  # (N, T)
+    hours = rng.exponential(mean_gap, size=shape[:2]).cumsum(axis=1)  # (N, T)
     decay = np.exp(-np.diff(hours, axis=1) / RELAXATION)[..., None]  # (N, T - 1, 1)
 
     covariance = np.full((num_channels, num_channels), float(correlation))
@@ -369,7 +362,8 @@ def sparse_multivariate(
     always = rng.integers(num_channels, size=shape[:2])
     mask = (rng.uniform(size=shape) < observed) | (np.arange(num_channels) == always[..., None])
     values = np.where(mask, states + noise * rng.standard_normal(shape), np.nan)
-    return _long_frame(hours, {f"target_{d}": values[..., d] for d in range(num_channels)})
+    columns = {f"target_{d}": values[..., d] for d in range(num_channels)}
+    return _long_frame("timestamp", _timestamps(hours), columns)
 
 
 def regular_seasonal(
@@ -406,7 +400,7 @@ def regular_seasonal(
     level, slope, amplitude, phase = rng.uniform(
         low=[5, -2, 1, 0], high=[15, 2, 3, 1], size=(num_series, 4)
     ).T[..., None]  # (N, 1) each
-    values = level + slope * hours / (7 * DAY) + amplitude * _sine(hours / DAY + phase)
+    values = level + slope * hours / (7 * DAY) + amplitude * WAVES["sine"](hours / DAY + phase)
     values += 0.3 * rng.standard_normal(values.shape)
     start = pd.Period(START, freq="h")
     return [
@@ -419,21 +413,13 @@ def _item_ids(num_series: int) -> list[str]:
     return [f"series_{i}" for i in range(num_series)]
 
 
-def _exponential_times(
-    rng: np.random.Generator, num_series: int, length: int, mean_gap: float
-) -> np.ndarray:
-    """Draw the times of Poisson processes, in hours after hour 0: `(num_series, length)`."""
-    return rng.exponential(mean_gap, size=(num_series, length)).cumsum(axis=1)
+def _timestamps(hours: np.ndarray) -> np.ndarray:
+    """Return timestamps in whole microseconds."""
+    return np.datetime64(START, "ns") + np.rint(3.6e9 * hours).astype("timedelta64[us]")
 
 
-def _long_frame(hours: np.ndarray, columns: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Make a long table of `(N, T)` times, rounded to microseconds, and columns of values."""
-    num_series, length = hours.shape
-    microseconds = np.rint(3.6e9 * hours.ravel()).astype(np.int64)
-    return pd.DataFrame(
-        {
-            "item_id": np.repeat(_item_ids(num_series), length),
-            "timestamp": START + pd.to_timedelta(microseconds, unit="us"),
-            **{name: values.ravel() for name, values in columns.items()},
-        }
-    )
+def _long_frame(time: str, times: np.ndarray, columns: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Make a long table of `(N, T)` times, whose column is named, and of columns of values."""
+    num_series, length = times.shape
+    values = {name: values.ravel() for name, values in {time: times, **columns}.items()}
+    return pd.DataFrame({"item_id": np.repeat(_item_ids(num_series), length), **values})

@@ -16,29 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
-from deltaflow.encoders.fused.cell import ClampStage, GRUCellStage, cell_matrices
 from deltaflow.encoders.fused.coupling import coupling_stages
 from deltaflow.encoders.fused.gru import gru_stages
-from deltaflow.encoders.fused.inputs import clock_of
-from deltaflow.encoders.fused.layout import Layout
-from deltaflow.encoders.fused.recurrence import recur
 from deltaflow.encoders.fused.resnet import resnet_stages
 from deltaflow.encoders.fused.stage import Stage
 from deltaflow.flows import CouplingLayer, Flow, FlowStack, GRULayer, ResNetLayer
 from deltaflow.flows.time_embedding import is_transformed
 
-__all__ = [
-    "STAGES",
-    "ClampStage",
-    "GRUCellStage",
-    "Layout",
-    "Stage",
-    "cell_matrices",
-    "clock_of",
-    "is_transformed",
-    "recur",
-    "stages_of",
-]
+__all__ = ["STAGES", "is_transformed", "stages_of"]
 
 
 def stages_of(flow: Flow, t: Tensor, clock: Tensor) -> list[Stage] | None:

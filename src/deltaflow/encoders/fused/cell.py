@@ -22,6 +22,9 @@ class ClampStage(Stage):
         The largest absolute value of a state h. Its share lies within ``limit / 2`` of 1/2.
     """
 
+    forward_views = ("x",)
+    backward_views = "y", "inside"
+
     def __init__(self, dim: int, limit: float) -> None:
         self.dim = dim
         self.tape = {"x": dim}
@@ -31,10 +34,6 @@ class ClampStage(Stage):
         self.inputs = {}
         self.lowest, self.highest = (1 - limit) / 2, (1 + limit) / 2
 
-    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
-        """See `Stage.forward_views`."""
-        return out, tape["x"]
-
     def forward(self, out: Tensor, x: Tensor) -> None:
         """See `Stage.forward`."""
         torch.clamp(x, self.lowest, self.highest, out=out)
@@ -42,10 +41,6 @@ class ClampStage(Stage):
     def factors(self, tape: NamedRows, work: NamedRows) -> None:
         """Mark where the state is within the limit."""
         work["inside"].copy_((tape["x"] >= self.lowest) & (tape["x"] <= self.highest))
-
-    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
-        """See `Stage.backward_views`."""
-        return out, work["y"], work["inside"]
 
     def backward(self, out: Tensor, y: Tensor, inside: Tensor) -> None:
         """See `Stage.backward`."""
@@ -69,6 +64,9 @@ class GRUCellStage(Stage):
         The observations at each step, followed by a row of ones, :math:`(T, I + 1, N)`.
     """
 
+    forward_views = slice("u", "x"), slice("h", "n"), slice("r", "z"), "x", "h", "r", "z", "n"
+    backward_views = "y", ("h", "kept"), slice("h", "z"), "kept"
+
     def __init__(self, of_u: Tensor, of_x: Tensor, observations: Tensor) -> None:
         dim = self.dim = of_x.shape[1]
         self.tape = {"u": observations.shape[1], **dict.fromkeys(("x", "h", "r", "z", "n"), dim)}
@@ -87,11 +85,6 @@ class GRUCellStage(Stage):
         """The matrix that maps the gradients of h, r and z to the gradient of x."""
         return self.weight[: 3 * self.dim, -self.dim :].T.contiguous()
 
-    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
-        """See `Stage.forward_views`."""
-        rows = (tape[name] for name in ("x", "h", "r", "z", "n"))
-        return out, tape["u":"x"], tape["h":"n"], tape["r":"z"], *rows
-
     def forward(self, out, u_x, gates, rz, x, h, r, z, n) -> None:
         """See `Stage.forward`."""
         torch.mm(self.weight, u_x, out=gates)
@@ -109,10 +102,6 @@ class GRUCellStage(Stage):
         torch.addcmul(by_h, by_h, r, value=-1, out=work["r"]).mul_(h)
         torch.mul((x - n) * z, rest, out=work["z"])
         work["kept"].copy_(z)
-
-    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
-        """See `Stage.backward_views`."""
-        return out, work["y"], work.stacked("h", "kept"), work["h":"z"], work["kept"]
 
     def backward(self, out, y, gates, hrz, kept) -> None:
         """See `Stage.backward`."""

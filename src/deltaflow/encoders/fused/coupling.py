@@ -62,12 +62,17 @@ class CouplingStage(Stage):
 
     state = slice("x", "given")
     gradient = slice("y_given", "y")
+    forward_views = (
+        "x", "given", "a", "s", "scale", "phi",
+        slice("given", "clock"), slice("clock", "a"), slice("u", "v"),
+    )  # fmt: skip
+    backward_views = "y", "y_given", "a", "back", "scale", slice("u", "v"), ("phi_u", "v")
 
     def __init__(
         self, first: Tensor, second: Tensor, clock: Tensor, phi: Tensor, max_log_scale: float
     ) -> None:
         moved, (hidden, given) = phi.shape[1] // 2, (len(first), first.shape[1] - 2)
-        self.dim = moved + given
+        self.dim, self.parts = moved + given, (given, moved)
         self.tape = {"phi": 2 * moved, "x": moved, "given": given, "clock": 2, "a": hidden}
         self.tape |= {"u": moved, "v": moved, "scale": moved, "s": moved}
         self.kept = slice("x", "s")
@@ -94,16 +99,12 @@ class CouplingStage(Stage):
         """The matrix that maps the gradients of u and v to the gradient of a."""
         return self.second[:, 2:].T.contiguous()
 
-    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Stage.forward_views`."""
-        given = self.tape["given"]
-        rows = (tape[name] for name in ("x", "given", "a", "s", "scale", "phi"))
-        products = (tape["given":"clock"], tape["clock":"a"], tape["u":"v"])
-        by_phi = tape["phi"].chunk(2, 1)
-        return out[:, :given], out[:, given:], *rows, *by_phi, *products
+    def forward_arguments(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`Stage.forward_arguments`; the halves of phi stand at the end."""
+        return *super().forward_arguments(tape, out), *tape["phi"].chunk(2, 1)
 
     def forward(
-        self, out_given, out, x, given, a, s, scale, phi, before_s, shift, given_clock, clock_a, uv
+        self, out_given, out, x, given, a, s, scale, phi, given_clock, clock_a, uv, before_s, shift
     ) -> None:
         """See :meth:`Stage.forward`."""
         torch.mm(self.first, given_clock, out=a).sigmoid_()
@@ -126,12 +127,6 @@ class CouplingStage(Stage):
         work["v"].copy_(phi_v)
         torch.addcmul(a, a, a, value=-1, out=work["a"])
         work["scale"].copy_(scale)
-
-    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Stage.backward_views`."""
-        moved = self.work["y"]
-        rows = (work[name] for name in ("y", "y_given", "a", "back", "scale"))
-        return out[:, :moved], out[:, moved:], *rows, work["u":"v"], work.stacked("phi_u", "v")
 
     def backward(self, out, out_given, y, y_given, a, back, scale, uv, phi_uv) -> None:
         """See :meth:`Stage.backward`."""

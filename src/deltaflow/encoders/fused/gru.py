@@ -49,6 +49,11 @@ class GRUStage(Stage):
         The rows of the clock, and :math:`\alpha \varphi` in columns.
     """
 
+    forward_views = (
+        slice("clock", "x"), slice("q", "clock"), slice("z", "r"), "x", "phi", "q", "z", "r", "s"
+    )  # fmt: skip
+    backward_views = "y", ("phi", "z"), ("r", "q"), "s", "kept", slice("z", "q")
+
     def __init__(self, gates: Tensor, candidate: Tensor, clock: Tensor, phi: Tensor) -> None:
         dim = self.dim = phi.shape[1]
         self.tape = {"phi": dim, "q": dim, "clock": 2, "x": dim}
@@ -74,11 +79,6 @@ class GRUStage(Stage):
         """The matrix that maps the gradient of s to the gradient of q."""
         return self.candidate[:, : self.dim].T.contiguous()
 
-    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Stage.forward_views`."""
-        rows = (tape[name] for name in ("x", "phi", "q", "z", "r", "s"))
-        return out, tape["clock":"x"], tape["q":"clock"], tape["z":"r"], *rows
-
     def forward(self, out, clock_x, q_clock, zr, x, phi, q, z, r, s) -> None:
         """See :meth:`Stage.forward`."""
         torch.mm(self.gates, clock_x, out=zr).sigmoid_()
@@ -97,11 +97,6 @@ class GRUStage(Stage):
         torch.sub(phi, w, out=work["z"]).mul_(by_phi)
         torch.addcmul(q, q, r, value=-1, out=work["r"])
         torch.mul(r, -2, out=work["q"])
-
-    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Stage.backward_views`."""
-        outer, inner = work.stacked("phi", "z"), work.stacked("r", "q")
-        return out, work["y"], outer, inner, work["s"], work["kept"], work["z":"q"]
 
     def backward(self, out, y, phi_s_kept_z, r_q, s, kept, z_r_q) -> None:
         """See :meth:`Stage.backward`."""

@@ -157,7 +157,7 @@ class _Recurrence:
             program = _program(
                 (
                     lane.stage.forward,
-                    lane.stage.forward_views(lane.tape.steps(0, self.block_steps), out),
+                    lane.stage.forward_arguments(lane.tape.steps(0, self.block_steps), out),
                 )
                 for lane, out in zip(lanes, outs, strict=True)
             )
@@ -189,7 +189,7 @@ class _Recurrence:
             # The first stage of a step writes to where the last stage of the previous step reads.
             outs = [gradients[:-1], *(entering[1:] for entering in earlier)]
             program = _program(
-                (stage.backward, stage.backward_views(work, out))
+                (stage.backward, stage.backward_arguments(work, out))
                 for stage, work, out in reversed([*zip(self.stages, works, outs, strict=True)])
             )
             for block in blocks:

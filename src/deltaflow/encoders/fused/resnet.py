@@ -41,6 +41,9 @@ class ResNetStage(Stage):
         The rows of the clock, and :math:`\varphi` in columns.
     """
 
+    forward_views = slice("x", "clock"), slice("clock", "a"), "x", "phi", "a", "g"
+    backward_views = ("phi", "g"), "y", "g", "a", "back"
+
     def __init__(self, first: Tensor, second: Tensor, clock: Tensor, phi: Tensor) -> None:
         dim, hidden = phi.shape[1], len(first)
         self.dim = dim
@@ -65,11 +68,6 @@ class ResNetStage(Stage):
         """The matrix that maps the gradient of g to the gradient of a."""
         return self.second[:, 2:].T.contiguous()
 
-    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Stage.forward_views`."""
-        rows = (tape[name] for name in ("x", "phi", "a", "g"))
-        return out, tape["x":"clock"], tape["clock":"a"], *rows
-
     def forward(self, out, x_clock, clock_a, x, phi, a, g) -> None:
         """See :meth:`Stage.forward`."""
         F.elu_(torch.mm(self.first, x_clock, out=a))
@@ -81,11 +79,6 @@ class ResNetStage(Stage):
         work["phi"].copy_(tape["g"])
         work["g"].copy_(tape["phi"])
         torch.clamp(tape["a"], max=0, out=work["a"]).add_(1)
-
-    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
-        """See :meth:`Stage.backward_views`."""
-        rows = (work[name] for name in ("y", "g", "a", "back"))
-        return out, work.stacked("phi", "g"), *rows
 
     def backward(self, out, phi_g, y, g, a, back) -> None:
         """See :meth:`Stage.backward`."""

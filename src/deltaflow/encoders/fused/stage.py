@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
@@ -11,6 +11,9 @@ from torch import Tensor
 
 Span: TypeAlias = "str | slice"
 """The name of some rows, or a slice ``first:last`` of names, which includes both ends."""
+
+View: TypeAlias = "Span | tuple[str, str]"
+"""A span; or the first and last of names of equally many rows, which get an axis of their own."""
 
 
 class NamedRows:
@@ -43,15 +46,13 @@ class NamedRows:
         whole = stop - start == len(self.data)
         return self if whole else NamedRows(self.data[start:stop], self.sizes)
 
-    def __getitem__(self, span: Span) -> Tensor:
-        if isinstance(span, str):
-            return self.parts[span]
-        start, stop = rows_of(span, self.sizes)
+    def __getitem__(self, view: View) -> Tensor:
+        if isinstance(view, str):
+            return self.parts[view]
+        if isinstance(view, tuple):  # (K, names, size, N)
+            return self[slice(*view)].unflatten(1, (-1, self.sizes[view[0]]))
+        start, stop = rows_of(view, self.sizes)
         return self.data[:, start:stop]
-
-    def stacked(self, first: str, last: str) -> Tensor:
-        """Return rows of equal size, with an axis for their names: :math:`(K, names, size, N)`."""
-        return self[first:last].unflatten(1, (-1, self.sizes[first]))
 
 
 def rows_of(span: Span, sizes: Mapping[str, int]) -> tuple[int, int]:
@@ -120,6 +121,11 @@ class Stage(ABC):
     state, gradient
         The rows of the tape that hold x, and the rows of the work memory that hold the gradient
         of y.
+    parts
+        The numbers of rows in which y is written, if it is not written as a whole. The gradient of
+        x is written in these numbers in the opposite order.
+    forward_views, backward_views
+        What :meth:`forward` reads and writes of the tape, and :meth:`backward` of the work memory.
     products
         All matrix products.
     inputs
@@ -135,6 +141,9 @@ class Stage(ABC):
     work: dict[str, int]
     state: Span = "x"
     gradient: Span = "y"
+    parts: Sequence[int] = ()
+    forward_views: Sequence[View]
+    backward_views: Sequence[View]
     products: list[Product]
     inputs: dict[str, Tensor]
     input_gradients: Mapping[str, Span] = {}
@@ -143,9 +152,10 @@ class Stage(ABC):
         """Return the tensors that may get a gradient: weights and inputs."""
         return [*(product.weight for product in self.products), *self.inputs.values()]
 
-    @abstractmethod
-    def forward_views(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
+    def forward_arguments(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """Return the views for :meth:`forward`, with steps as the first axis; y goes to ``out``."""
+        parts = out.split(list(self.parts) or self.dim, 1)
+        return *parts, *(tape[view] for view in self.forward_views)
 
     @abstractmethod
     def forward(self, *views: Tensor) -> None:
@@ -155,9 +165,10 @@ class Stage(ABC):
     def factors(self, tape: NamedRows, work: NamedRows) -> None:
         """Fill the work memory with the factors by which :meth:`backward` multiplies gradients."""
 
-    @abstractmethod
-    def backward_views(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
+    def backward_arguments(self, work: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """Return the views for :meth:`backward`; the gradient of x goes to ``out``."""
+        parts = out.split(list(reversed(self.parts)) or self.dim, 1)
+        return *parts, *(work[view] for view in self.backward_views)
 
     @abstractmethod
     def backward(self, *views: Tensor) -> None:

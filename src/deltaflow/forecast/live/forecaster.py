@@ -194,9 +194,7 @@ class LiveForecaster:
         DataError
             If the item is unknown.
         """
-        about = self.states.about(as_text(item))
-        observed = dict(zip(self.frames.channels, about["observed"], strict=True))
-        return {"item_id": as_text(item), **about, "observed": observed}
+        return {"item_id": as_text(item), **self.states.about(as_text(item))}
 
     def is_of(self, predictor: DeltaflowPredictor) -> bool:
         """Tell whether the states are those of a predictor: of its weights, and all else."""

@@ -194,16 +194,15 @@ class FrozenTable:
         for copies, block in zip(self._copies, self._blocks, strict=True):
             copies.append(block[rows])
 
-    def blocks(self) -> list[Iterator[Tensor]]:
-        """Return the pieces of each block, which together have the records in the names' order."""
-        return [self._pieces(number) for number in range(len(self._blocks))]
+    def blocks(self) -> Iterator[Iterator[Tensor]]:
+        """Yield the pieces of each block, which together have the records in the names' order."""
+        return map(self._pieces, self._blocks, self._copies)
 
-    def _pieces(self, number: int) -> Iterator[Tensor]:
-        copies = self._copies[number]
+    def _pieces(self, block: Tensor, copies: list[Tensor]) -> Iterator[Tensor]:
         for rows in self._rows.split(AT_ONCE):
             with self._lock:
                 copies[:] = [torch.cat(copies)]
-                records, place = self._blocks[number][rows], self._place[rows]
+                records, place = block[rows], self._place[rows]
                 changed = place >= 0
                 records[changed] = copies[0][place[changed]]
             yield records

@@ -59,6 +59,8 @@ class Arrived(NamedTuple):
         first row, if there is no value.
     values
         ``(N, C)`` values of the channels, NaN where not observed.
+    newest
+        ``(N, C)`` the row of the last value of each channel up to this one, -1 if there is none.
     times, known
         ``(N,)`` times and ``(N, K)`` covariates.
     """
@@ -71,6 +73,7 @@ class Arrived(NamedTuple):
     gaps: np.ndarray
     ages: np.ndarray
     values: np.ndarray
+    newest: np.ndarray
     times: TimeColumn
     known: np.ndarray
 
@@ -316,12 +319,8 @@ class HoldMember(Member):
         """Keep the last value of each channel, NaN as long as there is none."""
         last = parts[0].numpy()
         last[arrived.new] = np.nan
-        for channel, column in enumerate(arrived.values[:, self._targets].T):
-            known = np.isfinite(column)
-            newest = np.maximum.accumulate(np.where(known, np.arange(len(column)), -1))
-            row = newest[arrived.starts + arrived.counts - 1]
-            within = row >= arrived.starts
-            last[within, channel] = column[row[within]]
+        row = arrived.newest[arrived.starts + arrived.counts - 1][:, self._targets]  # (I, D)
+        last[:] = np.where(row >= 0, arrived.values[row, self._targets], last)
 
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
         """Forecast all queries in one forecast."""

@@ -140,22 +140,21 @@ class States:
             self.table.forget(names)
 
     def about(self, name: str) -> dict[str, Any]:
-        """Return what is known of an item; the last value of each channel in their order."""
+        """Return what is known of an item, see `LiveForecaster.item`."""
         with self._lock:
             if name not in self.table:
                 raise DataError("is not known", "give its observations by update", item=name)
             common, _ = self._parts(self.table.take(self.table.find([name])))
             clock = self.clock
         first, last, *since = map(clock.moment, common.moments[0].tolist())
-        return {
-            "num_observations": int(common.count[0, 0]),
-            "first": first,
-            "last": last,
-            "observed": [
-                time if known else None
-                for time, known in zip(since, common.seen[0].tolist(), strict=True)
-            ],
+        schema, seen = self.predictor.schema, common.seen[0].tolist()
+        channels = (*schema.target, *schema.past_feat_dynamic_real)
+        observed = {
+            channel: time if known else None
+            for channel, time, known in zip(channels, since, seen, strict=True)
         }
+        count = int(common.count[0, 0])
+        return {"num_observations": count, "first": first, "last": last, "observed": observed}
 
     @contextmanager
     def frozen(self) -> Iterator[tuple[Clock, FrozenTable]]:
@@ -214,11 +213,8 @@ class States:
         before = np.roll(times.ticks, 1)
         before[starts] = last
         newest = np.maximum.accumulate(np.where(observed, np.arange(len(item))[:, None], -1))
-        known = np.where(
-            newest >= starts[item, None],
-            times.ticks[np.maximum(newest, 0)],
-            since[item],
-        )  # (N, C) after each row
+        newest[newest < starts[item, None]] = -1  # (N, C), of the same item
+        known = np.where(newest >= 0, times.ticks[newest], since[item])
         earlier = np.roll(known, 1, axis=0)
         earlier[starts] = since
         arrived = Arrived(
@@ -230,6 +226,7 @@ class States:
             gaps=self.clock.seconds(times.ticks - before),
             ages=self.clock.seconds(before[:, None] - earlier),
             values=given.values,
+            newest=newest,
             times=times,
             known=given.known,
         )
@@ -244,7 +241,7 @@ class States:
         ends = starts + counts - 1
         common.moments[:, 1] = times.ticks[ends]
         common.moments[:, 2:] = known[ends]
-        common.seen[:] |= newest[ends] >= starts[:, None]
+        common.seen[:] |= newest[ends] >= 0
         common.count[:, 0] += counts
 
     def _queries(self, asked: Queries, common: _Common, clock: Clock) -> Asked:
