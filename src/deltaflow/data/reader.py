@@ -18,7 +18,7 @@ from torch import Tensor
 from deltaflow.data.scaling import SCALINGS, Scaling
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import CALENDAR_CYCLES, Series, seconds_per_period, series_of
-from deltaflow.data.statistics import LIMIT, Statistics, last_known
+from deltaflow.data.statistics import LIMIT, Statistics
 from deltaflow.errors import DataError, check_registered
 
 FARTHEST = 1e30
@@ -246,7 +246,7 @@ class Reader:
         gaps = np.diff(times, prepend=times[:, :1])  # 0 at the first
         last = np.take_along_axis(times, np.maximum(lengths - 1, 0)[:, None], axis=1)
         ahead = self._in_gaps(asked - last, series)
-        furthest = last_known(ahead[..., None], 0.0)  # in the place of padding
+        furthest = np.fmax.reduce(ahead, axis=1, keepdims=True, initial=0.0)  # instead of padding
         return Batch(
             values=rows.values,
             observed=rows.observed,

@@ -61,6 +61,11 @@ class Series(NamedTuple):
         """The number T of observation times."""
         return len(self.values)
 
+    @property
+    def num_queries(self) -> int:
+        """The number Q of query times."""
+        return len(self.times) - len(self.values)
+
 
 def is_irregular(entry: DataEntry) -> bool:
     """Tell whether an entry keeps real time: its ``info`` then has a ``time_origin``."""

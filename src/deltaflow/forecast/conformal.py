@@ -1,7 +1,6 @@
 """Conformal intervals: quantiles that cover what they say, whatever the model that makes them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +8,7 @@ import pandas as pd
 import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import DataEntry, Dataset
+from scipy.special import ndtri
 
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import entries_of, is_irregular, match_entry
@@ -19,7 +19,7 @@ from deltaflow.forecast.forecasts import (
     RealTimeForecast,
     SampleForecast,
     WrappedForecast,
-    parsed_level,
+    interpolated,
 )
 from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor, leads_of, times_of
 from deltaflow.randomness import check_seed, derived_seed, seeded
@@ -43,7 +43,7 @@ other origins are rounded differently."""
 FEWEST_ITEMS = 5
 """With fewer items, a channel keeps the spread of the model."""
 
-_NORMAL = np.array([NormalDist().inv_cdf(level) for level in LEVELS]) / NormalDist().inv_cdf(0.9)
+_NORMAL = ndtri(LEVELS) / ndtri(0.9)
 """What the scores are of a model that is right and normal; 1 at the level 0.9."""
 
 _FEW = 1e-9
@@ -325,8 +325,10 @@ class ConformalForecast(WrappedForecast):
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
-        values = [parsed_level(level).value for level in levels]
-        quantiles = self._at(self._scores_at(np.array(values)))
+        pairs = zip(self.scores, self.ranges.T, strict=True)
+        wanted = np.array(levels, dtype=np.float64)
+        scores = [_at_levels(table, wanted)[:, own] for table, own in pairs]
+        quantiles = self._at(np.stack(scores, axis=-1))
         return quantiles if cells is None else quantiles[:, cells]
 
     def copy_dim(self, dim: int) -> "ConformalForecast":
@@ -360,16 +362,11 @@ class ConformalForecast(WrappedForecast):
 
     def _samples(self, levels: np.ndarray) -> SampleForecast:
         """Return the values ``(N, …)`` of levels ``(N, Q, D)``."""
-        drawn = [
-            np.interp(levels[:, query, channel], LEVELS, self.scores[channel][number])
-            for (query, channel), number in np.ndenumerate(self.ranges)
-        ]
-        return self.sampled(self._at(np.stack(drawn, axis=1).reshape(levels.shape)))
-
-    def _scores_at(self, levels: np.ndarray) -> np.ndarray:
-        """Return the quantiles ``(L, Q, D)`` of the scores."""
-        pairs = zip(self.scores, self.ranges.T, strict=True)
-        return np.stack([_at_levels(table, levels)[:, own] for table, own in pairs], axis=-1)
+        tables = (
+            self.scores[channel][number] for (_, channel), number in np.ndenumerate(self.ranges)
+        )
+        drawn = interpolated(levels.reshape(len(levels), -1), LEVELS, tables)
+        return self.sampled(self._at(drawn.reshape(levels.shape)))
 
     def _at(self, score: np.ndarray) -> np.ndarray:
         side = np.where(score < 0, self._below, self._above)
@@ -551,33 +548,27 @@ def _with_tails(
     quantiles: np.ndarray, score: np.ndarray, lowest: float, highest: float
 ) -> np.ndarray:
     """Extrapolate quantiles below and above those levels that the increasing scores reach."""
-    for number in np.flatnonzero(LEVELS - lowest < -_FEW):
-        quantiles[number] = _beyond(score[0], lowest, float(LEVELS[number]))
-    for number in np.flatnonzero(LEVELS - highest > _FEW):
-        quantiles[number] = _beyond(score[-1], highest, float(LEVELS[number]))
+    below, above = LEVELS - lowest < -_FEW, LEVELS - highest > _FEW
+    quantiles[below] = _beyond(score[0], lowest, LEVELS[below])
+    quantiles[above] = _beyond(score[-1], highest, LEVELS[above])
     return np.maximum.accumulate(quantiles)
 
 
-def _at_levels(scores: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Return the quantiles ``(L, …)`` of scores ``(…, len(LEVELS))`` that are known at `LEVELS`."""
-    place = np.interp(levels, LEVELS, np.arange(len(LEVELS)))
-    low = place.astype(int)
-    share, high = place - low, np.minimum(low + 1, len(LEVELS) - 1)
-    quantiles = np.moveaxis((1 - share) * scores[..., low] + share * scores[..., high], -1, 0)
-    for number in np.flatnonzero((levels < LEVELS[0]) | (levels > LEVELS[-1])):
-        level = float(levels[number])
-        outermost = LEVELS[0] if level < LEVELS[0] else LEVELS[-1]
-        quantiles[number] = _beyond(quantiles[number], outermost, level)
-    return quantiles
+def _at_levels(table: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Return the quantiles ``(L, R)`` of scores ``(R, len(LEVELS))`` that are known at `LEVELS`."""
+    quantiles = np.array([np.interp(levels, LEVELS, scores) for scores in table])
+    nearest = np.clip(levels, LEVELS[0], LEVELS[-1])
+    out = levels != nearest
+    quantiles[:, out] = _beyond(quantiles[:, out], nearest[out], levels[out])
+    return quantiles.T
 
 
-def _beyond(score: np.ndarray, level: float, wanted: float) -> np.ndarray:
-    """Extrapolate the quantile of scores from a level to one further out, as of a normal tail.
+def _beyond(score: Any, level: Any, wanted: np.ndarray) -> np.ndarray:
+    """Extrapolate the quantiles of scores from a level to others further out, as of a normal tail.
 
-    It moves in proportion to the score, and at least as far as that of a model that is right.
+    They move in proportion to the score, and at least as far as those of a model that is right.
     """
-    inverse, unit = NormalDist().inv_cdf, NormalDist().inv_cdf(0.9)
-    near, far = inverse(level), inverse(wanted)
-    sign = 1.0 if wanted > 0.5 else -1.0
+    near, far = ndtri(level), ndtri(wanted)
+    sign = np.where(wanted > 0.5, 1.0, -1.0)
     in_proportion = np.maximum(sign * score, 0.0) * (far / near - 1)
-    return score + sign * np.maximum(in_proportion, abs(far - near) / unit)
+    return score + sign * np.maximum(in_proportion, np.abs(far - near) / ndtri(0.9))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -49,6 +49,24 @@ def read_levels(quantile_levels: Sequence[float]) -> list[float]:
         raise DataError(f"{levels} are not between 0 and 1, or too close to them",
                         "give levels such as 0.1", field="quantile_levels")  # fmt: skip
     return levels
+
+
+def interpolated(
+    levels: np.ndarray, known: Sequence[float] | np.ndarray, quantiles: Iterable[np.ndarray]
+) -> np.ndarray:
+    """Return the values ``(N, M)`` of levels ``(N, M)``, by interpolation between quantiles.
+
+    Parameters
+    ----------
+    levels
+        The levels, such as random numbers between 0 and 1.
+    known
+        ``(K,)`` the levels of the quantiles.
+    quantiles
+        For each of the M columns, ``(K,)``.
+    """
+    columns = zip(levels.T, quantiles, strict=True)
+    return np.stack([np.interp(wanted, known, own) for wanted, own in columns], axis=1)
 
 
 class RealTimeForecast(gluonts_forecast.Forecast):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,13 @@ import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 from gluonts.model.estimator import Estimator
+from scipy.special import ndtri
 
 from deltaflow.data.schema import LONGEST, Schema
 from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics, last_known
 from deltaflow.errors import check_at_least_one
-from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast
+from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast, interpolated
 from deltaflow.forecast.location_scale import finite_queries
 from deltaflow.forecast.predictor import DeltaflowPredictor, read_data
 from deltaflow.randomness import check_seed, derived_seed, seeded
@@ -112,7 +112,7 @@ class HoldPredictor(DeltaflowPredictor):
         schema, data = read_series(training_data)
         statistics = Statistics.fit(data, schema.target)
         leads, changes, values = [], [], []
-        normal = np.array([NormalDist().inv_cdf(level) for level in LEVELS])
+        normal = ndtri(LEVELS)
         for channel in range(len(schema.target)):
             # Quantiles differ, however little, even for a channel that never changes.
             least = 1e-9 * statistics.spread[channel] * normal
@@ -202,11 +202,7 @@ class HoldPredictor(DeltaflowPredictor):
         """Draw samples ``(count, …)`` from quantiles ``(K, …)``, each query on its own."""
         flat = quantiles.reshape(len(quantiles), -1)
         uniform = torch.rand(count, flat.shape[1], dtype=torch.float64).numpy()
-        drawn = [
-            np.interp(column, self.levels, own)
-            for column, own in zip(uniform.T, flat.T, strict=True)
-        ]
-        return np.stack(drawn, axis=1).reshape(count, *quantiles.shape[1:])
+        return interpolated(uniform, self.levels, flat.T).reshape(count, *quantiles.shape[1:])
 
 
 class HoldEstimator(Estimator):

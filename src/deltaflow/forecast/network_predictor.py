@@ -65,11 +65,7 @@ class ReadBatch:
     @cached_property
     def batch(self) -> Batch:
         """The entries as a network reads them."""
-        return self.collate(self.series)
-
-    def collate(self, series: Sequence[Series]) -> Batch:
-        """Return series as a network reads them."""
-        return self.reader.collate([self.reader.window(one, one.length) for one in series])
+        return self.reader.collate([self.reader.window(one, one.length) for one in self.series])
 
 
 class IrregularPredictor(DeltaflowPredictor):
@@ -200,7 +196,7 @@ class IrregularPredictor(DeltaflowPredictor):
         most = 0
         cycles = self.reader.seasonality
         for one in read_data(dataset, self.schema, self.prediction_length, cycles):
-            queries = _count_queries(one.series)
+            queries = one.series.num_queries
             most = max(most, queries)
             size = len(batch) + 1
             if batch and (size > self.batch_size or size * most > self._queries_at_once):
@@ -230,14 +226,11 @@ class IrregularPredictor(DeltaflowPredictor):
         self, asked: ReadBatch, num_samples: int
     ) -> Iterable[Callable[..., RealTimeForecast]]:
         """Sample trajectories through the queries, in order of time."""
-        series = asked.series
-        orders = [np.argsort(one.times[one.length :], kind="stable") for one in series]
-        batch = asked.collate([_reordered(*pair) for pair in zip(series, orders, strict=True)])
-        drawn = self.network.sample_paths(self._on_device(batch), num_samples)
+        drawn = self.network.sample_paths(self._on_device(asked.batch), num_samples)
         samples = finite(drawn).cpu().numpy()  # (B, N, Q, D)
         return [
-            partial(SampleForecast, own[:, np.argsort(order)][..., item.found.channels])
-            for own, order, item in zip(samples, orders, asked.items, strict=True)
+            partial(SampleForecast, own[:, : item.series.num_queries, item.found.channels])
+            for own, item in zip(samples, asked.items, strict=True)
         ]
 
     def _marginals(
@@ -245,7 +238,7 @@ class IrregularPredictor(DeltaflowPredictor):
     ) -> Iterable[Callable[..., RealTimeForecast]]:
         """Forecast each query on its own: by a distribution, by quantiles, or by samples."""
         batch = read.batch
-        counts = np.array([_count_queries(one) for one in read.series])
+        counts = np.array([one.num_queries for one in read.series])
         bounds = np.concatenate([[0], counts.cumsum()])
         asked = torch.arange(max(counts)) < torch.from_numpy(counts).unsqueeze(-1)  # (B, Q)
         # The R queries of all series, one series after the other: (R, D), or (R, D, K).
@@ -386,13 +379,3 @@ def finite(values: Tensor) -> Tensor:
     if not torch.isfinite(values).all():
         raise ValueError("not finite")
     return values
-
-
-def _count_queries(series: Series) -> int:
-    return len(series.times) - series.length
-
-
-def _reordered(series: Series, order: np.ndarray) -> Series:
-    """Return the series with its queries in another order."""
-    rows = np.concatenate([np.arange(series.length), series.length + order])
-    return series._replace(times=series.times[rows], covariates=series.covariates[rows])

@@ -139,12 +139,20 @@ class DeltaflowPredictor(RepresentablePredictor):
     def description(self) -> str:
         """Return class and arguments as JSON, in which numbers stand for `members`."""
         cls, numbers = type(self), count()
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, DeltaflowPredictor):
+                return {_MEMBER: next(numbers)}
+            if isinstance(value, (np.ndarray, np.generic)):
+                return value.tolist()
+            raise TypeError(f"{value!r} is not a plain value")
+
         description = {
             "format": FORMAT,
             "class": f"{cls.__module__}.{cls.__qualname__}",
-            "kwargs": _replaced(self._arguments(), lambda _: {_MEMBER: next(numbers)}),
+            "kwargs": self._arguments(),
         }
-        return json.dumps(description, default=_as_list)
+        return json.dumps(description, default=plain)
 
     @classmethod
     def deserialize(cls, path: str | Path, device: str = "auto") -> Self:
@@ -314,43 +322,31 @@ def _read_arguments(path: Path, name: str, device: str) -> dict[str, Any]:
         If the description is of another class, or asks for any other object to be built.
     """
     file = path / _DESCRIPTION
+
+    def built(value: dict[str, Any]) -> Any:
+        if "__kind__" in value:
+            raise DeltaflowError(
+                f"{file} asks for an object {value.get('class')!r}; a predictor of deltaflow holds "
+                "plain values only"
+            )
+        if _MEMBER not in value:
+            return value
+        if type(number := value[_MEMBER]) is not int:
+            raise DeltaflowError(f"{file} names no subfolder: {number!r}")
+        return load_directory(path / str(number), device)
+
     with reading(file):
-        stored = json.loads(file.read_text())
+        text = file.read_text()
+        stored = json.loads(text)
         described = isinstance(stored, dict) and _last_name(stored.get("class")) == name
         if not described or stored.get("args"):
             raise DeltaflowError(f"{file} does not describe a {name}")
         check_format(stored.get("format"), file)
         if not isinstance(stored.get("kwargs"), dict):
             raise DeltaflowError(f"{file} holds no arguments of a {name}")
-        return {key: _built(value, path, device) for key, value in stored["kwargs"].items()}
-
-
-def _built(value: Any, path: Path, device: str) -> Any:
-    """Put predictors back, and refuse what GluonTS's JSON would build an object of."""
-    if isinstance(value, list):
-        return [_built(part, path, device) for part in value]
-    if not isinstance(value, dict):
-        return value
-    if "__kind__" in value:
-        raise DeltaflowError(
-            f"{path / _DESCRIPTION} asks for an object {value.get('class')!r}; "
-            "a predictor of deltaflow holds plain values only"
-        )
-    if _MEMBER in value:
-        number = value[_MEMBER]
-        if type(number) is not int:
-            raise DeltaflowError(f"{path / _DESCRIPTION} names no subfolder: {number!r}")
-        return load_directory(path / str(number), device)
-    return {key: _built(part, path, device) for key, part in value.items()}
+        return json.loads(text, object_hook=built)["kwargs"]
 
 
 def _last_name(name: Any) -> str | None:
     """Return the last name of a dotted path, so that a class may move between modules."""
     return name.rpartition(".")[-1] if isinstance(name, str) else None
-
-
-def _as_list(value: Any) -> Any:
-    """Convert the arrays and numbers of NumPy for JSON."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    raise TypeError(f"{value!r} is not a plain value")

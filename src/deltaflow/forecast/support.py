@@ -77,11 +77,29 @@ def supports_of(given: Supports, data: Iterable[Series], target: Sequence[str]) 
     declared = {name: _read(one, name) for name, one in named.items()}
     if len(declared) == len(target) and all(one == REAL for one in declared.values()):
         return [REAL] * len(target)
-    seen = _Seen(len(target))
+    low, high = np.full(len(target), np.inf), np.full(len(target), -np.inf)
+    whole = np.ones(len(target), dtype=bool)
     for series in data:
-        seen.add(series, target, declared)
-    recognised = seen.supports()
-    return [declared.get(name, own) for name, own in zip(target, recognised, strict=True)]
+        values = series.values[:, : len(target)]
+        known = np.isfinite(values)
+        low = np.fmin(low, np.where(known, values, np.inf).min(axis=0, initial=np.inf))
+        high = np.fmax(high, np.where(known, values, -np.inf).max(axis=0, initial=-np.inf))
+        whole &= ((values == np.rint(values)) | ~known).all(axis=0)
+        for name, support in declared.items():
+            own = values[:, target.index(name)]
+            wrong = np.flatnonzero(np.isfinite(own) & (support.nearest(own) != own))
+            if len(wrong):
+                raise DataError(
+                    f"{own[wrong[0]]:g} is not in the support declared",
+                    "correct the value, or declare another support",
+                    item=series.item_id,
+                    field=name,
+                    position=int(wrong[0]),
+                )
+    return [
+        declared.get(name) or _recognised(*seen)
+        for name, *seen in zip(target, low, high, whole, strict=True)
+    ]
 
 
 def _read(given: Any, channel: str) -> Support:
@@ -98,47 +116,13 @@ def _read(given: Any, channel: str) -> Support:
     )
 
 
-class _Seen:
-    """What the values of each channel have in common."""
-
-    def __init__(self, channels: int) -> None:
-        self.low, self.high = np.full(channels, np.inf), np.full(channels, -np.inf)
-        self.whole = np.ones(channels, dtype=bool)
-
-    def add(self, series: Series, target: Sequence[str], declared: Mapping[str, Support]) -> None:
-        """Look at a series, and check it against the supports that were declared."""
-        values = series.values[:, : len(target)]
-        known = np.isfinite(values)
-        self.low = np.minimum(self.low, np.where(known, values, np.inf).min(axis=0, initial=np.inf))
-        self.high = np.maximum(
-            self.high, np.where(known, values, -np.inf).max(axis=0, initial=-np.inf)
-        )
-        self.whole &= ((values == np.rint(values)) | ~known).all(axis=0)
-        for name, support in declared.items():
-            own = values[:, target.index(name)]
-            wrong = np.flatnonzero(support.nearest(own) != np.where(np.isnan(own), own, own))
-            wrong = wrong[np.isfinite(own[wrong])]
-            if len(wrong):
-                raise DataError(
-                    f"{own[wrong[0]]:g} is not in the support declared",
-                    "correct the value, or declare another support",
-                    item=series.item_id,
-                    field=name,
-                    position=int(wrong[0]),
-                )
-
-    def supports(self) -> list[Support]:
-        """Return the supports recognised."""
-        found = []
-        for low, high, whole in zip(self.low, self.high, self.whole, strict=True):
-            if low > high:  # nothing was observed
-                found.append(REAL)
-                continue
-            # A largest value of exactly 1 beside a smallest of exactly 0 is hardly chance.
-            unit = low == 0 and high == 1
-            found.append(Support(0.0 if low >= 0 else -math.inf, 1.0 if unit else math.inf,
-                                 bool(whole)))  # fmt: skip
-        return found
+def _recognised(low: float, high: float, whole: bool) -> Support:
+    """Return the support of a channel, given its lowest and highest value."""
+    if low > high:  # nothing was observed
+        return REAL
+    # A largest value of exactly 1 beside a smallest of exactly 0 is hardly chance.
+    unit = low == 0 and high == 1
+    return Support(0.0 if low >= 0 else -math.inf, 1.0 if unit else math.inf, bool(whole))
 
 
 class SupportPredictor(WrappedPredictor):

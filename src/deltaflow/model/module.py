@@ -151,7 +151,7 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         gaps = batch.query_delta_t.repeat_interleave(num_samples, dim=0)
         covariates = batch.query_covariates.repeat_interleave(num_samples, dim=0)
         memory = batch.memory.repeat_interleave(num_samples, dim=0)
-        gaps, order = gaps.sort(dim=1)
+        gaps, order = gaps.sort(dim=1, stable=True)
         covariates = covariates.gather(1, order.unsqueeze(-1).expand_as(covariates))
         unread = self.num_channels - self.num_targets
 
