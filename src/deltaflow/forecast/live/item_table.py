@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import zipfile
@@ -21,17 +20,17 @@ AT_ONCE = 2**16
 
 
 class _Place(NamedTuple):
-    """Where a part of a record is packed: in which block, in which columns, and its shape."""
+    """Where a part of a record is: in which columns of a dtype, and its shape."""
 
-    block: int
+    dtype: torch.dtype
     columns: slice
     shape: tuple[int, ...]
 
 
 class ItemTable:
-    """Records of items by their names. All parts of a record that have one dtype lie together.
+    """Records of items by their names. A record is read in one access, however many parts it has.
 
-    So a record is read in one access per dtype, however many parts it has.
+    Records are packed as rows of 64-bit words.
 
     Parameters
     ----------
@@ -40,19 +39,15 @@ class ItemTable:
     """
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
-        dtypes = list(dict.fromkeys(part.dtype for part in parts))
-        widths = [0] * len(dtypes)
-        self._places = []
-        for part in parts:
-            block = dtypes.index(part.dtype)
-            columns = slice(widths[block], widths[block] + math.prod(part.shape[1:]))
-            self._places.append(_Place(block, columns, part.shape[1:]))
-            widths[block] = columns.stop
+        self._places: dict[int, _Place] = {}
+        end = 0  # in bytes: from wide to narrow dtypes, so that all parts are aligned
+        for number in sorted(range(len(parts)), key=lambda n: -parts[n].element_size()):
+            part, size = parts[number], parts[number].element_size()
+            columns = slice(end // size, end // size + part.numel())
+            self._places[number] = _Place(part.dtype, columns, part.shape[1:])
+            end = size * columns.stop
         # One record is always there, so that absent items have something to be read.
-        self._blocks = [
-            torch.zeros(1, width, dtype=dtype)
-            for width, dtype in zip(widths, dtypes, strict=True)
-        ]  # fmt: skip
+        self._records = torch.zeros(1, math.ceil(end / 8), dtype=torch.int64)
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
         self._used = 0
@@ -67,26 +62,26 @@ class ItemTable:
     @property
     def bytes_per_item(self) -> int:
         """The size of a record in bytes, without the item's name."""
-        return sum(block.shape[1] * block.element_size() for block in self._blocks)
+        return 8 * self._records.shape[1]
 
     def find(self, names: Iterable[str]) -> Tensor:
         """Return the row of each item, ``(I,)`` int64; -1 where there is no such item."""
         return torch.tensor([self._rows.get(name, -1) for name in names], dtype=torch.int64)
 
-    def take(self, rows: Tensor) -> list[Tensor]:
+    def take(self, rows: Tensor) -> Tensor:
         """Return copies of the records of rows ``(I,)``, packed; of row -1, anything."""
-        rows = rows.clamp(min=0)
-        return [block.index_select(0, rows) for block in self._blocks]
+        return self._records.index_select(0, rows.clamp(min=0))
 
-    def parts(self, packed: Sequence[Tensor]) -> list[Tensor]:
+    def parts(self, packed: Tensor) -> list[Tensor]:
         """Return the parts ``(I, …)`` of packed records, as views that may be written to."""
-        return [
-            part if len(place.shape) == 1 else part.unflatten(1, place.shape)
-            for place in self._places
-            for part in [packed[place.block][:, place.columns]]
-        ]
+        return [self._part(packed, number) for number in range(len(self._places))]
 
-    def put(self, names: Sequence[str], rows: Tensor, packed: Sequence[Tensor]) -> None:
+    def _part(self, packed: Tensor, number: int) -> Tensor:
+        dtype, columns, shape = self._places[number]
+        part = packed.view(dtype)[:, columns]
+        return part if len(shape) == 1 else part.unflatten(1, shape)
+
+    def put(self, names: Sequence[str], rows: Tensor, packed: Tensor) -> None:
         """Write packed records to the rows of items; an item of row -1 gets a new row."""
         new = [name for name, row in zip(names, rows.tolist(), strict=True) if row < 0]
         if new:
@@ -98,8 +93,7 @@ class ItemTable:
             rows = rows.clone()
             rows[rows < 0] = torch.tensor(fresh)
         self._keep(rows)
-        for block, records in zip(self._blocks, packed, strict=True):
-            block.index_copy_(0, rows, records)
+        self._records.index_copy_(0, rows, packed)
 
     def forget(self, names: Iterable[str]) -> None:
         """Delete items; their rows go to the next new ones."""
@@ -108,26 +102,25 @@ class ItemTable:
     def replace(self, number: int, values: Tensor) -> None:
         """Replace a part of all records, ``(rows, …)`` as :meth:`all_of` gives it."""
         self._keep(torch.arange(self._used))
-        place = self._places[number]
-        self._blocks[place.block][:, place.columns] = values.flatten(1)
+        self._part(self._records, number).copy_(values)
 
     def all_of(self, number: int) -> Tensor:
         """Return a part of all records, those of unused rows among them."""
-        return self.parts(self._blocks)[number]
+        return self._part(self._records, number)
 
     def freeze(self, lock: threading.Lock) -> FrozenTable:
         """Return the table as it is now; until :meth:`thaw`, other threads may go on changing it.
 
         They hold ``lock`` whenever they use the table. It can be frozen once at a time.
         """
-        self._frozen = FrozenTable(self._rows, self._blocks, self._used, lock)
+        self._frozen = FrozenTable(self._rows, self._records, self._used, lock)
         return self._frozen
 
     def thaw(self) -> None:
         """Let go of the frozen table."""
         self._frozen = None
 
-    def fill(self, names: Sequence[str], packed: Sequence[Tensor]) -> None:
+    def fill(self, names: Sequence[str], packed: Tensor) -> None:
         """Make the table hold these items alone.
 
         Raises
@@ -135,14 +128,13 @@ class ItemTable:
         ValueError
             If they are not records of this table, or a name stands twice.
         """
-        for block, records in zip(self._blocks, packed, strict=True):
-            if records.dtype != block.dtype or records.shape != (len(names), block.shape[1]):
-                raise ValueError(f"records of {tuple(records.shape)} {records.dtype} do not fit")
+        if packed.dtype != torch.int64 or packed.shape != (len(names), self._records.shape[1]):
+            raise ValueError(f"records of {tuple(packed.shape)} {packed.dtype} do not fit")
         self._rows = {name: row for row, name in enumerate(names)}
         if len(self._rows) < len(names):
             raise ValueError("an item stands twice")
         if names:
-            self._blocks = list(packed)
+            self._records = packed
         self._free, self._used = [], len(names)
 
     def _keep(self, rows: Tensor) -> None:
@@ -151,13 +143,14 @@ class ItemTable:
             self._frozen.keep(rows)
 
     def _reserve(self, count: int) -> None:
-        if count > len(self._blocks[0]):
-            size = max(count, math.ceil(GROWTH * len(self._blocks[0])))
-            for number, block in enumerate(self._blocks):
-                # NumPy's zeros take no memory before they are written to; torch's do.
-                larger = torch.from_numpy(np.zeros((size, block.shape[1]), block.numpy().dtype))
-                larger[: len(block)] = block
-                self._blocks[number] = larger
+        if count > len(self._records):
+            size = max(count, math.ceil(GROWTH * len(self._records)))
+            # NumPy's zeros take no memory before they are written to; torch's do.
+            larger = torch.from_numpy(np.zeros((size, self._records.shape[1]), np.int64))
+            larger[: len(self._records)] = self._records
+            self._records = larger
+            if self._frozen is not None:
+                self._frozen.records = larger
 
 
 class FrozenTable:
@@ -167,21 +160,21 @@ class FrozenTable:
     ----------
     rows
         The row of each item.
-    blocks
-        The blocks of the table, which it replaces by larger ones.
+    records
+        The packed records of the table.
     used
         The number of rows that are in use.
     lock
-        The lock that is held while the blocks are read or written.
+        The lock that is held while the records are read or written.
     """
 
     def __init__(
-        self, rows: dict[str, int], blocks: list[Tensor], used: int, lock: threading.Lock
+        self, rows: dict[str, int], records: Tensor, used: int, lock: threading.Lock
     ) -> None:
         self.names = list(rows)
         self._rows = torch.from_numpy(np.fromiter(rows.values(), np.int64, len(rows)))
-        self._blocks, self._lock = blocks, lock
-        self._copies = [[block[:0]] for block in blocks]
+        self.records, self._lock = records, lock
+        self._copies = [records[:0]]
         self._place = torch.full((used,), -1)  # of each row among the copies
         self._count = 0
 
@@ -191,20 +184,16 @@ class FrozenTable:
         rows = rows[self._place[rows] < 0]
         self._place[rows] = torch.arange(self._count, self._count + len(rows))
         self._count += len(rows)
-        for copies, block in zip(self._copies, self._blocks, strict=True):
-            copies.append(block[rows])
+        self._copies.append(self.records[rows])
 
-    def blocks(self) -> Iterator[Iterator[Tensor]]:
-        """Yield the pieces of each block, which together have the records in the names' order."""
-        return map(self._pieces, self._blocks, self._copies)
-
-    def _pieces(self, block: Tensor, copies: list[Tensor]) -> Iterator[Tensor]:
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield packed records, which are together those of the names, in their order."""
         for rows in self._rows.split(AT_ONCE):
             with self._lock:
-                copies[:] = [torch.cat(copies)]
-                records, place = block[rows], self._place[rows]
+                self._copies = [torch.cat(self._copies)]
+                records, place = self.records[rows], self._place[rows]
                 changed = place >= 0
-                records[changed] = copies[0][place[changed]]
+                records[changed] = self._copies[0][place[changed]]
             yield records
 
 
@@ -216,17 +205,15 @@ def write_records(archive: zipfile.ZipFile, records: FrozenTable) -> None:
     for name, array in (("names", np.frombuffer(joined, dtype=np.uint8)), ("lengths", lengths)):
         with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array(file, array, allow_pickle=False)
-    for number, pieces in enumerate(records.blocks()):
-        first = next(pieces)
-        header = np.lib.format.header_data_from_array_1_0(first.numpy())
-        header["shape"] = (len(names), first.shape[1])
-        with archive.open(f"block_{number}.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for piece in itertools.chain([first], pieces):
-                file.write(piece.numpy().tobytes())
+    header = np.lib.format.header_data_from_array_1_0(records.records.numpy())
+    header["shape"] = (len(names), records.records.shape[1])
+    with archive.open("records.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in records.pieces():
+            file.write(piece.numpy().tobytes())
 
 
-def read_records(archive: zipfile.ZipFile) -> tuple[list[str], list[Tensor]]:
+def read_records(archive: zipfile.ZipFile) -> tuple[list[str], Tensor]:
     """Undo `write_records`; nothing is unpickled."""
 
     def read(name: str) -> np.ndarray:
@@ -236,5 +223,4 @@ def read_records(archive: zipfile.ZipFile) -> tuple[list[str], list[Tensor]]:
     ends = read("lengths").cumsum().tolist()
     joined = read("names").tobytes().decode(errors="surrogatepass")
     names = [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    count = sum(name.startswith("block_") for name in archive.namelist())
-    return names, [torch.from_numpy(read(f"block_{number}")) for number in range(count)]
+    return names, torch.from_numpy(read("records"))

@@ -27,7 +27,7 @@ class Snapshot(NamedTuple):
     predictor: DeltaflowPredictor
     about: dict[str, Any]
     names: list[str]
-    packed: list[Tensor]
+    packed: Tensor
 
 
 def write_snapshot(

@@ -167,7 +167,7 @@ class States:
             with self._lock:
                 self.table.thaw()
 
-    def fill(self, resolution: str, names: Sequence[str], packed: Sequence[Tensor]) -> None:
+    def fill(self, resolution: str, names: Sequence[str], packed: Tensor) -> None:
         """Put in the packed records of items, into states that are still empty.
 
         Raises
@@ -179,7 +179,7 @@ class States:
             self.clock = self.clock.in_unit(resolution)
             self.table.fill(names, packed)
 
-    def _parts(self, packed: Sequence[Tensor]) -> tuple[_Common, list[list[Tensor]]]:
+    def _parts(self, packed: Tensor) -> tuple[_Common, list[list[Tensor]]]:
         """Return what packed records hold: what all members share, and what each of them keeps."""
         parts = iter(self.table.parts(packed))
         common = (part.numpy() for part in itertools.islice(parts, len(_Common._fields)))
@@ -195,7 +195,7 @@ class States:
             self.table.replace(0, torch.from_numpy(refined.ticks))
             self.clock = self.clock.in_unit(refined.resolution)
 
-    def _advance(self, given: Observations, new: np.ndarray, packed: Sequence[Tensor]) -> None:
+    def _advance(self, given: Observations, new: np.ndarray, packed: Tensor) -> None:
         """Read observations into the packed records of their items; ``new`` ones have none yet."""
         common, states = self._parts(packed)
         times = in_ticks_of(given.times, self.clock.column(np.empty(0)), self.timestamp)
