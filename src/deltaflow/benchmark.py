@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.benchmark import timer
 
-from deltaflow.encoders import ENCODERS, Encoder, make_encoder
+from deltaflow.encoders import ENCODERS, make_encoder
 from deltaflow.forecast.predictor import find_device
 from deltaflow.process import threads
 from deltaflow.randomness import seeded
@@ -85,7 +85,7 @@ class Workload:
     queries: int = 1
     encoders: Sequence[str] = tuple(ENCODERS)
 
-    num_channels, num_features = 7, 1
+    num_channels, num_features, num_inputs = 7, 1, 16
 
     def batch(self, device: torch.device) -> dict[str, Tensor]:
         """Draw a batch for an encoder, with half of the values observed."""
@@ -101,23 +101,17 @@ class Workload:
         }
         return {name: part.to(device) for name, part in batch.items()}
 
-    @property
-    def num_inputs(self) -> int:
-        """The number of inputs of an observation: values, their masks, features and the gap."""
-        return 2 * self.num_channels + self.num_features + 1
-
     def inputs(self, device: torch.device) -> Tensor:
         """Draw the inputs of the floor."""
         return torch.randn(self.series, self.observations, self.num_inputs, device=device)
 
-    def floor(self, device: torch.device) -> nn.GRU:
-        """Return the floor."""
-        return nn.GRU(self.num_inputs, self.hidden_size, batch_first=True).to(device)
-
-    def encoder(self, name: str, device: torch.device) -> Encoder:
-        """Return an encoder."""
+    def modules(self, device: torch.device) -> dict[str, Any]:
+        """Return the floor and the encoders."""
         sizes = self.num_channels, self.num_features, self.hidden_size
-        return make_encoder(name, *sizes).to(device)
+        with seeded(0):
+            encoders = {name: make_encoder(name, *sizes) for name in self.encoders}
+            floor = nn.GRU(self.num_inputs, self.hidden_size, batch_first=True)
+        return {name: module.to(device) for name, module in {FLOOR: floor, **encoders}.items()}
 
     def grown(self, axis: str, size: int) -> Workload:
         """Return the workload with another size along an axis of `GROWTH`."""
@@ -175,16 +169,10 @@ def benchmark(
             texts.append(f"## {title}\n\n{as_markdown(part)}")
         write(output / "benchmark.md", "\n".join(texts))
 
+    text = TextColumn("{task.description}")
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), text
     # A thread that draws the bar would disturb the measurements, so it is drawn between them.
-    bars = Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        auto_refresh=False,
-        transient=True,
-    )
+    bars = Progress(*columns, console=console, auto_refresh=False, transient=True)
     # On tensors this small, several threads only wait for each other.
     with threads(1), bars as progress:
         bar = progress.add_task("", total=1 if quick else 2 + sum(map(len, growth.values())))
@@ -224,11 +212,7 @@ def time_reading(
 ) -> pd.DataFrame:
     """Time the reading of a batch by every encoder and by the floor, with and without gradients."""
     batch, inputs = workload.batch(device), workload.inputs(device)
-    with seeded(0):
-        modules: dict[str, nn.Module] = {
-            name: workload.encoder(name, device) for name in workload.encoders
-        }
-        modules = {FLOOR: workload.floor(device), **modules}
+    modules = workload.modules(device)
 
     def read(name: str) -> Tensor:
         return modules[name](inputs)[1] if name == FLOOR else modules[name](**batch).hidden
@@ -253,12 +237,11 @@ def time_queries(
     workload: Workload, device: torch.device, seconds: float, tell: Tell
 ) -> pd.DataFrame:
     """Time the answers to queries, once a batch was read; the floor reads a batch."""
-    batch, inputs, gaps = workload.batch(device), workload.inputs(device), workload.gaps(device)
-    floor = workload.floor(device)
-    calls: dict[str, Callable[[], object]] = {FLOOR: lambda: floor(inputs)}
+    batch, gaps = workload.batch(device), workload.gaps(device)
+    floor, *encoders = workload.modules(device).values()
+    calls: dict[str, Callable[[], object]] = {FLOOR: partial(floor, workload.inputs(device))}
     with torch.no_grad():
-        for name in workload.encoders:
-            encoder = workload.encoder(name, device)
+        for name, encoder in zip(workload.encoders, encoders, strict=True):
             calls[name] = partial(encoder.evolve, encoder(**batch), gaps)
         table = _timed(calls, seconds, tell)
     table.insert(1, "pass", "forward")

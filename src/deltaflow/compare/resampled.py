@@ -85,11 +85,6 @@ class ResampledEstimator(Estimator):
         shuffle_buffer_length, cache_data, ckpt_path
             Passed on to the estimator if given.
         """
-        given = {
-            "shuffle_buffer_length": shuffle_buffer_length,
-            "cache_data": cache_data,
-            "ckpt_path": ckpt_path,
-        }
         entries = list(entries_of(training_data))
         schema = schema_of(entries)
         if schema.time == "regular":
@@ -109,6 +104,8 @@ class ResampledEstimator(Estimator):
                 [(entry, series_of(entry, schema)) for entry in validation_data]
             )
         training = grid.resample(list(zip(entries, data, strict=True)))
+        given = {"cache_data": cache_data, "ckpt_path": ckpt_path}
+        given["shuffle_buffer_length"] = shuffle_buffer_length
         options = {name: value for name, value in given.items() if value}
         predictor = estimator.train(training, validation, **options)
         return ResampledPredictor(predictor, grid, self.prediction_length)

@@ -117,15 +117,8 @@ class GRULayer(Flow):
             If ``tol`` was not reached, or ``y`` is not the value of any state in the cube.
         """
         self.check_inputs(t, y)
-        return solve(
-            self.prepare(),
-            t,
-            y,
-            lipschitz=self.lipschitz_bound,
-            tol=tol,
-            max_iter=max_iter,
-            bound=self.bound,
-        )
+        limits = {"lipschitz": self.lipschitz_bound, "bound": self.bound}
+        return solve(self.prepare(), t, y, tol=tol, max_iter=max_iter, **limits)
 
     def extra_repr(self) -> str:
         """Name the dimension and the bound."""
