@@ -205,11 +205,8 @@ class NetworkMember(Member):
         if not whole.any():
             self._read_steps(parts, arrived, known, np.arange(len(whole)))
             return
-        pending = np.flatnonzero(whole)
-        while len(pending):
-            values = int(arrived.counts[pending[0]]) * len(self._channels)
-            size = max(1, VALUES_AT_ONCE // values)
-            group, pending = pending[:size], pending[size:]
+        limit = VALUES_AT_ONCE // len(self._channels)
+        for group in _groups(np.flatnonzero(whole), arrived.counts, limit):
             _put(parts, group, self._read_whole(arrived, known, group))
         rest = np.flatnonzero(~whole)
         others = [part[rest] for part in parts]
@@ -251,12 +248,9 @@ class NetworkMember(Member):
         """Forecast all queries in one forecast."""
         covariates = self._covariates(asked.times, asked.known)
         counts = np.diff(asked.bounds)
-        order = np.argsort(-counts, kind="stable")
         numbers, pieces = [], []
-        while len(order):
-            most = int(counts[order[0]])
-            size = max(1, QUERIES_AT_ONCE // most)
-            own, order = order[:size], order[size:]
+        for own in _groups(np.argsort(-counts, kind="stable"), counts, QUERIES_AT_ONCE):
+            most = int(counts[own[0]])
             # Items with fewer queries repeat their last one.
             rows = asked.bounds[own, None] + np.minimum(np.arange(most), counts[own, None] - 1)
             running = self._running([part[own] for part in parts], asked.ages[own])
@@ -408,6 +402,14 @@ def combined(
     if not predictor.members:
         return next(given)
     return predictor.combine([combined(one, given, lead) for one in predictor.members], lead)
+
+
+def _groups(items: np.ndarray, counts: np.ndarray, limit: int) -> Iterator[np.ndarray]:
+    """Split items, the one with the most rows first, so that a group has about ``limit`` rows."""
+    while len(items):
+        size = max(1, limit // int(counts[items[0]]))
+        yield items[:size]
+        items = items[size:]
 
 
 def _leaves(part: Any) -> list[Tensor]:
