@@ -24,7 +24,6 @@ from deltaflow.data import Reader
 from deltaflow.data.schema import unit_seconds
 from deltaflow.data.series import schema_of
 from deltaflow.data.windows import joined
-from deltaflow.encoders import Encoder
 from deltaflow.errors import DataError
 from deltaflow.forecast.conformal import ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
@@ -49,15 +48,14 @@ class Trained(NamedTuple):
         The number of its weights.
     curve
         A record per epoch: `train_loss`, `val_loss`, `seconds` of training without validation.
-    encoder, batch_size
-        The encoder, and the series that it forecasts at once; None for a baseline.
+    network
+        The predictor of the encoder, without widening; None for a baseline.
     """
 
     predictor: Predictor
     num_parameters: int = 0
     curve: Sequence[dict[str, float]] = ()
-    encoder: Encoder | None = None
-    batch_size: int = 1
+    network: IrregularPredictor | None = None
 
 
 def train_row(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
@@ -101,9 +99,7 @@ def _train_encoder(task: Task, options: RowOptions, seed: int, tell: Tell) -> Tr
     if options.widening:
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         predictor = widened(network, data, whole_items(task.validation))
-    return Trained(
-        predictor, _count(module), curve.epochs, network.network.encoder, network.batch_size
-    )
+    return Trained(predictor, _count(module), curve.epochs, network)
 
 
 def _channel_weights(reader: Reader, task: Task, emphasis: float) -> list[float]:

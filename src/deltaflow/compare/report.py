@@ -117,18 +117,14 @@ def over_sets(runs: Sequence[Run]) -> list[Part]:
     if len(loss := table.loss_by_set(runs)):
         title = "Quantile loss as a share of the last value's"
         parts.append(Part(title, _texts(loss, "{:.3f}"), loss.eq(loss.min(axis=1), axis=0)))
-    if not (coverage := table.coverage_by_set(runs)).empty:
+    if len(coverage := table.coverage_by_set(runs)):
         away = (coverage - table.NOMINAL).abs().round(9)
+        best = away.eq(away.min(axis=1), axis=0)
         by_set, sizes = coverage.drop(index=table.MEAN), table.size_of_sets(runs)
-        drawn = figures.coverage_by_size(by_set, sizes, table.NOMINAL)
-        parts.append(
-            Part(
-                "80 % interval covers",
-                _texts(coverage, "{:.0%}"),
-                away.eq(away.min(axis=1), axis=0),
-                pictures={"coverage against size": _png(drawn)},
-            )
-        )
+        drawn = _png(figures.coverage_by_size(by_set, sizes, table.NOMINAL))
+        pictures = {"coverage against size": drawn}
+        shown = _texts(coverage, "{:.0%}")
+        parts.append(Part("80 % interval covers", shown, best, pictures=pictures))
     return parts
 
 
@@ -150,14 +146,12 @@ def _about_test(runs: Sequence[Run], test: str) -> Part:
     for measure, title in table.BY_CHANNEL.items():
         details[f"{title} by channel"] = table.by_channel(scores, test, measure)
     drawn: dict[str, Figure | None] = {
-        **{
-            f"accuracy against {label}": figures.accuracy_by_cost(scores, test, cost, label)
-            for cost, label in COSTS.items()
-        },
-        "calibration": figures.calibration(scores, test),
-        "forecasts": figures.forecasts(runs, test),
-        "learning curves": figures.learning_curves(runs, test),
+        f"accuracy against {label}": figures.accuracy_by_cost(scores, test, cost, label)
+        for cost, label in COSTS.items()
     }
+    drawn["calibration"] = figures.calibration(scores, test)
+    drawn["forecasts"] = figures.forecasts(runs, test)
+    drawn["learning curves"] = figures.learning_curves(runs, test)
     overview = table.overview(runs, test)
     return Part(
         test,
@@ -181,10 +175,10 @@ def _page(title: str, parts: Sequence[Part], config: CompareConfig) -> str:
         "Configuration": yaml.safe_dump(config.to_dict(), sort_keys=False),
         "Versions and machine": json.dumps(environment(), indent=2),
     }
-    sections = {part.title: _section(part) for part in parts}
-    sections |= {name: f"<pre>{html.escape(text)}</pre>" for name, text in about.items()}
+    sections = [(part.title, _section(part)) for part in parts]
+    sections += [(name, f"<pre>{html.escape(text)}</pre>") for name, text in about.items()]
     body, contents = [f"<p>{NOTES}</p>"], []
-    for number, (name, content) in enumerate(sections.items()):
+    for number, (name, content) in enumerate(sections):
         contents.append(f'<a href="#part{number}">{html.escape(name)}</a>')
         body += [f'<h2 id="part{number}">{html.escape(name)}</h2>', content]
     title = html.escape(title)

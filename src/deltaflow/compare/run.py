@@ -168,7 +168,7 @@ def _judged(
         with _recorded(errors, "training"):
             trained = train()
             run["curve"] = list(trained.curve)
-            if folder is not None and trained.encoder is not None:
+            if folder is not None and trained.network is not None:
                 trained.predictor.serialize(folder)
                 run["predictor"] = folder.name
         for name, test in task.tests.items() if trained is not None else ():

@@ -146,6 +146,7 @@ def timed_forecasts(
         the test (fewer if they take longer than `TIMING_SECONDS`); `evaluations_per_batch`,
         evaluations of vector fields to forecast a batch of series, if the encoder has any.
     """
+    encoder = None if trained.network is None else trained.network.network.encoder
     costs = {"parameters": float(trained.num_parameters), "epochs": float(len(trained.curve))}
     if trained.curve:
         costs["seconds_per_epoch"] = statistics.median(e["seconds"] for e in trained.curve)
@@ -153,15 +154,15 @@ def timed_forecasts(
     forecasts: list[Any] = []
     passes: list[float] = []
     while len(passes) < 3 and sum(passes) < TIMING_SECONDS:
-        if trained.encoder is not None:
-            trained.encoder.reset_num_evaluations()
+        if encoder is not None:
+            encoder.reset_num_evaluations()
         began = time.perf_counter()
         forecasts = list(trained.predictor.predict(entries))
         passes.append(time.perf_counter() - began)
     costs["ms_per_forecast"] = 1000 * min(passes) / len(entries)
-    if trained.encoder is not None and trained.encoder.num_evaluations:
-        batches = math.ceil(len(entries) / trained.batch_size)
-        costs["evaluations_per_batch"] = trained.encoder.num_evaluations / batches
+    if trained.network and encoder and encoder.num_evaluations:
+        batches = math.ceil(len(entries) / trained.network.batch_size)
+        costs["evaluations_per_batch"] = encoder.num_evaluations / batches
     return forecasts, costs
 
 

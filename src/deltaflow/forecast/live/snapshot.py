@@ -7,7 +7,7 @@ import os
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -19,15 +19,6 @@ from deltaflow.saving import FORMAT, check_format, replacing_file
 _CLASS = "LiveForecaster"
 _HEAD, _PREDICTOR = "live.json", "predictor"
 """What a snapshot holds beside its records: plain values, and the predictor."""
-
-
-class Snapshot(NamedTuple):
-    """What was saved: the predictor, plain values, the items, and their packed records."""
-
-    predictor: DeltaflowPredictor
-    about: dict[str, Any]
-    names: list[str]
-    packed: Tensor
 
 
 def write_snapshot(
@@ -47,8 +38,10 @@ def write_snapshot(
         os.fsync(file.fileno())
 
 
-def read_snapshot(path: str | Path, device: str) -> Snapshot:
-    """Undo `write_snapshot`, executing nothing of what was written.
+def read_snapshot(
+    path: str | Path, device: str
+) -> tuple[DeltaflowPredictor, dict[str, Any], list[str], Tensor]:
+    """Return predictor, plain values, items and packed records, executing nothing of the file.
 
     Raises
     ------
@@ -64,4 +57,4 @@ def read_snapshot(path: str | Path, device: str) -> Snapshot:
             inside = [name for name in archive.namelist() if name.startswith(_PREDICTOR)]
             archive.extractall(folder, inside)
             predictor = load_directory(Path(folder, _PREDICTOR), device)
-        return Snapshot(predictor, about, *read_records(archive))
+        return predictor, about, *read_records(archive)
