@@ -90,15 +90,14 @@ class TimeSplitter(AbstractBaseSplitter):
         apart = self._apart(windows, distance)
         lengths = [1]
         for entry in dataset:
-            times, cut = _times(entry), self._cut(entry)
             for window in range(windows):
-                low, high = self._bounds(entry, cut + window * apart, times)
+                low, high = self._bounds(entry, window * apart)
                 lengths.append(high - low)
         return max(lengths)
 
     def training_entry(self, entry: DataEntry) -> DataEntry:
         """Return the part of an item before the split."""
-        stop = _rows_before(entry, _times(entry), self._cut(entry))
+        stop = _rows_before(entry, self._cut(entry))
         return _sliced(entry, slice(0, stop), slice(0, stop))
 
     def test_pair(
@@ -125,8 +124,7 @@ class TimeSplitter(AbstractBaseSplitter):
     def _pair(
         self, entry: DataEntry, prediction_length: int, offset: int
     ) -> tuple[DataEntry, DataEntry]:
-        times = _times(entry)
-        low, high = self._bounds(entry, self._cut(entry) + offset, times)
+        low, high = self._bounds(entry, offset)
         if high - low > prediction_length:
             raise DataError(
                 f"has {high - low} observations within the horizon, but prediction_length is "
@@ -188,7 +186,14 @@ class TimeSplitter(AbstractBaseSplitter):
 
     def _cut(self, entry: DataEntry) -> int:
         """Return the moment of the split, in nanoseconds since the item's time origin."""
-        origin = entry["info"]["time_origin"] if is_irregular(entry) else None
+        if not is_irregular(entry):
+            raise DataError(
+                "a TimeSplitter needs irregular series",
+                "split a regular data set with gluonts.dataset.split.split",
+                item=entry.get("item_id"),
+                field="info",
+            )
+        origin = entry["info"]["time_origin"]
         if self.after is not None:
             return nanoseconds(pd.Timedelta(self.after))
         if origin is None:
@@ -209,12 +214,13 @@ class TimeSplitter(AbstractBaseSplitter):
         since = date.tz_convert("UTC").tz_localize(None) if date.tz else date
         return nanoseconds(since) - nanoseconds(pd.Timestamp(str(origin).removesuffix("Z")))
 
-    def _bounds(self, entry: DataEntry, cut: int, times: np.ndarray) -> tuple[int, int]:
-        """Return the rows ``[low, high)`` that lie within the horizon of a split at ``cut``."""
-        low = _rows_before(entry, times, cut)
+    def _bounds(self, entry: DataEntry, offset: int) -> tuple[int, int]:
+        """Return the rows ``[low, high)`` within the horizon of a split, moved by an offset."""
+        cut = self._cut(entry) + offset
+        low = _rows_before(entry, cut)
         if self.horizon is None:
-            return low, len(times)
-        return low, _rows_before(entry, times, cut + nanoseconds(pd.Timedelta(self.horizon)))
+            return low, entry["target"].shape[-1]
+        return low, _rows_before(entry, cut + nanoseconds(pd.Timedelta(self.horizon)))
 
 
 _Items = TypeVar("_Items", IrregularDataset, ArrowDataset)
@@ -301,25 +307,14 @@ def cut_entry(entry: DataEntry, origin: int, end: int) -> tuple[DataEntry, DataE
     return past, _sliced(entry, slice(origin, end), slice(origin, end))
 
 
-def _times(entry: DataEntry) -> np.ndarray:
-    """Return the observation times of an irregular entry since its time origin, in its unit."""
-    if not is_irregular(entry):
-        raise DataError(
-            "a TimeSplitter needs irregular series",
-            "split a regular data set with gluonts.dataset.split.split",
-            item=entry.get("item_id"),
-            field="info",
-        )
-    return entry["feat_dynamic_real"][0, : entry["target"].shape[-1]]
-
-
-def _rows_before(entry: DataEntry, times: np.ndarray, moment: int) -> int:
+def _rows_before(entry: DataEntry, moment: int) -> int:
     """Return how many observations lie before a moment, in nanoseconds since the time origin.
 
     An observation exactly at the moment does not lie before it. So that this holds after rounding,
     the moment is converted in the same way as the timestamps were, from a whole number of ticks.
     Elapsed numbers are not converted, so the float64 number nearest to the moment is used.
     """
+    times = entry["feat_dynamic_real"][0, : entry["target"].shape[-1]]
     info = entry["info"]
     unit = unit_seconds(info["time_unit"])
     if info["time_origin"] is None:

@@ -95,6 +95,8 @@ class Horizon:
 class _OriginWindows(Dataset[Window]):
     """Windows at origins of series that have anything to forecast.
 
+    Something was observed before each origin, and a target is observed at it or later.
+
     Attributes
     ----------
     data, reader, horizon
@@ -103,6 +105,11 @@ class _OriginWindows(Dataset[Window]):
         The numbers of the series that have windows.
     ranges
         ``(len(items), 2)`` their first and last possible origin.
+
+    Raises
+    ------
+    DataError
+        If there are none, or a horizon holds more than ``prediction_length`` observations.
     """
 
     def __init__(
@@ -114,7 +121,26 @@ class _OriginWindows(Dataset[Window]):
         within: tuple[float, float] | None = None,
     ) -> None:
         self.data, self.reader, self.horizon = data, reader, horizon
-        self.items, self.ranges = _usable(data, reader, horizon, what, within)
+        ranges = np.empty((len(data), 2), dtype=np.int64)
+        for number, series in enumerate(data):
+            observed = np.isfinite(series.values)
+            seen = np.flatnonzero(observed.any(axis=1))
+            wanted = np.flatnonzero(observed[:, : len(reader.schema.target)].any(axis=1))
+            low, high = (int(seen[0]) + 1, int(wanted[-1])) if len(wanted) else (1, 0)
+            times = series.times[: series.length]
+            if within is not None and len(times):
+                first, last = first_at(times, times[0] + np.array(within))
+                low, high = max(low, int(first)), min(high, int(last))
+            ranges[number] = low, high
+            horizon.ends(series, np.arange(low, high + 1))
+        self.items = np.flatnonzero(ranges[:, 0] <= ranges[:, 1])
+        self.ranges = ranges[self.items]
+        if not len(self.items):
+            where = "" if within is None else " at an origin within the times given"
+            raise DataError(
+                f"no {what} has an observed target after another observation{where}",
+                "give longer series",
+            )
 
     def window(self, number: int, origin: int, *, blind: bool = False) -> Window:
         """Return the window at an origin of the series with this number among `items`."""
@@ -311,44 +337,6 @@ class SpreadWindows(LastWindows):
         ]
         self.items = self.items.repeat([len(origins) for origins in spread])
         self.origins = np.concatenate(spread).tolist()
-
-
-def _usable(
-    data: Sequence[Series],
-    reader: Reader,
-    horizon: Horizon,
-    what: str = "item",
-    within: tuple[float, float] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of the items that have windows, and their first and last origins.
-
-    Something was observed before each origin, and a target is observed at it or later.
-
-    Raises
-    ------
-    DataError
-        If there are none, or a horizon holds more than ``prediction_length`` observations.
-    """
-    ranges = np.empty((len(data), 2), dtype=np.int64)
-    for number, series in enumerate(data):
-        observed = np.isfinite(series.values)
-        seen = np.flatnonzero(observed.any(axis=1))
-        wanted = np.flatnonzero(observed[:, : len(reader.schema.target)].any(axis=1))
-        low, high = (int(seen[0]) + 1, int(wanted[-1])) if len(wanted) else (1, 0)
-        times = series.times[: series.length]
-        if within is not None and len(times):
-            first, last = first_at(times, times[0] + np.array(within))
-            low, high = max(low, int(first)), min(high, int(last))
-        ranges[number] = low, high
-        horizon.ends(series, np.arange(low, high + 1))
-    items = np.flatnonzero(ranges[:, 0] <= ranges[:, 1])
-    if not len(items):
-        where = "" if within is None else " at an origin within the times given"
-        raise DataError(
-            f"no {what} has an observed target after another observation{where}",
-            "give longer series",
-        )
-    return items, ranges[items]
 
 
 class LabelledWindows(Dataset[Window]):

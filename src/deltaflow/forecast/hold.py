@@ -137,15 +137,9 @@ class HoldPredictor(DeltaflowPredictor):
 
     def without_width(self) -> HoldPredictor:
         """Return the last value alone: every quantile of a channel is its mean."""
-        return HoldPredictor(
-            prediction_length=self.prediction_length,
-            data_schema=self.schema.to_dict(),
-            levels=self.levels.tolist(),
-            leads=[own.tolist() for own in self.leads],
-            changes=[np.zeros_like(own).tolist() for own in self.changes],
-            values=np.repeat(self.center[:, None], len(self.levels), axis=1).tolist(),
-            center=self.center.tolist(),
-        )
+        changes = [np.zeros_like(own).tolist() for own in self.changes]
+        values = np.repeat(self.center[:, None], len(self.levels), axis=1).tolist()
+        return HoldPredictor(**{**self._arguments(), "changes": changes, "values": values})
 
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None

@@ -76,8 +76,7 @@ class WideningPredictor(WrappedPredictor):
         pairs = list(held_out)
         scored = scores_of(forecast_pairs(predictor, pairs), pairs, predictor.schema)
         ratio = scored.lead / reach
-        side = np.where(scored.value < scored.median, scored.below, scored.above)
-        score = np.abs(scored.value - scored.median) / np.maximum(side, 1e-300)
+        score = np.abs(scored.errors(1e-300).error)
         if not (ratio > 1).any():
             raise DataError(
                 "no item that was held out goes on beyond the lead times that were learned",

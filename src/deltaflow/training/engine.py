@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -42,6 +42,7 @@ def train(
     trainer_kwargs: Mapping[str, Any] | None = None,
     ckpt_path: str | None = None,
     monitor: str = "val_loss",
+    callbacks: Sequence[Callback] = (),
 ) -> pl.Trainer:
     """Train a module, and leave it with the weights of its best epoch.
 
@@ -64,6 +65,8 @@ def train(
         A checkpoint of Lightning from which to resume; it knows the best epoch so far.
     monitor
         The logged value that is lowest at the best epoch.
+    callbacks
+        Further callbacks, behind those of ``trainer_kwargs``.
 
     Returns
     -------
@@ -73,11 +76,11 @@ def train(
     settings = {**DEFAULTS, **(trainer_kwargs or {})}
     given = settings.pop("callbacks", None) or []
     best = BestWeights(monitor)
-    callbacks = [best, *(given if isinstance(given, (list, tuple)) else [given])]
-    _renew(callbacks)
-    settings.setdefault("enable_checkpointing", any(isinstance(c, Checkpoint) for c in callbacks))
+    every = [best, *(given if isinstance(given, (list, tuple)) else [given]), *callbacks]
+    _renew(every)
+    settings.setdefault("enable_checkpointing", any(isinstance(c, Checkpoint) for c in every))
     with quiet():
-        trainer = pl.Trainer(callbacks=callbacks, **settings)
+        trainer = pl.Trainer(callbacks=every, **settings)
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
     if best.weights and not _is_averaged(trainer):
         module.load_state_dict(best.weights)

@@ -91,6 +91,11 @@ class TrainOutput(NamedTuple):
     trainer: pl.Trainer
     predictor: IrregularPredictor
 
+    @property
+    def data(self) -> IrregularDataModule:
+        """What was trained on."""
+        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+
 
 @documents(DataOptions, ModelOptions, OptimizerOptions)
 class IrregularEstimator(Estimator):
@@ -270,20 +275,20 @@ class IrregularEstimator(Estimator):
         """
         if self.widening:
             check_irregular(training_data)
-        if validation_data is not None or ckpt_path is not None or self.folds == 0:
-            if self.widening and validation_data is None:
-                raise DeltaflowError(
-                    "widening needs items that the network does not learn from: give "
-                    "validation_data, or folds"
-                )
+        if validation_data is None and ckpt_path is None and self.folds != 0:
+            with seeded_run(self.seed) as seed:
+                return train_folds(self, training_data, seed)
+        if not self.widening:
             output = self.train_model(training_data, validation_data, ckpt_path=ckpt_path)
-            if not self.widening or validation_data is None:
-                return self.within_supports(output)
-            data = output.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-            wider = widened(output.predictor, data, whole_items(validation_data))
-            return self.within_supports(output, wider)
-        with seeded_run(self.seed) as seed:
-            return train_folds(self, training_data, seed)
+            return self.within_supports(output.predictor, output.data)
+        if validation_data is None:
+            raise DeltaflowError(
+                "widening needs items that the network does not learn from: give "
+                "validation_data, or folds"
+            )
+        output = self.train_model(training_data, validation_data, ckpt_path=ckpt_path)
+        wider = widened(output.predictor, output.data, whole_items(validation_data))
+        return self.within_supports(wider, output.data)
 
     def with_settings(self, **settings: Any) -> "Self":
         """Return the same estimator with other arguments."""
@@ -317,17 +322,14 @@ class IrregularEstimator(Estimator):
         output = self.train_model(
             training_data, validation_data, from_predictor=predictor, ckpt_path=ckpt_path
         )
-        return self.within_supports(output)
+        return self.within_supports(output.predictor, output.data)
 
     def within_supports(
-        self, output: TrainOutput, predictor: DeltaflowPredictor | None = None
+        self, predictor: DeltaflowPredictor, data: IrregularDataModule
     ) -> DeltaflowPredictor:
-        """Return the predictor of a training run, or what wraps it, within its supports."""
-        data = output.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        predictor = predictor or output.predictor
-        target = predictor.schema.target
-        supports = supports_of(self.supports, data.training_windows.data, target)
-        return SupportPredictor.of(predictor, supports)
+        """Return a predictor within the supports of the data that it was trained on."""
+        series, target = data.training_windows.data, predictor.schema.target
+        return SupportPredictor.of(predictor, supports_of(self.supports, series, target))
 
     @one_thread()
     def train_model(

@@ -342,7 +342,7 @@ class Folds:
         data = estimator.create_data_module(
             select(entries, inside),
             aside,
-            seed=derived_seed(self.seed, number) % 2**32,
+            seed=derived_seed(self.seed, number),
             reader=reader,
             validation_origins="spread",
         )
@@ -350,16 +350,15 @@ class Folds:
         several = len(reader.schema.target) > 1
         usual = "val_balanced_quantile_loss" if several else "val_mean_weighted_quantile_loss"
         monitor = plan.monitor or usual
-        settings = {
-            "max_epochs": plan.epochs,
-            "gradient_clip_val": plan.clip,
-            **estimator.trainer_kwargs,
-        }
-        given = settings.pop("callbacks", None) or []
-        callbacks = list(given) if isinstance(given, (list, tuple)) else [given]
-        callbacks.append(EarlyStopping(monitor, patience=plan.patience, strict=False))
-        callbacks.append(engine.moving_average(plan.decay))
-        trainer = engine.train(module, data, {**settings, "callbacks": callbacks}, monitor=monitor)
+        settings = {"max_epochs": plan.epochs, "gradient_clip_val": plan.clip}
+        stopping = EarlyStopping(monitor, patience=plan.patience, strict=False)
+        trainer = engine.train(
+            module,
+            data,
+            {**settings, **estimator.trainer_kwargs},
+            monitor=monitor,
+            callbacks=[stopping, engine.moving_average(plan.decay)],
+        )
         predictor = estimator.create_predictor(module)
         if estimator.widening:
             predictor = widened(predictor, data, aside)
@@ -407,7 +406,8 @@ def train_folds(
             "than they say"
         )
     if count < 2:
-        return estimator.within_supports(estimator.train_model(folds.entries, validation_data=None))
+        output = estimator.train_model(folds.entries, validation_data=None)
+        return estimator.within_supports(output.predictor, output.data)
     careful = folds.estimator
     members = [folds.train(number, careful, number) for number in range(len(folds.plan.left_out))]
     simple: list[DeltaflowPredictor] = []
