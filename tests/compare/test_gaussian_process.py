@@ -8,13 +8,9 @@ from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
 from deltaflow import IrregularDataset, TimeSplitter
 from deltaflow.compare import run_comparison
-from deltaflow.forecast.gaussian_process import (
-    PROCESSES,
-    Curve,
-    GaussianProcessPredictor,
-    predictive,
-)
 from deltaflow.forecast.gaussian_process.likelihood import Likelihood, common_period
+from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
+from deltaflow.forecast.gaussian_process.processes import PROCESSES, Curve, predictive
 from deltaflow.tasks import Task, unseen_items
 from deltaflow.tasks.small import small_task
 from deltaflow.tasks.task import known_before

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from deltaflow.forecast.gaussian_process import SquaredNormal
+from deltaflow.forecast.gaussian_process.predictor import SquaredNormal
 
 
 def test_quantiles_mean_and_density_are_those_of_its_samples():

@@ -15,7 +15,7 @@ from deltaflow import (
     load_predictor,
 )
 from deltaflow.data.series import read_series
-from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
+from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.support import SUPPORTS, Support, supports_of
 
 LEVELS = [0.01, 0.1, 0.5, 0.9, 0.99]

@@ -19,7 +19,7 @@ from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.windows import Horizon
 from deltaflow.encoders import ENCODERS
 from deltaflow.forecast import AutoPredictor, GaussianProcessPredictor, conformal
-from deltaflow.forecast.gaussian_process import CONTEXT
+from deltaflow.forecast.gaussian_process.predictor import CONTEXT
 from deltaflow.forecast.live.members import MANY_ROWS
 from deltaflow.heads import make_output
 from deltaflow.model.networks import NETWORKS, make_network

@@ -27,7 +27,7 @@ from deltaflow.data.windows import joined
 from deltaflow.errors import DataError
 from deltaflow.forecast.conformal import ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
-from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
+from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor, load_directory

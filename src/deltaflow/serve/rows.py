@@ -15,17 +15,10 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from deltaflow.data import validation
 from deltaflow.data.dataset import check_known
 from deltaflow.data.schema import unit_seconds
-from deltaflow.data.validation import (
-    FrameRows,
-    TimeColumn,
-    as_text,
-    check_numbers,
-    check_range,
-    coarsest,
-    gathered,
-)
+from deltaflow.data.validation import FrameRows, TimeColumn
 from deltaflow.errors import DataError
 from deltaflow.forecast.live import LiveForecaster
 from deltaflow.forecast.live.frames import FrameReader, Observations, Queries
@@ -116,11 +109,11 @@ class Rows:
         times = self._joined(requests, self._frames.timestamp)
         labels = pd.RangeIndex(len(times))
         if self._frames.item_id is None:
-            rows = gathered(np.zeros(len(times), dtype=np.int64), ["0"], labels)
+            rows = validation.gathered(np.zeros(len(times), dtype=np.int64), ["0"], labels)
         else:
-            items = np.array(self._joined(requests, self._frames.item_id), dtype=object)
-            codes, names = pd.factorize(np.array([as_text(item) for item in items], dtype=object))
-            rows = gathered(codes, names.tolist(), labels)
+            items = map(validation.as_text, self._joined(requests, self._frames.item_id))
+            codes, names = pd.factorize(np.array([*items], dtype=object))
+            rows = validation.gathered(codes, names.tolist(), labels)
         known = self._frames.schema.feat_dynamic_real
         covariates = self._numbers(requests, known, rows)
         check_known(covariates, rows, known)
@@ -134,7 +127,7 @@ class Rows:
         for column, name in zip(numbers, names, strict=True):
             parts = [np.array(one[name], dtype=np.float64) for one in requests]
             column[:] = np.concatenate(parts)[rows.order]
-            check_numbers(column, name, rows)
+            validation.check_numbers(column, name, rows)
         return numbers
 
     def _joined(self, requests: Sequence[Columns], name: str) -> list[Any]:
@@ -197,7 +190,7 @@ class Rows:
         schema, field = self._frames.schema, self._frames.timestamp
         if schema.time == "elapsed":
             elapsed = np.array(given, dtype=np.float64)[rows.order]
-            check_range(elapsed, unit_seconds(schema.time_unit), rows, field)
+            validation.check_range(elapsed, unit_seconds(schema.time_unit), rows, field)
             return TimeColumn(elapsed, "elapsed", "", None)
         texts = [given[row] for row in rows.order]
         times = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
@@ -218,7 +211,7 @@ class Rows:
         else:
             remedy = "the training data have one, such as +00:00"
             refuse(~offset, "has no offset from UTC", remedy)
-        ticks, resolution = coarsest(times.asi8, times.unit)
+        ticks, resolution = validation.coarsest(times.asi8, times.unit)
         return TimeColumn(ticks, "timestamp", resolution, schema.time_zone)
 
     def _refusal(self, error: ValidationError, body: bytes) -> DataError:

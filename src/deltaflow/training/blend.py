@@ -14,7 +14,7 @@ from deltaflow.data.schema import Schema
 from deltaflow.forecast.conformal import ConformalPredictor, Scored, forecast_pairs, scores_of
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import EnsembleForecast, RealTimeForecast
-from deltaflow.forecast.gaussian_process import GaussianProcessPredictor
+from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Support, SupportPredictor

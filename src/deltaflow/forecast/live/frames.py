@@ -7,17 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from deltaflow.data import validation
 from deltaflow.data.dataset import read_known, read_static
 from deltaflow.data.schema import unit_seconds
-from deltaflow.data.validation import (
-    FrameRows,
-    TimeColumn,
-    check_columns,
-    check_increasing,
-    check_range,
-    gather_rows,
-    read_numbers,
-)
+from deltaflow.data.validation import FrameRows, TimeColumn
 from deltaflow.errors import DataError, located
 from deltaflow.forecast.columns import FrameColumns
 
@@ -73,9 +66,9 @@ class FrameReader(FrameColumns):
 
     def observations(self, df: pd.DataFrame) -> Observations:
         """Read observations, in the order of time within each item."""
-        check_columns(df, [*self.known, *self.channels])
+        validation.check_columns(df, [*self.known, *self.channels])
         read = self._read(df)
-        values = [read_numbers(df[name], read.rows) for name in self.channels]
+        values = [validation.read_numbers(df[name], read.rows) for name in self.channels]
         return self.observed(read, np.stack(values, axis=-1), df)
 
     def observed(self, read: Queries, values: np.ndarray, df: pd.DataFrame) -> Observations:
@@ -84,8 +77,8 @@ class FrameReader(FrameColumns):
         ``df`` has the static features, in the order of the frame.
         """
         given, names, times, known = read
-        check_increasing(times, times.ticks, given, self.timestamp)
-        check_columns(df, [name for name in self.static if name in df])
+        validation.check_increasing(times, times.ticks, given, self.timestamp)
+        validation.check_columns(df, [name for name in self.static if name in df])
         counts = np.diff(given.bounds)
         turn = np.argsort(-counts, kind="stable")
         return Observations(
@@ -102,15 +95,16 @@ class FrameReader(FrameColumns):
 
     def queries(self, future_df: pd.DataFrame) -> Queries:
         """Read queries, in any order."""
-        check_columns(future_df, self.known, "future_df")
+        validation.check_columns(future_df, self.known, "future_df")
         if len(future_df) == 0:
             raise DataError("future_df has no rows", "give at least one time to forecast")
         with located(frame="future_df"):
             return self._read(future_df)
 
     def _read(self, df: pd.DataFrame) -> Queries:
-        rows = gather_rows(df, self.item_id)
+        rows = validation.gather_rows(df, self.item_id)
         names, times = self.names(df, rows), self.times(df, rows)
         if times.kind == "elapsed":
-            check_range(times.ticks, unit_seconds(self.schema.time_unit), rows, self.timestamp)
+            unit = unit_seconds(self.schema.time_unit)
+            validation.check_range(times.ticks, unit, rows, self.timestamp)
         return Queries(rows, names, times, read_known(df, rows, self.schema.feat_dynamic_real).T)

@@ -23,7 +23,8 @@ from deltaflow.forecast.forecasts import (
     RealTimeForecast,
     SharedDistribution,
 )
-from deltaflow.forecast.gaussian_process import CONTEXT, Curve, GaussianProcessPredictor
+from deltaflow.forecast.gaussian_process.predictor import CONTEXT, GaussianProcessPredictor
+from deltaflow.forecast.gaussian_process.processes import Curve
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.live.frames import Static
 from deltaflow.forecast.network_predictor import IrregularPredictor, finite

@@ -49,18 +49,6 @@ class _Common(NamedTuple):
     static_real: np.ndarray
     static_cat: np.ndarray
 
-    @classmethod
-    def example(cls, schema: Schema, time: type) -> _Common:
-        """Return a record of zeros."""
-        channels = len(schema.target) + len(schema.past_feat_dynamic_real)
-        return cls(
-            moments=np.zeros((1, 2 + channels), time),
-            count=np.zeros((1, 1), np.int64),
-            seen=np.zeros((1, channels), np.bool_),
-            static_real=np.zeros((1, len(schema.feat_static_real))),
-            static_cat=np.zeros((1, len(schema.feat_static_cat)), np.int64),
-        )
-
 
 class States:
     """What is kept of each item, instead of its history. Several threads may use it.
@@ -87,9 +75,17 @@ class States:
 
     def __init__(self, predictor: DeltaflowPredictor, timestamp: str) -> None:
         self.predictor, self.timestamp = predictor, timestamp
+        self._channels = (*predictor.schema.target, *predictor.schema.past_feat_dynamic_real)
         self.clock = Clock.of(predictor.schema)
         self.members = members_of(predictor, predictor.schema)
-        common = _Common.example(predictor.schema, self.clock.dtype)
+        schema, channels = predictor.schema, len(self._channels)
+        common = _Common(
+            moments=np.zeros((1, 2 + channels), self.clock.dtype),
+            count=np.zeros((1, 1), np.int64),
+            seen=np.zeros((1, channels), np.bool_),
+            static_real=np.zeros((1, len(schema.feat_static_real))),
+            static_cat=np.zeros((1, len(schema.feat_static_cat)), np.int64),
+        )
         parts = [part for member in self.members for part in member.parts]
         self.table = ItemTable([*map(torch.from_numpy, common), *parts])
         self._lock = threading.Lock()
@@ -147,11 +143,9 @@ class States:
             common, _ = self._parts(self.table.take(self.table.find([name])))
             clock = self.clock
         first, last, *since = map(clock.moment, common.moments[0].tolist())
-        schema, seen = self.predictor.schema, common.seen[0].tolist()
-        channels = (*schema.target, *schema.past_feat_dynamic_real)
         observed = {
             channel: time if known else None
-            for channel, time, known in zip(channels, since, seen, strict=True)
+            for channel, time, known in zip(self._channels, since, common.seen[0], strict=True)
         }
         count = int(common.count[0, 0])
         return {"num_observations": count, "first": first, "last": last, "observed": observed}
