@@ -194,7 +194,7 @@ def benchmark(
             grown.append(part.assign(axis=axis, size=size))
             progress.advance(bar)
         grown = pd.concat(grown, ignore_index=True)
-        show("benchmark_growth", grown, _growth(grown))
+        show("benchmark_growth", grown, _growth(_shown(grown)))
         tell("epoch")
         epoch = time_epoch(place)
         shares = epoch["share"].map("{:.0%}".format)
@@ -203,7 +203,7 @@ def benchmark(
         show("benchmark_epoch", epoch, {title: parts.set_axis(epoch["part"])})
         progress.advance(bar)
     with replacing_file(output / "benchmark.png") as file:
-        draw(table, grown).savefig(file, dpi=120)
+        draw(table, _shown(grown)).savefig(file, dpi=120)
     return table
 
 
@@ -281,21 +281,20 @@ def time_epoch(device: torch.device) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, grown: pd.DataFrame) -> Figure:
-    """Draw the ratios of the training step, and how costs grow along each axis."""
-    axes_of_growth = list(grown["axis"].unique())
-    columns = 1 + len(axes_of_growth)
+    """Draw the ratios of the training step, and the costs `_shown` along each axis."""
+    along = list(grown.groupby("axis", sort=False))
+    columns = 1 + len(along)
     figure = Figure(figsize=(4 * columns, 4), layout="constrained")
     panels = figure.subplots(1, columns)
     ratios = table[table["pass"] == "train"].set_index("encoder")["ratio"].iloc[::-1]
     panels[0].barh(ratios.index, ratios, color="#2166ac")
     panels[0].set(xscale="log", xlabel=f"training step, as a multiple of {FLOOR}")
-    for panel, axis in zip(panels[1:], axes_of_growth, strict=True):
-        label = "forward" if axis == "queries" else "train"
-        own = grown[(grown["axis"] == axis) & (grown["pass"] == label)]
+    for panel, (axis, own) in zip(panels[1:], along, strict=True):
         for encoder, line in own.groupby("encoder", sort=False):
             if axis != "queries" or encoder != FLOOR:
                 panel.plot(line["size"], line["ms"], marker="o", ms=3, lw=1, label=encoder)
-        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=f"ms, {PASSES[label]}")
+        label = f"ms, {PASSES[own['pass'].iloc[0]]}"
+        panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
     panels[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -319,13 +318,14 @@ def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(MAX_ROUNDS):
         budget = OVERTIME * seconds if 0 < number < MIN_ROUNDS else seconds
-        waiting = {n for n in able if n != FLOOR and (not number or sum(times[n]) < budget)}
-        for name in able if waiting else ():
-            if name == FLOOR or name in waiting:
-                tell(f"{name}, round {number + 1}")
-                began = timer()
-                calls[name]()
-                times[name].append(timer() - began)
+        running = [n for n in able if n == FLOOR or not number or sum(times[n]) < budget]
+        if not set(running) - {FLOOR}:
+            break
+        for name in running:
+            tell(f"{name}, round {number + 1}")
+            began = timer()
+            calls[name]()
+            times[name].append(timer() - began)
     rounds = pd.DataFrame({name: pd.Series(own, dtype=float) for name, own in times.items()})
     ratios = rounds.div(rounds[FLOOR], axis=0)
     columns = {"ms": 1e3 * rounds.median(), "ratio": ratios.median()}
@@ -351,14 +351,17 @@ def _costs(table: pd.DataFrame, workload: Workload) -> dict[str, pd.DataFrame]:
     return {f"{title}, hidden size {workload.hidden_size}": pd.DataFrame(columns)}
 
 
+def _shown(grown: pd.DataFrame) -> pd.DataFrame:
+    """Return the growth that is shown: of the training step, and of the answers to queries."""
+    return grown[(grown["pass"] == "train") | (grown["axis"] == "queries")]
+
+
 def _growth(grown: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the growth along each axis as text, by its title."""
     tables = {}
-    for axis, along in grown.groupby("axis", sort=False):
-        label = "forward" if axis == "queries" else "train"
-        own = along[along["pass"] == label]
+    for axis, own in grown.groupby("axis", sort=False):
         wide = own.pivot_table(index="encoder", columns="size", values="ms", sort=False)
-        title = f"ms by {axis}, {'answers' if axis == 'queries' else PASSES[label]}"
+        title = f"ms by {axis}, {'answers' if axis == 'queries' else PASSES['train']}"
         tables[title] = wide.map(_digits).rename(columns=str)
     return tables
 

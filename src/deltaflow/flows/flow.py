@@ -190,15 +190,12 @@ class Flow(nn.Module, ABC):
         negative although the flow is not a semigroup. Every public method that takes times and
         states calls this method first.
         """
-        if x.shape[-1:] != (self.dim,):
-            raise ValueError(
-                f"{type(self).__name__} expects states of shape (..., {self.dim}), "
-                f"got {tuple(x.shape)}"
-            )
-        if t.shape[-1:] != (1,):
-            raise ValueError(
-                f"{type(self).__name__} expects times of shape (..., 1), got {tuple(t.shape)}"
-            )
+        for name, tensor, size in (("states", x, self.dim), ("times", t, 1)):
+            if tensor.shape[-1:] != (size,):
+                raise ValueError(
+                    f"{type(self).__name__} expects {name} of shape (..., {size}), "
+                    f"got {tuple(tensor.shape)}"
+                )
         try:
             torch.broadcast_shapes(t.shape[:-1], x.shape[:-1])
         except RuntimeError as error:
