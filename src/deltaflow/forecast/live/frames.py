@@ -51,6 +51,15 @@ class Observations(NamedTuple):
     static: Static
     absent: list[str]
 
+    @property
+    def ends(self) -> np.ndarray:
+        """The last row ``(I,)`` of each item."""
+        return self.starts + self.counts - 1
+
+    def rows_of(self, item: int) -> slice:
+        """Return the rows of an item."""
+        return slice(self.starts[item], self.starts[item] + self.counts[item])
+
 
 class Queries(NamedTuple):
     """N queries, gathered by item: rows, names of the items, times, and covariates."""

@@ -26,7 +26,7 @@ from deltaflow.forecast.forecasts import (
 from deltaflow.forecast.gaussian_process.predictor import CONTEXT, GaussianProcessPredictor
 from deltaflow.forecast.gaussian_process.processes import Curve
 from deltaflow.forecast.hold import HoldPredictor
-from deltaflow.forecast.live.frames import Static
+from deltaflow.forecast.live.frames import Observations, Static
 from deltaflow.forecast.network_predictor import IrregularPredictor, finite
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.model.running import Running, RunningNetwork
@@ -42,45 +42,29 @@ MANY_ROWS = 32
 
 
 class Arrived(NamedTuple):
-    """N rows of I items that are to be read. The rows of an item stand together.
+    """Observations, and what is known of their items: N rows of I items.
 
     Attributes
     ----------
-    starts, counts
-        ``(I,)`` the first row of each item, and the number of its rows, which does not increase
-        from item to item.
+    given
+        The observations.
     new
         ``(I,)`` bool, whether the item has no state yet.
-    static
-        The static features of the items.
     elapsed, gaps
         ``(N,)`` seconds since the first row of the item, and since the row before: 0 at the first.
     ages
         ``(N, C)`` seconds from the last value of each channel to the row before; from the item's
         first row, if there is no value.
-    values
-        ``(N, C)`` values of the channels, NaN where not observed.
     newest
         ``(N, C)`` the row of the last value of each channel up to this one, -1 if there is none.
-    times, known
-        ``(N,)`` times and ``(N, K)`` covariates.
     """
 
-    starts: np.ndarray
-    counts: np.ndarray
+    given: Observations
     new: np.ndarray
-    static: Static
     elapsed: np.ndarray
     gaps: np.ndarray
     ages: np.ndarray
-    values: np.ndarray
     newest: np.ndarray
-    times: TimeColumn
-    known: np.ndarray
-
-    def rows_of(self, item: int) -> slice:
-        """Return the rows of an item."""
-        return slice(self.starts[item], self.starts[item] + self.counts[item])
 
 
 class Asked(NamedTuple):
@@ -198,16 +182,17 @@ class NetworkMember(Member):
 
     def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
         """Read rows: of new items with many rows all together, and others row by row."""
-        known = self._covariates(arrived.times, arrived.known)
+        given = arrived.given
+        known = self._covariates(given.times, given.known)
         if arrived.new.any():
-            began = self._start(Static(*(part[arrived.new] for part in arrived.static)))
+            began = self._start(Static(*(part[arrived.new] for part in given.static)))
             _put(parts, np.flatnonzero(arrived.new), began)
-        whole = arrived.new & (arrived.counts >= MANY_ROWS)
+        whole = arrived.new & (given.counts >= MANY_ROWS)
         if not whole.any():
             self._read_steps(parts, arrived, known, np.arange(len(whole)))
             return
         limit = VALUES_AT_ONCE // len(self._channels)
-        for group in _groups(np.flatnonzero(whole), arrived.counts, limit):
+        for group in _groups(np.flatnonzero(whole), given.counts, limit):
             _put(parts, group, self._read_whole(arrived, known, group))
         rest = np.flatnonzero(~whole)
         others = [part[rest] for part in parts]
@@ -217,18 +202,19 @@ class NetworkMember(Member):
 
     def _read_whole(self, arrived: Arrived, known: np.ndarray, items: np.ndarray) -> Running:
         """Return the states of new items after all their rows."""
-        static = self._static(Static(*(part[items] for part in arrived.static)))
+        given = arrived.given
+        static = self._static(Static(*(part[items] for part in given.static)))
         return self.network.read_whole(
             [
                 Series(
                     item_id=None,
                     times=arrived.elapsed[own],
-                    values=arrived.values[own][:, self._channels],
+                    values=given.values[own][:, self._channels],
                     covariates=known[own],
                     static_real=real,
                     static_cat=cat,
                 )
-                for own, real, cat in zip(map(arrived.rows_of, items), *static, strict=True)
+                for own, real, cat in zip(map(given.rows_of, items), *static, strict=True)
             ]
         )
 
@@ -236,13 +222,14 @@ class NetworkMember(Member):
         self, parts: Sequence[Tensor], arrived: Arrived, known: np.ndarray, items: np.ndarray
     ) -> None:
         """Read the rows of some items into the parts of their states, one after the other."""
-        starts, counts = arrived.starts[items], arrived.counts[items]
+        given = arrived.given
+        starts, counts = given.starts[items], given.counts[items]
         for step in range(int(counts.max(initial=0))):
             # The items with the most rows are first, so those that go on are the first ones.
             own = slice(int(np.searchsorted(-counts, -step)))
             rows = starts[own] + step
             running = self._running([part[own] for part in parts], arrived.ages[rows])
-            values = arrived.values[rows][:, self._channels]
+            values = given.values[rows][:, self._channels]
             _put(parts, own, self.network.read(running, arrived.gaps[rows], values, known[rows]))
 
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
@@ -314,8 +301,8 @@ class HoldMember(Member):
         """Keep the last value of each channel, NaN as long as there is none."""
         last = parts[0].numpy()
         last[arrived.new] = np.nan
-        row = arrived.newest[arrived.starts + arrived.counts - 1][:, self._targets]  # (I, D)
-        last[:] = np.where(row >= 0, arrived.values[row, self._targets], last)
+        row = arrived.newest[arrived.given.ends][:, self._targets]  # (I, D)
+        last[:] = np.where(row >= 0, arrived.given.values[row, self._targets], last)
 
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
         """Forecast all queries in one forecast."""
@@ -344,11 +331,11 @@ class GaussianProcessMember(Member):
         kept = parts[0].numpy()  # (I, D, 2, CONTEXT)
         kept[arrived.new] = np.nan
         for item, curves in enumerate(kept):
-            own = arrived.rows_of(item)
+            own = arrived.given.rows_of(item)
             for channel, curve in zip(self._targets, curves, strict=True):
-                known = np.isfinite(arrived.values[own, channel])
-                more = np.stack([arrived.elapsed[own], arrived.values[own, channel]])[:, known]
-                curve[:] = np.hstack([curve, more])[:, -CONTEXT:]
+                more = np.stack([arrived.elapsed[own], arrived.given.values[own, channel]])
+                known = np.isfinite(more[1])
+                curve[:] = np.hstack([curve, more[:, known]])[:, -CONTEXT:]
 
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
         """Forecast all queries in one forecast."""

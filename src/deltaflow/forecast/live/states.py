@@ -212,17 +212,12 @@ class States:
         earlier = np.roll(known, 1, axis=0)
         earlier[starts] = since
         arrived = Arrived(
-            starts=starts,
-            counts=counts,
-            new=new,
-            static=given.static,
+            given,
+            new,
             elapsed=self.clock.seconds(times.ticks - first),
             gaps=self.clock.seconds(times.ticks - before),
             ages=self.clock.seconds(before[:, None] - earlier),
-            values=given.values,
             newest=newest,
-            times=times,
-            known=given.known,
         )
         self._check_near(arrived.gaps, given.rows)
         for member, parts in zip(self.members, states, strict=True):
@@ -232,7 +227,7 @@ class States:
                 raise DeltaflowError(
                     "the network's state is not a number: train again, at a lower learning rate"
                 )
-        ends = starts + counts - 1
+        ends = given.ends
         common.moments[:, 1] = times.ticks[ends]
         common.moments[:, 2:] = known[ends]
         common.seen[:] |= newest[ends] >= 0
