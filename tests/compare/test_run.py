@@ -8,7 +8,7 @@ from gluonts.dataset.common import MetaData, TrainDatasets
 from gluonts.dataset.jsonl import JsonLinesWriter
 
 from deltaflow import ConformalPredictor, EnsemblePredictor, load_predictor
-from deltaflow.compare import run, run_comparison
+from deltaflow.compare import run, run_comparison, score
 from deltaflow.compare.models import matching_size
 from deltaflow.compare.run import execute
 from deltaflow.compare.score import accuracy, channel_units
@@ -109,8 +109,8 @@ def test_failure_of_one_test_keeps_the_others(tiny, monkeypatch):
             raise DeltaflowError("too far")
         return timed(trained, test)
 
-    timed = run.timed_forecasts
-    monkeypatch.setattr(run, "timed_forecasts", fail_beyond)
+    timed = score.timed_forecasts
+    monkeypatch.setattr(score, "timed_forecasts", fail_beyond)
     config = tiny()
     task = TASKS["sine"](**config.data.dataset_kwargs)
     result = execute("hold", 0, config.row_options("hold"), task, channel_units(task), untold)

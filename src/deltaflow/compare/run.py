@@ -23,17 +23,11 @@ from gluonts.dataset.split import TestData
 from gluonts.model import Forecast
 from rich.console import Console
 
+from deltaflow.compare import score
 from deltaflow.compare.config import CompareConfig
 from deltaflow.compare.models import Trained, average_of, train_row
 from deltaflow.compare.options import RowOptions
 from deltaflow.compare.progress import Progress, Tell
-from deltaflow.compare.score import (
-    accuracy,
-    channel_units,
-    check_channels,
-    squared_errors,
-    timed_forecasts,
-)
 from deltaflow.data.series import is_irregular
 from deltaflow.process import quiet, threads
 from deltaflow.randomness import seeded_run
@@ -173,10 +167,10 @@ def _judged(
                 run["predictor"] = folder.name
         for name, test in task.tests.items() if trained is not None else ():
             with _recorded(errors, name):
-                forecasts, costs = timed_forecasts(trained, test)
-                check_channels(forecasts, units[0])
-                run["scores"][name] = accuracy(forecasts, test, *units) | costs
-                run["squared_errors"][name] = squared_errors(forecasts, test, units[1])
+                forecasts, costs = score.timed_forecasts(trained, test)
+                score.check_channels(forecasts, units[0])
+                run["scores"][name] = score.accuracy(forecasts, test, *units) | costs
+                run["squared_errors"][name] = score.squared_errors(forecasts, test, units[1])
                 run["examples"][name] = example_forecasts(forecasts, test, units[0])
     return run | {"status": "failed" if errors else "finished", "errors": errors}
 
@@ -237,7 +231,7 @@ def _load(config: CompareConfig, dataset: str) -> tuple[Task, Units]:
     """Return a task, and the result of `channel_units` for it."""
     data = config.data
     task = load_task(dataset, data.dataset_kwargs, data.columns, data.split)
-    return task, channel_units(task)
+    return task, score.channel_units(task)
 
 
 def _label(about: Run) -> str:
