@@ -87,10 +87,7 @@ def future_df(
     check_columns(df, keys, "df")
     if df.empty:
         raise DataError("df has no rows", "give at least one observation")
-    step, reach = (
-        _span(value, name, df[timestamp], timestamp)
-        for value, name in ((every, "every"), (horizon, "horizon"))
-    )
+    step, reach = _span(every, "every", df[timestamp]), _span(horizon, "horizon", df[timestamp])
     if not step > 0 * step or reach < step:
         raise DataError(
             f"a horizon of {horizon} has no room for a query every {every}",
@@ -164,17 +161,17 @@ def backtest_df(
     keys = [timestamp] if item_id is None else [item_id, timestamp]
     check_columns(df, keys, "df")
     roles = {**(columns or {}), "item_id": item_id, "timestamp": timestamp}
-    reach = _span(horizon, "horizon", df[timestamp], timestamp)
+    times = df[timestamp]
+    reach = _span(horizon, "horizon", times)
     predictor = model if isinstance(model, DeltaflowPredictor) else None
     parts = []
-    for cutoff in _cutoffs(df, cutoffs, reach, item_id, timestamp):
+    for cutoff in _cutoffs(times, cutoffs, reach):
         moment = cutoff
         if isinstance(cutoff, pd.Timedelta):
-            firsts = df[timestamp] if item_id is None else df.groupby(item_id)[timestamp]
-            start = firsts.min() if item_id is None else firsts.transform("min")
-            moment = start + cutoff
-        past = df[df[timestamp] < moment]
-        future = df[(df[timestamp] >= moment) & (df[timestamp] < moment + reach)]
+            by_item = None if item_id is None else df.groupby(item_id)[timestamp]
+            moment = cutoff + (times.min() if by_item is None else by_item.transform("min"))
+        past = df[times < moment]
+        future = df[(times >= moment) & (times < moment + reach)]
         if item_id is not None:
             future = future[future[item_id].isin(past[item_id].unique())]
         if past.empty or future.empty:
@@ -222,11 +219,8 @@ def _scores(forecasts: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _cutoffs(
-    df: pd.DataFrame, cutoffs: int | Sequence[Any], reach: Any, item_id: str | None, timestamp: str
-) -> list[Any]:
+def _cutoffs(times: pd.Series, cutoffs: int | Sequence[Any], reach: Any) -> list[Any]:
     """Return the cutoffs in the order of time: moments, or durations since the items' start."""
-    times = df[timestamp]
     if isinstance(cutoffs, int):
         if cutoffs < 1:
             raise DataError(f"{cutoffs} is less than 1", "give at least one", field="cutoffs")
@@ -245,13 +239,13 @@ def _cutoffs(
                       for date in dates)  # fmt: skip
 
 
-def _span(value: Span, field: str, times: pd.Series, timestamp: str) -> Any:
+def _span(value: Span, field: str, times: pd.Series) -> Any:
     """Return a length of time as the kind of number that a time column holds."""
     if is_numeric_dtype(times):
         if isinstance(value, (int, float)) and value >= 0:
             return float(value)
         raise DataError(
-            f"{value!r} is not a length of time in the numbers of {timestamp!r}",
+            f"{value!r} is not a length of time in the numbers of {times.name!r}",
             "give a number, in their unit",
             field=field,
         )

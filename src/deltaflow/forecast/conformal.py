@@ -266,12 +266,11 @@ class ConformalPredictor(WrappedPredictor):
             calibrated = self.adjusted(forecast, leads_of(entry, self.prediction_length))
             if paths and isinstance(forecast, SampleForecast):
                 yield calibrated.reordered(forecast.samples)
-                continue
-            if not num_samples:
+            elif num_samples:
+                with seeded(None if seed is None else derived_seed(seed, number)):
+                    yield calibrated.to_sample_forecast(num_samples)
+            else:
                 yield calibrated
-                continue
-            with seeded(None if seed is None else derived_seed(seed, number)):
-                yield calibrated.to_sample_forecast(num_samples)
 
     def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> "ConformalForecast":
         """Calibrate a forecast; see `WrappedPredictor.adjusted`."""

@@ -637,10 +637,13 @@ def tabulated(
 
 def _timestamps(forecasts: Sequence[RealTimeForecast]) -> pd.Index:
     """Return the real times of the queries of all forecasts, one forecast after the other."""
+    parts = [_timestamps_alike(list(own)) for _, own in itertools.groupby(forecasts, _kind_of_time)]
+    return parts[0].append(parts[1:])
+
+
+def _timestamps_alike(forecasts: Sequence[RealTimeForecast]) -> pd.Index:
+    """Return the same of forecasts of one kind of time."""
     first = forecasts[0]
-    if any(_kind_of_time(forecast) != _kind_of_time(first) for forecast in forecasts):
-        parts = [_timestamps([forecast]) for forecast in forecasts]
-        return parts[0].append(parts[1:])
     if first.query_times is None:
         indices = [cast(pd.PeriodIndex, forecast.index).to_timestamp() for forecast in forecasts]
         return indices[0].append(indices[1:])

@@ -184,6 +184,7 @@ def _queries_after(
         past_df = _of_items(past_df, item_id, set(names))
         past = gather_rows(past_df, item_id)
         number_of = {n: i for i, n in enumerate(columns.names(past_df, past))}
+        past_times = columns.times(past_df, past)
     with located(frame="future_df"):
         for number, name in enumerate(names):
             if name not in number_of:
@@ -192,9 +193,6 @@ def _queries_after(
                     "give at least one row of its past, if need be with missing values",
                     **future.where(int(future.bounds[number])),
                 )
-    with located(frame="past_df"):
-        past_times = columns.times(past_df, past)
-    with located(frame="future_df"):
         future_times = columns.times(future_df, future)
     past_times, future_times = (
         in_ticks_of(past_times, future_times, timestamp),
