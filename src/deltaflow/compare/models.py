@@ -128,14 +128,14 @@ def _train_defaults(task: Task) -> Trained:
     trainer_kwargs = {"enable_progress_bar": False, "enable_model_summary": False}
     estimator = GRUFlowEstimator(task.prediction_length, trainer_kwargs=trainer_kwargs)
     predictor = estimator.train(known_before(task))
-    return Trained(predictor, sum(map(_count, _networks_of(predictor))))
+    return Trained(predictor, _num_weights(predictor))
 
 
-def _networks_of(predictor: DeltaflowPredictor) -> list[torch.nn.Module]:
-    """Return the networks of a predictor and of its members."""
+def _num_weights(predictor: DeltaflowPredictor) -> int:
+    """Return the number of weights of a predictor and of its members."""
     if isinstance(predictor, IrregularPredictor):
-        return [predictor.network]
-    return [network for member in predictor.members for network in _networks_of(member)]
+        return _count(predictor.network)
+    return sum(map(_num_weights, predictor.members))
 
 
 def _train_trees(task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
@@ -202,10 +202,9 @@ def average_of(folders: Sequence[Path], calibration: TestData | None = None) -> 
     It is calibrated on forecasts of items that none of them was trained on, if they are given.
     """
     predictor: DeltaflowPredictor = EnsemblePredictor([load_directory(one) for one in folders])
-    num_parameters = sum(map(_count, _networks_of(predictor)))
     if calibration is not None:
         predictor = ConformalPredictor.fit(predictor, calibration)
-    return Trained(predictor, num_parameters)
+    return Trained(predictor, _num_weights(predictor))
 
 
 def matching_size(count: Callable[[int], int], wanted: int) -> int:
