@@ -15,7 +15,7 @@ from gluonts.dataset.common import DataEntry
 from deltaflow.data.dataset import read_entries, schema_from
 from deltaflow.data.matching import schema_in
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import is_irregular, schema_of, series_of
+from deltaflow.data.series import in_chunks, is_irregular, schema_of, series_of
 from deltaflow.data.validation import (
     check_columns,
     gather_rows,
@@ -173,12 +173,16 @@ def write_arrow(path: str | Path, entries: Iterable[DataEntry]) -> None:
             field="info",
         )
     layout = _layout(pa, schema)
+
+    def size(entry: DataEntry) -> int:
+        return _ENTRY_NUMBERS + sum(np.size(entry[name]) for name in _row_counts(schema))
+
     with (
         replacing_file(path) as file,
         pa.OSFile(str(file), "wb") as sink,
         pa.ipc.new_file(sink, layout) as writer,
     ):
-        for batch in _gathered(chain([first], entries), schema):
+        for batch in in_chunks(_checked(chain([first], entries), schema), size, _BATCH_NUMBERS):
             columns: dict[str, list[Any]] = {
                 "item_id": [None if one.get("item_id") is None else str(one["item_id"])
                             for one in batch],
@@ -310,22 +314,15 @@ def _open(path: Path) -> tuple[Schema, dict[str, pa.ChunkedArray]]:
     return schema, columns
 
 
-def _gathered(entries: Iterable[DataEntry], schema: Schema) -> Iterator[list[DataEntry]]:
-    """Check entries, and gather them into record batches."""
-    batch, numbers = [], 0
+def _checked(entries: Iterable[DataEntry], schema: Schema) -> Iterator[DataEntry]:
+    """Check entries, one after the other."""
     for entry in entries:
         if is_irregular(entry) and schema_in(entry) != schema:
             raise DataError("the schema differs from that of the first entry",
                             "write the entry to another file",
                             item=entry.get("item_id"), field="info")  # fmt: skip
         series_of(entry, schema)
-        batch.append(entry)
-        numbers += _ENTRY_NUMBERS + sum(np.size(entry[name]) for name in _row_counts(schema))
-        if numbers >= _BATCH_NUMBERS:
-            yield batch
-            batch, numbers = [], 0
-    if batch:
-        yield batch
+        yield entry
 
 
 def _parquet_file(source: str | Path) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,8 @@ from deltaflow.data.schema import (
     unit_seconds,
 )
 from deltaflow.errors import DataError, located, warn_once
+
+T = TypeVar("T")
 
 _TIMES = "feat_dynamic_real[0]"
 """Where an entry has its times, for errors."""
@@ -287,6 +289,19 @@ def read_series(dataset: Dataset) -> tuple[Schema, list[Series]]:
     entries = list(entries_of(dataset))
     schema = schema_of(entries)
     return schema, [series_of(entry, schema) for entry in entries]
+
+
+def in_chunks(stream: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Gather the elements of a stream into chunks, each of which ends once its size is enough."""
+    chunk, total = [], 0
+    for element in stream:
+        chunk.append(element)
+        total += size(element)
+        if total >= limit:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
+        yield chunk
 
 
 def _check_start(entry: DataEntry, freq: str | None = None) -> None:

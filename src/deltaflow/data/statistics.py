@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from deltaflow.data.schema import LARGEST
-from deltaflow.data.series import Series
+from deltaflow.data.series import Series, in_chunks
 from deltaflow.errors import DataError
 
 MINIMUM_SCALE = 1e-3
@@ -29,6 +29,7 @@ SAMPLE_SIZE = 2**20
 sample of this size lies between the 49.9th and the 50.1th percentile with 95 % probability."""
 
 _CHUNK_ROWS = 2**16
+"""About the number of rows of the series that are processed at once."""
 
 Numbers = TypeVar("Numbers", np.ndarray, Tensor)
 
@@ -130,7 +131,7 @@ class Statistics:
         num_rows = 0
         gaps, spans, deviations = _Sample(), _Sample(), _Sample()
         freedom = variation = 0.0  # degrees of freedom, and root of the squares, within items
-        for chunk in _chunks(data):
+        for chunk in in_chunks(data, lambda series: series.length + 1, _CHUNK_ROWS):
             num_rows += sum(series.length for series in chunk)
             values = _merged(values, np.concatenate([series.values for series in chunk]))
             known = np.concatenate([series.covariates[: series.length] for series in chunk])
@@ -275,19 +276,6 @@ class _Sample:
         if len(self.rows) > limit:
             kept = np.argpartition(self._keys, limit)[:limit]
             self._keys, self.rows = self._keys[kept], self.rows[kept]
-
-
-def _chunks(data: Iterable[Series]) -> Iterator[list[Series]]:
-    """Gather series into chunks of about `_CHUNK_ROWS` rows, which are processed at once."""
-    chunk, rows = [], 0
-    for series in data:
-        chunk.append(series)
-        rows += series.length + 1
-        if rows >= _CHUNK_ROWS:
-            yield chunk
-            chunk, rows = [], 0
-    if chunk:
-        yield chunk
 
 
 def _median_of_positive(deviations: np.ndarray) -> np.ndarray:

@@ -88,15 +88,13 @@ class RunningNetwork:
         """
         batch = self.reader.collate([self.reader.window(one, one.length) for one in series])
         batch = type(batch)(*map(self._on_device, batch))
+        since = [
+            last_known(np.where(np.isfinite(one.values), one.times[:, None], np.nan), one.times[0])
+            for one in series
+        ]
         times = np.array([one.times[-1] for one in series])
-        since = [np.where(np.isfinite(one.values), one.times[:, None], np.nan) for one in series]
         return Running(
-            encoded=_aged(self.network.encode(batch), None),
-            memory=batch.memory,
-            times=times,
-            since=np.stack(
-                [last_known(own, one.times[0]) for own, one in zip(since, series, strict=True)]
-            ),
+            _aged(self.network.encode(batch), None), batch.memory, times, np.stack(since)
         )
 
     @torch.no_grad()
