@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from gluonts.dataset.common import Dataset
 
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Series
+from deltaflow.data.series import Series, in_chunks
 from deltaflow.errors import check_at_least_one
 from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast, SharedDistribution
 from deltaflow.forecast.predictor import DeltaflowPredictor, ReadEntry, read_data
@@ -62,16 +62,13 @@ class LocationScalePredictor(DeltaflowPredictor):
         check_at_least_one(num_samples=num_samples)
         check_seed(seed)
         read = read_data(dataset, self.schema, self.prediction_length)
-        for start in itertools.count(step=BATCH_SIZE):
-            batch = list(itertools.islice(read, BATCH_SIZE))
-            if not batch:
-                return
-            for number, forecast in enumerate(self._forecast_batch(batch), start):
-                if num_samples:
-                    with seeded(None if seed is None else derived_seed(seed, number)):
-                        yield forecast.to_sample_forecast(num_samples)
-                else:
-                    yield forecast
+        batches = in_chunks(read, lambda _: 1, BATCH_SIZE)
+        for number, forecast in enumerate(chain.from_iterable(map(self._forecast_batch, batches))):
+            if num_samples:
+                with seeded(None if seed is None else derived_seed(seed, number)):
+                    yield forecast.to_sample_forecast(num_samples)
+            else:
+                yield forecast
 
     def _forecast_batch(self, batch: list[ReadEntry]) -> Iterator[DistributionForecast]:
         queries = [finite_queries(asked.series) for asked in batch]

@@ -278,14 +278,9 @@ class _Search:
     def _default_options(self) -> dict[str, Any]:
         """Return what is searched for of the options of an estimator of which nothing is set."""
         default = self.folds.estimator
-        return {
-            "encoder": default.model.encoder,
-            "network": self.networks[0],
-            "hidden_size": default.model.hidden_size,
-            "dropout": default.model.dropout,
-            "weight_decay": default.optimizer.weight_decay,
-            "lr": default.optimizer.lr,
-        }
+        options = {**vars(default.model), **vars(default.optimizer), "network": self.networks[0]}
+        searched = "encoder", "network", "hidden_size", "dropout", "weight_decay", "lr"
+        return {name: options[name] for name in searched}
 
     def _proposed(self, trial: optuna.Trial) -> dict[str, Any]:
         """Return what is tried next.
