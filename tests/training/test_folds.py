@@ -186,6 +186,15 @@ def test_what_was_left_out_is_forecast_once(monkeypatch):
     assert len(forecast) == 2 + 1  # for two folds, and a rehearsal
 
 
+def test_a_rehearsal_is_not_widened(monkeypatch):
+    """Without their last values, no item may go on beyond the lead times that were learned."""
+    calls = []
+    widened = folds.widened
+    monkeypatch.setattr(folds, "widened", lambda *args: calls.append(args) or widened(*args))
+    quick(folds=2, blend=True, widening=True).train(noisy_items(8, 9))
+    assert len(calls) == 2
+
+
 def test_stretches_of_an_item_hold_each_of_its_rows_once():
     whole = [*noisy_items(2, 100), *noisy_items(1, 5, seed=1)]
     cut = stretches(whole, prediction_length=6, context_length=9)

@@ -325,7 +325,8 @@ class Folds:
         inside = np.setdiff1d(usable, aside)
         if not len(inside):
             return None
-        network = self._train(estimator, early, inside, aside, folds, base.reader).predictor
+        plain = estimator.with_settings(widening=False)
+        network = self._train(plain, early, inside, aside, folds, base.reader).predictor
         return HeldOut.of([network, *self.simple_forecasts(early)], pairs)
 
     def _train(
