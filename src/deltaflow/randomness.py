@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
+from typing import overload
 
 import numpy as np
 import torch
@@ -27,15 +28,22 @@ def check_seed(seed: int | None) -> None:
         raise DeltaflowError(f"seed must lie between 0 and {2**32 - 1}, got {seed}")
 
 
-def derived_seed(seed: int, *part: int) -> int:
+@overload
+def derived_seed(seed: int, *part: int) -> int: ...
+@overload
+def derived_seed(seed: int | None, *part: int) -> int | None: ...
+def derived_seed(seed, *part):
     """Return the seed of one part of a seeded computation, such as one batch of an epoch.
 
     The numbers in ``part`` say which part: ``(epoch, batch)``, for example. Different parts get
-    independent seeds, which are also independent of those that a user is likely to choose.
+    independent seeds, which are also independent of those that a user is likely to choose. None
+    stays None.
 
     >>> derived_seed(0, 1) == derived_seed(1, 0)
     False
     """
+    if seed is None:
+        return None
     sequence = np.random.SeedSequence(seed, spawn_key=part)
     return int(sequence.generate_state(1)[0])
 

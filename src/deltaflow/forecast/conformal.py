@@ -267,7 +267,7 @@ class ConformalPredictor(WrappedPredictor):
             if paths and isinstance(forecast, SampleForecast):
                 yield calibrated.reordered(forecast.samples)
             elif num_samples:
-                with seeded(None if seed is None else derived_seed(seed, number)):
+                with seeded(derived_seed(seed, number)):
                     yield calibrated.to_sample_forecast(num_samples)
             else:
                 yield calibrated

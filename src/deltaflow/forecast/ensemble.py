@@ -99,7 +99,7 @@ class EnsemblePredictor(DeltaflowPredictor):
         """
         check_seed(seed)
         count = len(self.predictors)
-        seeds = [None if seed is None else derived_seed(seed, number) for number in range(count)]
+        seeds = [derived_seed(seed, number) for number in range(count)]
         if _read_alike(self.predictors):
             readings = tee(self.predictors[0].read(dataset), count)
             members = [

@@ -153,7 +153,7 @@ class HoldPredictor(DeltaflowPredictor):
             located = self.locate(*self._last(asked.series))
             mean, quantiles = (part[..., asked.found.channels] for part in located)
             if num_samples:
-                with seeded(None if seed is None else derived_seed(seed, number)):
+                with seeded(derived_seed(seed, number)):
                     drawn = self._draw(quantiles, num_samples)
                 yield asked.answer(partial(SampleForecast, drawn))
             else:

@@ -65,7 +65,7 @@ class LocationScalePredictor(DeltaflowPredictor):
         batches = in_chunks(read, lambda _: 1, BATCH_SIZE)
         for number, forecast in enumerate(chain.from_iterable(map(self._forecast_batch, batches))):
             if num_samples:
-                with seeded(None if seed is None else derived_seed(seed, number)):
+                with seeded(derived_seed(seed, number)):
                     yield forecast.to_sample_forecast(num_samples)
             else:
                 yield forecast

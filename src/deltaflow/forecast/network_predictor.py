@@ -179,8 +179,7 @@ class IrregularPredictor(DeltaflowPredictor):
                 unobserved += [
                     one.item_id for one in asked.series if not np.isfinite(one.values).any()
                 ]
-                batch_seed = None if seed is None else derived_seed(seed, number)
-                yield from self._forecast_batch(asked, num_samples, batch_seed)
+                yield from self._forecast_batch(asked, num_samples, derived_seed(seed, number))
         finally:
             # GluonTS's evaluation closes this generator instead of exhausting it.
             if unobserved:

@@ -169,9 +169,8 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
             encoded = self.update(encoded, delta_t, rows, known)
             before = gap
         stacked = torch.stack(paths, dim=1)  # (B · num_samples, Q, D), in order of time
-        unsorted = torch.empty_like(stacked)
-        unsorted.scatter_(1, order.unsqueeze(-1).expand_as(stacked), stacked)
-        return unsorted.unflatten(0, (-1, num_samples))
+        place = order.argsort(dim=1).unsqueeze(-1).expand_as(stacked)
+        return stacked.gather(1, place).unflatten(0, (-1, num_samples))
 
 
 def _loss_weights(
