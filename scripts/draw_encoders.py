@@ -24,6 +24,9 @@ MARKERS = {
     "resnet_flow": "s",
     "coupling_flow": "D",
     "linear_flow": "^",
+    "ode_rnn": "x",
+    "gru_ode": "+",
+    "neural_cde": "1",
 }
 
 
