@@ -94,12 +94,11 @@ def _train_encoder(task: Task, options: RowOptions, seed: int, tell: Tell) -> Tr
                 lambda size: _count(estimator_of(hidden_size=size).create_lightning_module(data)),
                 options.num_parameters,
             )
-    module, trainer, network = estimator_of(**model).train_model(task.training, task.validation)
-    predictor = network
+    output = estimator_of(**model).train_model(task.training, task.validation)
+    predictor = network = output.predictor
     if options.widening:
-        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        predictor = widened(network, data, whole_items(task.validation))
-    return Trained(predictor, _count(module), curve.epochs, network)
+        predictor = widened(network, output.data, whole_items(task.validation))
+    return Trained(predictor, _count(output.trained_net), curve.epochs, network)
 
 
 def _channel_weights(reader: Reader, task: Task, emphasis: float) -> list[float]:

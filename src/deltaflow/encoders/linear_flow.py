@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deltaflow.encoders.encoder import Encoder, State, own_precision
-from deltaflow.encoders.fused import is_transformed
 from deltaflow.encoders.oscillators import Motion, carried, last_oscillation, oscillate
 from deltaflow.encoders.scan import Order, delayed, since_first
 from deltaflow.errors import DeltaflowError
 from deltaflow.flows.linear import SPAN, LinearFlow
+from deltaflow.flows.time_embedding import is_transformed
 
 GATE_BIAS = -2.0
 """The initial bias of the gates: an observation replaces about an eighth of the state."""

@@ -21,9 +21,6 @@ from deltaflow.encoders.fused.gru import gru_stages
 from deltaflow.encoders.fused.resnet import resnet_stages
 from deltaflow.encoders.fused.stage import Stage
 from deltaflow.flows import CouplingLayer, Flow, FlowStack, GRULayer, ResNetLayer
-from deltaflow.flows.time_embedding import is_transformed
-
-__all__ = ["STAGES", "is_transformed", "stages_of"]
 
 
 def stages_of(flow: Flow, t: Tensor, clock: Tensor) -> list[Stage] | None:

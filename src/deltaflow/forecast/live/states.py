@@ -119,7 +119,7 @@ class States:
         answers = []
         with torch.inference_mode(), advising():
             for number, (member, parts) in enumerate(zip(self.members, states, strict=True)):
-                with seeded(None if seed is None else derived_seed(seed, number)):
+                with seeded(derived_seed(seed, number)):
                     answers.append(member.forecast(parts, queries))
             forecast = combined(self.predictor, iter(answers), queries.gaps)
             values = forecast.quantiles([0.5, *levels])
