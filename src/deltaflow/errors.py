@@ -189,13 +189,17 @@ class DeltaflowWarning(UserWarning):
 _SAID: set[tuple[str, str]] = set()
 
 
-def warn_once(message: str, names: Iterable[str] = ("",)) -> None:
-    """Warn about the user's data, once per process for each message and each name behind it.
+def warn_once(
+    message: str, names: Iterable[str] = ("",), said: set[tuple[str, str]] | None = None
+) -> None:
+    """Warn about the user's data, once for each message and each name behind it.
 
     Python forgets which warnings it has shown whenever the filters change, as they do in every
-    training run: each model of the same data would repeat the warning.
+    training run: each model of the same data would repeat the warning. What was ``said`` is kept
+    for the whole process, or by the caller.
     """
-    new = sorted(name for name in names if (message, name) not in _SAID)
+    said = _SAID if said is None else said
+    new = sorted(name for name in names if (message, name) not in said)
     if new:
         warnings.warn(message + ", ".join(new), DeltaflowWarning, stacklevel=3)
-        _SAID.update((message, name) for name in new)
+        said.update((message, name) for name in new)

@@ -102,6 +102,13 @@ def test_what_the_model_does_not_know_is_ignored_with_one_warning():
         assert f"{role} '{names[0]}'" in str(warned[0].message)
 
 
+def test_another_model_of_the_same_data_warns_as_well():
+    entry = read()[0]
+    for _ in range(2):
+        with pytest.warns(DeltaflowWarning, match="feat_static_real 'age'"):
+            series_of(entry, replace(read().schema, feat_static_real=()))
+
+
 def test_what_is_ignored_need_not_be_readable():
     (entry, *_) = read(feat_static_real=["age"])
     entry["feat_static_real"] = ["unknown"]

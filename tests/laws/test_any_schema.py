@@ -29,7 +29,6 @@ from deltaflow import (
     HoldPredictor,
     IrregularDataModule,
     IrregularDataset,
-    errors,
     write_arrow,
 )
 from deltaflow.data.series import schema_of, series_of
@@ -171,8 +170,8 @@ def instances(dataset: IrregularDataset):
 
 
 def answers(predictor, dataset) -> tuple[list, list[str]]:
-    """Forecasts, and what was said of the data, which is said once in a process."""
-    errors._SAID.clear()
+    """Forecasts, and what was said of the data, which is said once by a predictor."""
+    predictor.schema.said.clear()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         made = list(predictor.predict(instances(dataset).input, seed=3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Number
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal, overload
 
 import pandas as pd
 
@@ -170,7 +170,11 @@ class Schema:
         Names of the static real features.
     feat_static_cat
         The levels of each static categorical feature, by its name.
+    said
+        Which warnings were given about data that were matched to this schema. No part of it.
     """
+
+    said: ClassVar[set[tuple[str, str]]]
 
     target: tuple[str, ...]
     univariate: bool
@@ -188,6 +192,7 @@ class Schema:
             object.__setattr__(self, role, tuple(getattr(self, role)))
         levels = {name: tuple(own) for name, own in self.feat_static_cat.items()}
         object.__setattr__(self, "feat_static_cat", levels)
+        object.__setattr__(self, "said", set())
 
     def __eq__(self, other: object) -> bool:
         # A comparison of mappings alone would ignore the order of the categories.
@@ -199,6 +204,10 @@ class Schema:
 
     def __hash__(self) -> int:
         return hash((self.target, self.feat_dynamic_real, self.past_feat_dynamic_real, self.time))
+
+    def warn_with(self, other: Schema) -> None:
+        """Give warnings about data only once for both schemas."""
+        object.__setattr__(self, "said", other.said)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schema as plain, JSON-compatible values."""

@@ -165,7 +165,7 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
 def match_entry(entry: DataEntry, schema: Schema) -> Match:
     """Find in an entry what a schema names.
 
-    Names that the schema does not know are ignored, with a warning.
+    Names that the schema does not know are ignored, with one warning.
 
     Raises
     ------
@@ -185,6 +185,7 @@ def match_entry(entry: DataEntry, schema: Schema) -> Match:
         warn_once(
             "the data have names that the model does not know, which are ignored: ",
             [f"{role} {name!r}" for role, names in found.ignored.items() for name in names],
+            said=schema.said,
         )
     return found
 

@@ -78,6 +78,8 @@ class EnsemblePredictor(DeltaflowPredictor):
                 f"the predictors of the ensemble were trained on other channels or features than "
                 f"each other: {error}"
             ) from None
+        for member in predictors:
+            member.schema.warn_with(schema)
         super().__init__(first.prediction_length, schema)
         self.predictors: list[DeltaflowPredictor] = list(predictors)
         equal = [1 / len(predictors)] * len(predictors)
