@@ -152,7 +152,7 @@ class LinearFlowEncoder(Encoder):
         dtype = torch.promote_types(values.dtype, torch.float32)
         inputs = *_inputs(values, observed, features, delta_t), running.unsqueeze(-1)
         seen = torch.cat([order.take(part) for part in inputs]).to(dtype).flatten(1)
-        gaps = order.take(delta_t.unsqueeze(-1)).to(dtype)[0]  # (L, C, B)
+        gaps = order.take(delta_t.unsqueeze(-1))[0].contiguous().to(dtype)  # (L, C, B)
         if order.begins is not None:
             gaps = gaps.masked_fill(order.begins, 0.0)
         rates, turns = self.flow.exponent()
