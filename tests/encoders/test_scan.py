@@ -95,7 +95,7 @@ def test_every_observation_is_read_once_and_each_series_begins_anew(lengths):
         first = in_order(chunks, order.begins, rows.shape[1]).flatten()
         assert (rows.flatten()[first] % running.shape[1] == 0).all()
         assert order.begins.sum() == first.sum() == (lengths > 0).sum()
-    newest = order.source.flatten()[order.newest][lengths > 0]
+    newest = order.at_end(order.source)[lengths > 0]
     assert torch.equal(
         newest, (torch.arange(len(lengths)) * running.shape[1] + lengths - 1)[lengths > 0]
     )

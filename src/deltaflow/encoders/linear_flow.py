@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deltaflow.encoders.encoder import Encoder, State, own_precision
-from deltaflow.encoders.oscillators import Motion, carried, last_oscillation, oscillate
+from deltaflow.encoders.oscillators import Motion, carried, last_oscillation, oscillate, turned
 from deltaflow.encoders.scan import Order, delayed, since_first
 from deltaflow.errors import DeltaflowError
 from deltaflow.flows.linear import SPAN, LinearFlow
@@ -142,7 +142,8 @@ class LinearFlowEncoder(Encoder):
             return self.read_plainly(*parts)
         with own_precision(values):
             groups = _groups(running) if values.device.type == "cpu" else [slice(None)]
-            return torch.cat([self._read(*(part[group] for part in parts)) for group in groups])
+            hidden = [self._read(*(part[group] for part in parts)) for group in groups]
+            return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 
     def _read(
         self, values: Tensor, observed: Tensor, delta_t: Tensor, running: Tensor, features: Tensor
@@ -162,23 +163,24 @@ class LinearFlowEncoder(Encoder):
         hidden, tempi, last = [], [], len(self.entries) - 1
         for layer, exponent in enumerate(exponents):
             if self.tempi:
-                tempo = self._tempo(layer, inner.T).squeeze(-1)  # (L · C · B,)
-                tempi.append(tempo[order.newest].unsqueeze(0))
-                own = gaps * delayed(tempo.view_as(gaps)).exp()
+                tempo = self._tempo(layer, inner.T).view_as(gaps)
+                tempi.append(order.at_end(tempo).unsqueeze(0))
+                own = gaps * delayed(tempo).exp()
                 elapsed = since_first(own)
             motion = Motion.of(*exponent, own, elapsed, order.begins)
             drive = inner, *_affine(self.entries[layer], dtype)
-            if layer == last and order.is_whole and not torch.is_grad_enabled():
+            if layer == last and order.newest is None and not torch.is_grad_enabled():
                 newest = last_oscillation(*drive, motion)
             else:
                 states = oscillate(*drive, *exponent, own, motion)  # (2, n, L, C, B)
-                newest = states.flatten(2)[:, :, order.newest]
+                newest = order.at_end(states)
                 if layer < last:
-                    inner = _mixed(self.mixtures[layer], motion.turned(states), seen)
-            hidden.append(motion.turned_at(order.newest, newest))
+                    inner = _mixed(self.mixtures[layer], turned(states, *motion[1:]), seen)
+            hidden.append(turned(newest, order.at_end(motion.cos), order.at_end(motion.sin)))
         hidden = torch.cat(hidden, 1).flatten(0, 1)
         hidden = torch.cat([hidden, *tempi]).T.to(values.dtype)
-        hidden = torch.where(running[:, :1], hidden, 0.0)  # of series without observations
+        if order.newest is not None:  # then some series may have no observation
+            hidden = torch.where(running[:, :1], hidden, 0.0)
         return functional.pad(hidden, (0, self.left_over))
 
     def step(

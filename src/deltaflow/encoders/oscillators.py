@@ -53,14 +53,6 @@ class Motion(NamedTuple):
             decay.masked_fill_(begins, 0.0)
         return Motion(decay, *rotation(turns, elapsed, gaps.dtype))
 
-    def turned(self, numbers: Tensor) -> Tensor:
-        """Turn states ``(2, N, L, C, B)`` out of the turning frame, by e^iθ."""
-        return turned(numbers, self.cos, self.sin)
-
-    def turned_at(self, places: Tensor, numbers: Tensor) -> Tensor:
-        """Do the same with states ``(2, N, S)`` at places ``(S,)`` in ``L · C · B``."""
-        return turned(numbers, *(part.flatten(1)[:, places] for part in (self.cos, self.sin)))
-
 
 def oscillate(
     inner: Tensor,

@@ -56,35 +56,38 @@ class Order(NamedTuple):
     source
         ``(L, C, B)``, which of the ``S · T`` observations is read.
     newest
-        ``(S,)``, where among the ``L · C · B`` the last observation of each series is read; any
-        place if it has none.
+        ``(S,)``, where among the ``L · C`` the last observation of each series is read; any place
+        if it has none. None if they are read side by side, where it is the last of all.
     begins
         ``(L, C, B)``, True where a series begins, or None if nothing is read before it.
     """
 
     source: Tensor
-    newest: Tensor
+    newest: Tensor | None
     begins: Tensor | None
 
     @staticmethod
     def of(running: Tensor) -> Order:
         """Order a batch that has observations where True: at least one, before all padding."""
-        device, lengths = running.device, running.sum(1)
-        rows = torch.arange(running.numel(), device=device).view_as(running)
-        series, ends = torch.arange(len(rows), device=device), lengths
-        if not running.all():
-            rows, series, ends = rows[running].unsqueeze(0), 0, lengths.cumsum(0)
+        rows = torch.arange(running.numel(), device=running.device).view_as(running)
+        side_by_side = bool(running.all())
+        if not side_by_side:
+            rows = rows[running].unsqueeze(0)
         length, count = chunks = Chunks.of(rows.shape[1], min(SHORT, math.isqrt(rows.shape[1])))
         source, missing = chunks.arranged(rows), length * count - rows.shape[1]
+        if side_by_side and not missing:
+            return Order(source, None, None)
+        begins = torch.zeros_like(source, dtype=torch.bool)
+        if side_by_side:
+            begins[missing % length, missing // length] = True
+            return Order(source, None, begins)
+        lengths = running.sum(1)
+        ends = lengths.cumsum(0) + missing
 
         def place(steps: Tensor) -> Tensor:
-            steps = steps + missing
-            return (steps % length * count + steps // length) * len(rows) + series
+            return steps % length * count + steps // length
 
-        begins = None
-        if missing or len(rows) < len(running):
-            begins = torch.zeros_like(source, dtype=torch.bool)
-            begins.view(-1)[place((ends - lengths)[lengths > 0])] = True
+        begins.view(-1)[place((ends - lengths)[lengths > 0])] = True
         return Order(source, place((ends - 1).clamp(min=0)), begins)
 
     def take(self, observations: Tensor) -> Tensor:
@@ -94,10 +97,11 @@ class Order(NamedTuple):
         taken = observations.flatten(0, 1).index_select(0, self.source.view(-1))
         return taken.T.unflatten(1, self.source.shape)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the last observations of all series are the last that are read."""
-        return self.source.shape[-1] == len(self.newest)
+    def at_end(self, numbers: Tensor) -> Tensor:
+        """Return what of ``(…, L, C, B)`` is at the last observation of each series, ``(…, S)``."""
+        if self.newest is None:
+            return numbers[..., -1, -1, :]
+        return numbers.flatten(-3).index_select(-1, self.newest)
 
 
 def delayed(steps: Tensor) -> Tensor:
