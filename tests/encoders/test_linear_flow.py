@@ -174,6 +174,14 @@ def test_many_series_are_read_in_groups(monkeypatch):
     assert sizes == [153, 84, 69]
 
 
+@pytest.mark.parametrize("lengths", [[0, 30], [30, 0], [0, 5, 30, 0, 0, 30, 1]])
+def test_no_group_is_without_observations(lengths, monkeypatch):
+    encoder, batch = make(), make_batch(lengths)
+    whole = encoder(**batch).hidden
+    monkeypatch.setattr(linear_flow, "CACHED", 20)
+    torch.testing.assert_close(encoder(**batch).hidden, whole, atol=1e-11, rtol=1e-11)
+
+
 def test_a_tempo_turns_all_oscillators_of_a_layer_faster():
     encoder = make(10, num_layers=2, tempo=4.0)
     state = encoder(**make_batch([30]))

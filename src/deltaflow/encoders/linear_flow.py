@@ -230,16 +230,19 @@ class LinearFlowEncoder(Encoder):
 
 
 def _groups(running: Tensor) -> list[slice]:
-    """Cut a batch ``(B, T)`` into groups of series with at most `CACHED` observations, or one."""
+    """Cut a batch ``(B, T)`` into groups of series with at most `CACHED` observations each.
+
+    A longer series is in a group of its own. Every group has an observation, if the batch has one.
+    """
     if running.numel() <= CACHED:
         return [slice(None)]
-    totals = running.sum(1).cumsum(0).tolist()
-    starts = [0]
-    for row in range(1, len(totals)):
-        before = totals[starts[-1] - 1] if starts[-1] else 0
-        if totals[row] - before > CACHED:
+    starts, total = [0], 0
+    for row, length in enumerate(running.sum(1).tolist()):
+        if length and total and total + length > CACHED:
             starts.append(row)
-    return [slice(*bounds) for bounds in pairwise([*starts, len(totals)])]
+            total = 0
+        total += length
+    return [slice(*bounds) for bounds in pairwise([*starts, len(running)])]
 
 
 def _affine(layer: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
