@@ -85,7 +85,7 @@ class Workload:
     queries: int = 1
     encoders: Sequence[str] = tuple(ENCODERS)
 
-    num_channels, num_features, num_inputs = 7, 1, 16
+    num_channels, num_features = 7, 1
 
     def batch(self, device: torch.device) -> dict[str, Tensor]:
         """Draw a batch for an encoder, with half of the values observed."""
@@ -100,6 +100,11 @@ class Workload:
             "features": torch.randn(*shape, self.num_features, generator=random),
         }
         return {name: part.to(device) for name, part in batch.items()}
+
+    @property
+    def num_inputs(self) -> int:
+        """The number of inputs of the floor: values, their mask, features and the gap."""
+        return 2 * self.num_channels + self.num_features + 1
 
     def inputs(self, device: torch.device) -> Tensor:
         """Draw the inputs of the floor."""
@@ -187,12 +192,13 @@ def benchmark(
         if quick:
             return table
         grown = []
-        for axis, size in ((axis, size) for axis, sizes in growth.items() for size in sizes):
+        for axis, sizes in growth.items():
             measure = time_queries if axis == "queries" else time_reading
-            tell_growth = partial(tell, axis, str(size))
-            part = measure(workload.grown(axis, size), place, seconds / 3, tell_growth)
-            grown.append(part.assign(axis=axis, size=size))
-            progress.advance(bar)
+            for size in sizes:
+                tell_growth = partial(tell, axis, str(size))
+                part = measure(workload.grown(axis, size), place, seconds / 3, tell_growth)
+                grown.append(part.assign(axis=axis, size=size))
+                progress.advance(bar)
         grown = pd.concat(grown, ignore_index=True)
         show("benchmark_growth", grown, _growth(_shown(grown)))
         tell("epoch")

@@ -140,11 +140,13 @@ def score(model: DeltaflowPredictor, instances: TestData) -> pd.DataFrame:
     """
     forecasts = list(model.predict(instances.input))
     scores = accuracy(forecasts, instances, list(VITALS), np.ones(len(VITALS)))
-    names = {vital: f"{{}}[{vital}]" for vital in VITALS} | {AVERAGE: "balanced_{}", POOLED: "{}"}
-    table = pd.DataFrame(
-        {measure: {row: scores[name.format(measure)] for row, name in names.items()}
-         for measure in COLUMNS}
-    )  # fmt: skip
+
+    def rows(measure: str) -> list[float]:
+        by_channel = [scores[f"{measure}[{vital}]"] for vital in VITALS]
+        return [*by_channel, scores[f"balanced_{measure}"], scores[measure]]
+
+    columns = {measure: rows(measure) for measure in COLUMNS}
+    table = pd.DataFrame(columns, index=pd.Index([*VITALS, AVERAGE, POOLED]))
     table.loc[AVERAGE, "mse"] = np.nan
     return table
 

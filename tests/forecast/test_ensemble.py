@@ -72,13 +72,13 @@ def test_entries_are_read_once_for_all_members_that_read_alike(
     members, multivariate, make_estimator, instances, monkeypatch
 ):
     items = []
-    read = predictor.series_of
+    read = predictor.matched_series
 
     def counted(entry, *arguments):
         items.append(entry["item_id"])
         return read(entry, *arguments)
 
-    monkeypatch.setattr(predictor, "series_of", counted)
+    monkeypatch.setattr(predictor, "matched_series", counted)
     entries = instances(multivariate)
     alike = members("distribution")
     list(EnsemblePredictor(alike).predict(entries))

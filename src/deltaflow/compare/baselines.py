@@ -15,7 +15,7 @@ from torch.distributions import Laplace
 
 from deltaflow.compare.progress import Tell
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Series, match_entry, read_series, series_of
+from deltaflow.data.series import Series, matched_series, read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import needing
 from deltaflow.forecast.location_scale import LocationScalePredictor
@@ -351,8 +351,9 @@ class _Forecasts(NamedTuple):
         series, labels = [], []
         for past, label in test:
             values = np.atleast_2d(label["target"]).T
-            series.append(series_of(past, schema, num_queries=len(values)))
-            labels.append(values[:, match_entry(past, schema).rows["target"]])
+            found, one = matched_series(past, schema, num_queries=len(values))
+            series.append(one)
+            labels.append(values[:, found.rows["target"]])
         items = np.repeat(np.arange(len(series)), [len(own) for own in labels])
         times = np.concatenate([one.times[one.length :] for one in series])
         return cls(series, items, times, np.concatenate(labels))

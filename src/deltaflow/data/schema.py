@@ -171,7 +171,8 @@ class Schema:
     feat_static_cat
         The levels of each static categorical feature, by its name.
     said
-        Which warnings were given about data that were matched to this schema. No part of it.
+        Which warnings were given about data that were matched to this schema. It is not compared,
+        and not stored.
     """
 
     said: ClassVar[set[tuple[str, str]]]

@@ -220,9 +220,19 @@ def series_of(
         `LARGEST`, if the times are float32, unsorted, duplicate or beyond `LONGEST`, or if a
         query time is unknown or before the last observation.
     """
+    return matched_series(entry, schema, seasonality, num_queries)[1]
+
+
+def matched_series(
+    entry: DataEntry,
+    schema: Schema,
+    seasonality: Sequence[str] = (),
+    num_queries: int | None = None,
+) -> tuple[Match, Series]:
+    """Return what `match_entry` and `series_of` do, and match the entry only once."""
     found = match_entry(entry, schema)
     with located(item=entry.get("item_id")):
-        return _read(entry, found, schema, seasonality, num_queries)
+        return found, _read(entry, found, schema, seasonality, num_queries)
 
 
 def _read(

@@ -149,7 +149,7 @@ class ConformalPredictor(WrappedPredictor):
         DataError
             If nothing was observed after the origins.
         """
-        parts = [_scores_of_pairs(predictor, calibration, predictor.schema)]
+        parts = [scores_of_pairs(predictor, calibration, predictor.schema)]
         return cls.of_scores(predictor, parts, narrowest=_NO_WIDTH)
 
     @classmethod
@@ -193,8 +193,8 @@ class ConformalPredictor(WrappedPredictor):
         if predictor is None:
             predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
         schema = predictor.schema
-        parts = [_scores_of_pairs(*pair, schema) for pair in zip(members, folds, strict=True)]
-        last = None if rehearsal is None else _scores_of_pairs(*rehearsal, schema)
+        parts = [scores_of_pairs(*pair, schema) for pair in zip(members, folds, strict=True)]
+        last = None if rehearsal is None else scores_of_pairs(*rehearsal, schema)
         return cls.of_scores(predictor, parts, least, last)
 
     @classmethod
@@ -404,7 +404,8 @@ def forecast_pairs(
     return predictor.predict([past for past, _ in pairs], seed=0)
 
 
-def _scores_of_pairs(predictor: DeltaflowPredictor, calibration: Pairs, schema: Schema) -> "Scored":
+def scores_of_pairs(predictor: DeltaflowPredictor, calibration: Pairs, schema: Schema) -> "Scored":
+    """Forecast what was known of each pair, and return what `scores_of` does."""
     pairs = list(calibration)
     return scores_of(forecast_pairs(predictor, pairs), pairs, schema)
 

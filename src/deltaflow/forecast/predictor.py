@@ -20,7 +20,7 @@ from gluonts.torch.util import resolve_device
 from deltaflow._version import __version__
 from deltaflow.data.matching import Match
 from deltaflow.data.schema import Schema, unit_seconds
-from deltaflow.data.series import Series, entries_of, is_irregular, match_entry, series_of
+from deltaflow.data.series import Series, entries_of, is_irregular, matched_series
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.saving import FORMAT, MARKER, check_format, reading, replacing
@@ -246,8 +246,8 @@ def read_data(
 ) -> Iterator[ReadEntry]:
     """Read the entries of a data set, one after the other; see `series_of`."""
     for entry in entries_of(dataset):
-        series = series_of(entry, schema, seasonality, prediction_length)
-        yield ReadEntry(entry, series, match_entry(entry, schema))
+        found, series = matched_series(entry, schema, seasonality, prediction_length)
+        yield ReadEntry(entry, series, found)
 
 
 PREDICTORS: dict[str, type[DeltaflowPredictor]] = {}

@@ -8,7 +8,7 @@ import numpy as np
 from gluonts.core.component import validated
 
 from deltaflow.errors import DataError
-from deltaflow.forecast.conformal import Pairs, forecast_pairs, scores_of
+from deltaflow.forecast.conformal import Pairs, scores_of_pairs
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast, WrappedForecast
 from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor
 
@@ -73,8 +73,7 @@ class WideningPredictor(WrappedPredictor):
             If nothing was observed beyond the reach.
         """
         target = predictor.schema.target
-        pairs = list(held_out)
-        scored = scores_of(forecast_pairs(predictor, pairs), pairs, predictor.schema)
+        scored = scores_of_pairs(predictor, held_out, predictor.schema)
         ratio = scored.lead / reach
         score = np.abs(scored.errors(1e-300).error)
         if not (ratio > 1).any():

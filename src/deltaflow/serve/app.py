@@ -210,21 +210,26 @@ def make_app(
 
     guarded = [Depends(check_token)] if token else []
 
+    @app.exception_handler(DataError)
+    async def on_bad_data(request: Request, error: DataError) -> Response:
+        problem = f"{error.problem}; {error.remedy}" if error.remedy else error.problem
+        return refusal(422, problem, item=error.item, field=error.field, row=error.position)
+
     @app.exception_handler(DeltaflowError)
+    async def on_failure(request: Request, error: DeltaflowError) -> Response:
+        return refusal(500, str(error))
+
     @app.exception_handler(RequestValidationError)
+    async def on_bad_parameter(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return refusal(422, first["msg"], field=str(first["loc"][-1]))
+
     @app.exception_handler(StarletteHTTPException)
-    async def refuse(request: Request, error: Exception) -> Response:
+    async def on_refusal(request: Request, error: StarletteHTTPException) -> Response:
+        return refusal(error.status_code, error.detail, headers=error.headers)
+
+    def refusal(status: int, problem: str, headers: Any = None, **where: Any) -> Response:
         """Answer with what is wrong, and where."""
-        status, problem, where, headers = 500, str(error), {}, None
-        if isinstance(error, DataError):
-            status = 422
-            problem = f"{error.problem}; {error.remedy}" if error.remedy else error.problem
-            where = {"item": error.item, "field": error.field, "row": error.position}
-        elif isinstance(error, RequestValidationError):
-            first = error.errors()[0]
-            status, problem, where = 422, first["msg"], {"field": str(first["loc"][-1])}
-        elif isinstance(error, StarletteHTTPException):
-            status, problem, headers = error.status_code, error.detail, error.headers
         metrics.refused.labels(status).inc()
         known = {name: _plain(value) for name, value in where.items() if value is not None}
         # Not by orjson, which refuses some of the numbers and texts that an error quotes.
@@ -233,8 +238,11 @@ def make_app(
 
     def reads(rows: Rows) -> dict[str, Any]:
         """Return what routes have in common that read rows."""
-        about = {"responses": _refused(413, 415), "openapi_extra": _body_of(rows)}
-        return {"dependencies": guarded, **about}
+        return {
+            "dependencies": guarded,
+            "responses": _refused(413, 415),
+            "openapi_extra": _body_of(rows),
+        }
 
     @app.post("/update", **reads(answers.observed))
     async def update(request: Request) -> Response:
