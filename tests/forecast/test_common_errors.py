@@ -7,7 +7,8 @@ from gluonts.dataset.split import split
 
 from deltaflow import ConformalPredictor, HoldPredictor, IrregularDataset, load_predictor
 from deltaflow.forecast.common_errors import FEWEST_TOGETHER, Errors, common, widening_for
-from deltaflow.forecast.conformal import LEVELS, query_times
+from deltaflow.forecast.conformal import LEVELS
+from deltaflow.forecast.held_out import query_times
 
 TIMES = 8
 

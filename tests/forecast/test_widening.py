@@ -12,7 +12,7 @@ from deltaflow import (
     WideningPredictor,
     load_predictor,
 )
-from deltaflow.forecast.conformal import forecast_pairs, scores_of
+from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.predictor import leads_of
 from deltaflow.tasks import regular_seasonal, synthetic_task
 from deltaflow.training.widening import SHARE, reach_of
@@ -94,11 +94,12 @@ def test_samples_and_densities_are_those_of_the_wider_quantiles(task):
 def test_the_power_is_the_least_that_covers_what_it_is_fitted_to(task, hold):
     pairs, reach = list(task.validation), 12 * HOUR
     wider = WideningPredictor.fit(hold, reach, pairs)
-    scored = scores_of(forecast_pairs(hold, pairs), pairs, hold.schema)
+    scored = HeldOut.of([hold], pairs, hold.schema)
+    low, median, high = scored.inner
     for channel, power in enumerate(wider.powers):
         own = (scored.channel == channel) & (scored.lead > reach)
-        side = np.where(scored.value < scored.median, scored.below, scored.above)[own]
-        score = np.abs(scored.value - scored.median)[own] / side
+        side = np.where(scored.value < median, median - low, high - median)[own]
+        score = np.abs(scored.value - median)[own] / side
         covered = (score <= (scored.lead[own] / reach) ** power).mean()
         assert covered >= 0.8
         assert power == 0 or covered < 0.8 + 2 / own.sum()

@@ -25,6 +25,7 @@ from deltaflow import (
     load_predictor,
 )
 from deltaflow.data import IrregularDataModule
+from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.support import Support
 from deltaflow.randomness import seeded
 from deltaflow.training import blend, folds
@@ -416,9 +417,23 @@ def test_the_fewer_the_items_the_more_alike_are_the_weights():
             for time in range(times)
             for past, label in pairs
         ]
-        weights.append(blend.blend_weights([[blend.HeldOut.of([good, bad], many)]], 1)[0])
+        weights.append(blend.blend_weights([[HeldOut.of([good, bad], many, data.schema)]], 1)[0])
     assert 0.5 < weights[0] < weights[1] < weights[2] <= 1
     assert weights[3] == pytest.approx(weights[2], abs=1e-4)
+
+
+def test_items_without_a_name_count_one_by_one():
+    data = noisy_items(20)
+    pairs = list(split(data, offset=-2)[1].generate_instances(2))
+    nameless = [({**past, "item_id": None}, label) for past, label in pairs]
+    hold = HoldPredictor.fit(data, 2)
+    wrong = SupportPredictor(hold, [[8.0, None, False]])
+    named, others = (
+        blend.blend_weights([[HeldOut.of([hold, wrong], own, data.schema)]], 1)
+        for own in (pairs, nameless)
+    )
+    assert named == pytest.approx(others)
+    assert named[0] > 0.5
 
 
 def test_a_blend_is_as_good_as_the_better_of_its_parts_on_the_items_left_out():
@@ -429,7 +444,7 @@ def test_a_blend_is_as_good_as_the_better_of_its_parts_on_the_items_left_out():
     wrong = SupportPredictor(hold, [[50.0, None, False]])
 
     def weights(network, simple):
-        return blend.blend_weights([[blend.HeldOut.of([network, simple], pairs)]], 1)
+        return blend.blend_weights([[HeldOut.of([network, simple], pairs, data.schema)]], 1)
 
     assert weights(wrong, hold) == pytest.approx([0.1, 0.9], abs=1e-6)
     assert weights(hold, wrong) == pytest.approx([1.0, 0.0], abs=1e-6)
@@ -442,11 +457,12 @@ def test_a_rehearsal_counts_less_than_the_items_left_out():
     pairs = list(split(data, offset=-2)[1].generate_instances(2))
     hold = HoldPredictor.fit(data, 2)
     wrong = SupportPredictor(hold, [[50.0, None, False]])
-    good, bad = (blend.HeldOut.of(own, pairs) for own in ([hold, wrong], [wrong, hold]))
-    few = blend.HeldOut.of([wrong, hold], pairs[:2])
+    orders = [hold, wrong], [wrong, hold]
+    good, bad = (HeldOut.of(own, pairs, data.schema) for own in orders)
+    few = HeldOut.of([wrong, hold], pairs[:2], data.schema)
     for held_out in ([[good], [bad]], [[good], [few]], [[few], [good]]):
         first, second = blend.blend_weights(held_out, 1)
-        assert (first > second) == (held_out[0] == [good])
+        assert (first > second) == (held_out[0][0] is good)
 
 
 def test_a_rehearsal_learns_nothing_of_the_values_that_it_holds_out():
@@ -459,8 +475,8 @@ def test_a_rehearsal_learns_nothing_of_the_values_that_it_holds_out():
     for known in (data, IrregularDataset(changed, data.schema)):
         with seeded(0):
             held = folds.Folds(estimator, known, 0).rehearsal(estimator)
-        assert [label["target"].shape[-1] for _, label in held.pairs] == [2] * 8
-        forecasts.append([[one.quantiles([0.1, 0.9]) for one in own] for own in held.forecasts])
+        assert np.unique(held.item, return_counts=True)[1].tolist() == [2] * 8
+        forecasts.append(held.quantiles)
     np.testing.assert_array_equal(*forecasts)
 
 

@@ -1,19 +1,17 @@
 """Conformal intervals: quantiles that cover what they say, whatever the model that makes them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from gluonts.core.component import validated
-from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.dataset.common import Dataset
 from scipy.special import ndtri
 
-from deltaflow.data.schema import Schema
-from deltaflow.data.series import entries_of, is_irregular, match_entry
+from deltaflow.data.series import entries_of
 from deltaflow.errors import DataError, check_at_least_one
-from deltaflow.forecast.common_errors import Errors, widening_for
+from deltaflow.forecast.common_errors import widening_for
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import (
     RealTimeForecast,
@@ -21,14 +19,12 @@ from deltaflow.forecast.forecasts import (
     WrappedForecast,
     interpolated,
 )
-from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor, leads_of, times_of
+from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
+from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor, leads_of
 from deltaflow.randomness import check_seed, derived_seed, seeded
 
 LEVELS = np.round(np.arange(0.005, 0.9999, 0.005), 3)
 """The levels whose quantiles are calibrated; between them, quantiles are interpolated."""
-
-INNER = (0.1, 0.5, 0.9)
-"""The levels of a model's own quantiles from which its spread is taken."""
 
 ITEMS_PER_LEAD = 40
 """How many items it takes to calibrate a range of lead times on its own."""
@@ -51,9 +47,6 @@ _FEW = 1e-9
 
 _NO_WIDTH = np.where(LEVELS < 0.5, np.inf, -np.inf)
 """Scores that no interval is narrower than."""
-
-Pairs = Iterable[tuple[DataEntry, DataEntry]]
-"""What was known and what followed, as GluonTS's ``TestData`` yields it."""
 
 
 class ConformalPredictor(WrappedPredictor):
@@ -149,8 +142,8 @@ class ConformalPredictor(WrappedPredictor):
         DataError
             If nothing was observed after the origins.
         """
-        parts = [scores_of_pairs(predictor, calibration, predictor.schema)]
-        return cls.of_scores(predictor, parts, narrowest=_NO_WIDTH)
+        held_out = HeldOut.of([predictor], calibration, predictor.schema, INNER)
+        return cls.of_scores(predictor, [held_out], narrowest=_NO_WIDTH)
 
     @classmethod
     def fit_folds(
@@ -193,43 +186,41 @@ class ConformalPredictor(WrappedPredictor):
         if predictor is None:
             predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
         schema = predictor.schema
-        parts = [scores_of_pairs(*pair, schema) for pair in zip(members, folds, strict=True)]
-        last = None if rehearsal is None else scores_of_pairs(*rehearsal, schema)
+        parts = [
+            HeldOut.of([one], fold, schema, INNER) for one, fold in zip(members, folds, strict=True)
+        ]
+        last = None
+        if rehearsal is not None:
+            last = HeldOut.of([rehearsal[0]], rehearsal[1], schema, INNER)
         return cls.of_scores(predictor, parts, least, last)
 
     @classmethod
     def of_scores(
         cls,
         predictor: DeltaflowPredictor,
-        folds: "Sequence[Scored]",
+        folds: Sequence[HeldOut],
         least: Sequence[float] | None = None,
-        rehearsal: "Scored | None" = None,
+        rehearsal: HeldOut | None = None,
         narrowest: np.ndarray = _NORMAL,
     ) -> "ConformalPredictor":
-        """Calibrate a predictor by the scores of each fold; see :meth:`fit_folds`.
+        """Calibrate a predictor by what was held out of each fold; see :meth:`fit_folds`.
 
         Parameters
         ----------
         predictor, folds, least, rehearsal
-            The predictor, and what :meth:`fit_folds` finds of the predictors that it is given.
+            See :meth:`fit_folds`; what was held out is forecast already, by a single predictor.
         narrowest
             ``(len(LEVELS),)`` the scores of the narrowest intervals.
         """
         quantiles = conformal_quantiles if len(folds) == 1 else expected_quantiles
-        # Items of different folds are different ones, whatever their names.
-        item = [f"{fold}:{name}" for fold, part in enumerate(folds) for name in part.item]
-        others = (
-            np.concatenate([getattr(part, name) for part in folds]) for name in Scored._fields[1:]
-        )
-        known = Scored(np.unique(item, return_inverse=True)[1], *others)
+        known = HeldOut.joined(folds)
         if not len(known.value):
             raise DataError("nothing was observed after the origins of the calibration",
                             "give forecasts with labels")  # fmt: skip
         leads, scores, floors, num_items, widened = [], [], [], [], []
         for number in range(len(predictor.schema.target)):
-            own = known.of(number)
-            spread = np.concatenate([own.below, own.above])
-            usual = 1e-6 * spread.mean() if len(spread) else 0.0
+            own = known.of_channel(number)
+            usual = 1e-6 * np.diff(own.inner, axis=0).mean() if len(own.value) else 0.0
             floor = float(max(usual, least[number] if least else 0.0, 1e-300))
             errors = own.errors(floor)
             bounds, table = _calibrate(own.item, own.lead, errors.error, quantiles)
@@ -238,7 +229,7 @@ class ConformalPredictor(WrappedPredictor):
             factor = (
                 1.0
                 if rehearsal is None
-                else widening_for(errors, rehearsal.of(number).errors(floor))
+                else widening_for(errors, rehearsal.of_channel(number).errors(floor))
             )
             middle = table[:, LEVELS == 0.5]
             leads.append(bounds.tolist())
@@ -371,84 +362,6 @@ class ConformalForecast(WrappedForecast):
         side = np.where(score < 0, self._below, self._above)
         values = self._median + score * side
         return values.reshape(*values.shape[:-2], *self._shape)
-
-
-class Scored(NamedTuple):
-    """The n labels of a calibration: item, channel, lead time, time and value; and of their
-    forecast the median, and the distances from there to the quantiles below and above."""
-
-    item: np.ndarray
-    channel: np.ndarray
-    lead: np.ndarray
-    time: np.ndarray
-    value: np.ndarray
-    median: np.ndarray
-    below: np.ndarray
-    above: np.ndarray
-
-    def of(self, channel: int) -> "Scored":
-        """Return the labels of one channel."""
-        own = self.channel == channel
-        return Scored(*(part[own] for part in self))
-
-    def errors(self, floor: float) -> Errors:
-        """Return the scores, see `ConformalPredictor`, of which no unit is below a floor."""
-        side = np.where(self.value < self.median, self.below, self.above)
-        return Errors(self.item, self.time, (self.value - self.median) / np.maximum(side, floor))
-
-
-def forecast_pairs(
-    predictor: DeltaflowPredictor, pairs: Sequence[tuple[DataEntry, DataEntry]]
-) -> Iterator[RealTimeForecast]:
-    """Forecast what was known of each pair."""
-    return predictor.predict([past for past, _ in pairs], seed=0)
-
-
-def scores_of_pairs(predictor: DeltaflowPredictor, calibration: Pairs, schema: Schema) -> "Scored":
-    """Forecast what was known of each pair, and return what `scores_of` does."""
-    pairs = list(calibration)
-    return scores_of(forecast_pairs(predictor, pairs), pairs, schema)
-
-
-def scores_of(forecasts: Iterable[RealTimeForecast], calibration: Pairs, schema: Schema) -> Scored:
-    """Return all observed labels with their forecasts, and the numbers of channels in a schema."""
-    parts: list[list[np.ndarray]] = [[np.empty(0)] * len(Scored._fields)]
-    for number, ((past, label), forecast) in enumerate(zip(calibration, forecasts, strict=True)):
-        own = match_entry(past, schema).own
-        rows = [own.target.index(name) for name in forecast.target]
-        values = np.atleast_2d(label["target"])[rows].T  # (Q, D)
-        lead = leads_of(past, len(values))[: len(values)]
-        time = query_times(past, len(values))[: len(values)]
-        inner = forecast.quantiles(INNER)
-        low, median, high = inner.reshape(3, inner.shape[1], -1)[:, : len(values)]
-        query, channel = np.nonzero(np.isfinite(values) & np.isfinite(lead)[:, None])
-        name = past.get("item_id")
-        numbers = np.array([schema.target.index(name) for name in forecast.target])
-        parts.append(
-            [
-                np.full(len(query), f"#{number}" if name is None else str(name), dtype=object),
-                numbers[channel],
-                lead[query],
-                time[query],
-                values[query, channel],
-                median[query, channel],
-                (median - low)[query, channel],
-                (high - median)[query, channel],
-            ]
-        )
-    return Scored(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-def query_times(entry: DataEntry, prediction_length: int) -> np.ndarray:
-    """Return the times ``(Q,)`` of the queries on a clock of all items, NaN for padding.
-
-    They are seconds, or periods of a regular series: since 1970, where items have dates.
-    """
-    times = times_of(entry, prediction_length)[np.shape(entry["target"])[-1] :]
-    if not is_irregular(entry):
-        return times + entry["start"].ordinal
-    origin = entry["info"]["time_origin"]
-    return times if origin is None else times + pd.Timestamp(origin).timestamp()
 
 
 def _calibrate(

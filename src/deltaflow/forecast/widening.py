@@ -8,8 +8,8 @@ import numpy as np
 from gluonts.core.component import validated
 
 from deltaflow.errors import DataError
-from deltaflow.forecast.conformal import Pairs, scores_of_pairs
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast, WrappedForecast
+from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
 from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor
 
 LEVEL = 0.8
@@ -73,7 +73,7 @@ class WideningPredictor(WrappedPredictor):
             If nothing was observed beyond the reach.
         """
         target = predictor.schema.target
-        scored = scores_of_pairs(predictor, held_out, predictor.schema)
+        scored = HeldOut.of([predictor], held_out, predictor.schema, INNER)
         ratio = scored.lead / reach
         score = np.abs(scored.errors(1e-300).error)
         if not (ratio > 1).any():

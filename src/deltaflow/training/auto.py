@@ -21,11 +21,12 @@ from rich.console import Console
 from deltaflow.errors import DeltaflowError, check_at_least_one, check_registered, needing
 from deltaflow.forecast.auto import AutoPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
+from deltaflow.forecast.held_out import HeldOut, Pairs
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Supports
 from deltaflow.process import one_thread
 from deltaflow.randomness import check_seed, seeded_run
-from deltaflow.training.blend import HeldOut, Pairs, compared_loss, finish
+from deltaflow.training.blend import compared_loss, finish
 from deltaflow.training.estimator import IrregularEstimator
 from deltaflow.training.folds import FEW_ITEMS, Folds, planned
 

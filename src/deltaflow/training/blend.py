@@ -10,11 +10,10 @@ import numpy as np
 from gluonts.dataset.common import DataEntry
 from scipy.optimize import minimize
 
-from deltaflow.data.schema import Schema
-from deltaflow.forecast.conformal import ConformalPredictor, Scored, forecast_pairs, scores_of
+from deltaflow.forecast.conformal import ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
-from deltaflow.forecast.forecasts import EnsembleForecast, RealTimeForecast
 from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
+from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Support, SupportPredictor
@@ -42,37 +41,6 @@ MOST_PROCESSES = 16
 
 FEWEST_FOR_TREND = 5
 """With fewer values of a typical item and channel, a change of slope cannot be told from noise."""
-
-
-Pairs = Sequence[tuple[DataEntry, DataEntry]]
-"""What was known and what followed."""
-
-
-class HeldOut(NamedTuple):
-    """Values that some predictors have not learned from.
-
-    Attributes
-    ----------
-    forecasts
-        For each predictor, its forecasts of what followed.
-    pairs
-        What was known, and the values that followed.
-    """
-
-    forecasts: Sequence[Sequence[RealTimeForecast]]
-    pairs: Pairs
-
-    @classmethod
-    def of(cls, predictors: Sequence[DeltaflowPredictor], pairs: Pairs) -> HeldOut:
-        """Forecast what followed by each predictor."""
-        return cls([list(forecast_pairs(one, pairs)) for one in predictors], pairs)
-
-    def scores(self, weights: Sequence[float], schema: Schema) -> Scored:
-        """Return the scores of the forecasts' average, see `ConformalPredictor`."""
-        chosen = [own for own, weight in zip(self.forecasts, weights, strict=True) if weight > 0]
-        kept = [weight for weight in weights if weight > 0]
-        blended = (EnsembleForecast(own, kept) for own in zip(*chosen, strict=True))
-        return scores_of(blended, self.pairs, schema)
 
 
 class Finished(NamedTuple):
@@ -127,10 +95,11 @@ def finish(
     # Calibrated quantiles have to stay where the distribution has values.
     bounded = not is_centred(make_output(estimator.model.distr_output))
     calibrated = estimator.calibrate and enough and (positive or not bounded)
-    weights, left_out = [1.0], []
+    schema, weights, left_out = members[0].schema, [1.0], []
     if simple or calibrated:
         left_out = [
-            HeldOut.of([member, *simple], own) for member, own in zip(members, pairs, strict=True)
+            HeldOut.of([member, *simple], own, schema, DECILES if simple else INNER)
+            for member, own in zip(members, pairs, strict=True)
         ]
     if simple:
         groups = [left_out, [rehearsed]] if rehearsed else [left_out]
@@ -142,79 +111,40 @@ def finish(
         predictor = EnsemblePredictor(*map(list, zip(*chosen, strict=True)))
     widened = 1.0
     if calibrated:
-        schema = predictor.schema
         # A rehearsal only widens: its errors have a common sign, which the next need not have.
         predictor = ConformalPredictor.of_scores(
             predictor,
-            [one.scores(weights, schema) for one in left_out],
+            [one.averaged(weights) for one in left_out],
             least=[0.5 if support.whole else 0.0 for support in supports],
-            rehearsal=rehearsed.scores(weights, schema) if rehearsed else None,
+            rehearsal=rehearsed.averaged(weights) if rehearsed else None,
         )
         widened = max(predictor.widened)
     return Finished(SupportPredictor.of(predictor, supports), weights, calibrated, widened)
 
 
-class Judged(NamedTuple):
-    """The n observed labels of some forecasts, and their forecasts by P predictors.
+def losses(held_out: HeldOut, weights: np.ndarray) -> np.ndarray:
+    """Return the quantile loss ``(n,)`` of the predictors' average by weights ``(P,)``."""
+    levels = np.array(DECILES)[:, None]
+    over = held_out.value - np.tensordot(weights, held_out.quantiles, 1)
+    return np.maximum(levels * over, (levels - 1) * over).mean(axis=0)
 
-    Attributes
-    ----------
-    value, channel, item
-        ``(n,)`` the label, the number of its channel, and the item.
-    quantile
-        ``(P, K, n)`` the forecast deciles.
+
+def shares(held_out: HeldOut, weights: np.ndarray, channels: int) -> np.ndarray:
+    """Return what each value counts ``(n,)`` in a mean loss that is 1 with these weights.
+
+    Each item counts the same, and so does each channel, whatever its unit.
     """
-
-    value: np.ndarray
-    channel: np.ndarray
-    item: np.ndarray
-    quantile: np.ndarray
-
-    @classmethod
-    def of(cls, held_out: HeldOut, channels: int) -> Judged:
-        """Return the labels of what was held out, with their forecasts."""
-        parts = []
-        for (known, label), *forecasts in zip(held_out.pairs, *held_out.forecasts, strict=True):
-            value = label["target"].T.reshape(-1, channels)  # (Q, D)
-            seen = np.isfinite(value)
-            deciles = [one.quantiles(DECILES)[:, : len(value)] for one in forecasts]
-            quantile = np.array(deciles).reshape(len(forecasts), len(DECILES), *value.shape)
-            item = np.full(int(seen.sum()), str(known.get("item_id")), dtype=object)
-            parts.append(cls(value[seen], np.nonzero(seen)[1], item, quantile[:, :, seen]))
-        return cls.joined(parts)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Judged]) -> Judged:
-        """Put labels one after the other."""
-        return cls(*(np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
-
-    def losses(self, weights: np.ndarray) -> np.ndarray:
-        """Return the quantile loss ``(n,)`` of the predictors' average by weights ``(P,)``."""
-        levels = np.array(DECILES)[:, None]
-        over = self.value - np.tensordot(weights, self.quantile, 1)
-        return np.maximum(levels * over, (levels - 1) * over).mean(axis=0)
-
-    def shares(self, weights: np.ndarray, channels: int) -> np.ndarray:
-        """Return what each label counts ``(n,)`` in a mean that is 1 with these weights.
-
-        Each item counts the same, and so does each channel, whatever its unit.
-        """
-        _, place, size = np.unique(self.item, return_inverse=True, return_counts=True)
-        share = 1 / size[place]
-        usual = np.bincount(self.channel, share * self.losses(weights), minlength=channels)
-        return share / np.maximum(usual, np.finfo(float).tiny)[self.channel] / channels
+    _, place, size = np.unique(held_out.item, return_inverse=True, return_counts=True)
+    share = 1 / size[place]
+    usual = np.bincount(held_out.channel, share * losses(held_out, weights), minlength=channels)
+    return share / np.maximum(usual, np.finfo(float).tiny)[held_out.channel] / channels
 
 
-def compared_loss(
-    predictor: DeltaflowPredictor,
-    other: DeltaflowPredictor,
-    pairs: Pairs,
-) -> float:
+def compared_loss(predictor: DeltaflowPredictor, other: DeltaflowPredictor, pairs: Pairs) -> float:
     """Return a predictor's quantile loss as a share of another's, averaged over channels."""
-    channels = len(predictor.schema.target)
-    judged = Judged.of(HeldOut.of([predictor, other], pairs), channels)
+    judged = HeldOut.of([predictor, other], pairs, predictor.schema)
     own, others = (
-        np.bincount(judged.channel, judged.losses(weights), minlength=channels)
+        np.bincount(judged.channel, losses(judged, weights), len(predictor.schema.target))
         for weights in np.eye(2)
     )
     seen = others > 0
@@ -253,19 +183,16 @@ def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[
     count as `COUNTS` says. They are drawn towards equal weights (`SHRINKAGE`), the more so, the
     fewer items the first group has: few items say little.
     """
-    groups = [
-        Judged.joined([Judged.of(one, channels) for one in group if one.pairs])
-        for group in held_out
-    ]
-    count = len(groups[0].quantile)
+    groups = list(map(HeldOut.joined, held_out))
+    count = len(groups[0].quantiles)
     equal = np.full(count, 1 / count)
-    shares = [group.shares(equal, channels) for group in groups]
+    counted = [shares(group, equal, channels) for group in groups]
     shrinkage = SHRINKAGE * max(1.0, ENOUGH_ITEMS / len(np.unique(groups[0].item)))
 
     def loss(weights: np.ndarray) -> float:
         means = [
-            (share * group.losses(weights)).sum()
-            for share, group in zip(shares, groups, strict=True)
+            (share * losses(group, weights)).sum()
+            for share, group in zip(counted, groups, strict=True)
         ]
         mean = np.average(means, weights=COUNTS[: len(means)])
         return float(mean + shrinkage * ((weights - equal) ** 2).sum())

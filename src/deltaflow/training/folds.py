@@ -21,14 +21,13 @@ from deltaflow.data.splitter import cut_entry
 from deltaflow.data.windows import SpreadWindows
 from deltaflow.errors import warn_once
 from deltaflow.forecast.conformal import FEWEST_ITEMS
+from deltaflow.forecast.held_out import HeldOut, Pairs
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import supports_of
 from deltaflow.randomness import derived_seed
 from deltaflow.training import engine
 from deltaflow.training.blend import (
     Finished,
-    HeldOut,
-    Pairs,
     finish,
     name_of,
     processes_for,
@@ -327,7 +326,7 @@ class Folds:
             return None
         plain = estimator.with_settings(widening=False)
         network = self._train(plain, early, inside, aside, folds, base.reader).predictor
-        return HeldOut.of([network, *self.simple_forecasts(early)], pairs)
+        return HeldOut.of([network, *self.simple_forecasts(early)], pairs, network.schema)
 
     def _train(
         self,

@@ -1,0 +1,124 @@
+"""What followed in items that predictors have not learned from, and how they forecast it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from gluonts.dataset.common import DataEntry
+
+from deltaflow.data.schema import Schema
+from deltaflow.data.series import is_irregular, match_entry
+from deltaflow.forecast.common_errors import Errors
+from deltaflow.forecast.predictor import DeltaflowPredictor, leads_of, times_of
+from deltaflow.heads import DECILES
+
+INNER = (0.1, 0.5, 0.9)
+"""The levels of a model's own quantiles from which its spread is taken."""
+
+Pairs = Iterable[tuple[DataEntry, DataEntry]]
+"""What was known and what followed, as GluonTS's ``TestData`` yields it."""
+
+
+class HeldOut(NamedTuple):
+    """The n values that were observed after what was known, and their forecasts by P predictors.
+
+    Attributes
+    ----------
+    item, channel
+        ``(n,)`` the item of each value, and the number of its channel.
+    lead, time
+        ``(n,)`` the time since the last observation, and that on a clock of all items.
+    value
+        ``(n,)`` the values.
+    quantiles
+        ``(P, K, n)`` the forecast quantiles; the first, the middle and the last are those of
+        `INNER`.
+    """
+
+    item: np.ndarray
+    channel: np.ndarray
+    lead: np.ndarray
+    time: np.ndarray
+    value: np.ndarray
+    quantiles: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        predictors: Sequence[DeltaflowPredictor],
+        pairs: Pairs,
+        schema: Schema,
+        levels: Sequence[float] = tuple(DECILES),
+    ) -> HeldOut:
+        """Forecast what followed by each predictor, at K levels; channels are those of a schema."""
+        pairs = list(pairs)
+        known = [past for past, _ in pairs]
+        forecasts = [predictor.predict(known, seed=0) for predictor in predictors]
+        empty = np.empty(0)
+        nothing = np.empty((len(predictors), len(levels), 0))
+        parts = [cls(empty.astype(object), empty.astype(int), empty, empty, empty, nothing)]
+        for number, ((past, label), *answers) in enumerate(zip(pairs, *forecasts, strict=True)):
+            own, target = match_entry(past, schema).own, answers[0].target
+            values = np.atleast_2d(label["target"])[[own.target.index(name) for name in target]].T
+            count = len(values)  # (Q, D); what follows may be shorter than a forecast
+            lead, time = leads_of(past, count)[:count], query_times(past, count)[:count]
+            query, channel = np.nonzero(np.isfinite(values) & np.isfinite(lead)[:, None])
+            name = past.get("item_id")
+            quantiles = np.stack([answer.quantiles(levels)[:, :count] for answer in answers])
+            quantiles = quantiles.reshape(*nothing.shape[:2], *values.shape)
+            parts.append(
+                cls(
+                    np.full(len(query), f"#{number}" if name is None else str(name), dtype=object),
+                    np.array([schema.target.index(name) for name in target])[channel],
+                    lead[query],
+                    time[query],
+                    values[query, channel],
+                    quantiles[:, :, query, channel],
+                )
+            )
+        return cls(*(np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[HeldOut]) -> HeldOut:
+        """Put all values together. Items of different parts are different, whatever their names."""
+        item = [f"{number}:{name}" for number, part in enumerate(parts) for name in part.item]
+        others = zip(*(part[1:] for part in parts), strict=True)
+        return cls(
+            np.unique(item, return_inverse=True)[1],
+            *(np.concatenate(part, axis=-1) for part in others),
+        )
+
+    def averaged(self, weights: Sequence[float]) -> HeldOut:
+        """Return the values with one forecast, the average of all by their weights ``(P,)``."""
+        return self._replace(quantiles=np.average(self.quantiles, axis=0, weights=weights)[None])
+
+    def of_channel(self, channel: int) -> HeldOut:
+        """Return the values of one channel."""
+        own = self.channel == channel
+        return HeldOut(*(part[..., own] for part in self))
+
+    @property
+    def inner(self) -> np.ndarray:
+        """The `INNER` quantiles ``(3, n)`` of the first predictor."""
+        return self.quantiles[0, [0, self.quantiles.shape[1] // 2, -1]]
+
+    def errors(self, floor: float) -> Errors:
+        """Return the scores, see `ConformalPredictor`, of which no unit is below a floor."""
+        low, median, high = self.inner
+        side = np.where(self.value < median, median - low, high - median)
+        return Errors(self.item, self.time, (self.value - median) / np.maximum(side, floor))
+
+
+def query_times(entry: DataEntry, prediction_length: int) -> np.ndarray:
+    """Return the times ``(Q,)`` of the queries on a clock of all items, NaN for padding.
+
+    They are seconds, or periods of a regular series: since 1970, where items have dates.
+    """
+    times = times_of(entry, prediction_length)[np.shape(entry["target"])[-1] :]
+    if not is_irregular(entry):
+        return times + entry["start"].ordinal
+    origin = entry["info"]["time_origin"]
+    return times if origin is None else times + pd.Timestamp(origin).timestamp()
