@@ -1,6 +1,7 @@
 """Forecasts live on the real time axis, as tables and as plots."""
 
 import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pandas as pd
@@ -186,6 +187,30 @@ def test_quantiles_are_asked_for_by_number_or_by_name(forecasts):
 
 
 @any_forecast
+def test_the_ends_of_the_levels_are_the_ends_of_the_values(kind, forecasts):
+    forecast = forecasts(kind)[0]
+    low, median, high = (forecast.quantile(level) for level in (0, 0.5, 1))
+    assert (low < median).all()
+    assert (median < high).all()
+    for level in (-0.1, 1.5, "p110", float("nan")):
+        with pytest.raises(ValueError, match=r"ensure this value is (less|greater) than or equal"):
+            forecast.quantile(level)
+
+
+@any_forecast
+def test_a_forecast_becomes_one_of_quantiles(kind, forecasts):
+    forecast = forecasts(kind)[0]
+    quantiles = forecast.to_quantile_forecast(["p10", 0.9, "mean"])
+    assert quantiles.forecast_keys == ["0.1", "0.9", "mean"]
+    np.testing.assert_array_equal(quantiles.quantile(0.9), forecast.quantile(0.9))
+    np.testing.assert_array_equal(quantiles.mean, forecast.mean)
+    assert list(quantiles.timestamps) == list(forecast.timestamps)
+    series = forecast.copy_dim(0).mean_ts
+    np.testing.assert_array_equal(series, forecast.mean[:, 0])
+    assert list(series.index) == list(forecast.index)
+
+
+@any_forecast
 def test_several_quantiles_are_those_of_each_level(kind, forecasts):
     forecast = forecasts(kind)[2]
     levels = [0.9, 0.123, 0.5]
@@ -227,6 +252,11 @@ def test_forecasts_can_be_pickled_one_by_one(kind, forecasts):
     np.testing.assert_array_equal(copied.mean, forecast.mean)
     np.testing.assert_array_equal(copied.copy_dim(1).mean, forecast.mean[:, 1])
     assert len(pickle.dumps(forecast)) < 1.7 * len(pickle.dumps(other))
+
+
+def test_forecasts_hold_no_tensors_which_other_processes_would_open_as_files(forecasts):
+    sent = ForkingPickler.dumps(forecasts("distribution")[0])
+    assert b"torch.multiprocessing" not in bytes(sent)
 
 
 def test_callers_may_change_what_they_are_given(forecasts):

@@ -27,8 +27,15 @@ CELLS_AT_ONCE = 4096
 MEAN_LEVELS = [(number + 0.5) / 200 for number in range(200)]
 """Evenly spaced levels, the average of whose quantiles is close to the mean."""
 
-parsed_level = lru_cache(maxsize=1024, typed=True)(gluonts_forecast.Quantile.parse)
-"""The level of a quantile as GluonTS parses it; cached, because parsing takes 50 microseconds."""
+
+@lru_cache(maxsize=1024, typed=True)  # because parsing takes 50 microseconds
+def parsed_level(level: float | str) -> gluonts_forecast.Quantile:
+    """Read the level of a quantile, a number or a string such as "0.9" or "p90", as GluonTS does.
+
+    >>> parsed_level("p90")
+    Quantile(value=0.9, name='0.9')
+    """
+    return gluonts_forecast.Quantile.parse(level if isinstance(level, str) else float(level))
 
 
 def read_levels(quantile_levels: Sequence[float]) -> list[float]:
@@ -194,6 +201,19 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         quantiles = np.stack([self.quantile(level) for level in levels])
         return quantiles if cells is None else quantiles[:, cells]
 
+    @property
+    def mean_ts(self) -> pd.Series:
+        """The mean of a univariate forecast as a series, whose index is nominal as in GluonTS."""
+        return pd.Series(self.mean, index=self.index)
+
+    def to_quantile_forecast(self, quantiles: Sequence[float | str]) -> QuantileForecast:
+        """Return the forecast of some quantiles, and of the mean if ``"mean"`` is among them."""
+        values = [self.mean if key == "mean" else self.quantile(key) for key in quantiles]
+        forecast = QuantileForecast(
+            np.stack(values), self.start_date, quantiles, self.item_id, self.info
+        )
+        return forecast.labelled(self.query_times, self.target, self.ignored)
+
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Draw samples, from each query and channel on its own.
 
@@ -307,16 +327,20 @@ class SharedDistribution:
     """
 
     def __init__(
-        self, family: Callable[..., Distribution], args: Sequence[Tensor], bounds: np.ndarray
+        self,
+        family: Callable[..., Distribution],
+        args: Sequence[Tensor | np.ndarray],
+        bounds: np.ndarray,
     ) -> None:
-        self.family, self.args, self.bounds = family, args, bounds
+        # Tensors would be sent to other processes by shared memory, with an open file for each.
+        self.family, self.args, self.bounds = family, [np.asarray(arg) for arg in args], bounds
         # Forecasts are computed in groups of a few thousand cells.
-        self._groups = bounds[:-1] * args[0].shape[1] // CELLS_AT_ONCE
+        self._groups = bounds[:-1] * self.args[0].shape[1] // CELLS_AT_ONCE
         self._known: dict[tuple[int, tuple[float, ...]], np.ndarray] = {}
 
     def at(self, cells: Any) -> Distribution:
         """Return the distribution of some cells, chosen by an index of arrays ``(R, D)``."""
-        return self.family(*(arg[cells] for arg in self.args))
+        return self.family(*(torch.from_numpy(arg[cells]) for arg in self.args))
 
     def rows(self, number: int) -> np.ndarray:
         """Return the numbers of the rows of a forecast."""
@@ -357,7 +381,9 @@ def quantiles_of(distribution: Distribution, levels: Sequence[float]) -> np.ndar
     if transforms is None or not isinstance(base, StudentT):
         return distribution.icdf(wanted).numpy()
     # The same as GluonTS's, which takes SciPy a millisecond more to set up.
-    quantiles = torch.from_numpy(stdtrit(base.df.numpy(), wanted.numpy())) * base.scale + base.loc
+    standard = torch.from_numpy(stdtrit(base.df.numpy(), wanted.numpy()))
+    standard = standard.where(wanted > 0, -torch.inf)  # where SciPy's is +inf
+    quantiles = standard * base.scale + base.loc
     for transform in transforms:
         quantiles = transform(quantiles)
     return quantiles.numpy()
@@ -542,7 +568,7 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
         self,
         forecast_arrays: np.ndarray,
         start_date: pd.Period,
-        forecast_keys: Sequence[str],
+        forecast_keys: Sequence[float | str],
         item_id: str | None = None,
         info: dict | None = None,
     ) -> None:
@@ -550,7 +576,7 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
         self.forecast_array = forecast_arrays
         self.start_date = start_date
         self.forecast_keys = [
-            key if key == "mean" else parsed_level(key).name for key in forecast_keys
+            "mean" if key == "mean" else parsed_level(key).name for key in forecast_keys
         ]
         self.item_id, self.info = item_id, info
         self.prediction_length = forecast_arrays.shape[1]
@@ -590,7 +616,7 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
                 f"no quantile {level} follows from the level {only} alone: train a head of "
                 "several levels, such as 'quantile'"
             )
-        return gluonts_forecast.QuantileForecast.quantile(self, level)
+        return gluonts_forecast.QuantileForecast.quantile(self, value)
 
     def copy_dim(self, dim: int) -> QuantileForecast:
         """Return the forecast of one channel."""
