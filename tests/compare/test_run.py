@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from gluonts.dataset.jsonl import JsonLinesWriter
 
 from deltaflow import ConformalPredictor, EnsemblePredictor, load_predictor
 from deltaflow.compare import run, run_comparison, score
-from deltaflow.compare.models import matching_size
+from deltaflow.compare.models import matching_size, train_row
 from deltaflow.compare.run import execute
 from deltaflow.compare.score import accuracy, channel_units
 from deltaflow.data.windows import LabelledWindows, joined
@@ -113,7 +114,8 @@ def test_failure_of_one_test_keeps_the_others(tiny, monkeypatch):
     monkeypatch.setattr(score, "timed_forecasts", fail_beyond)
     config = tiny()
     task = TASKS["sine"](**config.data.dataset_kwargs)
-    result = execute("hold", 0, config.row_options("hold"), task, channel_units(task), untold)
+    train = partial(train_row, "hold", config.row_options("hold"), 0, untold)
+    result = execute(train, 0, task, channel_units(task))
     assert result["status"] == "failed"
     assert list(result["scores"]) == ["sine"]
     assert "too far" in result["errors"]["sine_beyond"]
@@ -126,7 +128,10 @@ def test_seed_decides_a_run_and_the_global_generators_are_left_alone(tiny):
     task = TASKS["sine"](**config.data.dataset_kwargs)
     units = channel_units(task)
     options = config.row_options("gru")
-    first, second, other = (execute("gru", s, options, task, units, untold) for s in (0, 0, 1))
+    first, second, other = (
+        execute(partial(train_row, "gru", options, seed, untold), seed, task, units)
+        for seed in (0, 0, 1)
+    )
     assert first["scores"]["sine"]["mse"] == second["scores"]["sine"]["mse"]
     assert first["scores"]["sine"]["mse"] != other["scores"]["sine"]["mse"]
     assert torch.equal(torch.get_rng_state(), state)
@@ -217,10 +222,10 @@ def test_average_is_made_again_when_a_member_changes(tiny, trained):
 
 
 def test_average_needs_two_finished_seeds_and_the_option(tiny, monkeypatch):
-    def fail_first(row, task, options, seed, tell):
+    def fail_first(row, options, seed, tell, task):
         if seed == 0:
             raise ValueError("no luck")
-        return train_row(row, task, options, seed, tell)
+        return train_row(row, options, seed, tell, task)
 
     train_row = run.train_row
     monkeypatch.setattr(run, "train_row", fail_first)
@@ -251,14 +256,9 @@ def test_progress_is_told(tiny):
     told = []
     config = tiny()
     task = TASKS["sine"](**config.data.dataset_kwargs)
-    execute(
-        "gru",
-        0,
-        config.row_options("gru"),
-        task,
-        channel_units(task),
-        lambda *state: told.append(state),
-    )
+    options = config.row_options("gru")
+    train = partial(train_row, "gru", options, 0, lambda *state: told.append(state))
+    execute(train, 0, task, channel_units(task))
     assert [share for _, share in told] == [0.5, 1.0]
     assert told[0][0].startswith("epoch 1 of 2, validation loss ")
 

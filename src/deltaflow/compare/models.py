@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from gluonts.dataset.split import TestData
 from gluonts.model.predictor import Predictor
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
@@ -58,14 +57,12 @@ class Trained(NamedTuple):
     network: IrregularPredictor | None = None
 
 
-def train_row(row: str, task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
+def train_row(row: str, options: RowOptions, seed: int, tell: Tell, task: Task) -> Trained:
     """Train a row of the table, with the global random state, which is seeded by the caller.
 
     A row that is not a baseline trains the encoder of the options.
     """
-    if row in FITTED:
-        return FITTED[row](task)
-    return TRAINED.get(row, _train_encoder)(task, options, seed, tell)
+    return BASELINES.get(row, _train_encoder)(task, options, seed, tell)
 
 
 def _train_encoder(task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
@@ -112,17 +109,17 @@ def _hold(task: Task) -> HoldPredictor:
     return HoldPredictor.fit(known_before(task), task.prediction_length)
 
 
-def _fit_least_squares(task: Task) -> Trained:
+def _fit_least_squares(task: Task, *_: object) -> Trained:
     predictor = baselines.fit_least_squares(task)
     return Trained(predictor, predictor.weights.size)
 
 
-def _fit_process(task: Task) -> Trained:
+def _fit_process(task: Task, *_: object) -> Trained:
     predictor = GaussianProcessPredictor.fit(known_before(task), task.prediction_length)
     return Trained(predictor, predictor.theta.size)
 
 
-def _train_defaults(task: Task) -> Trained:
+def _train_defaults(task: Task, *_: object) -> Trained:
     """Train the estimator with its defaults, on everything that is known before the tests."""
     trainer_kwargs = {"enable_progress_bar": False, "enable_model_summary": False}
     estimator = GRUFlowEstimator(task.prediction_length, trainer_kwargs=trainer_kwargs)
@@ -173,36 +170,29 @@ HOLD = "hold"
 LAST_VALUE = "last_value"
 RESAMPLED = "resampled_deepar"
 
-FITTED: dict[str, Callable[[Task], Trained]] = {
-    HOLD: lambda task: Trained(_hold(task)),
-    LAST_VALUE: lambda task: Trained(_hold(task).without_width()),
-    "training_mean": lambda task: Trained(baselines.fit_training_mean(task)),
-    "item_mean": lambda task: Trained(baselines.fit_item_mean(task)),
-    "item_trend": lambda task: Trained(baselines.fit_item_trend(task)),
+BASELINES: dict[str, Callable[[Task, RowOptions, int, Tell], Trained]] = {
+    HOLD: lambda task, *_: Trained(_hold(task)),
+    LAST_VALUE: lambda task, *_: Trained(_hold(task).without_width()),
+    "training_mean": lambda task, *_: Trained(baselines.fit_training_mean(task)),
+    "item_mean": lambda task, *_: Trained(baselines.fit_item_mean(task)),
+    "item_trend": lambda task, *_: Trained(baselines.fit_item_trend(task)),
     "least_squares": _fit_least_squares,
     "gaussian_process": _fit_process,
     "defaults": _train_defaults,
-}
-"""Rows that depend on the task alone, by name."""
-
-TRAINED: dict[str, Callable[[Task, RowOptions, int, Tell], Trained]] = {
     "boosted_trees": _train_trees,
     RESAMPLED: _train_resampled,
 }
-"""Other rows that are not encoders, by name."""
-
-BASELINES = (*FITTED, *TRAINED)
-"""Names of the rows that are not encoders."""
+"""How the rows that are not encoders are trained, by name."""
 
 
-def average_of(folders: Sequence[Path], calibration: TestData | None = None) -> Trained:
+def average_of(folders: Sequence[Path], calibrate: bool, task: Task) -> Trained:
     """Return the average of encoders that were trained with several seeds, from their folders.
 
-    It is calibrated on forecasts of items that none of them was trained on, if they are given.
+    If it is to be calibrated, that is done on the validation of the task.
     """
     predictor: DeltaflowPredictor = EnsemblePredictor([load_directory(one) for one in folders])
-    if calibration is not None:
-        predictor = ConformalPredictor.fit(predictor, calibration)
+    if calibrate:
+        predictor = ConformalPredictor.fit(predictor, task.validation)
     return Trained(predictor, _num_weights(predictor))
 
 

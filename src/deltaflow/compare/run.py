@@ -26,8 +26,7 @@ from rich.console import Console
 from deltaflow.compare import score
 from deltaflow.compare.config import CompareConfig
 from deltaflow.compare.models import Trained, average_of, train_row
-from deltaflow.compare.options import RowOptions
-from deltaflow.compare.progress import Progress, Tell
+from deltaflow.compare.progress import Progress
 from deltaflow.data.series import is_irregular
 from deltaflow.process import quiet, threads
 from deltaflow.randomness import seeded_run
@@ -89,8 +88,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
                 path = folder / f"{_file_name(dataset, row, seed)}.json"
                 if seed is not None:
                     settings, options = config.settings(row), config.row_options(row)
-                    kept = path.with_suffix("")
-                    make = partial(execute, row, seed, options, tell=progress.tell, folder=kept)
+                    train = partial(train_row, row, options, seed, progress.tell)
                 elif len(members) < 2:
                     progress.end("needs two finished seeds")
                     continue
@@ -98,10 +96,12 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
                     calibrate = config.calibrate_averages
                     digests = {one.name: sha256(one.read_bytes()).hexdigest() for one in members}
                     settings = digests | {"calibrate_averages": calibrate}
-                    make = partial(average, members, calibrate)
+                    folders = [one.with_suffix("") for one in members]
+                    train = partial(average_of, folders, calibrate)
                 run = _finished(path, settings)
                 if run is None:
-                    run = {**about, "settings": settings, **make(*load(dataset))}
+                    found = execute(train, seed or 0, *load(dataset), path.with_suffix(""))
+                    run = {**about, "settings": settings, **found}
                     write(path, json.dumps(run, separators=(",", ":")))
                 progress.end("; ".join(error.splitlines()[-1] for error in run["errors"].values()))
                 runs.append(run)
@@ -111,56 +111,30 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
 
 
 def execute(
-    row: str,
+    train: Callable[[Task], Trained],
     seed: int,
-    options: RowOptions,
     task: Task,
     units: Units,
-    tell: Tell,
     folder: Path | None = None,
 ) -> Run:
-    """Train a row and score it on every test of the task; errors become part of the result.
+    """Train, and score on every test of the task; errors become part of the result.
 
     Parameters
     ----------
-    row, seed, options, task
-        What to run.
+    train, seed, task
+        How a row is trained, with which seed, on what.
     units
         The result of `channel_units` for the task.
-    tell
-        Called with the progress of training.
     folder
         Where the predictor of an encoder is kept; it is not kept if None.
     """
-    train = partial(train_row, row, task, options, seed, tell)
-    return _judged(train, seed, task, units, folder)
-
-
-def average(members: Sequence[Path], calibrate: bool, task: Task, units: Units) -> Run:
-    """Score the average of runs that differ in their seed alone, by their files.
-
-    If it is to be calibrated, that is done on the validation of the task.
-    """
-    folders = [path.with_suffix("") for path in members]
-    calibration = task.validation if calibrate else None
-    return _judged(partial(average_of, folders, calibration), 0, task, units)
-
-
-def _judged(
-    train: Callable[[], Trained],
-    seed: int,
-    task: Task,
-    units: Units,
-    folder: Path | None = None,
-) -> Run:
-    """Train, and score on every test of the task; errors become part of the result."""
     run: Run = {"environment": environment(), "curve": [], "predictor": None}
     run |= {"scores": {}, "squared_errors": {}, "examples": {}}
     errors: dict[str, str] = {}
     trained = None
     with quiet(), seeded_run(seed):
         with _recorded(errors, "training"):
-            trained = train()
+            trained = train(task)
             run["curve"] = list(trained.curve)
             if folder is not None and trained.network is not None:
                 trained.predictor.serialize(folder)
