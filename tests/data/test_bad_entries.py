@@ -139,6 +139,25 @@ def test_values_that_cannot_be_squared_are_refused_before_training(univariate):
             GRUEstimator(prediction_length=2).train(data)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("target", 1.0, r"shape \(\), expected \(T,\) or \(D, T\)"),
+        ("target", [[1.0, 2.0], [3.0]], "not an array of numbers"),
+        ("feat_dynamic_real", np.ones(20), r"shape \(20,\), expected \(K, T\)"),
+        ("feat_static_real", 40.0, r"shape \(\), expected \(K,\)"),
+        ("feat_static_cat", 1, r"shape \(\), expected \(K,\)"),
+        ("feat_static_cat", [0.5], "code of a category is not a whole number"),
+    ],
+)
+def test_a_regular_entry_of_the_wrong_shape_is_refused_with_its_place(
+    field, value, message, univariate
+):
+    entry = {"item_id": "a", "start": univariate[0]["start"], "target": np.arange(20.0)}
+    with pytest.raises(DataError, match=f"item 'a', field '{field}'.*{message}"):
+        GRUEstimator(prediction_length=2).train([{**entry, field: value}])
+
+
 def test_categories_of_a_regular_data_set_that_are_no_codes_are_refused(univariate):
     entry = {"item_id": "a", "start": univariate[0]["start"], "target": np.arange(20.0)}
     for codes, message in ((["icu"], "not an array of numbers"), ([0, 1], r"shape \(2,\)")):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from gluonts.dataset.common import ListDataset
 from gluonts.dataset.pandas import PandasDataset
 from gluonts.dataset.split import split
@@ -12,6 +13,7 @@ from gluonts.model.evaluation import evaluate_model
 from deltaflow import (
     CouplingFlowEstimator,
     DataError,
+    DeltaflowWarning,
     GRUEstimator,
     GRUFlowEstimator,
     ResNetFlowEstimator,
@@ -59,6 +61,21 @@ def test_a_list_dataset_in_float32_with_missing_values_is_read(make_estimator):
         assert np.isfinite(forecast.quantile(0.9)).all()
 
 
+def test_lists_and_tensors_are_read_as_arrays(seasonal, make_estimator):
+    lists = [{**entry, "target": [None, *entry["target"][1:].tolist()]} for entry in seasonal]
+    estimator = make_estimator(GRUEstimator, folds=2)
+    answers = [
+        [forecast.mean for forecast in estimator.train(data).predict(data)]
+        for data in (
+            lists,
+            [{**e, "target": np.array(e["target"], dtype=np.float64)} for e in lists],
+            [{**e, "target": torch.tensor(e["target"][1:])} for e in lists],
+        )
+    ]
+    np.testing.assert_array_equal(answers[0], answers[1])
+    assert np.isfinite(answers[2]).all()
+
+
 @pytest.fixture(scope="module")
 def featured() -> list[dict]:
     """Two channels with features of every kind, in ten daily series."""
@@ -103,6 +120,25 @@ def test_unknown_categories_are_all_answered_the_same(featured, make_estimator):
     for answer in unknown[1:]:
         np.testing.assert_allclose(answer, unknown[0], rtol=1e-5)
     assert not np.allclose(known, unknown[0])
+
+
+def test_a_category_without_a_code_is_unknown(seasonal, make_estimator):
+    codes = [0, 1, np.nan, 0, 1, -1]
+    data = [{**e, "feat_static_cat": np.array([c])} for e, c in zip(seasonal, codes, strict=True)]
+    predictor = make_estimator(GRUEstimator).train(data)
+    assert predictor.schema.feat_static_cat == {"feat_static_cat_0": ("0", "1")}
+    known, unknown, missing = (
+        next(predictor.predict([{**seasonal[0], "feat_static_cat": [code]}])).mean
+        for code in (0, -1, np.nan)
+    )
+    np.testing.assert_array_equal(missing, unknown)
+    assert (known != unknown).all()
+
+
+def test_fields_that_are_not_read_are_named(seasonal, make_estimator):
+    data = [{**e, "feat_dynamic_cat": np.zeros((1, 72), dtype=int)} for e in seasonal]
+    with pytest.warns(DeltaflowWarning, match="not read.*: feat_dynamic_cat"):
+        make_estimator(GRUEstimator).train(data)
 
 
 def test_too_few_covariates_for_the_forecast_are_refused(featured, make_estimator):

@@ -17,6 +17,7 @@ from deltaflow.data.matching import Match, common_schema, match, schema_in
 from deltaflow.data.schema import (
     LARGEST,
     LONGEST,
+    ROLES,
     TICKS_PER_SECOND,
     TIME_UNITS,
     Schema,
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 _TIMES = "feat_dynamic_real[0]"
 """Where an entry has its times, for errors."""
+
+_UNREAD = ("feat_dynamic_cat", "past_feat_dynamic_cat", "dynamic_feat", "past_feat_dynamic")
+"""Fields of GluonTS's entries with covariates that no model here reads."""
 
 
 class Series(NamedTuple):
@@ -107,7 +111,25 @@ def _checked(entry: Any) -> Any:
             "give entries of a GluonTS data set, or make them with "
             "IrregularDataset.from_long_dataframe",
         )
-    return entry
+    lists = [
+        field
+        for field in ("target", "feat_dynamic_real", "past_feat_dynamic_real")
+        if entry.get(field) is not None and not _is_numeric(entry[field])
+    ]
+    if not lists:
+        return entry
+    with located(item=entry.get("item_id")):
+        return {**entry, **{field: _array(entry[field], field) for field in lists}}
+
+
+def _is_numeric(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
+
+
+def _array(values: Any, field: str) -> np.ndarray:
+    """Return a list, a tensor or an array of objects as an array of numbers, NaN for None."""
+    array = _numbers(values, None, field)
+    return array if _is_numeric(array) else _numbers(array, np.float64, field)
 
 
 def schema_of(entries: Iterable[DataEntry]) -> Schema:
@@ -131,30 +153,34 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
         # A regular entry among them raises an error when it is read.
         irregular = filter(is_irregular, entries)
         return common_schema((entry.get("item_id"), schema_in(entry)) for entry in irregular)
+    target = first["target"]
     with located(item=first.get("item_id")):
         _check_start(first)
-
-    def numbered(field: str) -> tuple[str, ...]:
-        values = first.get(field)
-        return tuple(f"{field}_{i}" for i in range(0 if values is None else len(values)))
-
-    target = np.asarray(first["target"])
+        if target.ndim not in (1, 2):
+            raise DataError(f"has shape {target.shape}, expected (T,) or (D, T)", "reshape it",
+                            field="target")  # fmt: skip
+        features: dict[str, Any] = {field: _numbered(first, field) for field in ROLES[1:]}
+    unread = [field for field in _UNREAD if first.get(field) is not None]
+    if unread:
+        warn_once(
+            "the data have fields that are not read; give what they hold as numbers in "
+            "feat_dynamic_real, or in past_feat_dynamic_real: ",
+            unread,
+        )
     channels = 1 if target.ndim == 1 else len(target)
-    categories = numbered("feat_static_cat")
+    categories = features.pop("feat_static_cat")
     every = range(len(categories))
     codes = []
     for entry in entries:
         with located(item=entry.get("item_id")):
-            codes.append(_vector(entry, "feat_static_cat", len(every), every, np.int64))
+            codes.append(_codes(entry, len(every), every))
     counts = np.max(codes, axis=0) + 1
     return Schema(
         target=("target",) if channels == 1 else tuple(f"target_{i}" for i in range(channels)),
         univariate=target.ndim == 1,
         time="regular",
         time_unit=first["start"].freqstr,
-        feat_dynamic_real=numbered("feat_dynamic_real"),
-        past_feat_dynamic_real=numbered("past_feat_dynamic_real"),
-        feat_static_real=numbered("feat_static_real"),
+        **features,
         feat_static_cat={
             name: tuple(map(str, range(count)))
             for name, count in zip(categories, counts, strict=True)
@@ -278,13 +304,13 @@ def _read(
         _refuse(missing, problem, "fill it in for the past and for every query", name)
     phases = calendar_phases(entry, times, seasonality)
     real, cat = "feat_static_real", "feat_static_cat"
-    codes = _vector(entry, cat, len(own.feat_static_cat), rows[cat], np.int64)
+    codes = _codes(entry, len(own.feat_static_cat), rows[cat])
     return Series(
         item_id=entry.get("item_id"),
         times=times,
         values=np.ascontiguousarray(np.vstack([target, past]).T),
         covariates=np.ascontiguousarray(np.vstack([known, phases]).T),
-        static_real=_vector(entry, real, len(own.feat_static_real), rows[real], np.float64),
+        static_real=_vector(entry, real, len(own.feat_static_real), rows[real]),
         static_cat=np.array(
             [
                 known[code if 0 <= code < len(known) else -1]
@@ -369,11 +395,31 @@ def _matrix(
     return values
 
 
-def _vector(entry: DataEntry, field: str, size: int, rows: Sequence[int], dtype: Any) -> np.ndarray:
-    """Read some numbers of a field of shape ``(size,)``, which may be absent for none."""
+def _numbered(entry: DataEntry, field: str) -> tuple[str, ...]:
+    """Return names for the rows of a field, which has none, and may be absent."""
+    values = entry.get(field)
+    values = _numbers(() if values is None else values, None, field)
+    ndim, shape = (2, "(K, T)") if "dynamic" in field else (1, "(K,)")
+    if values.ndim != ndim and values.size:
+        raise DataError(f"has shape {values.shape}, expected {shape}", "reshape it", field=field)
+    return tuple(f"{field}_{i}" for i in range(len(values)))
+
+
+def _codes(entry: DataEntry, size: int, rows: Sequence[int]) -> np.ndarray:
+    """Read the int64 codes of some categories, -1 where the category is missing."""
+    field = "feat_static_cat"
+    codes = _vector(entry, field, size, rows)
+    codes = np.where(np.isnan(codes), -1, codes)
+    problem = "the code of a category is not a whole number"
+    _refuse(codes != np.floor(codes), problem, "number the categories from 0", field)
+    return codes.astype(np.int64)
+
+
+def _vector(entry: DataEntry, field: str, size: int, rows: Sequence[int]) -> np.ndarray:
+    """Read some numbers of a field of shape ``(size,)`` as float64; it may be absent for none."""
     if not rows:
-        return np.empty(0, dtype)
-    values = _numbers(entry.get(field, ()), dtype, field)
+        return np.empty(0)
+    values = _numbers(entry.get(field, ()), np.float64, field)
     if values.shape != (size,):
         raise DataError(
             f"has shape {values.shape}, expected ({size},)",
