@@ -300,7 +300,7 @@ def read_entries(
         What the columns mean.
     """
     elapsed, origins, starts = _clock(times, rows, schema.time_unit)
-    check_range(elapsed, unit_seconds(schema.time_unit), rows, timestamp)
+    check_range(elapsed, unit_seconds(schema.time_unit), rows.refuse, timestamp)
     check_increasing(times, elapsed, rows, timestamp)
     values = _read_columns(dataframe, rows, schema.target)
     past = _read_columns(dataframe, rows, schema.past_feat_dynamic_real)

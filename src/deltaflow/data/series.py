@@ -15,8 +15,6 @@ from gluonts.dataset.split import TestData
 
 from deltaflow.data.matching import Match, common_schema, match, schema_in
 from deltaflow.data.schema import (
-    LARGEST,
-    LONGEST,
     ROLES,
     TICKS_PER_SECOND,
     TIME_UNITS,
@@ -24,6 +22,7 @@ from deltaflow.data.schema import (
     nanoseconds,
     unit_seconds,
 )
+from deltaflow.data.validation import check_numbers, check_range
 from deltaflow.errors import DataError, located, warn_once
 
 T = TypeVar("T")
@@ -293,9 +292,7 @@ def _read(
         _check_origin(entry["info"])
         _check_times(dynamic[0], length, num_queries)
         unit = unit_seconds(entry["info"].get("time_unit"))
-        problem = f"the elapsed time is longer than {LONGEST:g} seconds"
-        remedy = "check its unit, or count from a later origin"
-        _refuse(np.abs(dynamic[0]) > LONGEST / unit, problem, remedy, _TIMES)
+        check_range(dynamic[0], unit, _refuse, _TIMES)
         times, known = dynamic[0] * unit, dynamic[1:]
 
     for name, column in zip(schema.feat_dynamic_real, known, strict=True):
@@ -391,7 +388,7 @@ def _matrix(
     if values.ndim != (1 if univariate else 2) or (values.ndim == 2 and len(values) != count):
         raise DataError(f"has shape {values.shape}, expected {shape}", "reshape it", field=field)
     values = np.atleast_2d(values)[rows]
-    _check_size(values, field)
+    check_numbers(values, field, _refuse)
     return values
 
 
@@ -427,7 +424,7 @@ def _vector(entry: DataEntry, field: str, size: int, rows: Sequence[int]) -> np.
             field=field,
         )
     values = values[rows]
-    _check_size(values, field)
+    check_numbers(values, field, _refuse)
     return values
 
 
@@ -437,15 +434,6 @@ def _numbers(values: Any, dtype: Any, field: str) -> np.ndarray:
     except (TypeError, ValueError) as error:
         problem = f"not an array of numbers ({error})"
         raise DataError(problem, "convert it to numbers", field=field) from None
-
-
-def _check_size(values: np.ndarray, field: str) -> None:
-    """Raise if a value exceeds `LARGEST`, and name its position along the last axis."""
-    if not (np.abs(values) > LARGEST).any():  # as nearly always
-        return
-    remedy = "replace it with a number, or with NaN if it was not observed"
-    _refuse(np.isinf(values), "the value is infinite", remedy, field)
-    _refuse(np.abs(values) > LARGEST, f"the value is larger than {LARGEST:g}", remedy, field)
 
 
 def _refuse(wrong: np.ndarray, problem: str, remedy: str, field: str) -> None:

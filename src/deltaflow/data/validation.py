@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone, tzinfo
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,11 @@ from deltaflow.errors import DataError
 
 YEAR_1, YEAR_10000 = -62135596800, 253402300800
 """Seconds since 1970. Between them, a year has four digits, as ISO 8601 requires."""
+
+
+Refuse = Callable[[np.ndarray, str, str, str], None]
+"""Raises an error that names the first place where something is wrong: of a mask ``(N,)``, what the
+problem is, how to mend it, and in which field it is."""
 
 
 class FrameRows(NamedTuple):
@@ -245,15 +250,17 @@ def read_numbers(column: pd.Series, rows: FrameRows) -> np.ndarray:
             field=field,
         )
     values = column.to_numpy(dtype="float64", na_value=np.nan)[rows.order]
-    check_numbers(values, field, rows)
+    check_numbers(values, field, rows.refuse)
     return values
 
 
-def check_numbers(values: np.ndarray, field: str, rows: FrameRows) -> None:
-    """Raise if a value ``(N,)`` is infinite, or larger than `LARGEST`; it may be NaN."""
+def check_numbers(values: np.ndarray, field: str, refuse: Refuse) -> None:
+    """Raise if a value is infinite, or larger than `LARGEST`; it may be NaN."""
+    if not (np.abs(values) > LARGEST).any():  # as nearly always
+        return
     remedy = "replace it with a number, or with NaN if it was not observed"
-    rows.refuse(np.isinf(values), "the value is infinite", remedy, field)
-    rows.refuse(np.abs(values) > LARGEST, f"the value is larger than {LARGEST:g}", remedy, field)
+    refuse(np.isinf(values), "the value is infinite", remedy, field)
+    refuse(np.abs(values) > LARGEST, f"the value is larger than {LARGEST:g}", remedy, field)
 
 
 def read_constants(column: pd.Series, rows: FrameRows) -> pd.Series:
@@ -301,11 +308,11 @@ def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: FrameRows, fi
         rows.refuse(wrong & ~first, problem, remedy, field)
 
 
-def check_range(elapsed: np.ndarray, unit: float, rows: FrameRows, field: str) -> None:
+def check_range(elapsed: np.ndarray, unit: float, refuse: Refuse, field: str) -> None:
     """Raise if an elapsed time ``(N,)``, in units of ``unit`` seconds, is longer than `LONGEST`."""
     far = np.abs(elapsed) > LONGEST / unit
     problem = f"the elapsed time is longer than {LONGEST:g} seconds"
-    rows.refuse(far, problem, "check its unit, or count from a later origin", field)
+    refuse(far, problem, "check its unit, or count from a later origin", field)
 
 
 def _to_float(value: object) -> float:

@@ -209,7 +209,7 @@ def _queries_after(
             firsts = past_times.ticks[past.bounds[:-1]][owners]
             since_first = elapsed - np.repeat(firsts, np.diff(future.bounds))
             elapsed = elapsed_time(since_first, future_times.resolution, unit)
-        check_range(elapsed, unit, future, timestamp)
+        check_range(elapsed, unit, future.refuse, timestamp)
         queried = []
         for number, owner in enumerate(owners):
             entry = entries[owner]

@@ -14,7 +14,7 @@ from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor
 
 
 class Support(NamedTuple):
-    """What values a channel can have.
+    """What values a channel can have; or several channels, with ``(D,)`` arrays.
 
     Attributes
     ----------
@@ -24,14 +24,22 @@ class Support(NamedTuple):
         Whether all values are whole numbers.
     """
 
-    low: float = -math.inf
-    high: float = math.inf
-    whole: bool = False
+    low: Any = -math.inf
+    high: Any = math.inf
+    whole: Any = False
+
+    @classmethod
+    def of_all(cls, supports: Iterable["Support"]) -> "Support":
+        """Return the support of several channels."""
+        return cls(*map(np.array, zip(*supports, strict=True)))
+
+    def of_only(self, channels: Any) -> "Support":
+        """Return the support of some of several channels."""
+        return Support(*(part[channels] for part in self))
 
     def nearest(self, values: np.ndarray) -> np.ndarray:
-        """Return the nearest possible values; NaN stays NaN."""
-        values = np.rint(values) if self.whole else values
-        return np.clip(values, self.low, self.high)
+        """Return the nearest possible values ``(…, D)``; NaN stays NaN."""
+        return np.clip(np.where(self.whole, np.rint(values), values), self.low, self.high)
 
 
 REAL = Support()
@@ -77,25 +85,25 @@ def supports_of(given: Supports, data: Iterable[Series], target: Sequence[str]) 
     declared = {name: _read(one, name) for name, one in named.items()}
     if len(declared) == len(target) and all(one == REAL for one in declared.values()):
         return [REAL] * len(target)
+    bounds = Support.of_all(declared.get(name, REAL) for name in target)
     low, high = np.full(len(target), np.inf), np.full(len(target), -np.inf)
     whole = np.ones(len(target), dtype=bool)
     for series in data:
         values = series.values[:, : len(target)]
         known = np.isfinite(values)
-        low = np.fmin(low, np.where(known, values, np.inf).min(axis=0, initial=np.inf))
-        high = np.fmax(high, np.where(known, values, -np.inf).max(axis=0, initial=-np.inf))
+        low = np.fmin(low, np.fmin.reduce(values, initial=np.inf))
+        high = np.fmax(high, np.fmax.reduce(values, initial=-np.inf))
         whole &= ((values == np.rint(values)) | ~known).all(axis=0)
-        for name, support in declared.items():
-            own = values[:, target.index(name)]
-            wrong = np.flatnonzero(np.isfinite(own) & (support.nearest(own) != own))
-            if len(wrong):
-                raise DataError(
-                    f"{own[wrong[0]]:g} is not in the support declared",
-                    "correct the value, or declare another support",
-                    item=series.item_id,
-                    field=name,
-                    position=int(wrong[0]),
-                )
+        wrong = known & (bounds.nearest(values) != values)
+        if wrong.any():
+            channel, row = map(int, np.argwhere(wrong.T)[0])
+            raise DataError(
+                f"{values[row, channel]:g} is not in the support declared",
+                "correct the value, or declare another support",
+                item=series.item_id,
+                field=target[channel],
+                position=row,
+            )
     return [
         declared.get(name) or _recognised(*seen)
         for name, *seen in zip(target, low, high, whole, strict=True)
@@ -170,8 +178,10 @@ class SupportPredictor(WrappedPredictor):
 
     def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> RealTimeForecast:
         """Return a forecast of the predictor within the supports of its channels."""
-        supports = [self.supports[self.schema.target.index(name)] for name in forecast.target]
-        return within(forecast, supports)
+        own = Support.of_all(self.supports[self.schema.target.index(n)] for n in forecast.target)
+        if isinstance(forecast, SampleForecast):
+            return forecast.sampled(own.nearest(forecast.samples))
+        return SupportForecast(forecast, own)
 
     def summary(self) -> dict[str, Any]:
         """Return what the predictor is, and the support of each channel that has one."""
@@ -191,13 +201,6 @@ def describe(support: Support) -> str:
     return names.get(support, f"{'whole numbers ' if whole else ''}from {low:g} to {high:g}")
 
 
-def within(forecast: RealTimeForecast, supports: Sequence[Support]) -> RealTimeForecast:
-    """Return a forecast within the supports of its channels."""
-    if not isinstance(forecast, SampleForecast):
-        return SupportForecast(forecast, supports)
-    return forecast.sampled(_nearest(forecast.samples, supports))
-
-
 class SupportForecast(WrappedForecast):
     """A forecast whose quantiles, samples and mean lie within a support.
 
@@ -205,13 +208,13 @@ class SupportForecast(WrappedForecast):
     ----------
     forecast
         Any other forecast.
-    supports
-        The support of each channel.
+    support
+        The support of all channels.
     """
 
-    def __init__(self, forecast: Any, supports: Sequence[Support]) -> None:
+    def __init__(self, forecast: Any, support: Support) -> None:
         super().__init__(forecast)
-        self.supports = list(supports)
+        self.support = support
 
     @property
     def mean(self) -> np.ndarray:
@@ -220,19 +223,15 @@ class SupportForecast(WrappedForecast):
 
     def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Return the mean within the support, and more; see `RealTimeForecast.mean_within`."""
-        bounds = [Support(low, high) for low, high, _ in self.supports]
-        return self.forecast.mean_within(lambda values: nearest(_nearest(values, bounds)))
+        bounds = self.support._replace(whole=False)
+        return self.forecast.mean_within(lambda values: nearest(bounds.nearest(values)))
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
-        quantiles = self.forecast.quantiles(levels, cells)
-        if cells is None or cells.ndim == 1:
-            return _nearest(quantiles, self.supports)
-        channels = np.nonzero(cells)[1]
-        for number, support in enumerate(self.supports):
-            own = channels == number
-            quantiles[:, own] = support.nearest(quantiles[:, own])
-        return quantiles
+        support = self.support
+        if cells is not None and cells.ndim == 2:
+            support = support.of_only(np.nonzero(cells)[1])
+        return support.nearest(self.forecast.quantiles(levels, cells))
 
     def log_prob(self, values: np.ndarray) -> np.ndarray | None:
         """Return the log-density of the forecast before it was censored; NaN where a value is."""
@@ -240,14 +239,5 @@ class SupportForecast(WrappedForecast):
 
     def copy_dim(self, dim: int) -> "SupportForecast":
         """Return the forecast of one channel."""
-        if len(self.supports) == 1:
-            return self
-        return SupportForecast(self.forecast.copy_dim(dim), self.supports[dim : dim + 1])
-
-
-def _nearest(values: np.ndarray, supports: Sequence[Support]) -> np.ndarray:
-    """Return the nearest possible values ``(…, Q, D)``, or ``(…, Q)`` of one channel."""
-    if len(supports) == 1:
-        return supports[0].nearest(values)
-    parts = [support.nearest(values[..., number]) for number, support in enumerate(supports)]
-    return np.stack(parts, axis=-1)
+        own = self.support.of_only(slice(dim, dim + 1))
+        return self if len(self.target) == 1 else SupportForecast(self.forecast.copy_dim(dim), own)

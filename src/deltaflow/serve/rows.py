@@ -127,7 +127,7 @@ class Rows:
         for column, name in zip(numbers, names, strict=True):
             parts = [np.array(one[name], dtype=np.float64) for one in requests]
             column[:] = np.concatenate(parts)[rows.order]
-            validation.check_numbers(column, name, rows)
+            validation.check_numbers(column, name, rows.refuse)
         return numbers
 
     def _joined(self, requests: Sequence[Columns], name: str) -> list[Any]:
@@ -190,7 +190,7 @@ class Rows:
         schema, field = self._frames.schema, self._frames.timestamp
         if schema.time == "elapsed":
             elapsed = np.array(given, dtype=np.float64)[rows.order]
-            validation.check_range(elapsed, unit_seconds(schema.time_unit), rows, field)
+            validation.check_range(elapsed, unit_seconds(schema.time_unit), rows.refuse, field)
             return TimeColumn(elapsed, "elapsed", "", None)
         texts = [given[row] for row in rows.order]
         times = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")

@@ -115,5 +115,5 @@ class FrameReader(FrameColumns):
         names, times = self.names(df, rows), self.times(df, rows)
         if times.kind == "elapsed":
             unit = unit_seconds(self.schema.time_unit)
-            validation.check_range(times.ticks, unit, rows, self.timestamp)
+            validation.check_range(times.ticks, unit, rows.refuse, self.timestamp)
         return Queries(rows, names, times, read_known(df, rows, self.schema.feat_dynamic_real).T)
