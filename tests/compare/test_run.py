@@ -169,31 +169,6 @@ def test_average_row_is_the_average_of_the_kept_predictors(tiny):
     assert stored["mse"] < np.mean([member["mse"] for member in members])
 
 
-def test_an_average_of_several_rows_is_that_of_all_their_seeds(tiny):
-    options = {"encoders": ["gru", "gru_d"], "seeds": [0, 1], "trainer": {"max_epochs": 1}}
-    config = tiny(**options, average_seeds=False, averages={"both": ["gru", "gru_d"]})
-    *runs, both = run_comparison(config)
-    assert (both["encoder"], both["seed"]) == ("both (averaged)", None)
-    folder, task = config.output / "runs", TASKS["sine"](**config.data.dataset_kwargs)
-    kept = [folder / r["predictor"] for r in runs if r["predictor"]]
-    assert len(kept) == 4
-    ensemble, test = EnsemblePredictor(list(map(load_predictor, kept))), task.tests["sine"]
-    scores = accuracy(list(ensemble.predict(test.input)), test, *channel_units(task))
-    assert both["scores"]["sine"]["mse"] == pytest.approx(scores["mse"])
-
-
-def test_an_average_of_rows_that_are_not_all_compared_is_left_out(tiny):
-    config = tiny(encoders=["gru"], averages={"both": ["gru", "gru_d"]})
-    assert [run.row for run in config.runs] == ["hold", "gru"]
-
-
-def test_averages_name_rows_that_are_trained_and_have_names_of_their_own(tiny):
-    with pytest.raises(DeltaflowError, match=r"row of the average 'both'.*'hold'"):
-        tiny(averages={"both": ["gru", "hold"]})
-    with pytest.raises(DeltaflowError, match="'gru' has the name of a row"):
-        tiny(encoders=["gru"], averages={"gru": ["gru", "gru_d"]})
-
-
 def test_an_average_of_widened_members_is_widened(tiny):
     runs = run_comparison(tiny(seeds=[0, 1], trainer={"max_epochs": 1}, widening=True))
     *_, first, second, averaged = runs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from deltaflow.compare.models import BASELINES, HOLD, RESAMPLED
 from deltaflow.compare.options import RowOptions
@@ -54,14 +54,6 @@ class ComparedData(DataOptions):
         return list(dict.fromkeys(given))
 
 
-class PlannedRun(NamedTuple):
-    """A run on a data set: of a row with a seed, or, without a seed, the average of `members`."""
-
-    row: str
-    seed: int | None
-    members: list[str]
-
-
 @documents(RowOptions)
 @dataclass(frozen=True)
 class CompareConfig(RowOptions):
@@ -86,11 +78,8 @@ class CompareConfig(RowOptions):
     average_seeds
         Whether each encoder with several seeds gets a further row, the average of its forecasts
         over the seeds.
-    averages
-        Further rows by name, each the average over several encoders and all their seeds:
-        ``{both: [gru, coupling_flow]}``. Left out unless all of these encoders are compared.
     calibrate_averages
-        Whether averages are calibrated on the validation (`ConformalPredictor`): an average is
+        Whether that row is calibrated on the validation (`ConformalPredictor`): the average is
         closer to the truth than its members, and no narrower.
     output
         Folder of the results, and of the trained encoders. Runs that are finished there are not
@@ -105,7 +94,6 @@ class CompareConfig(RowOptions):
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     average_seeds: bool = True
-    averages: dict[str, list[str]] = field(default_factory=dict)
     calibrate_averages: bool = False
     output: Path = Path("comparison")
     threads: int = 1
@@ -120,14 +108,6 @@ class CompareConfig(RowOptions):
                     f"the variant {name!r} has the name of a baseline: give it another one"
                 )
             self.row_options(name)
-        trained = [*ENCODERS, *self.variants]
-        for name, members in self.averages.items():
-            for member in members:
-                check_registered(f"row of the average {name!r}", member, trained)
-            if name in trained or name in BASELINES:
-                raise DeltaflowError(
-                    f"the average {name!r} has the name of a row: give it another one"
-                )
         check_at_least_one(threads=self.threads)
         if not self.seeds:
             raise DeltaflowError("a comparison needs at least one seed")
@@ -139,17 +119,10 @@ class CompareConfig(RowOptions):
         """The rows of the table: `hold`, then the encoders, without repetition."""
         return list(dict.fromkeys([HOLD, *self.encoders]))
 
-    @property
-    def runs(self) -> list[PlannedRun]:
-        """The runs on each data set. The average over the seeds of a row follows them."""
-        runs: list[PlannedRun] = []
-        for row in self.rows:
-            runs += [PlannedRun(row, seed, []) for seed in self.seeds]
-            if self.average_seeds and len(self.seeds) > 1 and row not in BASELINES:
-                runs.append(PlannedRun(row, None, [row]))
-        known = set(self.encoders)
-        averages = [one for one in self.averages.items() if known.issuperset(one[1])]
-        return [*runs, *(PlannedRun(name, None, members) for name, members in averages)]
+    def seeds_of(self, row: str) -> list[int | None]:
+        """Return the seeds of a row; None at their end stands for the average over all of them."""
+        averaged = self.average_seeds and len(self.seeds) > 1 and row not in BASELINES
+        return [*self.seeds, None] if averaged else [*self.seeds]
 
     def row_options(self, row: str) -> RowOptions:
         """Return what a row is trained with.

@@ -186,7 +186,7 @@ BASELINES: dict[str, Callable[[Task, RowOptions, int, Tell], Trained]] = {
 
 
 def average_of(folders: Sequence[Path], calibrate: bool, task: Task) -> Trained:
-    """Return the average of encoders that were trained, from their folders.
+    """Return the average of encoders that were trained with several seeds, from their folders.
 
     If it is to be calibrated, that is done on the validation of the task.
     """

@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -36,7 +35,7 @@ from deltaflow.tasks import TASKS, Task, load_task
 
 Run = dict[str, Any]
 """One finished or failed run, as its JSON file holds it: `dataset, encoder, seed` (null for an
-average), `status` ("finished" or "failed"), `settings`, `environment`, `curve` (see
+average over the seeds), `status` ("finished" or "failed"), `settings`, `environment`, `curve` (see
 `Trained`), `scores` (by test, then by measure), `squared_errors` and `examples` (by test, see the
 functions of these names), `predictor` (the folder beside it that holds an encoder's, null for
 others) and `errors` (tracebacks, by stage: `training` or a test)."""
@@ -68,7 +67,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
     Returns
     -------
     list of Run
-        All runs, in the order of data sets, rows and seeds; averages follow their members.
+        All runs, in the order of data sets, rows and seeds; an average follows its members.
     """
     folder = config.output / "runs"
     write(config.output / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
@@ -76,37 +75,38 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
     console = console or Console(quiet=True)
     load = lru_cache(maxsize=1)(partial(_load, config))
     runs: list[Run] = []
-    planned = list(product(config.data.names, config.runs))
+    rows = list(product(config.data.names, config.rows))
     # Averages, whose seed is None, take next to no time: they belong to no row of the plan.
-    plan = [None if run.seed is None else (dataset, run.row) for dataset, run in planned]
-    finished: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    plan = [None if seed is None else row for row in rows for seed in config.seeds_of(row[1])]
     with threads(config.threads), Progress(plan, console, config.output / "log.txt") as progress:
-        for dataset, (row, seed, members) in planned:
-            name = f"{row} (averaged)" if seed is None else row
-            about: Run = {"dataset": dataset, "encoder": name, "seed": seed}
-            progress.begin(_label(about))
-            path = folder / f"{_file_name(dataset, row, seed)}.json"
-            if seed is not None:
-                settings, options = config.settings(row), config.row_options(row)
-                train = partial(train_row, row, options, seed, progress.tell)
-            else:
-                paths = [one for member in members for one in finished[dataset, member]]
-                if len(paths) < 2:
-                    progress.end("needs two finished runs")
+        for dataset, row in rows:
+            members: list[Path] = []
+            for seed in config.seeds_of(row):
+                name = f"{row} (averaged)" if seed is None else row
+                about: Run = {"dataset": dataset, "encoder": name, "seed": seed}
+                progress.begin(_label(about))
+                path = folder / f"{_file_name(dataset, row, seed)}.json"
+                if seed is not None:
+                    settings, options = config.settings(row), config.row_options(row)
+                    train = partial(train_row, row, options, seed, progress.tell)
+                elif len(members) < 2:
+                    progress.end("needs two finished seeds")
                     continue
-                calibrate = config.calibrate_averages
-                digests = {one.name: sha256(one.read_bytes()).hexdigest() for one in paths}
-                settings = digests | {"calibrate_averages": calibrate}
-                train = partial(average_of, [one.with_suffix("") for one in paths], calibrate)
-            run = _finished(path, settings)
-            if run is None:
-                found = execute(train, seed or 0, *load(dataset), path.with_suffix(""))
-                run = {**about, "settings": settings, **found}
-                write(path, json.dumps(run, separators=(",", ":")))
-            progress.end("; ".join(error.splitlines()[-1] for error in run["errors"].values()))
-            runs.append(run)
-            if run["status"] == "finished" and seed is not None:
-                finished[dataset, row].append(path)
+                else:
+                    calibrate = config.calibrate_averages
+                    digests = {one.name: sha256(one.read_bytes()).hexdigest() for one in members}
+                    settings = digests | {"calibrate_averages": calibrate}
+                    folders = [one.with_suffix("") for one in members]
+                    train = partial(average_of, folders, calibrate)
+                run = _finished(path, settings)
+                if run is None:
+                    found = execute(train, seed or 0, *load(dataset), path.with_suffix(""))
+                    run = {**about, "settings": settings, **found}
+                    write(path, json.dumps(run, separators=(",", ":")))
+                progress.end("; ".join(error.splitlines()[-1] for error in run["errors"].values()))
+                runs.append(run)
+                if run["status"] == "finished":
+                    members.append(path)
     return runs
 
 
