@@ -184,7 +184,7 @@ class ConformalPredictor(WrappedPredictor):
             widened by what it shows, see `widening_for`.
         """
         if predictor is None:
-            predictor = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
+            predictor = EnsemblePredictor.of(members)
         schema = predictor.schema
         parts = [
             HeldOut.of([one], fold, schema, INNER) for one, fold in zip(members, folds, strict=True)

@@ -92,6 +92,11 @@ class EnsemblePredictor(DeltaflowPredictor):
         if not math.isclose(sum(self.weights), 1, rel_tol=1e-6):
             raise DeltaflowError(f"the weights {weights} do not add up to 1")
 
+    @classmethod
+    def of(cls, predictors: Sequence[DeltaflowPredictor]) -> DeltaflowPredictor:
+        """Return the average of predictors; of a single one, the predictor itself."""
+        return predictors[0] if len(predictors) == 1 else cls(list(predictors))
+
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[EnsembleForecast]:

@@ -247,8 +247,7 @@ class _Search:
         # Those of one fold are one member: each item that was left out counts once.
         best = {trial.fold: self._best(trial.fold) for trial in self.trials}
         members = [
-            own[0].predictor if len(own) == 1 else EnsemblePredictor([t.predictor for t in own])
-            for own in best.values()
+            EnsemblePredictor.of([trial.predictor for trial in own]) for own in best.values()
         ]
         folds, pairs = self.folds, [own[0].pairs for own in best.values()]
         simple = self.simple if folds.enough else []

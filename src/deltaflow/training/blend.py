@@ -104,7 +104,7 @@ def finish(
     if simple:
         groups = [left_out, [rehearsed]] if rehearsed else [left_out]
         weights = blend_weights(groups, len(supports))
-    networks = members[0] if len(members) == 1 else EnsemblePredictor(list(members))
+    networks = EnsemblePredictor.of(members)
     chosen = [pair for pair in zip([networks, *simple], weights, strict=True) if pair[1] > 0]
     predictor = chosen[0][0]
     if len(chosen) > 1:
