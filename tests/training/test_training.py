@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
 
 from deltaflow import (
@@ -340,6 +341,70 @@ def test_a_lightning_trainer_trains_the_module(multivariate, instances):
     assert np.isfinite(trainer.callback_metrics["val_loss"].item())
     for forecast in module.to_predictor().predict(instances(multivariate)):
         assert np.isfinite(forecast.quantile(0.9)).all()
+
+
+class Penalised(ForecastLightningModule):
+    """A user's module, with a hyperparameter, a layer and a loss of its own."""
+
+    def __init__(self, *args, alpha: float = 0.1, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.save_hyperparameters("alpha")
+        self.alpha = alpha
+        self.extra = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        penalty = sum(part.square().sum() for part in self.parameters())
+        return super().training_step(batch, batch_idx) + self.alpha * penalty
+
+
+SMALL = {"prediction_length": 4, "context_length": 12, "num_batches_per_epoch": 2}
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+
+
+def test_a_module_of_ones_own_is_kept_in_its_checkpoint(univariate, instances, tmp_path):
+    data = IrregularDataModule(univariate, **SMALL)
+    module = Penalised(data.reader, 4, encoder="gru", hidden_size=8, alpha=0.5)
+    trainer = pl.Trainer(max_epochs=1, **QUIET)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    loaded = Penalised.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
+    assert loaded.alpha == 0.5
+    assert_same_weights(loaded.state_dict(), module.state_dict())
+    entries = instances(univariate)
+    for one, other in zip(
+        module.to_predictor().predict(entries),
+        load_predictor(tmp_path / "own.ckpt").predict(entries),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one.mean, other.mean)
+
+
+def test_a_learning_rate_that_lightning_has_found_is_used(univariate, tmp_path):
+    data = IrregularDataModule(univariate, **{**SMALL, "num_batches_per_epoch": 30})
+    module = ForecastLightningModule(data.reader, 4, encoder="gru", hidden_size=8, lr=1e-4)
+    trainer = pl.Trainer(max_epochs=1, default_root_dir=tmp_path, **QUIET)
+    found = Tuner(trainer).lr_find(module, data, max_lr=0.01, num_training=30).suggestion()
+    assert found not in (None, 1e-4)
+    trainer.fit(module, data)
+    assert trainer.optimizers[0].param_groups[0]["initial_lr"] == found
+
+
+@pytest.mark.parametrize("share", [3, 1.0])
+def test_some_batches_can_be_overfitted(share, univariate):
+    data = IrregularDataModule(univariate, univariate, **SMALL, batch_size=5)
+    module = ForecastLightningModule(data.reader, 4, encoder="gru", hidden_size=8)
+    trainer = pl.Trainer(max_epochs=2, overfit_batches=share, **QUIET)
+    trainer.fit(module, data)
+    assert np.isfinite(trainer.callback_metrics["val_loss"].item())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_any_precision_trains(precision, univariate):
+    data = IrregularDataModule(univariate, univariate, **SMALL)
+    module = ForecastLightningModule(data.reader, 4, encoder="gru", hidden_size=8)
+    trainer = pl.Trainer(max_epochs=1, precision=precision, **QUIET)
+    trainer.fit(module, data)
+    assert np.isfinite(trainer.callback_metrics["val_mse"].item())
 
 
 def test_the_loss_is_the_mean_over_all_observed_targets(multivariate):

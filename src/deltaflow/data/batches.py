@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 from deltaflow.data.reader import Batch
 from deltaflow.data.windows import Windows
@@ -77,28 +77,11 @@ class Batches(Dataset[Batch]):
         return reader.collate(own or [reader.blank()])
 
 
-class InOrder(DistributedSampler[int]):
-    """The batches of an epoch, in order.
-
-    `Batches` already splits each of them among the processes. This is a `DistributedSampler`
-    because Lightning leaves those as they are, and would split the batches once more otherwise.
-    """
-
-    def __init__(self, batches: Batches) -> None:
-        super().__init__(batches, num_replicas=1, rank=0, shuffle=False)
-        self.num_batches = batches.num_batches
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.num_batches))
-
-
-class EpochSampler(InOrder):
+class EpochSampler(DistributedSampler[int]):
     """Batches ``epoch · size … (epoch + 1) · size - 1``: no window is drawn in two epochs.
 
-    Lightning calls :meth:`set_epoch` before each epoch.
+    Lightning calls :meth:`set_epoch` before each epoch. This is a `DistributedSampler` because
+    Lightning leaves those as they are: `Batches` already splits each batch among the processes.
 
     Parameters
     ----------
@@ -109,12 +92,27 @@ class EpochSampler(InOrder):
     """
 
     def __init__(self, batches: Batches, epoch: int = 0, place: int = 0) -> None:
-        super().__init__(batches)
+        super().__init__(batches, num_replicas=1, rank=0, shuffle=False)
+        self.num_batches = batches.num_batches
         self.epoch = epoch
         self._begin = epoch, place
+
+    def __len__(self) -> int:
+        return self.num_batches
 
     def __iter__(self) -> Iterator[int]:
         epoch, place = self._begin
         first = place if self.epoch == epoch else 0
         size = len(self)
         return iter(range(self.epoch * size + first, (self.epoch + 1) * size))
+
+
+class InOrder(EpochSampler, SequentialSampler):
+    """The same batches in every epoch, in order.
+
+    This is a `SequentialSampler` because Lightning replaces others to overfit some batches, by one
+    that counts windows.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.num_batches))

@@ -298,7 +298,7 @@ class IrregularDataModule(pl.LightningDataModule):
         batches = self._batches(windows, len(windows))
         return self._loader(batches, InOrder(batches))
 
-    def _loader(self, batches: Batches, order: InOrder) -> DataLoader[Batch]:
+    def _loader(self, batches: Batches, order: EpochSampler) -> DataLoader[Batch]:
         return _Loader(
             batches,
             batch_size=None,  # the elements are batches already

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.network_predictor import IrregularPredictor, load_weights
 from deltaflow.forecast.predictor import DeltaflowPredictor, find_device, load_directory
+from deltaflow.model.options import ModelOptions
 from deltaflow.saving import check_format, reading
 
 FORMAT_KEY = "deltaflow_format"
 """The key under which a checkpoint holds the number of its format."""
 
-OTHER_OPTIONS = {"reader", "prediction_length", "distr_output", "lr", "weight_decay", "seed"}
-"""The options of `ForecastLightningModule` that are not its network's."""
+NETWORK_OPTIONS = {option.name for option in fields(ModelOptions)} - {"distr_output"}
+"""The options of `ForecastLightningModule` that are its network's."""
 
 
 def load_predictor(path: str | Path, device: str = "auto") -> DeltaflowPredictor:
@@ -44,7 +46,7 @@ def load_predictor(path: str | Path, device: str = "auto") -> DeltaflowPredictor
     checkpoint = read_checkpoint(path)
     with reading(path):
         options, stored = checkpoint["hyper_parameters"], checkpoint["state_dict"]
-        network = {name: options[name] for name in options.keys() - OTHER_OPTIONS}
+        network = {name: options[name] for name in options.keys() & NETWORK_OPTIONS}
         predictor = IrregularPredictor(
             reader=options["reader"],
             prediction_length=options["prediction_length"],
@@ -52,7 +54,9 @@ def load_predictor(path: str | Path, device: str = "auto") -> DeltaflowPredictor
             distr_output=options["distr_output"],
             device=device,
         )
-        weights = {name.removeprefix("network."): value for name, value in stored.items()}
+        prefix = "network."  # a subclass may have layers of its own
+        own = [name for name in stored if name.startswith(prefix)]
+        weights = {name.removeprefix(prefix): stored[name] for name in own}
         load_weights(predictor.network, weights)
     return predictor
 

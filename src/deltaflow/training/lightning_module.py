@@ -94,7 +94,6 @@ class ForecastLightningModule(pl.LightningModule):
         check_seed(seed)
         self.reader = reader if isinstance(reader, Reader) else Reader.from_dict(reader)
         self.prediction_length = prediction_length
-        self.optimizer_options = optimizer
         self.network_arguments = with_time_scales(model.network_arguments, self.reader)
         self.network = make_network(
             self.reader, make_output(distr_output), **self.network_arguments
@@ -269,8 +268,10 @@ class ForecastLightningModule(pl.LightningModule):
         """Add the forecasts of a batch to the scores, at the values that were observed."""
         observed, head = batch.target_observed, self.network.head
         args = tuple(arg.double().cpu() for arg in args)  # (N,), or (N, K)
-        loc = batch.loc.unsqueeze(1).expand(observed.shape)[observed].cpu()
-        scale = batch.scale.unsqueeze(1).expand(observed.shape)[observed].cpu()
+        loc, scale = (
+            unit.unsqueeze(1).expand(observed.shape)[observed].double().cpu()
+            for unit in (batch.loc, batch.scale)  # which precision="bf16-true" has rounded
+        )
         values = loc + scale * batch.target[observed].double().cpu()
         if head.quantile_levels is not None:
             units = np.eye(len(head.quantile_levels))
@@ -310,7 +311,9 @@ class ForecastLightningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW, with a warm-up and a cosine decay over the known length of training."""
-        optimizer = torch.optim.AdamW(self.parameters(), **vars(self.optimizer_options))
+        # Lightning's search for a learning rate sets hparams["lr"].
+        options = {name: self.hparams[name] for name in ("lr", "weight_decay")}
+        optimizer = torch.optim.AdamW(self.parameters(), **options)
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             return optimizer
