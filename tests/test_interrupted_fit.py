@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from deltaflow import load_predictor
 from deltaflow.cli import main
@@ -39,29 +40,6 @@ from deltaflow.cli import main
 # What runs in the background of a shell ignores Ctrl-C, and so would its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))
-"""
-WITH_LITTLE_ROOM = """
-import resource, signal, sys
-from pathlib import Path
-
-from lightning.pytorch.callbacks import ModelCheckpoint
-
-from deltaflow.cli import main
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-save = ModelCheckpoint._save_checkpoint
-
-def full_in_the_second_epoch(self, trainer, path):
-    if trainer.current_epoch == 1:
-        room = Path(path).stat().st_size // 2
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-    save(self, trainer, path)
-
-ModelCheckpoint._save_checkpoint = full_in_the_second_epoch
-try:
-    sys.exit(main(sys.argv[1:]))
-finally:  # room for what a measurement of coverage writes when all is over
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 """
 
 
@@ -106,12 +84,22 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on(options, tmp_path):
     goes_on(checkpoint, options)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(options, tmp_path):
-    command = [sys.executable, "-c", WITH_LITTLE_ROOM, "fit", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 2
-    assert "deltaflow fit: [Errno 27]" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_full_disk_leaves_the_checkpoint_before(
+    options, tmp_path, little_room, monkeypatch, capsys
+):
+    save = ModelCheckpoint._save_checkpoint
+
+    def full_in_the_second_epoch(self, trainer, path):
+        room = Path(path).stat().st_size // 2 if trainer.current_epoch == 1 else 2**30
+        with little_room(room):
+            save(self, trainer, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelCheckpoint, "_save_checkpoint", full_in_the_second_epoch)
+        assert main(["fit", *options]) == 2
+    printed = capsys.readouterr().err
+    assert "deltaflow fit: [Errno 27]" in printed
+    assert "Traceback" not in printed
     for name in ("best", "last"):
         assert step(tmp_path / "checkpoints" / f"{name}.ckpt") in (5, 10)
     assert not list(tmp_path.rglob("*unfinished*"))
