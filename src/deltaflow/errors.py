@@ -139,16 +139,6 @@ def check_at_least(least: float, **values: float | None) -> None:
             raise DeltaflowError(f"{name} must be at least {least:g}, got {value}")
 
 
-def check_at_least_one(**counts: int | None) -> None:
-    """Raise an error that names the argument if a count is less than 1.
-
-    >>> check_at_least_one(batch_size=0)  # doctest: +IGNORE_EXCEPTION_DETAIL
-    Traceback (most recent call last):
-    DeltaflowError: batch_size must be at least 1, got 0
-    """
-    check_at_least(1, **counts)
-
-
 def check_between(least: float, most: float, **values: float | None) -> None:
     """Raise an error that names the argument if a value is not between two others.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.schema import Duration, read_range, read_seconds
 from deltaflow.data.series import CALENDAR_CYCLES
-from deltaflow.errors import check_at_least, check_at_least_one, check_between, check_registered
+from deltaflow.errors import check_at_least, check_between, check_registered
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class DataOptions:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least_one(
+        check_at_least(
+            1,
             context_length=self.context_length,
             batch_size=self.batch_size,
             num_batches_per_epoch=self.num_batches_per_epoch,

@@ -10,7 +10,7 @@ from gluonts.dataset.common import Dataset
 from scipy.special import ndtri
 
 from deltaflow.data.series import entries_of
-from deltaflow.errors import DataError, check_at_least_one
+from deltaflow.errors import DataError, check_at_least
 from deltaflow.forecast.common_errors import widening_for
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import (
@@ -247,7 +247,7 @@ class ConformalPredictor(WrappedPredictor):
         The mean of quantiles is that of the predictor. Paths that the predictor draws stay paths,
         see :meth:`ConformalForecast.reordered`.
         """
-        check_at_least_one(num_samples=num_samples)
+        check_at_least(1, num_samples=num_samples)
         check_seed(seed)
         entries = list(entries_of(dataset))
         paths = getattr(self.predictor, "sampling", "marginal") != "marginal"

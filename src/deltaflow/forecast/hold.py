@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from scipy.special import ndtri
 from deltaflow.data.schema import LONGEST, Schema
 from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics, last_known
-from deltaflow.errors import check_at_least_one
+from deltaflow.errors import check_at_least
 from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast, interpolated
 from deltaflow.forecast.location_scale import finite_queries
 from deltaflow.forecast.predictor import DeltaflowPredictor, read_data
@@ -145,23 +145,22 @@ class HoldPredictor(DeltaflowPredictor):
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[QuantileForecast | SampleForecast]:
         """Forecast each entry; quantiles, or ``num_samples`` samples of a ``seed``."""
-        check_at_least_one(num_samples=num_samples)
+        check_at_least(1, num_samples=num_samples)
         check_seed(seed)
-        keys = ["mean", *map(str, self.levels)]
         read = read_data(dataset, self.schema, self.prediction_length)
         for number, asked in enumerate(read):
-            located = self.locate(*self._last(asked.series))
-            mean, quantiles = (part[..., asked.found.channels] for part in located)
+            last, lead = self._last(asked.series)
+            forecast = asked.answer(self.forecast_from(last, lead, asked.found.channels))
             if num_samples:
                 with seeded(derived_seed(seed, number)):
-                    drawn = self._draw(quantiles, num_samples)
-                yield asked.answer(partial(SampleForecast, drawn))
-            else:
-                parts = np.concatenate([mean[None], quantiles])
-                yield asked.answer(partial(QuantileForecast, parts, forecast_keys=keys))
+                    drawn = self._draw(forecast.forecast_array[1:], num_samples)
+                forecast = forecast.sampled(drawn)
+            yield forecast
 
-    def locate(self, last: np.ndarray, lead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean ``(Q, D)`` and the quantiles ``(K, Q, D)`` at queries.
+    def forecast_from(
+        self, last: np.ndarray, lead: np.ndarray, channels: int | list[int]
+    ) -> Callable[..., QuantileForecast]:
+        """Return what makes the forecast of some channels at queries.
 
         Parameters
         ----------
@@ -169,6 +168,8 @@ class HoldPredictor(DeltaflowPredictor):
             ``(Q, D)`` the last value of each channel before each query, NaN if there is none.
         lead
             ``(Q, D)`` the time since then.
+        channels
+            The channels.
         """
         seen = np.isfinite(last)
         mean = np.where(seen, last, self.center)
@@ -176,7 +177,8 @@ class HoldPredictor(DeltaflowPredictor):
         for channel, own in enumerate(seen.T):
             change = self._change(lead[own, channel], channel)
             quantiles[:, own, channel] = last[own, channel] + change
-        return mean, quantiles
+        parts = np.concatenate([mean[None], quantiles])[..., channels]
+        return partial(QuantileForecast, parts, forecast_keys=["mean", *map(str, self.levels)])
 
     def _last(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
         """Return the last value of each channel, and the time since then, both ``(Q, D)``."""

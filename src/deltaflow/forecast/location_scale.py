@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from gluonts.dataset.common import Dataset
 
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, in_chunks
-from deltaflow.errors import check_at_least_one
+from deltaflow.errors import check_at_least
 from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast, SharedDistribution
 from deltaflow.forecast.predictor import DeltaflowPredictor, ReadEntry, read_data
 from deltaflow.randomness import check_seed, derived_seed, seeded
@@ -59,7 +59,7 @@ class LocationScalePredictor(DeltaflowPredictor):
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[DistributionForecast | SampleForecast]:
         """Forecast each entry; exact distributions, or ``num_samples`` samples of a ``seed``."""
-        check_at_least_one(num_samples=num_samples)
+        check_at_least(1, num_samples=num_samples)
         check_seed(seed)
         read = read_data(dataset, self.schema, self.prediction_length)
         batches = in_chunks(read, lambda _: 1, BATCH_SIZE)
@@ -71,14 +71,24 @@ class LocationScalePredictor(DeltaflowPredictor):
                 yield forecast
 
     def _forecast_batch(self, batch: list[ReadEntry]) -> Iterator[DistributionForecast]:
-        queries = [finite_queries(asked.series) for asked in batch]
-        located = [self.locate(a.series, own) for a, own in zip(batch, queries, strict=True)]
+        located = [self.locate(a.series, finite_queries(a.series)) for a in batch]
+        makers = self.forecasts_from(located, [asked.found.channels for asked in batch])
+        for asked, make in zip(batch, makers, strict=True):
+            yield asked.answer(make)
+
+    def forecasts_from(
+        self,
+        located: Sequence[tuple[np.ndarray, np.ndarray]],
+        channels: Sequence[int | list[int]],
+    ) -> list[Callable[..., DistributionForecast]]:
+        """Return what makes the forecast of some channels from each location and scale."""
         loc, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*located, strict=True))
-        bounds = np.cumsum([0, *map(len, queries)])
+        bounds = np.cumsum([0, *(len(own) for own, _ in located)])
         shared = SharedDistribution(self.family, [loc, scale], bounds)
-        for number, asked in enumerate(batch):
-            channels = asked.found.channels
-            yield asked.answer(partial(DistributionForecast, shared, number, channels))
+        return [
+            partial(DistributionForecast, shared, number, own)
+            for number, own in enumerate(channels)
+        ]
 
 
 def finite_queries(series: Series) -> np.ndarray:

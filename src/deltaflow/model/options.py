@@ -11,7 +11,6 @@ from gluonts.torch.distributions import Output
 from deltaflow.encoders import ENCODERS
 from deltaflow.errors import (
     check_at_least,
-    check_at_least_one,
     check_between,
     check_registered,
 )
@@ -59,7 +58,7 @@ class ModelOptions:
     distr_output: str | Mapping[str, Any] | Output = "student_t"
 
     def __post_init__(self) -> None:
-        check_at_least_one(hidden_size=self.hidden_size)
+        check_at_least(1, hidden_size=self.hidden_size)
         check_between(0, 1, dropout=self.dropout)
         check_at_least(0, balance=self.balance)
         check_registered("encoder", self.encoder, ENCODERS)

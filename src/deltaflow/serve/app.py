@@ -231,9 +231,9 @@ def make_app(
     def refusal(status: int, problem: str, headers: Any = None, **where: Any) -> Response:
         """Answer with what is wrong, and where."""
         metrics.refused.labels(status).inc()
-        known = {name: _plain(value) for name, value in where.items() if value is not None}
+        known = {name: value for name, value in where.items() if value is not None}
         # Not by orjson, which refuses some of the numbers and texts that an error quotes.
-        content = json.dumps({"error": problem, **known}, default=str)
+        content = json.dumps({"error": problem, **known}, default=_plain)
         return Response(content, status, headers, media_type="application/json")
 
     def reads(rows: Rows) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def make_app(
     async def item(item_id: str) -> Response:
         """Tell when an item was observed: the time of its last row, and of each channel."""
         _check_known(live, item_id)
-        return _json(_plain(live.item(item_id)))
+        return _json(live.item(item_id))
 
     @app.delete("/items/{item_id:path}", dependencies=guarded, responses=_refused(404))
     async def forget(item_id: str) -> dict[str, int]:
@@ -373,7 +373,8 @@ def _check_known(live: LiveForecaster, item_id: str) -> None:
 
 
 def _json(content: Any) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")
+    text = orjson.dumps(content, default=_plain, option=orjson.OPT_PASSTHROUGH_DATETIME)
+    return Response(text, media_type="application/json")
 
 
 def _table(columns: Columns, content_type: str) -> Response:
@@ -385,11 +386,9 @@ def _table(columns: Columns, content_type: str) -> Response:
 
 def _plain(value: Any) -> Any:
     """Turn timestamps into text, and numbers of NumPy into those of Python."""
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, pd.Timestamp):
         return value.isoformat()
-    return value.item() if isinstance(value, np.generic) else value
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _body_of(rows: Rows) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from deltaflow.errors import (
     DeltaflowError,
     UnknownArgumentError,
     check_at_least,
-    check_at_least_one,
     check_registered,
 )
 from deltaflow.forecast.loading import read_checkpoint
@@ -209,8 +208,8 @@ class IrregularEstimator(Estimator):
     ) -> None:
         arguments = {**locals(), "encoder": encoder or self.default_encoder}
         super().__init__()
-        check_at_least_one(
-            prediction_length=prediction_length, num_parallel_samples=num_parallel_samples
+        check_at_least(
+            1, prediction_length=prediction_length, num_parallel_samples=num_parallel_samples
         )
         check_at_least(0, folds=folds)
         check_seed(seed)
@@ -278,17 +277,16 @@ class IrregularEstimator(Estimator):
         if validation_data is None and ckpt_path is None and self.folds != 0:
             with seeded_run(self.seed) as seed:
                 return train_folds(self, training_data, seed)
-        if not self.widening:
-            output = self.train_model(training_data, validation_data, ckpt_path=ckpt_path)
-            return self.within_supports(output.predictor, output.data)
-        if validation_data is None:
+        if self.widening and validation_data is None:
             raise DeltaflowError(
                 "widening needs items that the network does not learn from: give "
                 "validation_data, or folds"
             )
         output = self.train_model(training_data, validation_data, ckpt_path=ckpt_path)
-        wider = widened(output.predictor, output.data, whole_items(validation_data))
-        return self.within_supports(wider, output.data)
+        predictor: DeltaflowPredictor = output.predictor
+        if self.widening:
+            predictor = widened(predictor, output.data, whole_items(validation_data))  # pyright: ignore[reportArgumentType]
+        return self.within_supports(predictor, output.data)
 
     def with_settings(self, **settings: Any) -> "Self":
         """Return the same estimator with other arguments."""

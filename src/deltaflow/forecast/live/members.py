@@ -18,10 +18,7 @@ from deltaflow.data.series import Series, phases_at
 from deltaflow.data.validation import TimeColumn
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.forecasts import (
-    DistributionForecast,
-    QuantileForecast,
     RealTimeForecast,
-    SharedDistribution,
 )
 from deltaflow.forecast.gaussian_process.predictor import CONTEXT, GaussianProcessPredictor
 from deltaflow.forecast.gaussian_process.processes import Curve
@@ -129,15 +126,17 @@ class Member(ABC):
         """Read rows into the parts ``(I, …)`` of the states of their items."""
 
     @abstractmethod
+    def make(self, parts: Sequence[Tensor], asked: Asked) -> Callable[..., RealTimeForecast]:
+        """Return what makes one forecast of all queries."""
+
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
         """Forecast all queries in one forecast."""
+        forecast = self.make(parts, asked)(start_date=None, item_id=None, info=None)
+        return forecast.labelled(None, self._schema.target)
 
     def is_finite(self, parts: Sequence[Tensor]) -> bool:
         """Tell whether states can be forecast from."""
         return True
-
-    def _labelled(self, forecast: RealTimeForecast) -> RealTimeForecast:
-        return forecast.labelled(None, self._schema.target)
 
 
 class NetworkMember(Member):
@@ -232,8 +231,8 @@ class NetworkMember(Member):
             values = given.values[rows][:, self._channels]
             _put(parts, own, self.network.read(running, arrived.gaps[rows], values, known[rows]))
 
-    def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
-        """Forecast all queries in one forecast."""
+    def make(self, parts: Sequence[Tensor], asked: Asked) -> Callable[..., RealTimeForecast]:
+        """Return what makes one forecast of all queries."""
         covariates = self._covariates(asked.times, asked.known)
         counts = np.diff(asked.bounds)
         numbers, pieces = [], []
@@ -253,7 +252,7 @@ class NetworkMember(Member):
         loc, scale, *args = (column[first] for column in columns)
         whole = np.array([0, len(first)])
         (make,) = self.predictor.forecasts_from(args, loc, scale, whole, [self._found.channels])
-        return self._labelled(make(start_date=None, item_id=None, info=None))
+        return make
 
     def is_finite(self, parts: Sequence[Tensor]) -> bool:
         """Tell whether all hidden states are finite."""
@@ -304,14 +303,12 @@ class HoldMember(Member):
         row = arrived.newest[arrived.given.ends][:, self._targets]  # (I, D)
         last[:] = np.where(row >= 0, arrived.given.values[row, self._targets], last)
 
-    def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
-        """Forecast all queries in one forecast."""
+    def make(self, parts: Sequence[Tensor], asked: Asked) -> Callable[..., RealTimeForecast]:
+        """Return what makes one forecast of all queries."""
         item = asked.item
         lead = asked.ages[item][:, self._targets] + asked.gaps[:, None]
-        mean, quantiles = self.predictor.locate(parts[0].numpy()[item], lead)
-        values = np.concatenate([mean[None], quantiles])[..., self._found.channels]
-        keys = ["mean", *map(str, self.predictor.levels)]
-        return self._labelled(QuantileForecast(values, None, keys))  # pyright: ignore[reportArgumentType]
+        last = parts[0].numpy()[item]
+        return self.predictor.forecast_from(last, lead, self._found.channels)
 
 
 class GaussianProcessMember(Member):
@@ -337,8 +334,8 @@ class GaussianProcessMember(Member):
                 known = np.isfinite(more[1])
                 curve[:] = np.hstack([curve, more[:, known]])[:, -CONTEXT:]
 
-    def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
-        """Forecast all queries in one forecast."""
+    def make(self, parts: Sequence[Tensor], asked: Asked) -> Callable[..., RealTimeForecast]:
+        """Return what makes one forecast of all queries."""
         kept = parts[0].numpy()
         located = [
             self.predictor.locate_from(
@@ -347,11 +344,9 @@ class GaussianProcessMember(Member):
             )
             for curves, start, stop in zip(kept, asked.bounds[:-1], asked.bounds[1:], strict=True)
         ]
-        loc, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*located, strict=True))
-        shared = SharedDistribution(self.predictor.family, [loc, scale], np.array([0, len(loc)]))
-        return self._labelled(
-            DistributionForecast(shared, 0, self._found.channels, start_date=None)  # pyright: ignore[reportArgumentType]
-        )
+        loc, scale = map(np.concatenate, zip(*located, strict=True))
+        (make,) = self.predictor.forecasts_from([(loc, scale)], [self._found.channels])
+        return make
 
 
 KINDS: dict[type[DeltaflowPredictor], Callable[[Any, Schema], Member]] = {
