@@ -478,9 +478,12 @@ BAD = {
     "a missing covariate": (
         lambda p, f: (p, f.assign(dose=np.nan)),
         "^future_df, item .* row .* known in advance is missing", "dose"),
-    "another kind of time": (
-        lambda p, f: (p.assign(timestamp=p.groupby("item_id").cumcount()), f.assign(timestamp=99)),
+    "a past of another kind of time": (
+        lambda p, f: (p.assign(timestamp=p.groupby("item_id").cumcount()), f),
         "^past_df, .* given as elapsed numbers, in the training data as timestamps", "timestamp"),
+    "queries of another kind of time": (
+        lambda p, f: (p, f.assign(timestamp=99)),
+        "^future_df, .* given as elapsed numbers, in the training data as timestamps", "timestamp"),
     "mixed time zones": (
         lambda p, f: (p, f.assign(timestamp=f["timestamp"].dt.tz_localize("UTC"))),
         "^future_df, .* those of the training data have none", "timestamp"),

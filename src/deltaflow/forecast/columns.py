@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from deltaflow.data.dataset import read_known
 from deltaflow.data.matching import check_time
-from deltaflow.data.schema import Schema
+from deltaflow.data.schema import Schema, unit_seconds
 from deltaflow.data.validation import (
     FrameRows,
     TimeColumn,
     as_text,
+    check_columns,
     check_distinct,
+    check_range,
     check_roles,
+    gather_rows,
     read_times,
 )
-from deltaflow.errors import DataError
+from deltaflow.errors import DataError, located
+
+
+class Queries(NamedTuple):
+    """N queries, gathered by item: rows, names of the items, times, and covariates ``(N, K)``."""
+
+    rows: FrameRows
+    names: list[str]
+    times: TimeColumn
+    known: np.ndarray
 
 
 class FrameColumns:
@@ -71,6 +85,24 @@ class FrameColumns:
         times = read_times(frame[self.timestamp], rows)
         check_time(times.kind, times.time_zone, self.schema, self.timestamp)
         return times
+
+    def queries(self, future_df: pd.DataFrame) -> Queries:
+        """Read queries, in any order."""
+        check_columns(future_df, self.known, "future_df")
+        if len(future_df) == 0:
+            raise DataError("future_df has no rows", "give at least one time to forecast")
+        with located(frame="future_df"):
+            return self.read(future_df)
+
+    def read(self, frame: pd.DataFrame) -> Queries:
+        """Read what queries and observations have in common."""
+        rows = gather_rows(frame, self.item_id)
+        names, times = self.names(frame, rows), self.times(frame, rows)
+        if times.kind == "elapsed":
+            unit = unit_seconds(self.schema.time_unit)
+            check_range(times.ticks, unit, rows.refuse, self.timestamp)
+        known = read_known(frame, rows, self.schema.feat_dynamic_real)
+        return Queries(rows, names, times, known.T)
 
     def check_answer(self, names: Iterable[str]) -> None:
         """Raise if one of these columns of an answer has the name of item or time."""

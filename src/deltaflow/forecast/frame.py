@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.dataset import read_entries, read_known
+from deltaflow.data.dataset import read_entries
 from deltaflow.data.schema import elapsed_time, unit_seconds
 from deltaflow.data.validation import (
     as_text,
     check_columns,
-    check_range,
     gather_rows,
     in_ticks_of,
     item_codes,
@@ -104,7 +103,6 @@ def predict_df(
         asked_df = past_df
         items = _queries_within(past_df, columns)
     else:
-        check_columns(future_df, columns.known, "future_df")
         asked_df = future_df
         items = _queries_after(past_df, future_df, columns)
 
@@ -175,25 +173,20 @@ def _queries_after(
 ) -> list[_Queried]:
     """Return the queries of ``future_df`` by item, in their order."""
     schema, item_id, timestamp = columns.schema, columns.item_id, columns.timestamp
-    if len(future_df) == 0:
-        raise DataError("future_df has no rows", "give at least one time to forecast")
-    with located(frame="future_df"):
-        future = gather_rows(future_df, item_id)
-        names = columns.names(future_df, future)
+    future, names, future_times, known = columns.queries(future_df)
     with located(frame="past_df"):
         past_df = _of_items(past_df, item_id, set(names))
         past = gather_rows(past_df, item_id)
         number_of = {n: i for i, n in enumerate(columns.names(past_df, past))}
         past_times = columns.times(past_df, past)
-    with located(frame="future_df"):
-        for number, name in enumerate(names):
-            if name not in number_of:
-                raise DataError(
-                    "is asked for, but has no past rows",
-                    "give at least one row of its past, if need be with missing values",
-                    **future.where(int(future.bounds[number])),
-                )
-        future_times = columns.times(future_df, future)
+    for number, name in enumerate(names):
+        if name not in number_of:
+            raise DataError(
+                "is asked for, but has no past rows",
+                "give at least one row of its past, if need be with missing values",
+                frame="future_df",
+                **future.where(int(future.bounds[number])),
+            )
     past_times, future_times = (
         in_ticks_of(past_times, future_times, timestamp),
         in_ticks_of(future_times, past_times, timestamp),
@@ -202,34 +195,32 @@ def _queries_after(
         entries = read_entries(past_df, past, past_times, timestamp, schema)
 
     owners = np.array([number_of[name] for name in names])
-    with located(frame="future_df"):
-        known = read_known(future_df, future, schema.feat_dynamic_real)
-        elapsed, unit = future_times.ticks, unit_seconds(schema.time_unit)
-        if future_times.kind == "timestamp":  # as time since the first past row of each item
-            firsts = past_times.ticks[past.bounds[:-1]][owners]
-            since_first = elapsed - np.repeat(firsts, np.diff(future.bounds))
-            elapsed = elapsed_time(since_first, future_times.resolution, unit)
-        check_range(elapsed, unit, future.refuse, timestamp)
-        queried = []
-        for number, owner in enumerate(owners):
-            entry = entries[owner]
-            own = slice(int(future.bounds[number]), int(future.bounds[number + 1]))
-            ticks = past_times.ticks[past.bounds[owner] : past.bounds[owner + 1]]
-            asked = future_times.ticks[own]
-            count = max(1, _count_observed(entry))  # later rows are queries
-            if (early := asked < ticks[count - 1]).any():
-                raise DataError(
-                    "the query lies before the last observation, in row "
-                    f"{past.where(int(past.bounds[owner]) + count - 1)['position']!r} of past_df",
-                    "forecast from a shorter past, or ask for later times",
-                    field=timestamp,
-                    **future.where(own.start + int(early.argmax())),
-                )
-            entry = _shortened(entry, count)
-            queries = np.vstack([elapsed[None, own], known[:, own]])
-            before = entry["feat_dynamic_real"][:, :count]
-            entry["feat_dynamic_real"] = np.hstack([before, queries])
-            queried.append(_Queried(entry, future.order[own]))
+    elapsed = future_times.ticks
+    if future_times.kind == "timestamp":  # as time since the first past row of each item
+        firsts = past_times.ticks[past.bounds[:-1]][owners]
+        since_first = elapsed - np.repeat(firsts, np.diff(future.bounds))
+        unit = unit_seconds(schema.time_unit)
+        elapsed = elapsed_time(since_first, future_times.resolution, unit)
+    queried = []
+    for number, owner in enumerate(owners):
+        entry = entries[owner]
+        own = slice(int(future.bounds[number]), int(future.bounds[number + 1]))
+        ticks = past_times.ticks[past.bounds[owner] : past.bounds[owner + 1]]
+        count = max(1, _count_observed(entry))  # later rows are queries
+        if (early := future_times.ticks[own] < ticks[count - 1]).any():
+            raise DataError(
+                "the query lies before the last observation, in row "
+                f"{past.where(int(past.bounds[owner]) + count - 1)['position']!r} of past_df",
+                "forecast from a shorter past, or ask for later times",
+                field=timestamp,
+                frame="future_df",
+                **future.where(own.start + int(early.argmax())),
+            )
+        entry = _shortened(entry, count)
+        before = entry["feat_dynamic_real"][:, :count]
+        queries = np.vstack([elapsed[None, own], known[own].T])
+        entry["feat_dynamic_real"] = np.hstack([before, queries])
+        queried.append(_Queried(entry, future.order[own]))
     return queried
 
 

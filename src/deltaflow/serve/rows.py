@@ -20,8 +20,9 @@ from deltaflow.data.dataset import check_known
 from deltaflow.data.schema import unit_seconds
 from deltaflow.data.validation import FrameRows, TimeColumn
 from deltaflow.errors import DataError
+from deltaflow.forecast.columns import Queries
 from deltaflow.forecast.live import LiveForecaster
-from deltaflow.forecast.live.frames import FrameReader, Observations, Queries
+from deltaflow.forecast.live.frames import FrameReader, Observations
 
 _OFFSET = re.compile(r":\d{2}(\.\d+)?\s*(Z|[+-]\d{2}(:?\d{2})?)$", re.IGNORECASE)
 """The end of a time of day with an offset from UTC."""

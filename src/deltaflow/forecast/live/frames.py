@@ -8,11 +8,9 @@ import numpy as np
 import pandas as pd
 
 from deltaflow.data import validation
-from deltaflow.data.dataset import read_known, read_static
-from deltaflow.data.schema import unit_seconds
+from deltaflow.data.dataset import read_static
 from deltaflow.data.validation import FrameRows, TimeColumn
-from deltaflow.errors import DataError, located
-from deltaflow.forecast.columns import FrameColumns
+from deltaflow.forecast.columns import FrameColumns, Queries
 
 
 class Static(NamedTuple):
@@ -61,22 +59,13 @@ class Observations(NamedTuple):
         return slice(self.starts[item], self.starts[item] + self.counts[item])
 
 
-class Queries(NamedTuple):
-    """N queries, gathered by item: rows, names of the items, times, and covariates."""
-
-    rows: FrameRows
-    names: list[str]
-    times: TimeColumn
-    known: np.ndarray
-
-
 class FrameReader(FrameColumns):
     """Reads the DataFrames of a live forecaster."""
 
     def observations(self, df: pd.DataFrame) -> Observations:
         """Read observations, in the order of time within each item."""
         validation.check_columns(df, [*self.known, *self.channels])
-        read = self._read(df)
+        read = self.read(df)
         values = [validation.read_numbers(df[name], read.rows) for name in self.channels]
         return self.observed(read, np.stack(values, axis=-1), df)
 
@@ -101,19 +90,3 @@ class FrameReader(FrameColumns):
             static=Static(*(part[turn] for part in read_static(df, given, self.schema))),
             absent=[name for name in self.static if name not in df],
         )
-
-    def queries(self, future_df: pd.DataFrame) -> Queries:
-        """Read queries, in any order."""
-        validation.check_columns(future_df, self.known, "future_df")
-        if len(future_df) == 0:
-            raise DataError("future_df has no rows", "give at least one time to forecast")
-        with located(frame="future_df"):
-            return self._read(future_df)
-
-    def _read(self, df: pd.DataFrame) -> Queries:
-        rows = validation.gather_rows(df, self.item_id)
-        names, times = self.names(df, rows), self.times(df, rows)
-        if times.kind == "elapsed":
-            unit = unit_seconds(self.schema.time_unit)
-            validation.check_range(times.ticks, unit, rows.refuse, self.timestamp)
-        return Queries(rows, names, times, read_known(df, rows, self.schema.feat_dynamic_real).T)

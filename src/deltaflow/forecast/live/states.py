@@ -17,8 +17,9 @@ from deltaflow.data.reader import FARTHEST
 from deltaflow.data.schema import Schema
 from deltaflow.data.validation import FrameRows, in_ticks_of
 from deltaflow.errors import DataError, DeltaflowError
+from deltaflow.forecast.columns import Queries
 from deltaflow.forecast.live.clock import Clock
-from deltaflow.forecast.live.frames import Observations, Queries
+from deltaflow.forecast.live.frames import Observations
 from deltaflow.forecast.live.item_table import FrozenTable, ItemTable
 from deltaflow.forecast.live.members import Arrived, Asked, combined, members_of
 from deltaflow.forecast.network_predictor import advising
