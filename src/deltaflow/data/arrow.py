@@ -228,15 +228,7 @@ def parquet_to_arrow(
         everywhere. Also if it is not a Parquet file, the rows of an item are not contiguous, or the
         times are float32.
     """
-    roles = read_roles(
-        item_id,
-        timestamp,
-        target,
-        feat_dynamic_real=feat_dynamic_real,
-        past_feat_dynamic_real=past_feat_dynamic_real,
-        feat_static_real=feat_static_real,
-        feat_static_cat=feat_static_cat,
-    )
+    roles = read_roles(locals())
     columns = [*chain(*roles.values())]
     with _parquet_file(source) as file:
         check_columns(file.schema_arrow.empty_table().to_pandas(), columns, "the Parquet file")

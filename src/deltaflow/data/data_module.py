@@ -130,10 +130,13 @@ class IrregularDataModule(pl.LightningDataModule):
                 remedy = f"draw random origins, or leave out {field}"
                 raise DataError(problem, remedy, field=field)
         entries = by_number(training_data)
-        if reader is not None:
-            schema = reader.schema
-        else:  # the entries of a file share their schema
+        if reader is None:
+            # The entries of a file share their schema.
             schema = schema_of(entries[:1] if isinstance(entries, ArrowDataset) else entries)
+            usual = _seasonality_of(schema.time_unit) if schema.time == "regular" else ()
+            cycles = usual if seasonality is None else tuple(seasonality)
+        else:
+            schema, cycles = reader.schema, reader.seasonality
         durations = {"horizon": horizon, "context": context, "origins_within": origins_within}
         given = [name for name, value in durations.items() if value is not None]
         if schema.time == "regular" and given:
@@ -142,12 +145,6 @@ class IrregularDataModule(pl.LightningDataModule):
                 "give context_length and prediction_length alone",
                 field=given[0],
             )
-        if reader is not None:
-            cycles = reader.seasonality
-        elif seasonality is not None:
-            cycles = tuple(seasonality)
-        else:
-            cycles = _seasonality_of(schema.time_unit) if schema.time == "regular" else ()
         training = _series(entries, schema, cycles)
         reader = reader or Reader(
             schema=schema,
@@ -167,9 +164,8 @@ class IrregularDataModule(pl.LightningDataModule):
         self.seed = seed
         self._begin = 0, 0
         if origins == "random":
-            within = None
-            if origins_within is not None:
-                within = read_range(origins_within, "origins_within")
+            given = origins_within
+            within = None if given is None else read_range(given, "origins_within")
             self.training_windows = TrainingWindows(
                 training, reader, self.horizon, seed=seed, within=within, thinning=thinning
             )

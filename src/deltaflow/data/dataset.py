@@ -136,15 +136,7 @@ class IrregularDataset(Sequence[DataEntry]):
         ...     df, item_id="patient", timestamp="time", target=["HR"])
         IrregularDataset(2 items, 3 observation times, target: HR)
         """
-        roles = read_roles(
-            item_id,
-            timestamp,
-            target,
-            feat_dynamic_real=feat_dynamic_real,
-            past_feat_dynamic_real=past_feat_dynamic_real,
-            feat_static_real=feat_static_real,
-            feat_static_cat=feat_static_cat,
-        )
+        roles = read_roles(locals())
         check_columns(dataframe, [column for columns in roles.values() for column in columns])
         if dataframe.empty:
             raise DataError("the DataFrame has no rows", "give at least one observation")

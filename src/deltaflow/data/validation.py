@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from deltaflow.data.schema import LARGEST, LONGEST, TICKS_PER_SECOND
+from deltaflow.data.schema import LARGEST, LONGEST, ROLES, TICKS_PER_SECOND
 from deltaflow.errors import DataError
 
 YEAR_1, YEAR_10000 = -62135596800, 253402300800
@@ -99,15 +99,17 @@ def column_names(role: str, given: Iterable[str]) -> tuple[str, ...]:
     return tuple(given)
 
 
-def read_roles(
-    item_id: str | None, timestamp: str, target: str | Sequence[str], **features: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
-    """Return the columns of every role in a long table, checked by :func:`check_roles`."""
+def read_roles(arguments: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the columns of every role in a long table, checked by :func:`check_roles`.
+
+    ``arguments`` are those of `IrregularDataset.from_long_dataframe`, by name.
+    """
+    target = arguments["target"]
+    given = {**arguments, "target": [target] if isinstance(target, str) else target}
     roles = {
-        "item_id": () if item_id is None else (item_id,),
-        "timestamp": (timestamp,),
-        "target": (target,) if isinstance(target, str) else column_names("target", target),
-        **{role: column_names(role, given) for role, given in features.items()},
+        "item_id": () if arguments["item_id"] is None else (arguments["item_id"],),
+        "timestamp": (arguments["timestamp"],),
+        **{role: column_names(role, given[role]) for role in ROLES},
     }
     check_roles(roles)
     return roles
