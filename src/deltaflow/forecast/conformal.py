@@ -20,7 +20,12 @@ from deltaflow.forecast.forecasts import (
     interpolated,
 )
 from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
-from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor, leads_of
+from deltaflow.forecast.predictor import (
+    DeltaflowPredictor,
+    WrappedPredictor,
+    leads_of,
+    numbers_of,
+)
 from deltaflow.randomness import check_seed, derived_seed, seeded
 
 LEVELS = np.round(np.arange(0.005, 0.9999, 0.005), 3)
@@ -108,18 +113,16 @@ class ConformalPredictor(WrappedPredictor):
     ) -> None:
         super().__init__(predictor)
         channels = len(self.schema.target)
-        self.leads = [np.array(own, dtype=np.float64) for own in leads]
-        self.scores = [np.array(own, dtype=np.float64) for own in scores]
-        self.least = np.array(least, dtype=np.float64)
+        self.leads = [numbers_of(own, (len(own),), "leads") for own in leads]
+        shapes = [(len(own) + 1, len(LEVELS)) for own in leads]
+        self.scores = [
+            numbers_of(own, shape, "scores") for own, shape in zip(scores, shapes, strict=True)
+        ]
+        self.least = numbers_of(least, (channels,), "least distances")
         self.num_items = list(num_items)
         self.widened = list(widened or [1.0] * channels)
-        shapes = [(len(own) + 1, len(LEVELS)) for own in self.leads]
-        if len(shapes) != channels or [own.shape for own in self.scores] != shapes:
+        if len(self.leads) != channels or not (self.least > 0).all():
             raise ValueError(f"leads and scores are not those of {channels} channels")
-        if self.least.shape != (channels,) or not (self.least > 0).all():
-            raise ValueError(f"least is not {channels} positive numbers")
-        if not all(np.isfinite(numbers).all() for numbers in (*self.leads, *self.scores)):
-            raise ValueError("a lead or score is not finite")
         if any((np.diff(own) <= 0).any() for own in self.leads):
             raise ValueError("leads do not increase")
         if any((np.diff(own) < 0).any() for own in self.scores):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from deltaflow.data.statistics import Statistics, last_known
 from deltaflow.errors import check_at_least
 from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast, interpolated
 from deltaflow.forecast.location_scale import finite_queries
-from deltaflow.forecast.predictor import DeltaflowPredictor, read_data
+from deltaflow.forecast.predictor import DeltaflowPredictor, numbers_of, read_data
 from deltaflow.randomness import check_seed, derived_seed, seeded
 
 LEVELS = (
@@ -84,15 +83,15 @@ class HoldPredictor(DeltaflowPredictor):
         center: list,
     ) -> None:
         super().__init__(prediction_length, Schema.from_dict(data_schema))
-        self.levels = _numbers(levels, (len(levels),), "levels")
-        self.leads = [_numbers(own, (len(own),), "leads") for own in leads]
+        self.levels = numbers_of(levels, (len(levels),), "levels")
+        self.leads = [numbers_of(own, (len(own),), "leads") for own in leads]
         shapes = [(len(own), len(levels)) for own in leads]
         self.changes = [
-            _numbers(own, shape, "changes") for own, shape in zip(changes, shapes, strict=True)
+            numbers_of(own, shape, "changes") for own, shape in zip(changes, shapes, strict=True)
         ]
         channels = len(self.schema.target)
-        self.values = _numbers(values, (channels, len(levels)), "values")
-        self.center = _numbers(center, (channels,), "center")
+        self.values = numbers_of(values, (channels, len(levels)), "values")
+        self.center = numbers_of(center, (channels,), "center")
         if len(self.leads) != channels or not all(map(len, [self.levels, *self.leads])):
             raise ValueError(f"leads, changes and levels are not those of {channels} channels")
         if not ((self.levels > 0) & (self.levels < 1)).all():
@@ -265,10 +264,3 @@ def _quantiles(values: np.ndarray) -> np.ndarray:
     value (David & Nagaraja, *Order Statistics*, 2003), but for levels beyond the extremes.
     """
     return np.quantile(values, LEVELS, method="weibull")
-
-
-def _numbers(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    numbers = np.array(values, dtype=np.float64)
-    if numbers.shape != shape or not np.isfinite(numbers).all():
-        raise ValueError(f"{name} are not finite numbers of the shape {shape}")
-    return numbers

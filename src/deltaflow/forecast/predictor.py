@@ -250,6 +250,14 @@ def read_data(
         yield ReadEntry(entry, series, found)
 
 
+def numbers_of(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Return what is stored of a predictor as an array; ValueError if it is not finite."""
+    numbers = np.array(values, dtype=np.float64)
+    if numbers.shape != shape or not np.isfinite(numbers).all():
+        raise ValueError(f"{name} are not finite numbers of the shape {shape}")
+    return numbers
+
+
 PREDICTORS: dict[str, type[DeltaflowPredictor]] = {}
 """Every class that `load_directory` builds, by its name. The package fills it with its own."""
 

@@ -10,7 +10,7 @@ from gluonts.core.component import validated
 from deltaflow.errors import DataError
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast, WrappedForecast
 from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
-from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor, numbers_of
 
 LEVEL = 0.8
 """The share of values that the interval between the quantiles of levels 0.1 and 0.9 is to cover."""
@@ -48,11 +48,11 @@ class WideningPredictor(WrappedPredictor):
     def __init__(self, predictor: DeltaflowPredictor, reach: float, powers: list) -> None:
         super().__init__(predictor)
         self.reach = float(reach)
-        self.powers = np.array(powers, dtype=np.float64)
+        self.powers = numbers_of(powers, (len(self.schema.target),), "powers")
         if not 0 < self.reach < math.inf:
             raise ValueError(f"reach must be a positive lead time, got {reach}")
-        if self.powers.shape != (len(self.schema.target),) or not (self.powers >= 0).all():
-            raise ValueError(f"powers are not {len(self.schema.target)} numbers of at least 0")
+        if (self.powers < 0).any():
+            raise ValueError(f"powers must be at least 0, got {powers}")
 
     @classmethod
     def fit(
