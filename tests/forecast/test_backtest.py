@@ -132,3 +132,75 @@ def test_a_cutoff_without_past_or_future_is_refused():
         with pytest.raises(DataError, match=f"nothing lies {where} the cutoff"):
             backtest_df(HoldEstimator(6), walk(), horizon="6h", cutoffs=[cutoff], columns=ROLES,
                         **NAMES)  # fmt: skip
+
+
+@pytest.mark.parametrize("grid", [True, False])
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (
+            lambda t: t.dt.strftime("%Y-%m-%d %H:%M"),
+            r"df, item 'i0', field 't', row 0: .*to_datetime",
+        ),
+        (lambda t: t.dt.tz_localize(None).dt.to_period("h"), "df, field 't': holds period"),
+        (
+            lambda t: t.where(t.index != 60),
+            r"df, item 'i1', field 't', row 60: the time is missing",
+        ),
+    ],
+)
+def test_times_that_cannot_be_read_are_refused(grid, times, message):
+    df = walk()
+    df = df.assign(t=times(df["t"]))
+    if grid:
+        with pytest.raises(DataError, match=message):
+            future_df(df, horizon="6h", every="1h", **NAMES)
+    else:
+        with pytest.raises(DataError, match=message):
+            backtest_df(HoldEstimator(6), df, horizon="6h", columns=ROLES, **NAMES)
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[s]", "timestamp[us][pyarrow]", "object"])
+def test_times_of_any_type_are_read(dtype):
+    df = walk()
+    other = df.assign(t=df["t"].dt.tz_localize(None).astype(dtype))
+    if dtype == "datetime64[s]":  # where nanoseconds do not reach
+        other["t"] -= np.timedelta64(400 * 365, "D")
+    future = future_df(other, horizon="6h", every="2h", **NAMES)
+    assert len(future) == 4 * 3
+    options = {"horizon": "6h", "cutoffs": np.int64(2), "columns": ROLES, **NAMES}
+    scores = backtest_df(HoldEstimator(6), other, **options).scores
+    expected = backtest_df(HoldEstimator(6), df, **options).scores
+    pd.testing.assert_frame_equal(scores.drop(columns="cutoff"), expected.drop(columns="cutoff"))
+
+
+def test_a_single_cutoff_need_not_be_in_a_list():
+    options = {"horizon": "6h", "columns": ROLES, **NAMES}
+    for cutoff in ("2024-01-03", "24h", pd.Timestamp("2024-01-03", tz="Europe/Berlin")):
+        one, listed = (backtest_df(HoldEstimator(6), walk(), cutoffs=given, **options).scores
+                       for given in (cutoff, [cutoff]))  # fmt: skip
+        pd.testing.assert_frame_equal(one, listed)
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "cutoffs"),
+    [(True, ["24h"]), (False, ["yesterday?"]), (False, ["24h", "2024-01-03"])],
+)
+def test_cutoffs_that_are_none_are_refused(elapsed, cutoffs):
+    horizon = 6.0 if elapsed else "6h"
+    with pytest.raises(DataError, match=r"'cutoffs': .* are not cutoffs of the times in 't'"):
+        backtest_df(HoldEstimator(6), walk(elapsed=elapsed), horizon=horizon, cutoffs=cutoffs,
+                    columns=ROLES, **NAMES)  # fmt: skip
+
+
+def test_a_cutoff_in_a_time_zone_of_data_without_one_is_refused():
+    df = walk()
+    df["t"] = df["t"].dt.tz_localize(None)
+    with pytest.raises(DataError, match="have a time zone, and the data none"):
+        backtest_df(HoldEstimator(6), df, horizon="6h", cutoffs=START, columns=ROLES, **NAMES)
+
+
+def test_columns_in_the_index_are_named():
+    for frame in (walk().set_index("t"), walk().set_index(["id", "t"])):
+        with pytest.raises(DataError, match=r"in the index: call reset_index\(\)"):
+            IrregularDataset.from_long_dataframe(frame, **NAMES, **ROLES)

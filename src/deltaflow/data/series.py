@@ -405,6 +405,8 @@ def _numbered(entry: DataEntry, field: str) -> tuple[str, ...]:
 def _codes(entry: DataEntry, size: int, rows: Sequence[int]) -> np.ndarray:
     """Read the int64 codes of some categories, -1 where the category is missing."""
     field = "feat_static_cat"
+    if not rows:  # as nearly always
+        return np.empty(0, np.int64)
     codes = _vector(entry, field, size, rows)
     codes = np.where(np.isnan(codes), -1, codes)
     problem = "the code of a category is not a whole number"

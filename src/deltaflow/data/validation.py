@@ -81,9 +81,12 @@ def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the 
     for column in columns:
         count = int((frame.columns == column).sum())
         if count == 0:
+            in_index = column in frame.index.names
             raise DataError(
                 f"{what} has no such column",
-                f"its columns are {list(frame.columns)}",
+                "it is in the index: call reset_index()"
+                if in_index
+                else f"its columns are {list(frame.columns)}",
                 field=str(column),
             )
         if count > 1:

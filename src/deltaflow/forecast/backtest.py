@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,8 +11,8 @@ from pandas.api.types import is_numeric_dtype
 
 from deltaflow.data.dataset import IrregularDataset
 from deltaflow.data.schema import read_duration
-from deltaflow.data.validation import check_columns
-from deltaflow.errors import DataError
+from deltaflow.data.validation import check_columns, gather_rows, read_times
+from deltaflow.errors import DataError, located
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.frame import predict_df
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -83,11 +83,10 @@ def future_df(
     2       b        5.0
     3       b        6.0
     """
-    keys = [timestamp] if item_id is None else [item_id, timestamp]
-    check_columns(df, keys, "df")
+    times = _checked_times(df, item_id, timestamp)
     if df.empty:
         raise DataError("df has no rows", "give at least one observation")
-    step, reach = _span(every, "every", df[timestamp]), _span(horizon, "horizon", df[timestamp])
+    step, reach = _span(every, "every", times), _span(horizon, "horizon", times)
     if not step > 0 * step or reach < step:
         raise DataError(
             f"a horizon of {horizon} has no room for a query every {every}",
@@ -96,9 +95,9 @@ def future_df(
         )
     count = int(np.floor(reach / step * (1 + 1e-12)))
     if item_id is None:
-        last = df[[timestamp]].max().to_frame().T.astype(df[[timestamp]].dtypes)
+        last = times[times == times.max()].iloc[:1].to_frame().reset_index(drop=True)
     else:
-        last = df.groupby(item_id, sort=False, observed=True)[timestamp].max().reset_index()
+        last = times.groupby(df[item_id], sort=False, observed=True).max().reset_index()
     grid = last.loc[last.index.repeat(count)].reset_index(drop=True)
     ahead = pd.Series(np.tile(np.arange(1, count + 1), len(last)))
     grid[timestamp] = grid[timestamp] + ahead * step
@@ -110,7 +109,7 @@ def backtest_df(
     df: pd.DataFrame,
     *,
     horizon: Span,
-    cutoffs: int | Sequence[Any] = 3,
+    cutoffs: int | str | pd.Timestamp | Sequence[Any] = 3,
     refit: bool = True,
     columns: Mapping[str, Any] | None = None,
     item_id: str | None = "item_id",
@@ -130,9 +129,9 @@ def backtest_df(
         How far the forecasts reach from the cutoff: a duration, or a number where time is elapsed
         numbers. A value exactly at the end of the horizon is not part of it.
     cutoffs
-        A number of consecutive horizons that end with the last row. Or a list of moments: dates, or
-        elapsed numbers. Or a list of durations such as ``"24h"``, counted from the first row of
-        each item.
+        A number of consecutive horizons that end with the last row. Or a list of moments (or one):
+        dates, or elapsed numbers. Or a list of durations such as ``"24h"``, counted from the first
+        row of each item.
     refit
         Whether an estimator is trained anew at each cutoff, instead of at the first one alone.
     columns
@@ -159,16 +158,15 @@ def backtest_df(
     """
     levels = read_levels(quantile_levels)
     keys = [timestamp] if item_id is None else [item_id, timestamp]
-    check_columns(df, keys, "df")
     roles = {**(columns or {}), "item_id": item_id, "timestamp": timestamp}
-    times = df[timestamp]
+    times = _checked_times(df, item_id, timestamp)
     reach = _span(horizon, "horizon", times)
     predictor = model if isinstance(model, DeltaflowPredictor) else None
     parts = []
     for cutoff in _cutoffs(times, cutoffs, reach):
         moment = cutoff
         if isinstance(cutoff, pd.Timedelta):
-            by_item = None if item_id is None else df.groupby(item_id)[timestamp]
+            by_item = None if item_id is None else times.groupby(df[item_id], observed=True)
             moment = cutoff + (times.min() if by_item is None else by_item.transform("min"))
         past = df[times < moment]
         future = df[(times >= moment) & (times < moment + reach)]
@@ -219,24 +217,47 @@ def _scores(forecasts: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _cutoffs(times: pd.Series, cutoffs: int | Sequence[Any], reach: Any) -> list[Any]:
+def _checked_times(df: pd.DataFrame, item_id: str | None, timestamp: str) -> pd.Series:
+    """Return the times of a frame, once they are known to be timestamps or numbers."""
+    check_columns(df, [timestamp] if item_id is None else [item_id, timestamp], "df")
+    with located(frame="df"):
+        read_times(df[timestamp], gather_rows(df, item_id))
+    return df[timestamp].infer_objects()
+
+
+def _cutoffs(
+    times: pd.Series, cutoffs: int | str | pd.Timestamp | Sequence[Any], reach: Any
+) -> list[Any]:
     """Return the cutoffs in the order of time: moments, or durations since the items' start."""
-    if isinstance(cutoffs, int):
+    if isinstance(cutoffs, (int, np.integer)):
         if cutoffs < 1:
             raise DataError(f"{cutoffs} is less than 1", "give at least one", field="cutoffs")
         # The last row lies within the last horizon.
         numeric, last = is_numeric_dtype(times), times.max()
-        end = np.nextafter(float(last), np.inf) if numeric else last + pd.Timedelta(1, unit="us")
-        return [end - number * reach for number in range(cutoffs, 0, -1)]
-    if is_numeric_dtype(times):
-        return sorted(float(cutoff) for cutoff in cutoffs)
+        end = np.nextafter(float(last), np.inf) if numeric else last + _in_unit_of(times, "1us")
+        return [end - number * reach for number in range(int(cutoffs), 0, -1)]
+    given = [cutoffs] if isinstance(cutoffs, str) or not isinstance(cutoffs, Iterable) else cutoffs
     try:
-        return sorted(pd.Timedelta(cutoff) for cutoff in cutoffs)
-    except (ValueError, TypeError):
-        zone = times.dt.tz
-        dates = [pd.Timestamp(cutoff) for cutoff in cutoffs]
-        return sorted(date.tz_localize(zone) if zone and date.tz is None else date
-                      for date in dates)  # fmt: skip
+        return sorted(_moment(cutoff, times) for cutoff in given)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{cutoffs!r} are not cutoffs of the times in {times.name!r} ({error})",
+            "give how many, or a list of moments, or of durations such as '24h'",
+            field="cutoffs",
+        ) from error
+
+
+def _moment(cutoff: Any, times: pd.Series) -> Any:
+    """Return a cutoff as a number, a duration since the items' start, or a moment."""
+    if is_numeric_dtype(times):
+        return float(cutoff)
+    try:
+        return _in_unit_of(times, read_duration(cutoff, "cutoffs"))
+    except DataError:
+        date, zone = pd.Timestamp(cutoff), times.dt.tz
+        if date.tz is not None and zone is None:
+            raise ValueError("they have a time zone, and the data none") from None
+        return date.tz_localize(zone) if zone and date.tz is None else date
 
 
 def _span(value: Span, field: str, times: pd.Series) -> Any:
@@ -249,4 +270,10 @@ def _span(value: Span, field: str, times: pd.Series) -> Any:
             "give a number, in their unit",
             field=field,
         )
-    return read_duration(value, field)  # pyright: ignore[reportArgumentType]
+    return _in_unit_of(times, read_duration(value, field))  # pyright: ignore[reportArgumentType]
+
+
+def _in_unit_of(times: pd.Series, duration: str | pd.Timedelta) -> pd.Timedelta:
+    """Return a duration that can be added to timestamps also where nanoseconds do not reach."""
+    duration = pd.Timedelta(duration)
+    return duration if times.dt.unit == "ns" else duration.as_unit("us")
