@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -147,10 +147,10 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         Tensor
             ``(B, num_samples, Q, D)`` float64 values in the units of the data.
         """
-        encoded = _repeated(self.encode(batch), num_samples)
-        gaps = batch.query_delta_t.repeat_interleave(num_samples, dim=0)
-        covariates = batch.query_covariates.repeat_interleave(num_samples, dim=0)
-        memory = batch.memory.repeat_interleave(num_samples, dim=0)
+        read = self.encode(batch), batch.query_delta_t, batch.query_covariates, batch.memory
+        encoded, gaps, covariates, memory = mapped(
+            lambda part: part.repeat_interleave(num_samples, dim=0), read
+        )
         gaps, order = gaps.sort(dim=1, stable=True)
         covariates = covariates.gather(1, order.unsqueeze(-1).expand_as(covariates))
         unread = self.num_channels - self.num_targets
@@ -209,11 +209,12 @@ def _loss_weights(
     return (weight * count.sum() / (weight * count).sum()).float()
 
 
-def _repeated(encoded: Any, count: int) -> Any:
-    """Return each series ``count`` times in a row, in all tensors of nested named tuples."""
-    if isinstance(encoded, Tensor):
-        return encoded.repeat_interleave(count, dim=0)
-    return type(encoded)(*(_repeated(part, count) for part in encoded))
+def mapped(function: Callable[[Tensor], Tensor], nested: Any) -> Any:
+    """Return nested tuples with what a function returns in the place of each tensor."""
+    if isinstance(nested, Tensor):
+        return function(nested)
+    parts = [mapped(function, part) for part in nested]
+    return type(nested)(*parts) if hasattr(nested, "_fields") else tuple(parts)
 
 
 def _embedding_size(levels: Sized) -> int:

@@ -26,6 +26,7 @@ from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.live.frames import Observations, Static
 from deltaflow.forecast.network_predictor import IrregularPredictor, finite
 from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.model.module import mapped
 from deltaflow.model.running import Running, RunningNetwork
 
 QUERIES_AT_ONCE = 2**14
@@ -256,7 +257,8 @@ class NetworkMember(Member):
 
     def is_finite(self, parts: Sequence[Tensor]) -> bool:
         """Tell whether all hidden states are finite."""
-        return bool(_like(self._started.encoded, iter(parts)).state.hidden.isfinite().all())
+        encoded, _ = self._nested(parts)
+        return bool(encoded.state.hidden.isfinite().all())
 
     def _start(self, static: Static) -> Running:
         """Return the states of items before their first row."""
@@ -280,11 +282,15 @@ class NetworkMember(Member):
         seconds = times.ticks / float(TICKS_PER_SECOND[times.resolution])
         return np.hstack([known, phases_at(seconds, cycles).T])
 
+    def _nested(self, parts: Sequence[Tensor]) -> tuple[Any, Tensor]:
+        """Return what the network keeps of items, and the memory, of which these are the parts."""
+        leaves = iter(parts)
+        return mapped(lambda _: next(leaves), (self._started.encoded, self._started.memory))
+
     def _running(self, parts: Sequence[Tensor], ages: np.ndarray) -> Running:
         """Return the state whose parts these are, with times counted from the last row."""
         device = self.predictor.device
-        leaves = (part.to(device) for part in parts)
-        encoded, memory = _like((self._started.encoded, self._started.memory), leaves)
+        encoded, memory = self._nested([part.to(device) for part in parts])
         return Running(encoded, memory, np.zeros(len(ages)), -ages[:, self._channels])
 
 
@@ -398,14 +404,6 @@ def _groups(items: np.ndarray, counts: np.ndarray, limit: int) -> Iterator[np.nd
 def _leaves(part: Any) -> list[Tensor]:
     """Return the tensors in nested tuples."""
     return [part] if isinstance(part, Tensor) else [leaf for own in part for leaf in _leaves(own)]
-
-
-def _like(example: Any, leaves: Iterator[Tensor]) -> Any:
-    """Put tensors into nested tuples like those of an example."""
-    if isinstance(example, Tensor):
-        return next(leaves)
-    parts = [_like(own, leaves) for own in example]
-    return type(example)(*parts) if hasattr(example, "_fields") else tuple(parts)
 
 
 def _put(parts: Sequence[Tensor], items: Any, running: Running) -> None:
