@@ -107,8 +107,8 @@ def overview(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
 
     The best rows come first, see `ORDER`.
     """
-    scores = results(runs)
-    table = summary(scores, dataset).loc[_sorted_rows(scores, dataset)]
+    runs = best_first(runs, dataset)
+    table = summary(results(runs), dataset)
     ratios = ratios_to_hold(runs, dataset).drop(index=HOLD, errors="ignore")
     if len(ratios) and "balanced MSE" in table:
         text = [f"{own.ratio:.3f} ({own.low:.3f}–{own.high:.3f})" for own in ratios.itertuples()]
@@ -182,16 +182,11 @@ def _with_mean(wide: pd.DataFrame) -> pd.DataFrame:
 
 def best_first(runs: Sequence[Run], dataset: str) -> list[Run]:
     """Return the runs that have results of a data set, in the order of the rows of `overview`."""
-    order = _sorted_rows(results(runs), dataset)
+    means, _ = averaged(results(runs), dataset, SUMMARY)
+    by = [measure for measure in ORDER if measure in means][:1]
+    order = list(means.sort_values(by, kind="stable").index)
     own = [run for run in runs if run["encoder"] in order]
     return sorted(own, key=lambda run: order.index(run["encoder"]))
-
-
-def _sorted_rows(scores: pd.DataFrame, dataset: str) -> list[str]:
-    """Return the encoders of a data set, the best first."""
-    means, _ = averaged(scores, dataset, SUMMARY)
-    by = [measure for measure in ORDER if measure in means]
-    return list(means.sort_values(by[0], kind="stable").index if by else means.index)
 
 
 def ratios_to_hold(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
@@ -291,10 +286,10 @@ def summary(scores: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 
 def by_channel(scores: pd.DataFrame, dataset: str, measure: str) -> pd.DataFrame:
-    """Return a row per channel and a column per encoder, the best first, of one measure, as text.
+    """Return a row per channel and a column per encoder, in order of the runs, of one measure.
 
-    Values are means over the seeds. Averages of several seeds are left out. Empty if there is one
-    channel only, which `summary` covers.
+    Values are means over the seeds, as text. Averages of several seeds are left out. Empty if
+    there is one channel only, which `summary` covers.
     """
     own = scores[(scores["dataset"] == dataset) & scores["seed"].notna()]
     names = own["metric"].drop_duplicates()
@@ -302,8 +297,7 @@ def by_channel(scores: pd.DataFrame, dataset: str, measure: str) -> pd.DataFrame
     if len(channels) < 2:
         return pd.DataFrame()
     mean, _ = averaged(own, dataset, channels)
-    order = [name for name in _sorted_rows(scores, dataset) if name in mean.index]
-    wide = mean.loc[order].T.rename(index=lambda name: name[len(measure) + 1 : -1])
+    wide = mean.T.rename(index=lambda name: name[len(measure) + 1 : -1])
     return wide.map(_rounded).rename_axis(index=None, columns=None)
 
 
