@@ -8,7 +8,6 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from gluonts.dataset.common import Dataset
 
 from deltaflow.data.schema import Schema
@@ -82,7 +81,7 @@ class LocationScalePredictor(DeltaflowPredictor):
         channels: Sequence[int | list[int]],
     ) -> list[Callable[..., DistributionForecast]]:
         """Return what makes the forecast of some channels from each location and scale."""
-        loc, scale = (torch.from_numpy(np.concatenate(part)) for part in zip(*located, strict=True))
+        loc, scale = map(np.concatenate, zip(*located, strict=True))
         bounds = np.cumsum([0, *(len(own) for own, _ in located)])
         shared = SharedDistribution(self.family, [loc, scale], bounds)
         return [
