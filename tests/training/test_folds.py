@@ -199,12 +199,42 @@ def test_a_rehearsal_is_not_widened(monkeypatch):
 def test_stretches_of_an_item_hold_each_of_its_rows_once():
     whole = [*noisy_items(2, 100), *noisy_items(1, 5, seed=1)]
     cut = stretches(whole, prediction_length=6, context_length=9)
-    assert [len(one["target"]) for one in cut] == [16, 17, 17] * 4 + [5]
+    assert [len(one.entry["target"]) for one in cut] == [16, 17, 17] * 4 + [5]
     for field in ("target", "feat_dynamic_real"):
-        joined = np.concatenate([one[field] for one in cut], axis=-1)
+        joined = np.concatenate([one.entry[field] for one in cut], axis=-1)
         given = np.concatenate([entry[field] for entry in whole], axis=-1)
         np.testing.assert_array_equal(joined, given)
-    assert len({one["item_id"] for one in cut}) == len(cut)
+    assert len({one.entry["item_id"] for one in cut}) == len(cut)
+
+
+@pytest.mark.parametrize(
+    ("rows", "lengths"), [(108, [21, 22, 21, 22, 22]), (30, [6] * 5), (20, [6, 7, 7])]
+)
+def test_a_short_item_is_cut_into_five_stretches_if_its_rows_suffice(rows, lengths):
+    cut = stretches(list(noisy_items(1, rows)), prediction_length=12, context_length=64)
+    assert [len(one.entry["target"]) for one in cut] == lengths
+
+
+def test_what_is_known_at_an_origin_in_a_stretch_begins_where_the_item_does():
+    (item,) = noisy_items(1, 40)
+    stretch = stretches([item], prediction_length=4, context_length=8)[2]
+    known, later = stretch.split(3, 7)
+    start = stretch.start + 3
+    np.testing.assert_array_equal(known["target"], item["target"][:start])
+    np.testing.assert_array_equal(later["target"], item["target"][start : start + 4])
+    assert known["item_id"] == later["item_id"] == stretch.entry["item_id"]
+
+
+def test_a_single_item_too_short_to_cut_is_blended_with_equal_weights(caplog):
+    with (
+        caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"),
+        pytest.warns(match="the training data have 1: the intervals will cover less"),
+    ):
+        predictor = quick(blend=True).train(noisy_items(1, 20))
+    weights = predictor.summary()["weights"]
+    assert weights == pytest.approx([1 / len(weights)] * len(weights), abs=1e-3)
+    assert "Trained 1 network (1 item, 0 put aside)" in caplog.text
+    assert "intervals not calibrated" in caplog.text
 
 
 def test_items_that_cannot_be_learned_from_are_told_of_once(seen):

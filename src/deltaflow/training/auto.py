@@ -250,9 +250,14 @@ class _Search:
             EnsemblePredictor.of([trial.predictor for trial in own]) for own in best.values()
         ]
         folds, pairs = self.folds, [own[0].pairs for own in best.values()]
-        simple = self.simple if folds.enough else []
         blend = finish(
-            folds.estimator, members, simple, pairs, self.rehearsed, folds.supports, folds.enough
+            folds.estimator,
+            members,
+            self.simple,
+            pairs,
+            self.rehearsed,
+            folds.supports,
+            folds.enough,
         )
         chosen = {id(trial) for own in best.values() for trial in own}
         rows = [

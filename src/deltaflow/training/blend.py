@@ -181,13 +181,16 @@ def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[
 
     They are those of the lowest quantile loss on the values held out, of which one group or two
     count as `COUNTS` says. They are drawn towards equal weights (`SHRINKAGE`), the more so, the
-    fewer items the first group has: few items say little.
+    fewer items the first group has: few items say little, and none nothing.
     """
     groups = list(map(HeldOut.joined, held_out))
     count = len(groups[0].quantiles)
     equal = np.full(count, 1 / count)
+    items = len(np.unique(groups[0].item))
+    if not items:
+        return equal.tolist()
     counted = [shares(group, equal, channels) for group in groups]
-    shrinkage = SHRINKAGE * max(1.0, ENOUGH_ITEMS / len(np.unique(groups[0].item)))
+    shrinkage = SHRINKAGE * max(1.0, ENOUGH_ITEMS / items)
 
     def loss(weights: np.ndarray) -> float:
         means = [

@@ -116,11 +116,12 @@ class IrregularEstimator(Estimator):
         How many networks are trained on all items but a part, where no validation data are given.
         Each is stopped when its forecasts of the items that it leaves out get no better; their
         forecasts are averaged. By default 5 (3 if items are long) up to 250 items, and beyond them
-        1, which leaves out a tenth of the items. Fewer than five items that are long enough are
-        cut into stretches, which count as items. What is not given follows the data too: the
-        `scaling`; with many channels the `network`, `balance` and `distr_output`; with few items
-        `dropout`, `weight_decay`, `batch_size` and `num_batches_per_epoch`; and with many channels
-        of many items `lr`, `encoder_kwargs`, the gradient clipping, and all of these but `dropout`.
+        1, which leaves out a tenth of the items. Fewer than five items that have 30 rows or more
+        together are cut into stretches, which count as items. What is not given follows the data
+        too: the `scaling`; with many channels the `network`, `balance` and `distr_output`; with few
+        items `dropout`, `weight_decay`, `batch_size` and `num_batches_per_epoch`; and with many
+        channels of many items `lr`, `encoder_kwargs`, the gradient clipping, and all of these but
+        `dropout`.
         A line says what was chosen. 0 trains one network on all items, without validation.
     calibrate
         Whether intervals are calibrated on the items left out, see `ConformalPredictor`. Not done
@@ -131,10 +132,9 @@ class IrregularEstimator(Estimator):
         longer lead times than they have taught.
     blend
         Whether the forecasts of networks are averaged with simple ones, of a `HoldPredictor`, a
-        Gaussian process and a local trend, where there are 5 to 250 items, or stretches of fewer:
-        with the weights that are best on the items left out and, after a rehearsal by one more
-        network, on the last values of all items; with more equal ones, the fewer items there are.
-        Not done for paths.
+        Gaussian process and a local trend, where there are up to 250 items: with the weights that
+        are best on the items left out and, after a rehearsal by one more network, on the last
+        values of all items; with more equal ones, the fewer items there are. Not done for paths.
     supports
         What values the channels can have. Forecasts keep to it: no negative concentration, mean
         and samples included, see `SupportPredictor`. ``"recognised"``: a channel that is never

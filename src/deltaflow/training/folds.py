@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from gluonts.dataset.common import DataEntry, Dataset
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 
-from deltaflow.data import IrregularDataModule, Reader
+from deltaflow.data import Reader
 from deltaflow.data.arrow import ArrowDataset
 from deltaflow.data.data_module import by_number
 from deltaflow.data.series import Series
@@ -33,7 +33,7 @@ from deltaflow.training.blend import (
     processes_for,
     simple_forecasts,
 )
-from deltaflow.training.stretches import stretches
+from deltaflow.training.stretches import Stretch, stretches
 from deltaflow.training.widening import widened
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class Plan(NamedTuple):
     Attributes
     ----------
     left_out
-        For each member, the numbers of the items that it does not learn from.
+        For each member, the numbers of the items that it does not learn from; empty for a single
+        item, which is learned from as a whole.
     settings
         Arguments of the estimator.
     epochs, patience, decay
@@ -158,7 +159,9 @@ def plan_for(
         sample = [data[int(item)].length for item in order[:100]]
         length = min(float(np.median(sample)), reader.context_length)
         folds = FOLDS if length <= LONG else FOLDS_OF_LONG_ITEMS
-    if folds is None or folds == 1:
+    if count < 2:
+        left_out = []
+    elif folds is None or folds == 1:
         aside = min(max(1, round(SHARE_ASIDE * count if not few else 0.2 * count)), MOST_ASIDE)
         left_out = [order[:aside]]
     else:
@@ -229,7 +232,8 @@ class Folds:
     items
         The number of items that have anything to forecast.
     cut
-        Whether they are so few that they are cut into stretches, which count as items from then on.
+        The stretches, if they are so few that they are cut into some, which count as items from
+        then on.
     whole, entries
         The items, by number; and the same or their stretches.
     usable
@@ -244,12 +248,12 @@ class Folds:
         self.seed = seed
         self._given = estimator
         self.whole = self.entries = by_number(training_data)
+        self.cut: list[Stretch] = []
         self._base = estimator.create_data_module(self.whole, seed=seed)
         self.items = len(self._base.training_windows.items)
         if self.items < FEWEST_ITEMS:
             self._cut_into_stretches()
         self.usable = np.asarray(self._base.training_windows.items)
-        self.cut = self.entries is not self.whole
         self.few = len(self.usable) <= FEW_ITEMS
         target, series = self._base.reader.schema.target, self._base.training_windows.data
         self.supports = supports_of(estimator.supports, series, target)
@@ -258,15 +262,16 @@ class Folds:
         """Cut few items into stretches; leave them as they are if they are too short for that."""
         whole = list(select(self.whole, self._base.training_windows.items))
         length = self._given.prediction_length
-        entries = stretches(whole, length, self._base.reader.context_length)
-        if len(entries) >= FEWEST_ITEMS:
+        cut = stretches(whole, length, self._base.reader.context_length)
+        if len(cut) >= FEWEST_ITEMS:
+            entries = [one.entry for one in cut]
             base = self._given.create_data_module(entries, seed=self.seed)
             if len(base.training_windows.items) >= FEWEST_ITEMS:
-                self.entries, self._base = entries, base
+                self.cut, self.entries, self._base = cut, entries, base
 
     @cached_property
     def plan(self) -> Plan:
-        """How the data are trained on, which takes two items."""
+        """How the data are trained on."""
         data, reader = self._base.training_windows.data, self._base.reader
         plan = plan_for(data, self.usable, reader, self._given.folds, self.seed)
         # A long item has much to learn from.
@@ -287,7 +292,25 @@ class Folds:
         left_out = self.plan.left_out[fold]
         reader = replace(self._base.reader, scaling=estimator.data.scaling)
         inside = np.setdiff1d(self.usable, left_out)
-        return self._train(estimator, self.entries, inside, left_out, number, reader)
+        trained = self._train(estimator, self.entries, inside, left_out, number, reader)
+        predictor, windows, epochs = trained
+        return Member(predictor, self._pairs(windows, left_out), epochs)
+
+    def _pairs(self, windows: SpreadWindows, left_out: np.ndarray) -> Pairs:
+        """Return what was known and what followed at the later origins of validation windows.
+
+        Forecasts are usually asked for when most is known: at the earlier half of an item's origins
+        they are harder, and would widen the intervals. For the same reason, what is known at an
+        origin in a stretch begins where the whole item does.
+        """
+        items, origins = np.array(windows.items), np.array(windows.origins)
+        pairs = []
+        for number, (item, origin) in enumerate(zip(items, origins, strict=True)):
+            if origin >= np.median(origins[items == item]):
+                place, end = int(left_out[item]), windows[number].queries.stop
+                whole = partial(cut_entry, self.entries[place])
+                pairs.append((self.cut[place].split if self.cut else whole)(origin, end))
+        return pairs
 
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
         """Fit the forecasts that are blended with networks, of the same kinds for any entries."""
@@ -325,7 +348,7 @@ class Folds:
         if not len(inside):
             return None
         plain = estimator.with_settings(widening=False)
-        network = self._train(plain, early, inside, aside, folds, base.reader).predictor
+        network, *_ = self._train(plain, early, inside, aside, folds, base.reader)
         return HeldOut.of([network, *self.simple_forecasts(early)], pairs, network.schema)
 
     def _train(
@@ -336,8 +359,14 @@ class Folds:
         left_out: np.ndarray,
         number: int,
         reader: Reader,
-    ) -> Member:
-        """Train a network on the entries ``inside``, and stop it by those that are left out."""
+    ) -> tuple[DeltaflowPredictor, SpreadWindows, int]:
+        """Train a network on the entries ``inside``, and stop it by those that are left out.
+
+        Returns
+        -------
+        predictor, windows, epochs
+            The network, the windows it was stopped by, and after how many epochs.
+        """
         plan, aside = self.plan, select(entries, left_out)
         data = estimator.create_data_module(
             select(entries, inside),
@@ -362,7 +391,9 @@ class Folds:
         predictor = estimator.create_predictor(module)
         if estimator.widening:
             predictor = widened(predictor, data, aside)
-        return Member(predictor, pairs_of(data, aside), trainer.current_epoch)
+        windows = data.validation_windows
+        assert isinstance(windows, SpreadWindows)
+        return predictor, windows, trainer.current_epoch
 
 
 class Member(NamedTuple):
@@ -405,14 +436,14 @@ def train_folds(
             f"so many stretches; the training data have {count}: the intervals will cover less "
             "than they say"
         )
-    if count < 2:
-        output = estimator.train_model(folds.entries, validation_data=None)
-        return estimator.within_supports(output.predictor, output.data)
     careful = folds.estimator
     members = [folds.train(number, careful, number) for number in range(len(folds.plan.left_out))]
+    if not members:
+        output = careful.train_model(folds.entries, validation_data=None)
+        members = [Member(output.predictor, [], output.trainer.current_epoch)]
     simple: list[DeltaflowPredictor] = []
     rehearsed = None
-    if estimator.blend and folds.few and folds.enough and estimator.sampling == "marginal":
+    if estimator.blend and folds.few and estimator.sampling == "marginal":
         simple = folds.simple_forecasts(folds.whole)  # a cycle may be longer than a stretch
         rehearsed = folds.rehearsal(careful)
     networks = [member.predictor for member in members]
@@ -434,22 +465,6 @@ def planned(estimator: IrregularEstimator, plan: Plan) -> IrregularEstimator:
     return estimator.with_settings(**{name: plan.settings[name] for name in free})
 
 
-def pairs_of(data: IrregularDataModule, entries: Sequence[DataEntry]) -> Pairs:
-    """Return what was known and what followed at the later origins of the validation windows.
-
-    Forecasts are usually asked for when most is known: at the earlier half of an item's origins
-    they are harder, and would widen the intervals.
-    """
-    windows = data.validation_windows
-    assert isinstance(windows, SpreadWindows)
-    items, origins = np.array(windows.items), np.array(windows.origins)
-    pairs = []
-    for number, (item, origin) in enumerate(zip(items, origins, strict=True)):
-        if origin >= np.median(origins[items == item]):
-            pairs.append(cut_entry(entries[item], origin, windows[number].queries.stop))
-    return pairs
-
-
 def select(entries: Sequence[DataEntry], chosen: np.ndarray) -> Any:
     """Return the chosen entries, without reading those of a file."""
     if isinstance(entries, ArrowDataset):
@@ -468,9 +483,9 @@ def _told(
     plan, estimator = folds.plan, folds.estimator
     members = len(plan.left_out)
     items = f"{folds.items} {'item' if folds.items == 1 else 'items'}"
-    items += f" in {len(folds.usable)} stretches" * folds.cut
-    what = "1 network" if members == 1 else f"{members} networks on folds of the items"
-    aside = f"{len(plan.left_out[0])} put aside" if members == 1 else "each left out once"
+    items += f" in {len(folds.usable)} stretches" * bool(folds.cut)
+    what = "1 network" if members < 2 else f"{members} networks on folds of the items"
+    aside = "each left out once" if members > 1 else f"{sum(map(len, plan.left_out))} put aside"
     last = ", and one to judge by without their last values" if rehearsed else ""
     most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
     names = ["networks", *map(name_of, simple)]
