@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from gluonts.core.component import validated
+from gluonts.dataset.split import split
 from gluonts.model.predictor import Predictor
 
 from deltaflow import (
+    ConformalPredictor,
     DeltaflowError,
     DeltaflowPredictor,
     EnsemblePredictor,
@@ -17,7 +19,9 @@ from deltaflow import (
     load_predictor,
     predict_df,
 )
+from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.predictor import PREDICTORS
+from deltaflow.randomness import derived_seed, seeded
 
 
 class ShiftedPredictor(DeltaflowPredictor):
@@ -128,3 +132,19 @@ def test_a_gpu_that_is_not_there_does_not_make_a_file_damaged(trained, tmp_path)
     for load in (load_predictor, Predictor.deserialize):
         with pytest.raises(DeltaflowError, match=r"no device 'cuda' .* choose 'cpu', or 'auto'"):
             load(tmp_path, device="cuda")
+
+
+@pytest.mark.parametrize("kind", ["conformal", "gaussian process"])
+def test_the_samples_of_a_seed_are_drawn_by_the_forecasts_themselves(kind, univariate, instances):
+    entries = instances(univariate)
+    if kind == "conformal":
+        pairs = split(univariate, offset=-4)[1].generate_instances(4)
+        predictor = ConformalPredictor.fit(HoldPredictor.fit(univariate, 4), pairs)
+    else:
+        predictor = GaussianProcessPredictor.fit(univariate, 4)
+    drawn = predictor.predict(entries, num_samples=7, seed=3)
+    forecasts = enumerate(predictor.predict(entries))
+    for (number, forecast), samples in zip(forecasts, drawn, strict=True):
+        with seeded(derived_seed(3, number)):
+            expected = forecast.to_sample_forecast(7).samples
+        np.testing.assert_array_equal(samples.samples, expected)

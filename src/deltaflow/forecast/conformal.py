@@ -9,8 +9,7 @@ from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 from scipy.special import ndtri
 
-from deltaflow.data.series import entries_of
-from deltaflow.errors import DataError, check_at_least
+from deltaflow.errors import DataError
 from deltaflow.forecast.common_errors import widening_for
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import (
@@ -23,10 +22,9 @@ from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
 from deltaflow.forecast.predictor import (
     DeltaflowPredictor,
     WrappedPredictor,
-    leads_of,
     numbers_of,
+    sampled,
 )
-from deltaflow.randomness import check_seed, derived_seed, seeded
 
 LEVELS = np.round(np.arange(0.005, 0.9999, 0.005), 3)
 """The levels whose quantiles are calibrated; between them, quantiles are interpolated."""
@@ -250,21 +248,10 @@ class ConformalPredictor(WrappedPredictor):
         The mean of quantiles is that of the predictor. Paths that the predictor draws stay paths,
         see :meth:`ConformalForecast.reordered`.
         """
-        check_at_least(1, num_samples=num_samples)
-        check_seed(seed)
-        entries = list(entries_of(dataset))
-        paths = getattr(self.predictor, "sampling", "marginal") != "marginal"
-        count = num_samples if paths else None
-        forecasts = self.predictor.predict(entries, num_samples=count, seed=seed)
-        for number, (entry, forecast) in enumerate(zip(entries, forecasts, strict=True)):
-            calibrated = self.adjusted(forecast, leads_of(entry, self.prediction_length))
-            if paths and isinstance(forecast, SampleForecast):
-                yield calibrated.reordered(forecast.samples)
-            elif num_samples:
-                with seeded(derived_seed(seed, number)):
-                    yield calibrated.to_sample_forecast(num_samples)
-            else:
-                yield calibrated
+        if getattr(self.predictor, "sampling", "marginal") == "marginal":
+            return sampled(super().predict(dataset, seed=seed), num_samples, seed)
+        calibrated = super().predict(dataset, num_samples, seed)
+        return (one.reordered(one.forecast.samples) for one in calibrated)  # pyright: ignore[reportAttributeAccessIssue]
 
     def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> "ConformalForecast":
         """Calibrate a forecast; see `WrappedPredictor.adjusted`."""

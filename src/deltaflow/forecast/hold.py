@@ -15,11 +15,9 @@ from scipy.special import ndtri
 from deltaflow.data.schema import LONGEST, Schema
 from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics, last_known
-from deltaflow.errors import check_at_least
 from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast, interpolated
 from deltaflow.forecast.location_scale import finite_queries
-from deltaflow.forecast.predictor import DeltaflowPredictor, numbers_of, read_data
-from deltaflow.randomness import check_seed, derived_seed, seeded
+from deltaflow.forecast.predictor import DeltaflowPredictor, numbers_of, read_data, sampled
 
 LEVELS = (
     0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5,
@@ -144,17 +142,11 @@ class HoldPredictor(DeltaflowPredictor):
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[QuantileForecast | SampleForecast]:
         """Forecast each entry; quantiles, or ``num_samples`` samples of a ``seed``."""
-        check_at_least(1, num_samples=num_samples)
-        check_seed(seed)
-        read = read_data(dataset, self.schema, self.prediction_length)
-        for number, asked in enumerate(read):
-            last, lead = self._last(asked.series)
-            forecast = asked.answer(self.forecast_from(last, lead, asked.found.channels))
-            if num_samples:
-                with seeded(derived_seed(seed, number)):
-                    drawn = self._draw(forecast.forecast_array[1:], num_samples)
-                forecast = forecast.sampled(drawn)
-            yield forecast
+        forecasts = (
+            asked.answer(self.forecast_from(*self._last(asked.series), asked.found.channels))
+            for asked in read_data(dataset, self.schema, self.prediction_length)
+        )
+        return sampled(forecasts, num_samples, seed, self._draw)
 
     def forecast_from(
         self, last: np.ndarray, lead: np.ndarray, channels: int | list[int]
@@ -193,11 +185,13 @@ class HoldPredictor(DeltaflowPredictor):
         within = np.array([np.interp(lead, fitted, own) for own in self.changes[channel].T])
         return within * np.sqrt(np.maximum(lead / fitted[-1], 1.0))
 
-    def _draw(self, quantiles: np.ndarray, count: int) -> np.ndarray:
-        """Draw samples ``(count, …)`` from quantiles ``(K, …)``, each query on its own."""
+    def _draw(self, forecast: QuantileForecast, count: int) -> SampleForecast:
+        """Draw samples, each query on its own."""
+        quantiles = forecast.forecast_array[1:]  # (K, …)
         flat = quantiles.reshape(len(quantiles), -1)
         uniform = torch.rand(count, flat.shape[1], dtype=torch.float64).numpy()
-        return interpolated(uniform, self.levels, flat.T).reshape(count, *quantiles.shape[1:])
+        drawn = interpolated(uniform, self.levels, flat.T)
+        return forecast.sampled(drawn.reshape(count, *quantiles.shape[1:]))
 
 
 class HoldEstimator(Estimator):

@@ -12,10 +12,8 @@ from gluonts.dataset.common import Dataset
 
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, in_chunks
-from deltaflow.errors import check_at_least
 from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast, SharedDistribution
-from deltaflow.forecast.predictor import DeltaflowPredictor, ReadEntry, read_data
-from deltaflow.randomness import check_seed, derived_seed, seeded
+from deltaflow.forecast.predictor import DeltaflowPredictor, ReadEntry, read_data, sampled
 
 BATCH_SIZE = 64
 """Series forecast at once."""
@@ -58,16 +56,10 @@ class LocationScalePredictor(DeltaflowPredictor):
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[DistributionForecast | SampleForecast]:
         """Forecast each entry; exact distributions, or ``num_samples`` samples of a ``seed``."""
-        check_at_least(1, num_samples=num_samples)
-        check_seed(seed)
         read = read_data(dataset, self.schema, self.prediction_length)
         batches = in_chunks(read, lambda _: 1, BATCH_SIZE)
-        for number, forecast in enumerate(chain.from_iterable(map(self._forecast_batch, batches))):
-            if num_samples:
-                with seeded(derived_seed(seed, number)):
-                    yield forecast.to_sample_forecast(num_samples)
-            else:
-                yield forecast
+        forecasts = chain.from_iterable(map(self._forecast_batch, batches))
+        return sampled(forecasts, num_samples, seed)
 
     def _forecast_batch(self, batch: list[ReadEntry]) -> Iterator[DistributionForecast]:
         located = [self.locate(a.series, finite_queries(a.series)) for a in batch]

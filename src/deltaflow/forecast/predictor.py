@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import count, groupby, tee
 from pathlib import Path
@@ -21,8 +21,9 @@ from deltaflow._version import __version__
 from deltaflow.data.matching import Match
 from deltaflow.data.schema import Schema, unit_seconds
 from deltaflow.data.series import Series, entries_of, is_irregular, matched_series
-from deltaflow.errors import DeltaflowError
-from deltaflow.forecast.forecasts import RealTimeForecast
+from deltaflow.errors import DeltaflowError, check_at_least
+from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
+from deltaflow.randomness import check_seed, derived_seed, seeded
 from deltaflow.saving import FORMAT, MARKER, check_format, reading, replacing
 
 if TYPE_CHECKING:
@@ -248,6 +249,23 @@ def read_data(
     for entry in entries_of(dataset):
         found, series = matched_series(entry, schema, seasonality, prediction_length)
         yield ReadEntry(entry, series, found)
+
+
+def sampled(
+    forecasts: Iterable[RealTimeForecast],
+    num_samples: int | None,
+    seed: int | None,
+    draw: Callable[[Any, int], SampleForecast] = lambda one, count: one.to_sample_forecast(count),
+) -> Iterator[Any]:
+    """Yield forecasts as they are, or ``num_samples`` of each, drawn with a seed of its own."""
+    check_at_least(1, num_samples=num_samples)
+    check_seed(seed)
+    for number, forecast in enumerate(forecasts):
+        if num_samples:
+            with seeded(derived_seed(seed, number)):
+                yield draw(forecast, num_samples)
+        else:
+            yield forecast
 
 
 def numbers_of(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
