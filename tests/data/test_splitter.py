@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
+from gluonts.dataset.common import ListDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -340,3 +341,17 @@ def test_a_split_of_items_by_what_is_not_there_is_refused(multivariate):
         split_items_by(multivariate, "site")
     with pytest.raises(DataError, match="item 'p1': the item has no level"):
         split_items_by(multivariate, {"p0": "train"})
+
+
+def test_items_of_a_gluonts_data_set_are_split_into_lists():
+    entries = [{"start": "2024-01-01", "target": [1.0, 2.0], "item_id": i} for i in range(8)]
+    dataset = ListDataset(entries, freq="h")
+    train, test = split_items(dataset, test_share=0.25)
+    assert sorted(entry["item_id"] for entry in train + test) == list(range(8))
+    assert len(test) == 2
+    parts = split_items_by(dataset, {i: "odd" if i % 2 else "even" for i in range(8)})
+    assert [entry["item_id"] for entry in parts["odd"]] == [1, 3, 5, 7]
+    with pytest.raises(DataError, match=r"'ward': .* give a mapping from item to level"):
+        split_items_by(dataset, "ward")
+    with pytest.raises(DataError, match="a DataFrame is not a data set"):
+        split_items(pd.DataFrame({"target": [1.0]}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from deltaflow.data.schema import (
     read_duration,
     unit_seconds,
 )
-from deltaflow.data.series import is_irregular
+from deltaflow.data.series import entries_of, is_irregular
 from deltaflow.errors import DataError, check_at_least
 from deltaflow.randomness import check_seed
 
@@ -223,7 +223,7 @@ class TimeSplitter(AbstractBaseSplitter):
         return low, _rows_before(entry, cut + nanoseconds(pd.Timedelta(self.horizon)))
 
 
-_Items = TypeVar("_Items", IrregularDataset, ArrowDataset)
+_Items = TypeVar("_Items", IrregularDataset, ArrowDataset, list[DataEntry])
 
 
 def split_items(dataset: _Items, test_share: float = 0.2, seed: int = 0) -> tuple[_Items, _Items]:
@@ -232,13 +232,14 @@ def split_items(dataset: _Items, test_share: float = 0.2, seed: int = 0) -> tupl
     Parameters
     ----------
     dataset
-        The items.
+        The items. The parts of a data set that is not one of deltaflow's are lists of entries.
     test_share
         Share of the items in the second part. Both parts get at least one item.
     seed
         Seed of the random choice.
     """
     check_seed(seed)
+    dataset = _numbered(dataset)
     if not 0 < test_share < 1 or len(dataset) < 2:
         raise DataError(
             f"cannot set aside a share of {test_share} of {len(dataset)} items",
@@ -247,16 +248,29 @@ def split_items(dataset: _Items, test_share: float = 0.2, seed: int = 0) -> tupl
         )
     count = min(max(1, round(test_share * len(dataset))), len(dataset) - 1)
     order = np.random.default_rng(seed).permutation(len(dataset))
-    return dataset.select(np.sort(order[count:])), dataset.select(np.sort(order[:count]))
+    return select(dataset, np.sort(order[count:])), select(dataset, np.sort(order[:count]))
 
 
-def split_items_by(dataset: _Items, column: str | Mapping[str, str]) -> dict[str, _Items]:
+def _numbered(dataset: _Items) -> _Items:
+    """Return a data set whose items can be selected: itself, or a list of its entries."""
+    is_own = isinstance(dataset, (IrregularDataset, ArrowDataset))
+    return dataset if is_own else list(entries_of(dataset))  # pyright: ignore[reportReturnType]
+
+
+def select(dataset: _Items | Sequence[DataEntry], chosen: Iterable[int]) -> Any:
+    """Return the chosen items, without reading those of a file."""
+    if isinstance(dataset, (IrregularDataset, ArrowDataset)):
+        return dataset.select(chosen)
+    return [dataset[int(number)] for number in chosen]
+
+
+def split_items_by(dataset: _Items, column: str | Mapping[Any, str]) -> dict[str, _Items]:
     """Split the items of a data set by the levels of a column.
 
     Parameters
     ----------
     dataset
-        The items.
+        The items. The parts of a data set that is not one of deltaflow's are lists of entries.
     column
         The name of a static categorical feature, or a mapping (a dict or a pandas Series) from
         item to level.
@@ -266,19 +280,24 @@ def split_items_by(dataset: _Items, column: str | Mapping[str, str]) -> dict[str
     dict
         The items of each level, in the order of the data set.
     """
+    dataset = _numbered(dataset)
     if isinstance(column, str):
+        if isinstance(dataset, list):
+            raise DataError("the features of a list of entries have no names of their own",
+                            "give a mapping from item to level", field=column)  # fmt: skip
         levels = dataset.schema.feat_static_cat
         if column not in levels:
             raise DataError("is not a static categorical feature", f"there are {list(levels)}",
                             field=column)  # fmt: skip
         parts = [_level(entry, column) for entry in dataset]
     else:
-        absent = [entry["item_id"] for entry in dataset if entry["item_id"] not in column]
+        names = [entry.get("item_id") for entry in dataset]
+        absent = [name for name in names if name not in column]
         if absent:
             raise DataError("the item has no level", "give every item a level", item=absent[0])
-        parts = [str(column[entry["item_id"]]) for entry in dataset]
+        parts = [str(column[name]) for name in names]
     return {
-        part: dataset.select(i for i, own in enumerate(parts) if own == part)
+        part: select(dataset, (i for i, own in enumerate(parts) if own == part))
         for part in dict.fromkeys(parts)
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import is_irregular, match_entry
+from deltaflow.errors import DataError
 from deltaflow.forecast.common_errors import Errors
 from deltaflow.forecast.predictor import DeltaflowPredictor, leads_of, times_of
 from deltaflow.heads import DECILES
@@ -55,6 +56,11 @@ class HeldOut(NamedTuple):
     ) -> HeldOut:
         """Forecast what followed by each predictor, at K levels; channels are those of a schema."""
         pairs = list(pairs)
+        if any(isinstance(pair, Mapping) for pair in pairs):
+            raise DataError(
+                "an entry is not a pair of what was known and what followed",
+                "give a GluonTS TestData, such as template.generate_instances(prediction_length)",
+            )
         known = [past for past, _ in pairs]
         forecasts = [predictor.predict(known, seed=0) for predictor in predictors]
         empty = np.empty(0)

@@ -14,10 +14,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_info
 
 from deltaflow.data import Reader
-from deltaflow.data.arrow import ArrowDataset
 from deltaflow.data.data_module import by_number
 from deltaflow.data.series import Series
-from deltaflow.data.splitter import cut_entry
+from deltaflow.data.splitter import cut_entry, select
 from deltaflow.data.windows import SpreadWindows
 from deltaflow.errors import warn_once
 from deltaflow.forecast.conformal import FEWEST_ITEMS
@@ -463,13 +462,6 @@ def planned(estimator: IrregularEstimator, plan: Plan) -> IrregularEstimator:
     """Return the estimator with the settings of a plan, as far as it was given no others."""
     free = [name for name in estimator.free_options if name in plan.settings]
     return estimator.with_settings(**{name: plan.settings[name] for name in free})
-
-
-def select(entries: Sequence[DataEntry], chosen: np.ndarray) -> Any:
-    """Return the chosen entries, without reading those of a file."""
-    if isinstance(entries, ArrowDataset):
-        return entries.select(chosen)
-    return [entries[int(number)] for number in chosen]
 
 
 def _told(
