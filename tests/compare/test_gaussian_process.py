@@ -149,7 +149,18 @@ def test_a_period_is_found_in_bursts_of_values():
     starts = np.repeat(np.sort(random.uniform(0, 200, (6, 20)), axis=1), 4, axis=1)
     times = starts + np.tile(1e-6 * np.arange(4), 20)
     curves = [Curve(own, np.sin(2 * np.pi * own / 24 + number)) for number, own in enumerate(times)]
-    assert common_period(curves) == pytest.approx(24, rel=0.03)
+    period, _ = common_period(curves)
+    assert period == pytest.approx(24, rel=0.03)
+
+
+@pytest.mark.parametrize(("rows", "noise"), [(36, 0.3), (204, 0.35)])
+def test_the_cycle_of_a_single_series_is_found(rows, noise):
+    """Of months, for three years; or for many, of which a process without waves makes noise."""
+    random = np.random.default_rng(1)
+    values = 10 + np.sin(2 * np.pi * np.arange(rows) / 12) + noise * random.normal(size=rows)
+    entry = {"start": pd.Period("1920-01", "M"), "target": values, "item_id": "temperature"}
+    predictor = GaussianProcessPredictor.fit([entry], 12, process="cycle")
+    assert predictor.periods == pytest.approx([12], rel=0.05)
 
 
 def test_an_unknown_process_is_refused():

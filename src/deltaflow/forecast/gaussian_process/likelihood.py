@@ -28,21 +28,24 @@ def most_likely(curves: Sequence[Curve], process: str) -> np.ndarray:
         return Likelihood(curves, process).highest()[0]
     theta, likelihood = Likelihood(curves, "matern").highest()
     without = np.insert(theta, -1, [math.log(NO_WAVE), 0.0, 0.0, 0.0])
-    period = common_period(curves)
-    if period is None:
+    found = common_period(curves)
+    if found is None:
         return without
+    period, num_periods = found
     waves = Likelihood(curves, "cycle", period)
     starts = np.tile(without, (len(RATIOS), 1))
     starts[:, 2] -= np.log1p(RATIOS)  # the process and the wave share the variance
     starts[:, 4:-1] = np.log([[ratio, 1.0, period, 3 * period] for ratio in RATIOS])
+    # Without the wave, all of its variance may have been taken for noise.
+    starts = np.vstack([starts, waves.start])
     heights = [waves.at(start) for start in starts]
-    # Most data have no cycle, which is seen at once. What is asked in the end is twice the penalty
-    # of the Bayesian information criterion for four parameters, since many periods are tried.
-    penalty = math.log(sum(len(one.values) for one in curves))
-    if max(heights) < likelihood + penalty:
+    # Most data have no cycle, which is seen at once. What is asked in the end is the penalty of the
+    # Bayesian information criterion for four parameters, and that of trying so many periods.
+    penalty = 2 * math.log(sum(len(one.values) for one in curves))
+    if max(heights) < likelihood + penalty / 4:
         return without
     theta, higher = waves.highest(starts[int(np.argmax(heights))])
-    return theta if higher > likelihood + 4 * penalty else without
+    return theta if higher > likelihood + penalty + math.log(num_periods) else without
 
 
 def ranges_of(process: str, period: float) -> np.ndarray:
@@ -124,12 +127,17 @@ class Likelihood:
         return -(solved**2).sum() / 2 - logs.sum() - math.log(2 * math.pi) / 2 * self.known.sum()
 
 
-def common_period(curves: Sequence[Curve]) -> float | None:
+def common_period(curves: Sequence[Curve]) -> tuple[float, int] | None:
     """Return the period of the wave that explains most of the curves' variance beside a line.
 
     Each curve may have a phase and an amplitude of its own. The periods are at least two mean gaps
     long, and at most half of the time that a typical curve spans. Without such a period, or a curve
     that is long enough, return None.
+
+    Returns
+    -------
+    period, num_periods
+        The period, and how many were tried whose waves are not correlated.
 
     References
     ----------
@@ -140,7 +148,8 @@ def common_period(curves: Sequence[Curve]) -> float | None:
         return None
     span = float(np.median([np.ptp(one.times) for one in long]))
     count = float(np.median([len(one.times) for one in long]))
-    frequencies = np.arange(2.0, (count - 1) / 2, 0.25) / span
+    turns = np.arange(2.0, (count - 1) / 2, 0.25)  # of a typical curve
+    frequencies = turns / span
     if not len(frequencies):
         return None
     explained = np.zeros(len(frequencies))
@@ -149,4 +158,6 @@ def common_period(curves: Sequence[Curve]) -> float | None:
         if np.ptp(rest) > 1e-9:
             share = lombscargle(times, rest, 2 * np.pi * frequencies, normalize=True)
             explained += len(values) * share
-    return 1 / frequencies[explained.argmax()] if explained.any() else None
+    if not explained.any():
+        return None
+    return 1 / frequencies[explained.argmax()], math.ceil(np.ptp(turns)) + 1
