@@ -80,7 +80,7 @@ def one_missing(weights, canary):
 
 
 def one_more(weights, canary):
-    weights["another"] = torch.zeros(2)
+    weights["network.another"] = torch.zeros(2)  # others are those of a subclass of the module
 
 
 def no_tensor(weights, canary):
