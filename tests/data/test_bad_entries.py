@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from gluonts.dataset.common import ListDataset
+from gluonts.dataset.common import ListDataset, MetaData, TrainDatasets
 
 from deltaflow import DataError, GRUEstimator, HoldPredictor, UnknownNameError
 
@@ -174,6 +174,12 @@ def test_entries_without_a_schema_are_refused(univariate):
         entry["info"] = {**entry["info"], "schema": schema}
         with pytest.raises(DataError, match="item 'p0', field 'info': the info holds no schema"):
             HoldPredictor.fit([entry], 4)
+
+
+def test_several_data_sets_are_refused(univariate):
+    several = TrainDatasets(MetaData(freq="h"), univariate, univariate)
+    with pytest.raises(DataError, match=r"give its \.train"):
+        GRUEstimator(prediction_length=2).train(several)
 
 
 def test_an_empty_data_set_is_refused():

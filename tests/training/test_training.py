@@ -379,6 +379,19 @@ def test_a_module_of_ones_own_is_kept_in_its_checkpoint(univariate, instances, t
         np.testing.assert_array_equal(one.mean, other.mean)
 
 
+def test_forecasts_of_a_module_are_those_of_its_weights(univariate, instances):
+    data = IrregularDataModule(univariate, **SMALL)
+    module = ForecastLightningModule(data.reader, 4, encoder="gru", hidden_size=8)
+    entries = instances(univariate)
+    loader = DataLoader(entries, batch_size=8, collate_fn=list)
+    (predicted,) = pl.Trainer(**QUIET).predict(module, loader)
+    np.testing.assert_array_equal(module.predict_step(entries)[0].mean, predicted[0].mean)
+    pl.Trainer(max_epochs=1, **QUIET).fit(module, data)
+    (expected, *_) = module.to_predictor().predict(entries)
+    np.testing.assert_array_equal(module.predict_step(entries)[0].mean, expected.mean)
+    assert (expected.mean != predicted[0].mean).all()
+
+
 def test_a_learning_rate_that_lightning_has_found_is_used(univariate, tmp_path):
     data = IrregularDataModule(univariate, **{**SMALL, "num_batches_per_epoch": 30})
     module = ForecastLightningModule(data.reader, 4, encoder="gru", hidden_size=8, lr=1e-4)

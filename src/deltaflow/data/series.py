@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
-from gluonts.dataset.common import DataEntry, Dataset
+from gluonts.dataset.common import DataEntry, Dataset, TrainDatasets
 from gluonts.dataset.split import TestData
 
 from deltaflow.data.matching import Match, common_schema, match, schema_in
@@ -96,6 +96,8 @@ def entries_of(dataset: Dataset) -> Iterator[DataEntry]:
         )
     if isinstance(dataset, TestData):
         raise DataError("a TestData holds pairs of input and label", "give its .input")
+    if isinstance(dataset, TrainDatasets):
+        raise DataError("a TrainDatasets holds several data sets", "give its .train or its .test")
     if isinstance(dataset, Mapping):
         raise DataError("a single entry is not a data set", "put it into a list")
     if isinstance(dataset, str) or not isinstance(dataset, Iterable):

@@ -112,6 +112,7 @@ class ForecastLightningModule(pl.LightningModule):
         )
         channels = self.reader.schema.target
         self.val_scores, self.test_scores = ForecastScores(channels), ForecastScores(channels)
+        self._predictor: IrregularPredictor | None = None
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at the queries of a batch."""
@@ -154,6 +155,10 @@ class ForecastLightningModule(pl.LightningModule):
         """Make the predictor that the forecasts come from."""
         self._predictor = self.to_predictor().to(self.device)
 
+    def on_predict_end(self) -> None:
+        """Forget the predictor, as the weights may change."""
+        self._predictor = None
+
     def predict_step(
         self, batch: Sequence[DataEntry], batch_idx: int = 0
     ) -> list[RealTimeForecast]:
@@ -162,7 +167,8 @@ class ForecastLightningModule(pl.LightningModule):
         For entries of one's own, ``Trainer.predict`` takes
         ``DataLoader(list(entries), batch_size=64, collate_fn=list)``.
         """
-        return list(self._predictor.predict(batch))  # pyright: ignore[reportArgumentType]
+        predictor = self._predictor or self.to_predictor().to(self.device)
+        return list(predictor.predict(batch))  # pyright: ignore[reportArgumentType]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start counting the evaluations of vector fields."""
