@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,19 @@ def check_at_least(least: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not (_is_finite(value) and value >= least):
             raise DeltaflowError(f"{name} must be at least {least:g}, got {value}")
+
+
+def check_whole(least: int, **values: int | None) -> None:
+    """Raise an error that names the argument if a value is no whole number, or less than ``least``.
+
+    >>> check_whole(1, batch_size=2.5)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    DeltaflowError: batch_size must be a whole number, got 2.5
+    """
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Integral):
+            raise DeltaflowError(f"{name} must be a whole number, got {value!r}")
+    check_at_least(least, **values)
 
 
 def check_between(least: float, most: float, **values: float | None) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from deltaflow.errors import DeltaflowError, check_at_least
+from deltaflow.errors import DeltaflowError, check_whole
 from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.writer import ForecastWriter
 from deltaflow.heads import is_centred, is_discrete, make_output
@@ -87,7 +87,7 @@ class ForecastCLI(LightningCLI):
         self.config = parser.parse_args(args)
         given = self.config[self.config.subcommand]
         check_seed(given.seed_everything)
-        check_at_least(1, check_val_every_n_epoch=given.trainer.check_val_every_n_epoch)
+        check_whole(1, check_val_every_n_epoch=given.trainer.check_val_every_n_epoch)
 
     def _parse_ckpt_path(self) -> None:
         """Leave it to `before_instantiate_classes`, as the `reader` in it is not an option."""

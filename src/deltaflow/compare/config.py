@@ -10,7 +10,7 @@ from deltaflow.compare.models import BASELINES, HOLD, RESAMPLED
 from deltaflow.compare.options import RowOptions
 from deltaflow.data.options import DataOptions
 from deltaflow.encoders import ENCODERS
-from deltaflow.errors import DeltaflowError, check_at_least, check_registered
+from deltaflow.errors import DeltaflowError, check_registered, check_whole
 from deltaflow.heads import describe_output
 from deltaflow.options import documents, options_from, with_changes
 from deltaflow.tasks import Columns, Split
@@ -108,7 +108,7 @@ class CompareConfig(RowOptions):
                     f"the variant {name!r} has the name of a baseline: give it another one"
                 )
             self.row_options(name)
-        check_at_least(1, threads=self.threads)
+        check_whole(1, threads=self.threads)
         if not self.seeds:
             raise DeltaflowError("a comparison needs at least one seed")
         if len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < 2**32 for s in self.seeds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from deltaflow.errors import check_at_least
+from deltaflow.errors import check_at_least, check_whole
 from deltaflow.model.options import ModelOptions
 from deltaflow.options import documents
 from deltaflow.training.options import OptimizerOptions, TrainingOptions
@@ -39,5 +39,5 @@ class RowOptions(TrainingOptions):
     resampled_step: str = "1h"
 
     def __post_init__(self) -> None:
-        check_at_least(1, num_parameters=self.num_parameters)
+        check_whole(1, num_parameters=self.num_parameters)
         check_at_least(0, emphasis=self.emphasis)

@@ -30,7 +30,7 @@ from deltaflow.data.windows import (
     TrainingWindows,
     Windows,
 )
-from deltaflow.errors import DataError, DeltaflowError, check_at_least, check_registered
+from deltaflow.errors import DataError, DeltaflowError, check_registered, check_whole
 from deltaflow.options import documents, options_from
 from deltaflow.randomness import check_seed
 
@@ -112,7 +112,7 @@ class IrregularDataModule(pl.LightningDataModule):
     ) -> None:
         options = options_from(DataOptions, locals())
         super().__init__()
-        check_at_least(1, prediction_length=prediction_length)
+        check_whole(1, prediction_length=prediction_length)
         check_seed(seed)
         check_registered("origins", origins, ["random", "sliding"])
         kinds: dict[str, Callable[..., Windows]] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.schema import Duration, read_range, read_seconds
 from deltaflow.data.series import CALENDAR_CYCLES
-from deltaflow.errors import check_at_least, check_between, check_registered
+from deltaflow.errors import check_between, check_registered, check_whole
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class DataOptions:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least(
+        check_whole(
             1,
             context_length=self.context_length,
             batch_size=self.batch_size,
             num_batches_per_epoch=self.num_batches_per_epoch,
         )
-        check_at_least(0, num_workers=self.num_workers)
+        check_whole(0, num_workers=self.num_workers)
         check_between(0, 1, thinning=self.thinning)
         read_seconds(self.horizon, "horizon")
         read_seconds(self.context, "context")

@@ -24,7 +24,7 @@ from deltaflow.data.schema import (
     unit_seconds,
 )
 from deltaflow.data.series import entries_of, is_irregular
-from deltaflow.errors import DataError, check_at_least
+from deltaflow.errors import DataError, check_whole
 from deltaflow.randomness import check_seed
 
 
@@ -172,7 +172,7 @@ class TimeSplitter(AbstractBaseSplitter):
 
     def _apart(self, windows: int, distance: Duration | None) -> int:
         """Return the time from one split to the next, in nanoseconds."""
-        check_at_least(1, windows=windows)
+        check_whole(1, windows=windows)
         if windows == 1:
             return 0
         step = self.horizon if distance is None else distance

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deltaflow.encoders.evolution import VectorField
 from deltaflow.encoders.neural_ode import ODEEvolution, Solver
 from deltaflow.encoders.recurrent import RecurrentEncoder
-from deltaflow.errors import check_at_least
+from deltaflow.errors import check_whole
 from deltaflow.flows.initial import orthogonal_
 
 
@@ -86,7 +86,7 @@ class ExponentialMidpoint:
     num_steps: int = 2
 
     def __post_init__(self) -> None:
-        check_at_least(1, num_steps=self.num_steps)
+        check_whole(1, num_steps=self.num_steps)
 
     def __call__(self, field: GRUField, hidden: Tensor, gap: Tensor) -> Tensor:
         """Return the solution after the gap; exactly ``hidden`` where the gap is 0."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deltaflow.encoders.evolution import Evolution, Evolve, VectorField
 from deltaflow.encoders.recurrent import RecurrentEncoder
-from deltaflow.errors import DeltaflowError, check_at_least, check_registered
+from deltaflow.errors import DeltaflowError, check_registered, check_whole
 
 MAX_STEPS = 1000
 """The number of adaptive steps per gap after which a solver gives up, instead of taking hours."""
@@ -110,7 +110,7 @@ class Solver:
 
     def __post_init__(self) -> None:
         check_registered("solver", self.method, SOLVERS)
-        check_at_least(1, num_steps=self.num_steps)
+        check_whole(1, num_steps=self.num_steps)
 
     def __call__(self, field: VectorField, hidden: Tensor, gap: Tensor) -> Tensor:
         """Return the solution after the gap; exactly ``hidden`` where the gap is 0."""

@@ -21,8 +21,8 @@ from deltaflow.data import Batch, Reader
 from deltaflow.data.series import Series
 from deltaflow.errors import (
     DeltaflowError,
-    check_at_least,
     check_registered,
+    check_whole,
     warn_once,
 )
 from deltaflow.forecast.forecasts import (
@@ -107,7 +107,7 @@ class IrregularPredictor(DeltaflowPredictor):
         batch_size: int = 64,
         device: str = "auto",
     ) -> None:
-        check_at_least(
+        check_whole(
             1,
             prediction_length=prediction_length,
             num_parallel_samples=num_parallel_samples,
@@ -172,7 +172,7 @@ class IrregularPredictor(DeltaflowPredictor):
         self, batches: Iterable[ReadBatch], num_samples: int | None, seed: int | None
     ) -> Iterator[RealTimeForecast]:
         """Forecast what was :meth:`read`, by this or one that reads alike; see :meth:`predict`."""
-        check_at_least(1, num_samples=num_samples)
+        check_whole(1, num_samples=num_samples)
         check_seed(seed)
         unobserved: list[str | None] = []
         try:

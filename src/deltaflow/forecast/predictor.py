@@ -21,7 +21,7 @@ from deltaflow._version import __version__
 from deltaflow.data.matching import Match
 from deltaflow.data.schema import Schema, unit_seconds
 from deltaflow.data.series import Series, entries_of, is_irregular, matched_series
-from deltaflow.errors import DeltaflowError, check_at_least
+from deltaflow.errors import DeltaflowError, check_whole
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
 from deltaflow.randomness import check_seed, derived_seed, seeded
 from deltaflow.saving import FORMAT, MARKER, check_format, reading, replacing
@@ -258,7 +258,7 @@ def sampled(
     draw: Callable[[Any, int], SampleForecast] = lambda one, count: one.to_sample_forecast(count),
 ) -> Iterator[Any]:
     """Yield forecasts as they are, or ``num_samples`` of each, drawn with a seed of its own."""
-    check_at_least(1, num_samples=num_samples)
+    check_whole(1, num_samples=num_samples)
     check_seed(seed)
     for number, forecast in enumerate(forecasts):
         if num_samples:

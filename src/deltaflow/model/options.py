@@ -13,6 +13,7 @@ from deltaflow.errors import (
     check_at_least,
     check_between,
     check_registered,
+    check_whole,
 )
 from deltaflow.heads import describe_output
 from deltaflow.model.networks import NETWORKS
@@ -58,7 +59,7 @@ class ModelOptions:
     distr_output: str | Mapping[str, Any] | Output = "student_t"
 
     def __post_init__(self) -> None:
-        check_at_least(1, hidden_size=self.hidden_size)
+        check_whole(1, hidden_size=self.hidden_size)
         check_between(0, 1, dropout=self.dropout)
         check_at_least(0, balance=self.balance)
         check_registered("encoder", self.encoder, ENCODERS)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from deltaflow.errors import DeltaflowError, check_at_least
+from deltaflow.errors import DeltaflowError, check_whole
 from deltaflow.forecast.live import LiveForecaster
 from deltaflow.forecast.loading import load_predictor
 from deltaflow.process import one_thread
@@ -51,7 +51,7 @@ def main(options: Sequence[str]) -> int:
         "--max_bytes", type=int, default=MAX_BYTES, help="largest request (%(default)s)"
     )
     given = parser.parse_args(options)
-    check_at_least(1, max_rows=given.max_rows, max_bytes=given.max_bytes)
+    check_whole(1, max_rows=given.max_rows, max_bytes=given.max_bytes)
     if not given.every > 0:
         raise DeltaflowError(f"--every must be a positive number of seconds, got {given.every}")
 

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.integrate import solve_ivp
 
 from deltaflow.data import IrregularDataset, TimeSplitter
-from deltaflow.errors import UnknownNameError, check_at_least
+from deltaflow.errors import UnknownNameError, check_whole
 from deltaflow.tasks.task import Task, task_after
 
 START = pd.Timestamp("2024-01-01")
@@ -189,7 +189,7 @@ def synthetic_task(
     >>> {name: len(test) for name, test in task.tests.items()}
     {'sine': 2, 'sine_beyond': 2}
     """
-    check_at_least(1, num_series=num_series, length=length)
+    check_whole(1, num_series=num_series, length=length)
     rng = np.random.default_rng(seed)
     hours = np.sort(rng.uniform(0, 2 * SPAN, size=(num_series, length)), axis=1)
     values = _curves(name, rng, hours)  # (N, T, D)

@@ -18,7 +18,7 @@ from gluonts.model.estimator import Estimator
 from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 
-from deltaflow.errors import DeltaflowError, check_at_least, check_registered, needing
+from deltaflow.errors import DeltaflowError, check_registered, check_whole, needing
 from deltaflow.forecast.auto import AutoPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.held_out import HeldOut, Pairs
@@ -132,7 +132,7 @@ class AutoEstimator(Estimator):
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        check_at_least(1, prediction_length=prediction_length)
+        check_whole(1, prediction_length=prediction_length)
         check_seed(seed)
         check_registered("preset", presets, PRESETS)
         if time_limit is not None and not time_limit > 0:

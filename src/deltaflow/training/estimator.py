@@ -20,8 +20,8 @@ from deltaflow.encoders import ENCODERS
 from deltaflow.errors import (
     DeltaflowError,
     UnknownArgumentError,
-    check_at_least,
     check_registered,
+    check_whole,
 )
 from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
@@ -208,10 +208,10 @@ class IrregularEstimator(Estimator):
     ) -> None:
         arguments = {**locals(), "encoder": encoder or self.default_encoder}
         super().__init__()
-        check_at_least(
+        check_whole(
             1, prediction_length=prediction_length, num_parallel_samples=num_parallel_samples
         )
-        check_at_least(0, folds=folds)
+        check_whole(0, folds=folds)
         check_seed(seed)
         check_registered("sampling", sampling, SAMPLING)
         self.prediction_length = prediction_length

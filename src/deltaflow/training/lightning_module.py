@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from deltaflow.data import Batch, Reader
-from deltaflow.errors import DeltaflowError, check_at_least
+from deltaflow.errors import DeltaflowError, check_whole
 from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.forecast.loading import FORMAT_KEY
 from deltaflow.forecast.network_predictor import IrregularPredictor, advising, load_weights
@@ -90,7 +90,7 @@ class ForecastLightningModule(pl.LightningModule):
         optimizer = options_from(OptimizerOptions, locals())
         super().__init__()
         ignore_notes()
-        check_at_least(1, prediction_length=prediction_length)
+        check_whole(1, prediction_length=prediction_length)
         check_seed(seed)
         self.reader = reader if isinstance(reader, Reader) else Reader.from_dict(reader)
         self.prediction_length = prediction_length

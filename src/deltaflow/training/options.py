@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from deltaflow.data.options import DataOptions
-from deltaflow.errors import check_at_least, check_between
+from deltaflow.errors import check_at_least, check_between, check_whole
 from deltaflow.model.options import ModelOptions
 
 
@@ -45,7 +45,7 @@ class TrainerOptions:
     gradient_clip_val: float = 10.0
 
     def __post_init__(self) -> None:
-        check_at_least(1, max_epochs=self.max_epochs)
+        check_whole(1, max_epochs=self.max_epochs)
         check_at_least(0, gradient_clip_val=self.gradient_clip_val)
 
 
@@ -63,7 +63,7 @@ class EarlyStoppingOptions:
     patience: int = 10
 
     def __post_init__(self) -> None:
-        check_at_least(1, patience=self.patience)
+        check_whole(1, patience=self.patience)
 
 
 @dataclass(frozen=True)
