@@ -95,6 +95,7 @@ def test_an_option_has_the_same_place_in_fit_and_compare(capsys):
             lambda: ModelOptions(hidden_size="wide"),
             "hidden_size must be a whole number, got 'wide'",
         ),
+        (lambda: DataOptions(seasonality="day"), r"list of cycles: give \['day'\]"),
         (lambda: DataOptions(batch_size=2.5), "batch_size must be a whole number, got 2.5"),
         (lambda: DataOptions(num_workers=1.0), "num_workers must be a whole number, got 1.0"),
         (lambda: ModelOptions(balance=-0.1), "balance must be at least 0, got -0.1"),

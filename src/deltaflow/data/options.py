@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.schema import Duration, read_range, read_seconds
 from deltaflow.data.series import CALENDAR_CYCLES
-from deltaflow.errors import check_between, check_registered, check_whole
+from deltaflow.errors import DeltaflowError, check_between, check_registered, check_whole
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class DataOptions:
         if self.origins_within is not None:
             read_range(self.origins_within, "origins_within")
         check_registered("scaling", self.scaling, SCALINGS)
+        if isinstance(self.seasonality, str):
+            raise DeltaflowError(f"seasonality is a list of cycles: give [{self.seasonality!r}]")
         for cycle in self.seasonality or ():
             check_registered("cycle", cycle, CALENDAR_CYCLES)
 
