@@ -76,7 +76,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
     load = lru_cache(maxsize=1)(partial(_load, config))
     runs: list[Run] = []
     rows = list(product(config.data.names, config.rows))
-    # Averages, whose seed is None, take next to no time: they belong to no row of the plan.
+    # An average takes next to no time, so that the time left counts none for it.
     plan = [None if seed is None else row for row in rows for seed in config.seeds_of(row[1])]
     with threads(config.threads), Progress(plan, console, config.output / "log.txt") as progress:
         for dataset, row in rows:

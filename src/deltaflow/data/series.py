@@ -395,7 +395,7 @@ def _matrix(
 
 
 def _numbered(entry: DataEntry, field: str) -> tuple[str, ...]:
-    """Return names for the rows of a field, which has none, and may be absent."""
+    """Return numbered names for the rows of a field; no names if the entry lacks it."""
     values = entry.get(field)
     values = _numbers(() if values is None else values, None, field)
     ndim, shape = (2, "(K, T)") if "dynamic" in field else (1, "(K,)")

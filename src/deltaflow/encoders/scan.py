@@ -57,7 +57,7 @@ class Order(NamedTuple):
         ``(L, C, B)``, which of the ``S · T`` observations is read.
     newest
         ``(S,)``, where among the ``L · C`` the last observation of each series is read; any place
-        if it has none. None if they are read side by side, where it is the last of all.
+        if it has none. None if all are read side by side and end at the last step.
     begins
         ``(L, C, B)``, True where a series begins, or None if nothing is read before it.
     """

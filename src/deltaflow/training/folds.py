@@ -308,7 +308,8 @@ class Folds:
             if origin >= np.median(origins[items == item]):
                 place, end = int(left_out[item]), windows[number].queries.stop
                 whole = partial(cut_entry, self.entries[place])
-                pairs.append((self.cut[place].split if self.cut else whole)(origin, end))
+                split = self.cut[place].split if self.cut else whole
+                pairs.append(split(origin, end))
         return pairs
 
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:

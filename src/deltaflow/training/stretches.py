@@ -8,10 +8,10 @@ from typing import NamedTuple
 from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.splitter import cut_entry
+from deltaflow.forecast.conformal import FEWEST_ITEMS
 
-LEAST, FEWEST, MOST = 5, 10, 50
-"""The smallest number of stretches where the items have rows enough for so many of `SHORTEST`, and
-about the smallest and the largest one where they have more."""
+FEWEST, MOST = 10, 50
+"""About the smallest and the largest number of stretches, where the length of the items allows."""
 
 SHORTEST = 6
 """The smallest number of rows of a stretch."""
@@ -48,8 +48,8 @@ def stretches(
     """Cut items into stretches that follow each other, of about the same number of rows.
 
     A stretch holds a context and a horizon, or fewer rows where there would be too few stretches;
-    but at least twice the prediction length if there are `LEAST` of them, and `SHORTEST`. Shorter
-    items stay whole.
+    but at least twice the prediction length, if that leaves `FEWEST_ITEMS` of them, and at least
+    `SHORTEST`. Shorter items stay whole.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def stretches(
     least = max(
         rows // MOST,
         min(whole_window, rows // FEWEST),
-        min(2 * prediction_length, rows // LEAST),
+        min(2 * prediction_length, rows // FEWEST_ITEMS),
         SHORTEST,
     )
     cut = []
