@@ -147,6 +147,12 @@ def test_a_sampled_path_goes_on_from_what_was_drawn(network, modules):
 
 LEVELS = [0.1, 0.9]
 
+ROUNDING = {"neural_cde": 1e-4, "ode_rnn": 1e-4, "gru_ode": 1e-4}
+"""What float32 costs, in units of the scale, where it is more than `USUAL`: solvers take many
+steps. How matrices are multiplied, and so how they are rounded, differs between processors."""
+
+USUAL = 1e-5
+
 
 def predictor_of(data, encoder, network="joint", distr_output="student_t", seed=0, **options):
     """A predictor whose weights are all at work, as after a training."""
@@ -183,7 +189,7 @@ def questions(frame, random, count=60):
     return last.assign(timestamp=last["timestamp"] + later, dose=random.normal(size=count))
 
 
-def check_law(predictor, frame, seed=0):
+def check_law(predictor, frame, seed=0, rounding=USUAL):
     """Any batches of updates give the forecasts of one reading of all rows."""
     random = np.random.default_rng(seed)
     live = LiveForecaster(predictor)
@@ -201,7 +207,7 @@ def check_law(predictor, frame, seed=0):
     scale = scale.to_numpy()[:, None]
     values = ["predictions", *map(str, LEVELS)]
     apart = (mine[values].to_numpy() - once[values].to_numpy()) / scale
-    assert np.abs(apart).max() < 1e-5  # rounding in float32
+    assert np.abs(apart).max() < rounding
     return live
 
 
@@ -219,7 +225,7 @@ def test_a_live_forecast_is_that_of_the_whole_history(
     predictor = predictor_of(
         multivariate, encoder, network, scaling=scaling, seasonality=("day", "week")
     )
-    check_law(predictor, frame)
+    check_law(predictor, frame, rounding=ROUNDING.get(encoder, USUAL))
 
 
 @pytest.mark.parametrize("distr_output", ["quantile", "mean_quantile", "normal"])
@@ -283,7 +289,7 @@ def test_many_first_rows_of_an_item_are_read_as_one_by_one(encoder, network, mul
         for live in (together, apart)
     )
     scale = np.maximum(np.tile(frame[["HR", "MAP"]].std(), 3), theirs[:, 2] - theirs[:, 1])
-    assert np.abs((mine - theirs) / scale[:, None]).max() < 1e-5
+    assert np.abs((mine - theirs) / scale[:, None]).max() < ROUNDING.get(encoder, USUAL)
     for item in ("p0", "p1", "p2"):
         assert together.item(item) == apart.item(item)
 

@@ -32,11 +32,12 @@ class LiveForecaster:
 
     **What is promised.** After any updates, in any batches, :meth:`forecast` returns what
     ``predict_df(live.predictor, history, future_df)`` returns for all rows of these updates: equal
-    to 1e-5 of the scale, by rounding in float32. ``live.predictor`` is the given predictor with
-    unlimited context. The given one reads the last ``context_length`` observations only, so its
-    forecasts are the same as long as an item has no more of them. A network reads much longer
-    series than it was trained on at your own risk: compare the two by a backtest, or begin an item
-    anew now and then, by :meth:`forget` and an update with its recent history.
+    up to rounding in float32, which is 1e-5 of the scale, or 1e-4 for encoders that solve an ODE.
+    ``live.predictor`` is the given predictor with unlimited context. The given one reads the last
+    ``context_length`` observations only, so its forecasts are the same as long as an item has no
+    more of them. A network reads much longer series than it was trained on at your own risk:
+    compare the two by a backtest, or begin an item anew now and then, by :meth:`forget` and an
+    update with its recent history.
 
     It may be used by several threads. An update is done as a whole or not at all.
 
