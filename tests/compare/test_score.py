@@ -42,7 +42,8 @@ def forecasts(count: int):
     for item in range(count):
         start = pd.Period("2024", "h")
         shared = SharedDistribution(Normal, [loc, scale], np.array([0, 2]))
-        forecast = DistributionForecast(shared, 0, [0, 1, 2], start, str(item))
+        forecast = DistributionForecast(shared, 0, [0, 1, 2])
+        forecast.start_date, forecast.item_id = start, str(item)
         yield forecast.labelled(np.arange(2.0), ("HR", "Temp", "Lactate"))
 
 
@@ -93,7 +94,7 @@ def test_forecast_that_is_no_number_has_no_error_of_zero(test_data):
             loc = torch.full((2, 3), torch.nan).double()
             family = partial(Normal, validate_args=False)
             shared = SharedDistribution(family, [loc, torch.ones(2, 3)], np.array([0, 2]))
-            yield DistributionForecast(shared, 0, [0, 1, 2], forecast.start_date, forecast.item_id)
+            yield DistributionForecast(shared, 0, [0, 1, 2]).labelled_like(forecast)
 
     stored = squared_errors(list(diverged()), test_data, np.ones(3))
     count, errors = np.array(stored["count"]), np.array(stored["sum"])

@@ -93,13 +93,12 @@ def test_entries_are_read_once_for_all_members_that_read_alike(
         np.testing.assert_allclose(forecast.mean, (one.mean + two.mean) / 2)
 
 
-def test_means_of_quantile_forecasts_are_used_where_they_are_stored(univariate, instances):
-    (entry, *_) = instances(univariate)
+def test_means_of_quantile_forecasts_are_used_where_they_are_stored():
     forecasts = []
     for mean in (1.0, 4.0):
         arrays = np.array([[0.0] * 4, [2.0] * 4, [mean] * 4])
         keys = ["0.1", "0.9", "mean"]
-        forecast = QuantileForecast(arrays, entry["start"], keys, "a", entry["info"])
+        forecast = QuantileForecast(arrays, keys)
         forecasts.append(forecast.labelled(np.arange(4.0), ("HR",)))
     np.testing.assert_allclose(EnsembleForecast(forecasts).mean, 2.5)
     np.testing.assert_allclose(EnsembleForecast(forecasts).quantile(0.5), 1.0)

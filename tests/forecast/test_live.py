@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from gluonts.core.component import validated
+from gluonts.torch.distributions import GammaOutput
 
 from deltaflow import (
     ConformalPredictor,
@@ -306,10 +307,11 @@ def test_what_keeps_no_state_is_refused_by_name(univariate, single):
         LiveForecaster(single, item_id="HR")
 
 
-def test_samples_stand_for_a_distribution_without_quantiles(make_frame):
+@pytest.mark.parametrize("output", ["negative_binomial", GammaOutput()])
+def test_samples_stand_for_a_distribution_without_quantiles(make_frame, output):
     frame = make_frame().assign(HR=lambda f: f["HR"].round())
     data = IrregularDataset.from_long_dataframe(frame, target="HR")
-    live = LiveForecaster(predictor_of(data, distr_output="negative_binomial"))
+    live = LiveForecaster(predictor_of(data, distr_output=output))
     live.update(frame)
     future = frame.groupby("item_id").tail(1)
     state = torch.random.get_rng_state()

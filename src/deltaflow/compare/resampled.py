@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -151,7 +150,7 @@ class ResampledPredictor(Predictor):
         for number, asked in enumerate(batch):
             own = paths[number * channels : (number + 1) * channels]
             samples = np.moveaxis(_interpolate(own, steps[number]), 0, -1)  # (N, Q, D)
-            yield asked.answer(partial(SampleForecast, samples[..., asked.found.channels]))
+            yield asked.answer(SampleForecast(samples[..., asked.found.channels]))
 
     def _roll(self, regular: list[DataEntry], rounds: int, options: dict[str, Any]) -> np.ndarray:
         """Return sampled paths of each series, from its last value on: ``(B · D, N, 1 + S)``."""

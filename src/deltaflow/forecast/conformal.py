@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 from scipy.special import ndtri
@@ -16,7 +15,7 @@ from deltaflow.forecast.forecasts import (
     RealTimeForecast,
     SampleForecast,
     WrappedForecast,
-    interpolated,
+    even_levels,
 )
 from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
 from deltaflow.forecast.predictor import (
@@ -319,11 +318,6 @@ class ConformalForecast(WrappedForecast):
         parts = self.scores[own], self.ranges[:, own], self.least[own]
         return ConformalForecast(self.forecast.copy_dim(dim), *parts)
 
-    def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
-        """Draw samples, from each query on its own."""
-        shape = (num_samples, *self._median.shape)
-        return self._samples(torch.rand(shape, dtype=torch.float64).numpy())
-
     def reordered(self, samples: np.ndarray) -> SampleForecast:
         """Return as many calibrated samples, in the order of those given at each query.
 
@@ -337,16 +331,8 @@ class ConformalForecast(WrappedForecast):
             ``(N, Q)`` or ``(N, Q, D)`` those of the forecast that is calibrated.
         """
         ranks = samples.argsort(axis=0, kind="stable").argsort(axis=0)
-        levels = (ranks + 0.5) / len(samples)
-        return self._samples(levels.reshape(len(samples), *self._median.shape))
-
-    def _samples(self, levels: np.ndarray) -> SampleForecast:
-        """Return the values ``(N, …)`` of levels ``(N, Q, D)``."""
-        tables = (
-            self.scores[channel][number] for (_, channel), number in np.ndenumerate(self.ranges)
-        )
-        drawn = interpolated(levels.reshape(len(levels), -1), LEVELS, tables)
-        return self.sampled(self._at(drawn.reshape(levels.shape)))
+        quantiles = self.quantiles(even_levels(len(samples)))
+        return self.sampled(np.take_along_axis(quantiles, ranks, axis=0))
 
     def _at(self, score: np.ndarray) -> np.ndarray:
         side = np.where(score < 0, self._below, self._above)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -23,9 +23,6 @@ from deltaflow.forecast.plot import draw_forecast
 
 CELLS_AT_ONCE = 4096
 """About this many quantiles, each of one query and channel, are computed together."""
-
-MEAN_LEVELS = [(number + 0.5) / 200 for number in range(200)]
-"""Evenly spaced levels, the average of whose quantiles is close to the mean."""
 
 
 @lru_cache(maxsize=1024, typed=True)  # because parsing takes 50 microseconds
@@ -58,32 +55,26 @@ def read_levels(quantile_levels: Sequence[float]) -> list[float]:
     return levels
 
 
-def interpolated(
-    levels: np.ndarray, known: Sequence[float] | np.ndarray, quantiles: Iterable[np.ndarray]
-) -> np.ndarray:
-    """Return the values ``(N, M)`` of levels ``(N, M)``, by interpolation between quantiles.
+def even_levels(count: int) -> list[float]:
+    """Return evenly spaced levels, whose quantiles stand for as many samples.
 
-    Parameters
-    ----------
-    levels
-        The levels, such as random numbers between 0 and 1.
-    known
-        ``(K,)`` the levels of the quantiles.
-    quantiles
-        For each of the M columns, ``(K,)``.
+    >>> even_levels(4)
+    [0.125, 0.375, 0.625, 0.875]
     """
-    columns = zip(levels.T, quantiles, strict=True)
-    return np.stack([np.interp(wanted, known, own) for wanted, own in columns], axis=1)
+    return ((np.arange(count) + 0.5) / count).tolist()
 
 
 class RealTimeForecast(gluonts_forecast.Forecast):
     """The base of all forecasts: real timestamps, a table and a plot.
 
     A subclass implements :meth:`quantile` or :meth:`quantiles`, of which each follows from the
-    other one.
+    other one. Whose forecast it is, is said after it was made: see `ReadEntry.answer` and
+    :meth:`labelled_like`.
 
     Attributes
     ----------
+    start_date, item_id, info
+        See GluonTS's forecasts.
     query_times
         ``(Q,)`` float64 elapsed times of the queries, in ``info["time_unit"]``; NaN for padding.
         None for a regular series.
@@ -93,8 +84,11 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         Channels of the data that are not forecast, because the model does not know them.
     """
 
-    query_times: np.ndarray | None
-    target: tuple[str, ...]
+    start_date: Any = None
+    item_id: str | None = None
+    info: dict | None = None
+    query_times: np.ndarray | None = None
+    target: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
     def labelled(
@@ -106,21 +100,25 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         self.ignored = tuple(ignored)
         return self
 
-    def labelled_like(self, forecast: RealTimeForecast) -> None:
-        """Take item, times and channels from another forecast."""
-        self.start_date, self.item_id = forecast.start_date, forecast.item_id
-        self.info, self.prediction_length = forecast.info, forecast.prediction_length
-        self.labelled(forecast.query_times, forecast.target, forecast.ignored)
+    def labelled_like(self, forecast: RealTimeForecast, target: Sequence[str] | None = None) -> Any:
+        """Take item, times and channels from another forecast, and return the forecast itself.
 
-    def sampled(self, samples: np.ndarray, target: Sequence[str] | None = None) -> SampleForecast:
-        """Return samples ``(N, Q)`` or ``(N, Q, D)`` as a forecast of the same queries.
-
-        ``target`` names their channels, if these are others.
+        ``target`` names the channels, if these are others.
         """
-        forecast = SampleForecast(samples, self.start_date, self.item_id, self.info)
+        self.start_date, self.item_id = forecast.start_date, forecast.item_id
+        self.info = forecast.info
         if target is not None:
-            return forecast.labelled(self.query_times, target)
-        return forecast.labelled(self.query_times, self.target, self.ignored)
+            return self.labelled(forecast.query_times, target)
+        return self.labelled(forecast.query_times, forecast.target, forecast.ignored)
+
+    def sampled(self, samples: np.ndarray) -> SampleForecast:
+        """Return samples ``(N, Q)`` or ``(N, Q, D)`` as a forecast of the same queries."""
+        return SampleForecast(samples).labelled_like(self)
+
+    def __repr__(self) -> str:
+        channels = ", ".join(self.target)
+        queries = f"{self.prediction_length} queries"
+        return f"{type(self).__name__}(item {self.item_id!r}, {queries}, target: {channels})"
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return the mean, the median or a quantile, as GluonTS's evaluation asks for it."""
@@ -152,9 +150,10 @@ class RealTimeForecast(gluonts_forecast.Forecast):
             Returns the nearest possible values of ``(…, Q)`` or ``(…, Q, D)``.
         """
         mean = self.mean
-        ends = self.quantiles([MEAN_LEVELS[0], MEAN_LEVELS[-1]])
+        levels = even_levels(200)  # the average of their quantiles is close to the mean
+        ends = self.quantiles([levels[0], levels[-1]])
         if (nearest(ends) != ends).any():
-            quantiles = self.quantiles(MEAN_LEVELS)
+            quantiles = self.quantiles(levels)
             mean = mean + (nearest(quantiles) - quantiles).mean(axis=0)
         return nearest(mean)
 
@@ -209,17 +208,14 @@ class RealTimeForecast(gluonts_forecast.Forecast):
     def to_quantile_forecast(self, quantiles: Sequence[float | str]) -> QuantileForecast:
         """Return the forecast of some quantiles, and of the mean if ``"mean"`` is among them."""
         values = [self.mean if key == "mean" else self.quantile(key) for key in quantiles]
-        forecast = QuantileForecast(
-            np.stack(values), self.start_date, quantiles, self.item_id, self.info
-        )
-        return forecast.labelled(self.query_times, self.target, self.ignored)
+        return QuantileForecast(np.stack(values), quantiles).labelled_like(self)
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Draw samples, from each query and channel on its own.
 
         They are quantiles of evenly spread levels, each time in a random order.
         """
-        quantiles = self.quantiles(((np.arange(num_samples) + 0.5) / num_samples).tolist())
+        quantiles = self.quantiles(even_levels(num_samples))
         order = torch.rand(quantiles.shape).argsort(dim=0).numpy()
         return self.sampled(np.take_along_axis(quantiles, order, axis=0))
 
@@ -398,21 +394,12 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
         The distribution of several forecasts, and the number of this one in it.
     channels
         The numbers of its channels, or the only one of a univariate forecast.
-    start_date, item_id, info
-        See GluonTS's forecasts.
     """
 
     def __init__(
-        self,
-        shared: SharedDistribution,
-        number: int,
-        channels: int | Sequence[int],
-        start_date: pd.Period,
-        item_id: str | None = None,
-        info: dict | None = None,
+        self, shared: SharedDistribution, number: int, channels: int | Sequence[int]
     ) -> None:
         self._shared, self._number, self._channels = shared, number, channels
-        self.start_date, self.item_id, self.info = start_date, item_id, info
         self.prediction_length = len(shared.rows(number))
 
     @property
@@ -459,9 +446,8 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
         """Return the forecast of one channel."""
         if isinstance(self._channels, int):
             return self
-        about = self.start_date, self.item_id, self.info
-        forecast = DistributionForecast(self._shared, self._number, self._channels[dim], *about)
-        return forecast.labelled(self.query_times, self.target[dim : dim + 1])
+        forecast = DistributionForecast(self._shared, self._number, self._channels[dim])
+        return forecast.labelled_like(self, self.target[dim : dim + 1])
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Draw samples, from each query on its own."""
@@ -485,6 +471,7 @@ class EnsembleForecast(RealTimeForecast):
     def __init__(self, members: Sequence[Any], weights: Sequence[float] | None = None) -> None:
         self.members = list(members)
         self.weights = [1 / len(self.members)] * len(self.members) if weights is None else weights
+        self.prediction_length = self.members[0].prediction_length
         self.labelled_like(self.members[0])
 
     @property
@@ -523,7 +510,7 @@ class WrappedForecast(RealTimeForecast):
     """
 
     def __init__(self, forecast: RealTimeForecast) -> None:
-        self.forecast = forecast
+        self.forecast, self.prediction_length = forecast, forecast.prediction_length
         self.labelled_like(forecast)
 
     @property
@@ -544,17 +531,31 @@ class WrappedForecast(RealTimeForecast):
 class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):
     """A forecast of sampled values: ``(num_samples, Q)`` or ``(num_samples, Q, D)``."""
 
+    def __init__(self, samples: np.ndarray) -> None:
+        # As in GluonTS, which checks the arguments of each forecast, and wants to know its start.
+        self.samples = samples
+        self._sorted_samples_value = self._mean = self._dim = None
+
+    def __getnewargs_ex__(self) -> tuple[tuple, dict]:
+        return (), {}  # GluonTS's would be the arguments that it has checked
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Samples are sorted again, instead of being pickled twice.
+        return {**self.__dict__, "_sorted_samples_value": None}
+
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
         return gluonts_forecast.SampleForecast.quantile(self, parsed_level(level))  # pyright: ignore[reportArgumentType]
 
     def copy_dim(self, dim: int) -> SampleForecast:
         """Return the forecast of one channel."""
-        return self.sampled(super().copy_dim(dim).samples, self.target[dim : dim + 1])
+        samples = self.samples if self.samples.ndim == 2 else self.samples[..., dim]
+        return SampleForecast(samples).labelled_like(self, self.target[dim : dim + 1])
 
     def copy_aggregate(self, agg_fun: Callable) -> SampleForecast:
         """Return the forecast of an aggregate over the channels."""
-        return self.sampled(super().copy_aggregate(agg_fun).samples, ["aggregate"])
+        samples = super().copy_aggregate(agg_fun).samples
+        return SampleForecast(samples).labelled_like(self, ["aggregate"])
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Return the forecast itself, whose number of samples is what it is."""
@@ -564,21 +565,12 @@ class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):
 class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
     """A forecast of quantiles: ``(K, Q)`` or ``(K, Q, D)``."""
 
-    def __init__(
-        self,
-        forecast_arrays: np.ndarray,
-        start_date: pd.Period,
-        forecast_keys: Sequence[float | str],
-        item_id: str | None = None,
-        info: dict | None = None,
-    ) -> None:
+    def __init__(self, forecast_arrays: np.ndarray, forecast_keys: Sequence[float | str]) -> None:
         # As in GluonTS, which parses the keys again for each forecast, in half a millisecond.
         self.forecast_array = forecast_arrays
-        self.start_date = start_date
         self.forecast_keys = [
             "mean" if key == "mean" else parsed_level(key).name for key in forecast_keys
         ]
-        self.item_id, self.info = item_id, info
         self.prediction_length = forecast_arrays.shape[1]
         self._dim = None
         self._forecast_dict = dict(zip(self.forecast_keys, forecast_arrays, strict=True))
@@ -621,10 +613,8 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
     def copy_dim(self, dim: int) -> QuantileForecast:
         """Return the forecast of one channel."""
         copy = super().copy_dim(dim)
-        forecast = QuantileForecast(
-            copy.forecast_array, copy.start_date, copy.forecast_keys, copy.item_id, copy.info
-        )
-        return forecast.labelled(self.query_times, self.target[dim : dim + 1])
+        forecast = QuantileForecast(copy.forecast_array, copy.forecast_keys)
+        return forecast.labelled_like(self, self.target[dim : dim + 1])
 
 
 def tabulated(

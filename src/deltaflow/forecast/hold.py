@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
 from gluonts.model.estimator import Estimator
@@ -15,7 +13,7 @@ from scipy.special import ndtri
 from deltaflow.data.schema import LONGEST, Schema
 from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics, last_known
-from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast, interpolated
+from deltaflow.forecast.forecasts import QuantileForecast, SampleForecast
 from deltaflow.forecast.location_scale import finite_queries
 from deltaflow.forecast.predictor import DeltaflowPredictor, numbers_of, read_data, sampled
 
@@ -146,12 +144,12 @@ class HoldPredictor(DeltaflowPredictor):
             asked.answer(self.forecast_from(*self._last(asked.series), asked.found.channels))
             for asked in read_data(dataset, self.schema, self.prediction_length)
         )
-        return sampled(forecasts, num_samples, seed, self._draw)
+        return sampled(forecasts, num_samples, seed)
 
     def forecast_from(
         self, last: np.ndarray, lead: np.ndarray, channels: int | list[int]
-    ) -> Callable[..., QuantileForecast]:
-        """Return what makes the forecast of some channels at queries.
+    ) -> QuantileForecast:
+        """Return the forecast of some channels at queries.
 
         Parameters
         ----------
@@ -169,7 +167,7 @@ class HoldPredictor(DeltaflowPredictor):
             change = self._change(lead[own, channel], channel)
             quantiles[:, own, channel] = last[own, channel] + change
         parts = np.concatenate([mean[None], quantiles])[..., channels]
-        return partial(QuantileForecast, parts, forecast_keys=["mean", *map(str, self.levels)])
+        return QuantileForecast(parts, ["mean", *map(str, self.levels)])
 
     def _last(self, series: Series) -> tuple[np.ndarray, np.ndarray]:
         """Return the last value of each channel, and the time since then, both ``(Q, D)``."""
@@ -184,14 +182,6 @@ class HoldPredictor(DeltaflowPredictor):
         fitted = self.leads[channel]
         within = np.array([np.interp(lead, fitted, own) for own in self.changes[channel].T])
         return within * np.sqrt(np.maximum(lead / fitted[-1], 1.0))
-
-    def _draw(self, forecast: QuantileForecast, count: int) -> SampleForecast:
-        """Draw samples, each query on its own."""
-        quantiles = forecast.forecast_array[1:]  # (K, …)
-        flat = quantiles.reshape(len(quantiles), -1)
-        uniform = torch.rand(count, flat.shape[1], dtype=torch.float64).numpy()
-        drawn = interpolated(uniform, self.levels, flat.T)
-        return forecast.sampled(drawn.reshape(count, *quantiles.shape[1:]))
 
 
 class HoldEstimator(Estimator):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -63,23 +62,20 @@ class LocationScalePredictor(DeltaflowPredictor):
 
     def _forecast_batch(self, batch: list[ReadEntry]) -> Iterator[DistributionForecast]:
         located = [self.locate(a.series, finite_queries(a.series)) for a in batch]
-        makers = self.forecasts_from(located, [asked.found.channels for asked in batch])
-        for asked, make in zip(batch, makers, strict=True):
-            yield asked.answer(make)
+        forecasts = self.forecasts_from(located, [asked.found.channels for asked in batch])
+        for asked, forecast in zip(batch, forecasts, strict=True):
+            yield asked.answer(forecast)
 
     def forecasts_from(
         self,
         located: Sequence[tuple[np.ndarray, np.ndarray]],
         channels: Sequence[int | list[int]],
-    ) -> list[Callable[..., DistributionForecast]]:
-        """Return what makes the forecast of some channels from each location and scale."""
+    ) -> list[DistributionForecast]:
+        """Return the forecast of some channels from each location and scale."""
         loc, scale = map(np.concatenate, zip(*located, strict=True))
         bounds = np.cumsum([0, *(len(own) for own, _ in located)])
         shared = SharedDistribution(self.family, [loc, scale], bounds)
-        return [
-            partial(DistributionForecast, shared, number, own)
-            for number, own in enumerate(channels)
-        ]
+        return [DistributionForecast(shared, *numbered) for numbered in enumerate(channels)]
 
 
 def finite_queries(series: Series) -> np.ndarray:

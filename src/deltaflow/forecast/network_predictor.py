@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -219,23 +219,19 @@ class IrregularPredictor(DeltaflowPredictor):
             else:
                 forecasts = self._marginals(asked, num_samples)
 
-        for item, make in zip(asked.items, forecasts, strict=True):
-            yield item.answer(make)
+        for item, forecast in zip(asked.items, forecasts, strict=True):
+            yield item.answer(forecast)
 
-    def _paths(
-        self, asked: ReadBatch, num_samples: int
-    ) -> Iterable[Callable[..., RealTimeForecast]]:
+    def _paths(self, asked: ReadBatch, num_samples: int) -> Iterable[RealTimeForecast]:
         """Sample trajectories through the queries, in order of time."""
         drawn = self.network.sample_paths(self._on_device(asked.batch), num_samples)
         samples = finite(drawn).cpu().numpy()  # (B, N, Q, D)
         return [
-            partial(SampleForecast, own[:, : item.series.num_queries, item.found.channels])
+            SampleForecast(own[:, : item.series.num_queries, item.found.channels])
             for own, item in zip(samples, asked.items, strict=True)
         ]
 
-    def _marginals(
-        self, read: ReadBatch, num_samples: int | None
-    ) -> Iterable[Callable[..., RealTimeForecast]]:
+    def _marginals(self, read: ReadBatch, num_samples: int | None) -> Iterable[RealTimeForecast]:
         """Forecast each query on its own: by a distribution, by quantiles, or by samples."""
         batch = read.batch
         counts = np.array([one.num_queries for one in read.series])
@@ -256,8 +252,8 @@ class IrregularPredictor(DeltaflowPredictor):
         bounds: np.ndarray,
         channels: Sequence[int | list[int]],
         num_samples: int | None = None,
-    ) -> Iterable[Callable[..., RealTimeForecast]]:
-        """Return what makes the forecasts of several items, given where and whose they are.
+    ) -> Iterable[RealTimeForecast]:
+        """Return the forecasts of several items, which do not yet say whose they are.
 
         Parameters
         ----------
@@ -282,7 +278,7 @@ class IrregularPredictor(DeltaflowPredictor):
             scaled = torch.stack([*mean, *quantiles.unbind(-1)])
             values = (loc + scale * scaled).numpy()  # (K, R, D)
             return (
-                partial(QuantileForecast, values[:, own][..., chosen], forecast_keys=keys)
+                QuantileForecast(values[:, own][..., chosen], keys)
                 for own, chosen in zip(rows, channels, strict=True)
             )
 
@@ -292,13 +288,10 @@ class IrregularPredictor(DeltaflowPredictor):
             count = torch.Size((num_samples or self.num_parallel_samples,))
             drawn = shared.at(slice(None)).sample(count).numpy()  # (N, R, D)
             return (
-                partial(SampleForecast, drawn[:, own][..., chosen])
+                SampleForecast(drawn[:, own][..., chosen])
                 for own, chosen in zip(rows, channels, strict=True)
             )
-        return (
-            partial(DistributionForecast, shared, number, chosen)
-            for number, chosen in enumerate(channels)
-        )
+        return (DistributionForecast(shared, *numbered) for numbered in enumerate(channels))
 
     def _has_quantiles(self, shared: SharedDistribution) -> bool:
         if self._quantiles_known is None:

@@ -22,7 +22,7 @@ from deltaflow.data.matching import Match
 from deltaflow.data.schema import Schema, unit_seconds
 from deltaflow.data.series import Series, entries_of, is_irregular, matched_series
 from deltaflow.errors import DeltaflowError, check_whole
-from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
+from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.randomness import check_seed, derived_seed, seeded
 from deltaflow.saving import FORMAT, MARKER, check_format, reading, replacing
 
@@ -231,11 +231,11 @@ class ReadEntry(NamedTuple):
     series: Series
     found: Match
 
-    def answer(self, make: Callable[..., F]) -> F:
-        """Return the forecast that ``make`` makes with ``start_date``, ``item_id`` and ``info``."""
+    def answer(self, forecast: F) -> F:
+        """Say whose forecast it is, and return it."""
         entry, series, found = self
-        start, info = entry["start"] + series.length, entry.get("info")
-        forecast = make(start_date=start, item_id=series.item_id, info=info)
+        forecast.start_date = entry["start"] + series.length
+        forecast.item_id, forecast.info = series.item_id, entry.get("info")
         queries = None
         if is_irregular(entry):
             queries = np.array(entry["feat_dynamic_real"][0, np.shape(entry["target"])[-1] :])
@@ -255,7 +255,6 @@ def sampled(
     forecasts: Iterable[RealTimeForecast],
     num_samples: int | None,
     seed: int | None,
-    draw: Callable[[Any, int], SampleForecast] = lambda one, count: one.to_sample_forecast(count),
 ) -> Iterator[Any]:
     """Yield forecasts as they are, or ``num_samples`` of each, drawn with a seed of its own."""
     check_whole(1, num_samples=num_samples)
@@ -263,7 +262,7 @@ def sampled(
     for number, forecast in enumerate(forecasts):
         if num_samples:
             with seeded(derived_seed(seed, number)):
-                yield draw(forecast, num_samples)
+                yield forecast.to_sample_forecast(num_samples)
         else:
             yield forecast
 

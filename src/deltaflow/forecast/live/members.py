@@ -17,9 +17,7 @@ from deltaflow.data.schema import TICKS_PER_SECOND, Schema
 from deltaflow.data.series import Series, phases_at
 from deltaflow.data.validation import TimeColumn
 from deltaflow.errors import DeltaflowError
-from deltaflow.forecast.forecasts import (
-    RealTimeForecast,
-)
+from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.forecast.gaussian_process.predictor import CONTEXT, GaussianProcessPredictor
 from deltaflow.forecast.gaussian_process.processes import Curve
 from deltaflow.forecast.hold import HoldPredictor
@@ -127,13 +125,8 @@ class Member(ABC):
         """Read rows into the parts ``(I, …)`` of the states of their items."""
 
     @abstractmethod
-    def make(self, parts: Sequence[Tensor], asked: Asked) -> Callable[..., RealTimeForecast]:
-        """Return what makes one forecast of all queries."""
-
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
-        """Forecast all queries in one forecast."""
-        forecast = self.make(parts, asked)(start_date=None, item_id=None, info=None)
-        return forecast.labelled(None, self._schema.target)
+        """Return one forecast of all queries."""
 
     def is_finite(self, parts: Sequence[Tensor]) -> bool:
         """Tell whether states can be forecast from."""
@@ -232,8 +225,8 @@ class NetworkMember(Member):
             values = given.values[rows][:, self._channels]
             _put(parts, own, self.network.read(running, arrived.gaps[rows], values, known[rows]))
 
-    def make(self, parts: Sequence[Tensor], asked: Asked) -> Callable[..., RealTimeForecast]:
-        """Return what makes one forecast of all queries."""
+    def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
+        """Return one forecast of all queries."""
         covariates = self._covariates(asked.times, asked.known)
         counts = np.diff(asked.bounds)
         numbers, pieces = [], []
@@ -252,8 +245,8 @@ class NetworkMember(Member):
         columns = (torch.cat(column).cpu() for column in zip(*pieces, strict=True))
         loc, scale, *args = (column[first] for column in columns)
         whole = np.array([0, len(first)])
-        (make,) = self.predictor.forecasts_from(args, loc, scale, whole, [self._found.channels])
-        return make
+        (forecast,) = self.predictor.forecasts_from(args, loc, scale, whole, [self._found.channels])
+        return forecast
 
     def is_finite(self, parts: Sequence[Tensor]) -> bool:
         """Tell whether all hidden states are finite."""
@@ -309,8 +302,8 @@ class HoldMember(Member):
         row = arrived.newest[arrived.given.ends][:, self._targets]  # (I, D)
         last[:] = np.where(row >= 0, arrived.given.values[row, self._targets], last)
 
-    def make(self, parts: Sequence[Tensor], asked: Asked) -> Callable[..., RealTimeForecast]:
-        """Return what makes one forecast of all queries."""
+    def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
+        """Return one forecast of all queries."""
         item = asked.item
         lead = asked.ages[item][:, self._targets] + asked.gaps[:, None]
         last = parts[0].numpy()[item]
@@ -340,8 +333,8 @@ class GaussianProcessMember(Member):
                 known = np.isfinite(more[1])
                 curve[:] = np.hstack([curve, more[:, known]])[:, -CONTEXT:]
 
-    def make(self, parts: Sequence[Tensor], asked: Asked) -> Callable[..., RealTimeForecast]:
-        """Return what makes one forecast of all queries."""
+    def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
+        """Return one forecast of all queries."""
         kept = parts[0].numpy()
         located = [
             self.predictor.locate_from(
@@ -351,8 +344,8 @@ class GaussianProcessMember(Member):
             for curves, start, stop in zip(kept, asked.bounds[:-1], asked.bounds[1:], strict=True)
         ]
         loc, scale = map(np.concatenate, zip(*located, strict=True))
-        (make,) = self.predictor.forecasts_from([(loc, scale)], [self._found.channels])
-        return make
+        (forecast,) = self.predictor.forecasts_from([(loc, scale)], [self._found.channels])
+        return forecast
 
 
 KINDS: dict[type[DeltaflowPredictor], Callable[[Any, Schema], Member]] = {

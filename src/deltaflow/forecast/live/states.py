@@ -121,7 +121,8 @@ class States:
         with torch.inference_mode(), advising():
             for number, (member, parts) in enumerate(zip(self.members, states, strict=True)):
                 with seeded(derived_seed(seed, number)):
-                    answers.append(member.forecast(parts, queries))
+                    forecast = member.forecast(parts, queries)
+                answers.append(forecast.labelled(None, self.predictor.schema.target))
             forecast = combined(self.predictor, iter(answers), queries.gaps)
             values = forecast.quantiles([0.5, *levels])
         answers = np.empty((len(values), len(queries.gaps), len(self.predictor.schema.target)))
