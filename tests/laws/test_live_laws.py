@@ -64,9 +64,16 @@ def differences(reader, network, items):
     state = running.start(
         *(np.stack([getattr(one, name) for one in items]) for name in ("static_real", "static_cat"))
     )
-    for step in range(values.shape[1]):
-        state = running.read(state, times[:, step], values[:, step], known[:, step])
-    arguments, loc, scale = running.forecast(state, queries, asked)
+    since = times[:, :1] * np.ones_like(values[:, 0])  # of each channel's last value
+    last = times[:, 0]
+    for now, given, beside in zip(
+        times.T, values.swapaxes(0, 1), known.swapaxes(0, 1), strict=True
+    ):
+        state = running.read(state, now - last, last[:, None] - since, given, beside)
+        last, since = now, np.where(np.isfinite(given), now[:, None], since)
+    arguments, loc, scale = running.forecast(
+        state, queries - times[:, -1:], last[:, None] - since, asked
+    )
 
     whole = [
         one._replace(times=np.append(*both), covariates=np.concatenate([one.covariates, future]))
@@ -111,17 +118,26 @@ def test_updates_equal_one_reading_of_a_long_series(network, make_frame, roles):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_ages_do_not_drift(network, modules):
+def test_ages_do_not_drift(network, multivariate, monkeypatch):
     """They are differences of times in float64, not sums of gaps in float32."""
-    reader = modules["running"].reader
-    running = RunningNetwork(reader, untrained(reader, "gru", network))
-    state = running.start(np.zeros((1, 1)), np.zeros((1, 1), dtype=int))
-    steps = np.cumsum(np.full(200, 0.1 * reader.statistics.typical_gap))
-    for step in steps:
-        values = np.where(step == steps[0], 1.0, [[1.0, np.nan, np.nan]])
-        state = running.read(state, np.array([step]), values, np.zeros((1, 1)))
-    age = running._encoded(state).state.age.flatten().numpy()
-    np.testing.assert_allclose(age, np.float32([0.0, 19.9, 19.9]), rtol=1e-7)
+    live = LiveForecaster(predictor_of(multivariate, "gru", network))
+    gap = pd.Timedelta(live.predictor.reader.statistics.typical_gap, unit="s")
+    row = {"item_id": "new", "HR": 1.0, "MAP": np.nan, "lab": np.nan}
+    row |= {"dose": 0.0, "age": 0.0, "ward": "icu"}
+    first = pd.Timestamp("2024-01-01")
+    for step in range(200):
+        seen = {"MAP": 1.0, "lab": 1.0} if step == 0 else {}
+        live.update(pd.DataFrame({**row, **seen, "timestamp": first + step * gap / 10}, [0]))
+    ages = []
+    decode = type(live.predictor.network).decode
+
+    def decoded(self, encoded, *args):
+        ages.append(encoded.state.age.flatten().numpy())
+        return decode(self, encoded, *args)
+
+    monkeypatch.setattr(type(live.predictor.network), "decode", decoded)
+    live.forecast(pd.DataFrame({**row, "timestamp": first + 20 * gap}, [0]))
+    np.testing.assert_allclose(ages, np.float32([[0.0, 19.9, 19.9]]), rtol=1e-7)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -265,10 +265,6 @@ class Reader:
             memory=memory,
         )
 
-    def gaps_between(self, before: np.ndarray, after: np.ndarray) -> Tensor:
-        """Return Δt in typical gaps, from float64 times; 0 for the first time."""
-        return _float32(_or_zero((after - before) / self.statistics.typical_gap))
-
     def scaled_covariates(self, covariates: np.ndarray) -> Tensor:
         """Return covariates ``(…, K)`` as a network reads them."""
         known = self.statistics.arrays

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from deltaflow.data import Reader
 from deltaflow.data.series import Series
-from deltaflow.data.statistics import last_known
 from deltaflow.encoders.encoder import replaced
 from deltaflow.model.module import ForecastNetwork
 
@@ -19,35 +18,25 @@ from deltaflow.model.module import ForecastNetwork
 class Running(NamedTuple):
     """The state of B series whose observations arrive one by one. Its size is fixed.
 
-    Times are float64 seconds (periods of a regular series) since any moment, which may be another
-    one for each series. Ages are differences of them, so they stay exact however long a series
-    lives.
-
     Attributes
     ----------
     encoded
         What the network keeps of the series, such as hidden states and last values. Its ages are
-        left empty.
+        left empty: whoever keeps the state knows the times, of which they are exact differences.
     memory
         ``(B, M, C)`` float64, what the scaling keeps of their values.
-    times
-        ``(B,)`` time of the last observation; NaN before the first.
-    since
-        ``(B, C)`` time of the last value of each channel; before it, that of the first
-        observation of the series.
     """
 
     encoded: Any
     memory: Tensor
-    times: np.ndarray
-    since: np.ndarray
 
 
 class RunningNetwork:
     """Reads series one observation at a time.
 
     Up to rounding, the forecasts are the same as after reading the whole series at once, because a
-    scaling is causal and an encoder's update is a step of its recurrence.
+    scaling is causal and an encoder's update is a step of its recurrence. Gaps and ages are float64
+    seconds (periods of a regular series).
 
     Parameters
     ----------
@@ -76,9 +65,7 @@ class RunningNetwork:
             static_cat=torch.from_numpy(static_cat + 1),
         )
         batch = type(batch)(*map(self._on_device, batch))
-        unknown = np.full((size, self.network.num_channels), np.nan)
-        encoded = _aged(self.network.encode(batch), None)
-        return Running(encoded, batch.memory, unknown[:, 0], unknown)
+        return Running(_aged(self.network.encode(batch), None), batch.memory)
 
     @torch.no_grad()
     def read_whole(self, series: Sequence[Series]) -> Running:
@@ -88,18 +75,16 @@ class RunningNetwork:
         """
         batch = self.reader.collate([self.reader.window(one, one.length) for one in series])
         batch = type(batch)(*map(self._on_device, batch))
-        since = [
-            last_known(np.where(np.isfinite(one.values), one.times[:, None], np.nan), one.times[0])
-            for one in series
-        ]
-        times = np.array([one.times[-1] for one in series])
-        return Running(
-            _aged(self.network.encode(batch), None), batch.memory, times, np.stack(since)
-        )
+        return Running(_aged(self.network.encode(batch), None), batch.memory)
 
     @torch.no_grad()
     def read(
-        self, running: Running, times: np.ndarray, values: np.ndarray, covariates: np.ndarray
+        self,
+        running: Running,
+        gaps: np.ndarray,
+        ages: np.ndarray,
+        values: np.ndarray,
+        covariates: np.ndarray,
     ) -> Running:
         """Read one more observation of each series.
 
@@ -107,8 +92,11 @@ class RunningNetwork:
         ----------
         running
             The state of the series.
-        times
-            ``(B,)`` times of the observations, not before the last ones.
+        gaps
+            ``(B,)`` times since the last observations; 0 at the first.
+        ages
+            ``(B, C)`` times from the last value of each channel, or else from the first
+            observation, to the last observation; 0 at the first.
         values
             ``(B, C)`` values in the units of the channels; NaN where not observed.
         covariates
@@ -117,18 +105,16 @@ class RunningNetwork:
         known = self._on_device(torch.from_numpy(values))
         rows, memory = self.network.scaling.read_next(running.memory, known)
         encoded = self.network.update(
-            self._encoded(running),
-            self._on_device(self.reader.gaps_between(running.times, times)),
+            _aged(running.encoded, self._in_gaps(ages)),
+            self._in_gaps(gaps),
             rows,
             self._on_device(self.reader.scaled_covariates(covariates)),
         )
-        new = np.isfinite(values) | np.isnan(running.since)
-        since = np.where(new, times[:, None], running.since)
-        return Running(_aged(encoded, None), memory, times, since)
+        return Running(_aged(encoded, None), memory)
 
     @torch.no_grad()
     def forecast(
-        self, running: Running, times: np.ndarray, covariates: np.ndarray
+        self, running: Running, gaps: np.ndarray, ages: np.ndarray, covariates: np.ndarray
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         """Return the arguments, locations and scales of the target distributions at queries.
 
@@ -136,9 +122,11 @@ class RunningNetwork:
         ----------
         running
             The state of the series.
-        times, covariates
-            ``(B, Q)`` times of the queries, not before the last observations, and ``(B, Q, K)``
-            covariates at the queries.
+        gaps, ages
+            ``(B, Q)`` times from the last observation to each query, and ``(B, C)``, see
+            :meth:`read`.
+        covariates
+            ``(B, Q, K)`` covariates at the queries.
 
         Returns
         -------
@@ -146,20 +134,19 @@ class RunningNetwork:
             The arguments ``(B, Q, D)`` of the head's distributions of scaled values, and the
             location and scale ``(B, D)`` in the units of the channels; see `Head.distribution`.
         """
-        gaps = self.reader.gaps_between(running.times[:, None], times)
         arguments = self.network.decode(
-            self._encoded(running),
-            self._on_device(gaps),
+            _aged(running.encoded, self._in_gaps(ages)),
+            self._in_gaps(gaps),
             self._on_device(self.reader.scaled_covariates(covariates)),
         )
         loc, scale = self.network.scaling.outputs(running.memory)
         targets = slice(self.network.num_targets)
         return arguments, loc[:, targets], scale[:, targets]
 
-    def _encoded(self, running: Running) -> Any:
-        """Return what the network keeps, with the ages at the last observation."""
-        ages = self.reader.gaps_between(running.since, running.times[:, None])
-        return _aged(running.encoded, self._on_device(ages))
+    def _in_gaps(self, seconds: np.ndarray) -> Tensor:
+        """Return times in typical gaps of the training set."""
+        gap = self.reader.statistics.typical_gap
+        return self._on_device(torch.from_numpy((seconds / gap).astype(np.float32)))
 
     def _on_device(self, part: Tensor) -> Tensor:
         return part.to(self.network.channel_weights.device)

@@ -164,14 +164,17 @@ class NetworkMember(Member):
         )
         count = len(predictor.reader.statistics.covariate_center)
         nothing = np.full((1, len(self._channels)), np.nan)
+        ages = np.zeros_like(nothing)
         try:
-            read = self.network.read(self._started, np.zeros(1), nothing, np.zeros((1, count)))
+            read = self.network.read(
+                self._started, np.zeros(1), ages, nothing, np.zeros((1, count))
+            )
         except DeltaflowError as error:
             raise DeltaflowError(
                 f"the encoder {predictor.network_arguments['encoder']!r} cannot read one "
                 f"observation at a time: {error}"
             ) from error
-        self.parts = [leaf.cpu() for leaf in _leaves((read.encoded, read.memory))]
+        self.parts = [leaf.cpu() for leaf in _leaves(read)]
 
     def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
         """Read rows: of new items with many rows all together, and others row by row."""
@@ -221,9 +224,11 @@ class NetworkMember(Member):
             # The items with the most rows are first, so those that go on are the first ones.
             own = slice(int(np.searchsorted(-counts, -step)))
             rows = starts[own] + step
-            running = self._running([part[own] for part in parts], arrived.ages[rows])
+            running = self._running([part[own].to(self.predictor.device) for part in parts])
+            ages = arrived.ages[rows][:, self._channels]
             values = given.values[rows][:, self._channels]
-            _put(parts, own, self.network.read(running, arrived.gaps[rows], values, known[rows]))
+            read = self.network.read(running, arrived.gaps[rows], ages, values, known[rows])
+            _put(parts, own, read)
 
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
         """Return one forecast of all queries."""
@@ -234,8 +239,11 @@ class NetworkMember(Member):
             most = int(counts[own[0]])
             # Items with fewer queries repeat their last one.
             rows = asked.bounds[own, None] + np.minimum(np.arange(most), counts[own, None] - 1)
-            running = self._running([part[own] for part in parts], asked.ages[own])
-            args, loc, scale = self.network.forecast(running, asked.gaps[rows], covariates[rows])
+            running = self._running([part[own].to(self.predictor.device) for part in parts])
+            ages = asked.ages[own][:, self._channels]
+            args, loc, scale = self.network.forecast(
+                running, asked.gaps[rows], ages, covariates[rows]
+            )
             numbers.append(rows.ravel())
             units = (unit.unsqueeze(1).expand(-1, most, -1) for unit in (loc, scale))
             args = (finite(arg).double() for arg in args)
@@ -250,8 +258,7 @@ class NetworkMember(Member):
 
     def is_finite(self, parts: Sequence[Tensor]) -> bool:
         """Tell whether all hidden states are finite."""
-        encoded, _ = self._nested(parts)
-        return bool(encoded.state.hidden.isfinite().all())
+        return bool(self._running(parts).encoded.state.hidden.isfinite().all())
 
     def _start(self, static: Static) -> Running:
         """Return the states of items before their first row."""
@@ -275,16 +282,10 @@ class NetworkMember(Member):
         seconds = times.ticks / float(TICKS_PER_SECOND[times.resolution])
         return np.hstack([known, phases_at(seconds, cycles).T])
 
-    def _nested(self, parts: Sequence[Tensor]) -> tuple[Any, Tensor]:
-        """Return what the network keeps of items, and the memory, of which these are the parts."""
+    def _running(self, parts: Sequence[Tensor]) -> Running:
+        """Return the state whose parts these are."""
         leaves = iter(parts)
-        return mapped(lambda _: next(leaves), (self._started.encoded, self._started.memory))
-
-    def _running(self, parts: Sequence[Tensor], ages: np.ndarray) -> Running:
-        """Return the state whose parts these are, with times counted from the last row."""
-        device = self.predictor.device
-        encoded, memory = self._nested([part.to(device) for part in parts])
-        return Running(encoded, memory, np.zeros(len(ages)), -ages[:, self._channels])
+        return mapped(lambda _: next(leaves), self._started)
 
 
 class HoldMember(Member):
@@ -401,5 +402,5 @@ def _leaves(part: Any) -> list[Tensor]:
 
 def _put(parts: Sequence[Tensor], items: Any, running: Running) -> None:
     """Write the states of some items into the parts of all."""
-    for part, new in zip(parts, _leaves((running.encoded, running.memory)), strict=True):
+    for part, new in zip(parts, _leaves(running), strict=True):
         part[items] = new.to(part.device)
