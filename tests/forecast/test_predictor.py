@@ -68,6 +68,14 @@ def test_a_wrapper_is_saved_with_what_it_wraps(
             np.testing.assert_array_equal(quantiles(loaded, entries), quantiles(predictor, entries))
 
 
+def test_a_predictor_is_printed_in_a_line(wrapper, trained):
+    network = trained("GRUEstimator", "multivariate")
+    ensemble = EnsemblePredictor([network, network, wrapper])
+    assert repr(ensemble) == (
+        "EnsemblePredictor(2 × IrregularPredictor(gru), ShiftedPredictor(HoldPredictor()))"
+    )
+
+
 def test_a_wrapper_is_asked_by_data_frames(wrapper, multivariate_frame):
     past, future = multivariate_frame[:-2], multivariate_frame[-2:]
     answer = predict_df(wrapper, past, future, quantile_levels=[0.5], seed=1)

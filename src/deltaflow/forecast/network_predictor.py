@@ -331,6 +331,9 @@ class IrregularPredictor(DeltaflowPredictor):
             load_weights(predictor.network, weights)
         return predictor
 
+    def _inside(self) -> list[str]:
+        return [self.network_arguments["encoder"]]
+
     def _arguments(self) -> Mapping[str, Any]:
         return {**super()._arguments(), "distr_output": describe_output(self.distr_output)}
 

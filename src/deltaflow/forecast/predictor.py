@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 F = TypeVar("F", bound=RealTimeForecast)
+T = TypeVar("T")
 
 _DESCRIPTION = "predictor.json"
 _MEMBER = "__predictor__"
@@ -58,6 +59,18 @@ class DeltaflowPredictor(RepresentablePredictor):
     def __init__(self, prediction_length: int, schema: Schema) -> None:
         super().__init__(prediction_length)
         self.schema = schema
+        # GluonTS's `validated` has just replaced it by one that prints every argument.
+        type(self).__repr__ = DeltaflowPredictor.__repr__
+
+    def __repr__(self) -> str:
+        inside = [
+            f"{count} × {one}" if count > 1 else one for one, count in _counted(self._inside())
+        ]
+        return f"{type(self).__name__}({', '.join(inside)})"
+
+    def _inside(self) -> list[str]:
+        """Return what a printed predictor holds."""
+        return [repr(member) for member in self.members]
 
     @abstractmethod
     def predict(
@@ -85,10 +98,9 @@ class DeltaflowPredictor(RepresentablePredictor):
             "prediction_length": self.prediction_length,
         }
         if self.members:
-            alike = groupby(member.summary() for member in self.members)
-            counted = [(own, len(list(same))) for own, same in alike]
             summary["members"] = [
-                own if number == 1 else {"count": number, **own} for own, number in counted
+                own if number == 1 else {"count": number, **own}
+                for own, number in _counted(member.summary() for member in self.members)
             ]
         return summary
 
@@ -327,6 +339,11 @@ def find_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def _counted(values: Iterable[T]) -> Iterator[tuple[T, int]]:
+    """Yield values, and how many equal ones follow each other."""
+    return ((value, len(list(same))) for value, same in groupby(values))
+
+
 def _replaced(value: Any, function: Callable[[DeltaflowPredictor], Any]) -> Any:
     """Return plain values with what a function returns in the place of each predictor."""
     if isinstance(value, DeltaflowPredictor):
@@ -361,15 +378,14 @@ def _read_arguments(path: Path, name: str, device: str) -> dict[str, Any]:
         return load_directory(path / str(number), device)
 
     with reading(file):
-        text = file.read_text()
-        stored = json.loads(text)
+        stored = json.loads(file.read_text(), object_hook=built)
         described = isinstance(stored, dict) and _last_name(stored.get("class")) == name
         if not described or stored.get("args"):
             raise DeltaflowError(f"{file} does not describe a {name}")
         check_format(stored.get("format"), file)
         if not isinstance(stored.get("kwargs"), dict):
             raise DeltaflowError(f"{file} holds no arguments of a {name}")
-        return json.loads(text, object_hook=built)["kwargs"]
+        return stored["kwargs"]
 
 
 def _last_name(name: Any) -> str | None:
