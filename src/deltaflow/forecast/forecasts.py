@@ -175,7 +175,20 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         Timestamps, in the time zone of the data; elapsed numbers where the data's time is elapsed
         numbers. NaT or NaN for padding.
         """
-        return _timestamps([self])
+        if self.query_times is None:
+            return cast(pd.PeriodIndex, self.index).to_timestamp()
+        info = cast(dict, self.info)
+        if info["time_origin"] is None:
+            return pd.Index(self.query_times)
+        resolution, zone = info["time_resolution"], info["schema"]["time_zone"]
+        origin = np.datetime64(info["time_origin"].removesuffix("Z"), resolution)
+        known = np.isfinite(self.query_times)
+        seconds = np.where(known, self.query_times, 0.0) * unit_seconds(info["time_unit"])
+        ticks = np.round(seconds * TICKS_PER_SECOND[resolution])
+        times = origin + ticks.astype(f"timedelta64[{resolution}]")
+        times[~known] = np.datetime64("NaT")
+        index = pd.DatetimeIndex(times)
+        return index.tz_localize("UTC").tz_convert(zone) if zone else index
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``."""
@@ -638,7 +651,8 @@ def tabulated(
     queries = np.array([forecast.prediction_length for forecast in forecasts])
     channels = np.array([len(forecast.target) for forecast in forecasts])
     names = [f.target * int(count) for f, count in zip(forecasts, queries, strict=True)]
-    times = _timestamps(forecasts).repeat(channels.repeat(queries))
+    first, *others = (forecast.timestamps for forecast in forecasts)
+    times = first.append(others).repeat(channels.repeat(queries))
     number = np.arange(len(forecasts)).repeat(queries * channels)
     known = times.notna()
     table = {
@@ -649,42 +663,3 @@ def tabulated(
         **{str(level): values[row, known] for row, level in enumerate(levels, start=1)},
     }
     return pd.DataFrame(table, index=number[known])
-
-
-def _timestamps(forecasts: Sequence[RealTimeForecast]) -> pd.Index:
-    """Return the real times of the queries of all forecasts, one forecast after the other."""
-    parts = [_timestamps_alike(list(own)) for _, own in itertools.groupby(forecasts, _kind_of_time)]
-    return parts[0].append(parts[1:])
-
-
-def _timestamps_alike(forecasts: Sequence[RealTimeForecast]) -> pd.Index:
-    """Return the same of forecasts of one kind of time."""
-    first = forecasts[0]
-    if first.query_times is None:
-        indices = [cast(pd.PeriodIndex, forecast.index).to_timestamp() for forecast in forecasts]
-        return indices[0].append(indices[1:])
-    infos = [cast(dict, forecast.info) for forecast in forecasts]
-    queries = [cast(np.ndarray, forecast.query_times) for forecast in forecasts]
-    elapsed = np.concatenate(queries)
-    unit, resolution, zone, has_origin = _kind_of_time(first)
-    if not has_origin:
-        return pd.Index(elapsed)
-    origins = np.array(
-        [info["time_origin"].removesuffix("Z") for info in infos], dtype=f"datetime64[{resolution}]"
-    )
-    known = np.isfinite(elapsed)
-    ticks = np.where(known, elapsed, 0.0) * unit_seconds(unit) * TICKS_PER_SECOND[resolution]
-    since = np.round(ticks).astype(f"timedelta64[{resolution}]")
-    times = origins.repeat([len(part) for part in queries]) + since
-    times[~known] = np.datetime64("NaT")
-    index = pd.DatetimeIndex(times)
-    return index.tz_localize("UTC").tz_convert(zone) if zone else index
-
-
-def _kind_of_time(forecast: RealTimeForecast) -> tuple[Any, ...]:
-    """Return unit, resolution and time zone of a forecast's times, and whether they are dates."""
-    info = forecast.info
-    if forecast.query_times is None or info is None:
-        return (None,)
-    zone, resolution = info["schema"]["time_zone"], info["time_resolution"]
-    return info["time_unit"], resolution, zone, info["time_origin"] is not None
