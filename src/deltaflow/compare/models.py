@@ -20,7 +20,6 @@ from deltaflow.compare.options import RowOptions
 from deltaflow.compare.progress import Tell
 from deltaflow.compare.resampled import ResampledEstimator, deepar
 from deltaflow.data import Reader
-from deltaflow.data.schema import unit_seconds
 from deltaflow.data.series import schema_of
 from deltaflow.data.windows import joined
 from deltaflow.errors import DataError
@@ -29,7 +28,7 @@ from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
-from deltaflow.forecast.predictor import DeltaflowPredictor, load_directory
+from deltaflow.forecast.predictor import DeltaflowPredictor, leads_of, load_directory
 from deltaflow.tasks.task import Task, known_before
 from deltaflow.training import engine
 from deltaflow.training.estimator import GRUFlowEstimator, IrregularEstimator
@@ -266,13 +265,9 @@ def _trainer_kwargs(options: RowOptions, *callbacks: Callback) -> dict[str, Any]
 
 def _horizon_seconds(task: Task) -> float:
     """Return the longest time from a last observation to a query of the validation."""
-    horizons = [0.0]
-    for entry in task.validation.input:
-        if length := entry["target"].shape[-1]:
-            times = entry["feat_dynamic_real"][0]
-            gap = np.nanmax(times) - times[length - 1]  # NaN only pads
-            horizons.append(gap * unit_seconds(entry["info"]["time_unit"]))
-    return max(horizons)
+    known = (entry for entry in task.validation.input if entry["target"].shape[-1])
+    leads = [leads_of(entry, task.prediction_length) for entry in known]
+    return float(np.nanmax(np.concatenate([[0.0], *leads])))  # NaN only pads
 
 
 def _count(module: torch.nn.Module) -> int:

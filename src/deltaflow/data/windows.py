@@ -331,12 +331,19 @@ class SpreadWindows(LastWindows):
     def __init__(self, data: Sequence[Series], reader: Reader, horizon: Horizon) -> None:
         super().__init__(data, reader, horizon)
         most = int(np.clip(MOST_WINDOWS // len(self.items), 2, MOST_PER_SERIES))
-        spread = [
-            np.unique(np.linspace(first, last, most).round().astype(int))
-            for first, last in zip(self.ranges[:, 0], self.origins, strict=True)
-        ]
-        self.items = self.items.repeat([len(origins) for origins in spread])
-        self.origins = np.concatenate(spread).tolist()
+        bounds = zip(self.ranges[:, 0], self.origins, strict=True)
+        origins = [spread(first, last, most) for first, last in bounds]
+        self.items = self.items.repeat([len(own) for own in origins])
+        self.origins = np.concatenate(origins).tolist()
+
+
+def spread(first: int, last: int, most: int) -> np.ndarray:
+    """Return at most so many whole numbers between two, spread evenly.
+
+    >>> spread(0, 10, 3), spread(0, 1, 3)
+    (array([ 0,  5, 10]), array([0, 1]))
+    """
+    return np.unique(np.linspace(first, last, min(most, last - first + 1)).round().astype(int))
 
 
 class LabelledWindows(Dataset[Window]):

@@ -11,6 +11,7 @@ from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.dataset import read_entries
 from deltaflow.data.schema import elapsed_time, unit_seconds
+from deltaflow.data.splitter import cut_entry
 from deltaflow.data.validation import (
     as_text,
     check_columns,
@@ -159,7 +160,7 @@ def _queries_within(past_df: pd.DataFrame, columns: FrameColumns) -> list[_Queri
                     item=entry["item_id"],
                 )
             if count < len(own):
-                queried.append(_Queried(_shortened(entry, count), own[count:]))
+                queried.append(_Queried(cut_entry(entry, count, len(own))[0], own[count:]))
         if not queried:
             raise DataError(
                 "has no rows to forecast",
@@ -216,10 +217,9 @@ def _queries_after(
                 frame="future_df",
                 **future.where(own.start + int(early.argmax())),
             )
-        entry = _shortened(entry, count)
-        before = entry["feat_dynamic_real"][:, :count]
+        entry, _ = cut_entry(entry, count, count)
         queries = np.vstack([elapsed[None, own], known[own].T])
-        entry["feat_dynamic_real"] = np.hstack([before, queries])
+        entry["feat_dynamic_real"] = np.hstack([entry["feat_dynamic_real"], queries])
         queried.append(_Queried(entry, future.order[own]))
     return queried
 
@@ -239,9 +239,3 @@ def _count_observed(entry: DataEntry) -> int:
             return np.shape(values)[-1]
     seen = np.isfinite(np.vstack([entry["target"], *entry.get("past_feat_dynamic_real", ())]))
     return int(np.flatnonzero(seen.any(axis=0))[-1]) + 1 if seen.any() else 0
-
-
-def _shortened(entry: DataEntry, count: int) -> DataEntry:
-    """Return the entry whose first rows alone are observations, with later ones as queries."""
-    fields = [name for name in ("target", "past_feat_dynamic_real") if name in entry]
-    return {**entry, **{name: entry[name][..., :count] for name in fields}}

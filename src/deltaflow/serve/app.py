@@ -346,7 +346,7 @@ class _Answers:
         """Forecast the queries of all requests, or of none if there is an error."""
         live, levels = self.live, read_levels(levels)
         names = ["predictions", *map(str, levels)]
-        live.frames.check_answer(names)
+        live.columns.check_answer(names)
         answers = live.states.answer(self.asked.queries(requests), levels, seed)  # (L, N, D)
         stop, parts = 0, []
         for one in requests:
@@ -354,7 +354,7 @@ class _Answers:
             start, stop = stop, stop + count
             part: Columns = {  # items and times go back as they came
                 key: [value for value in one[key] for _ in live.schema.target]
-                for key in live.frames.keys
+                for key in live.columns.keys
             }
             part["target_name"] = [*live.schema.target] * count
             own = answers[:, start:stop].reshape(len(answers), -1)

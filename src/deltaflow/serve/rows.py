@@ -20,9 +20,9 @@ from deltaflow.data.dataset import check_known
 from deltaflow.data.schema import unit_seconds
 from deltaflow.data.validation import FrameRows, TimeColumn
 from deltaflow.errors import DataError
-from deltaflow.forecast.columns import Queries
+from deltaflow.forecast.columns import FrameColumns, Queries
 from deltaflow.forecast.live import LiveForecaster
-from deltaflow.forecast.live.frames import FrameReader, Observations
+from deltaflow.forecast.live.frames import Observations, gather_observations
 
 _OFFSET = re.compile(r":\d{2}(\.\d+)?\s*(Z|[+-]\d{2}(:?\d{2})?)$", re.IGNORECASE)
 """The end of a time of day with an offset from UTC."""
@@ -47,28 +47,27 @@ class Rows:
         The name of a row in the documentation of the interface.
     columns
         The type of each column by its name, and whether it may be left out.
-    frames
-        What reads the DataFrames of the forecaster.
+    given
+        The columns of the forecaster.
     limit
         The largest number of rows.
     """
 
     def __init__(
-        self, name: str, columns: Mapping[str, tuple[Any, bool]], frames: FrameReader, limit: int
+        self, name: str, columns: Mapping[str, tuple[Any, bool]], given: FrameColumns, limit: int
     ) -> None:
         self.columns = list(columns)
         self.optional = [column for column, (_, optional) in columns.items() if optional]
         self.numeric = [column for column, (kind, _) in columns.items() if kind is Number]
-        self._frames, self.limit = frames, limit
+        self._given, self.limit = given, limit
         # Names of columns may be anything, those of attributes may not.
         fields: dict[str, Any] = {}
         for number, (column, (kind, optional)) in enumerate(columns.items()):
-            given = (
+            fields[f"column_{number}"] = (
                 (kind | None, Field(None, alias=column))
                 if optional
                 else (kind, Field(alias=column))
             )
-            fields[f"column_{number}"] = given
         row = create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
         rows: Any = Annotated[list[row], Field(min_length=1, max_length=limit)]
         self.model: type[BaseModel] = create_model(
@@ -94,9 +93,9 @@ class Rows:
             If a value is impossible; see :meth:`queries` for times.
         """
         asked = self.queries(requests)
-        values = self._numbers(requests, self._frames.channels, asked.rows)
-        static = {name: self._joined(requests, name) for name in self._frames.static}
-        return self._frames.observed(asked, values.T, pd.DataFrame(static))
+        values = self._numbers(requests, self._given.channels, asked.rows)
+        static = {name: self._joined(requests, name) for name in self._given.static}
+        return gather_observations(self._given, asked, values.T, pd.DataFrame(static))
 
     def queries(self, requests: Sequence[Columns]) -> Queries:
         """Return the queries of several requests, as the forecaster reads them.
@@ -107,15 +106,15 @@ class Rows:
             If a time is not a timestamp in ISO 8601, or has an offset from UTC where the training
             data have none, or the other way round.
         """
-        times = self._joined(requests, self._frames.timestamp)
+        times = self._joined(requests, self._given.timestamp)
         labels = pd.RangeIndex(len(times))
-        if self._frames.item_id is None:
+        if self._given.item_id is None:
             rows = validation.gathered(np.zeros(len(times), dtype=np.int64), ["0"], labels)
         else:
-            items = map(validation.as_text, self._joined(requests, self._frames.item_id))
+            items = map(validation.as_text, self._joined(requests, self._given.item_id))
             codes, names = pd.factorize(np.array([*items], dtype=object))
             rows = validation.gathered(codes, names.tolist(), labels)
-        known = self._frames.schema.feat_dynamic_real
+        known = self._given.schema.feat_dynamic_real
         covariates = self._numbers(requests, known, rows)
         check_known(covariates, rows, known)
         return Queries(rows, rows.items, self._times(times, rows), covariates.T)
@@ -163,7 +162,7 @@ class Rows:
                 raise DataError("there is no such column, or there are two",
                                 f"there are {self.columns}", field=column)  # fmt: skip
         given = dict(zip(header, zip(*rows, strict=True), strict=True))
-        items = given.get(self._frames.item_id, [None] * len(rows))
+        items = given.get(self._given.item_id, [None] * len(rows))
         columns = {}
         for column in self.columns:
             if column not in given and column not in self.optional:
@@ -188,7 +187,7 @@ class Rows:
 
     def _times(self, given: list[Any], rows: FrameRows) -> TimeColumn:
         """Return the times, of which those without an offset are as they stand."""
-        schema, field = self._frames.schema, self._frames.timestamp
+        schema, field = self._given.schema, self._given.timestamp
         if schema.time == "elapsed":
             elapsed = np.array(given, dtype=np.float64)[rows.order]
             validation.check_range(elapsed, unit_seconds(schema.time_unit), rows.refuse, field)
@@ -224,7 +223,7 @@ class Rows:
         item = None
         if row is not None:
             with suppress(ValueError, AttributeError):  # such as a row that is not an object
-                item = json.loads(body)["rows"][row].get(self._frames.item_id)
+                item = json.loads(body)["rows"][row].get(self._given.item_id)
         return DataError(
             problem[0].lower() + problem[1:],
             "the page /docs lists the fields",
@@ -239,20 +238,20 @@ def observations(live: LiveForecaster, limit: int) -> Rows:
     schema = live.schema
     columns = {
         **_known(live),
-        **dict.fromkeys(live.frames.channels, (Number, True)),
+        **dict.fromkeys(live.columns.channels, (Number, True)),
         **dict.fromkeys(schema.feat_static_real, (Number, True)),
         **dict.fromkeys(schema.feat_static_cat, (str | int, True)),
     }
-    return Rows("Observation", columns, live.frames, limit)
+    return Rows("Observation", columns, live.columns, limit)
 
 
 def queries(live: LiveForecaster, limit: int) -> Rows:
     """Return the rows of forecasts."""
-    return Rows("Query", _known(live), live.frames, limit)
+    return Rows("Query", _known(live), live.columns, limit)
 
 
 def _known(live: LiveForecaster) -> dict[str, tuple[Any, bool]]:
     """Return the columns of item, time, and the covariates known in advance."""
     dates = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
     kinds = {live.item_id: Item, live.timestamp: Number if live.schema.time == "elapsed" else dates}
-    return {column: (kinds.get(column, Number), False) for column in live.frames.known}
+    return {column: (kinds.get(column, Number), False) for column in live.columns.known}

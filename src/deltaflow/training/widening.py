@@ -11,7 +11,7 @@ from gluonts.dataset.split import TestData
 from deltaflow.data import IrregularDataModule
 from deltaflow.data.series import is_irregular
 from deltaflow.data.splitter import cut_entry
-from deltaflow.data.windows import TrainingWindows, joined
+from deltaflow.data.windows import TrainingWindows, joined, spread
 from deltaflow.errors import DataError
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.widening import WideningPredictor
@@ -75,10 +75,10 @@ def whole_items(validation_data: Dataset | TestData) -> list[DataEntry]:
 def reach_of(windows: TrainingWindows) -> float:
     """Return the lead time, in seconds, that nearly all targets of training windows lie within."""
     leads = []
-    for number in _spread(0, len(windows.items) - 1, ITEMS):
+    for number in spread(0, len(windows.items) - 1, ITEMS):
         series = windows.data[int(windows.items[number])]
         low, high = windows.ranges[number]
-        origins = _spread(low, high, ORIGINS)
+        origins = spread(low, high, ORIGINS)
         for origin, end in zip(origins, windows.horizon.ends(series, origins), strict=True):
             leads.append(series.times[origin:end] - series.times[origin - 1])
     return float(np.quantile(np.concatenate(leads), SHARE))
@@ -91,9 +91,9 @@ def _pairs(
     rows = np.flatnonzero(times[-1] - times > reach)
     if not len(rows):
         return
-    for row in _spread(0, rows[-1], HELD_OUT_ORIGINS):
+    for row in spread(0, rows[-1], HELD_OUT_ORIGINS):
         beyond = np.flatnonzero(times - times[row] > reach)
-        beyond = beyond[_spread(0, len(beyond) - 1, most)]
+        beyond = beyond[spread(0, len(beyond) - 1, most)]
         kept = np.concatenate([np.arange(row + 1), beyond])
         yield cut_entry(_of_rows(entry, kept), int(row) + 1, len(kept))
 
@@ -102,8 +102,3 @@ def _of_rows(entry: DataEntry, rows: np.ndarray) -> DataEntry:
     """Return an entry of some of its observation times."""
     names = ("target", "past_feat_dynamic_real", "feat_dynamic_real")
     return {**entry, **{name: entry[name][..., rows] for name in names if name in entry}}
-
-
-def _spread(first: int, last: int, most: int) -> np.ndarray:
-    """Return at most so many whole numbers between two, spread evenly."""
-    return np.unique(np.linspace(first, last, min(most, last - first + 1)).round().astype(int))

@@ -13,9 +13,10 @@ import torch
 
 from deltaflow.data.schema import Schema
 from deltaflow.data.validation import as_text
+from deltaflow.forecast.columns import FrameColumns
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.frame import check_real_time
-from deltaflow.forecast.live.frames import FrameReader
+from deltaflow.forecast.live.frames import read_observations
 from deltaflow.forecast.live.snapshot import read_snapshot, write_snapshot
 from deltaflow.forecast.live.states import States
 from deltaflow.forecast.network_predictor import IrregularPredictor
@@ -90,7 +91,7 @@ class LiveForecaster:
         check_real_time(predictor)
         self.predictor = predictor.with_unlimited_context()
         self.item_id, self.timestamp = item_id, timestamp
-        self.frames = FrameReader(self.schema, item_id, timestamp)
+        self.columns = FrameColumns(self.schema, item_id, timestamp)
         self.states = States(self.predictor, timestamp)
         self._saving = threading.Lock()
 
@@ -131,7 +132,7 @@ class LiveForecaster:
             As `predict_df`; and if a row is not later than all earlier ones of its item, also of
             earlier updates, or a static feature changes. All items are then left as they were.
         """
-        self.states.read(self.frames.observations(df))
+        self.states.read(read_observations(self.columns, df))
 
     def forecast(
         self,
@@ -165,10 +166,10 @@ class LiveForecaster:
         levels = read_levels(quantile_levels)
         check_seed(seed)
         names = ["predictions", *map(str, levels)]
-        self.frames.check_answer(names)
-        answers = self.states.answer(self.frames.queries(future_df), levels, seed)  # (L, N, D)
+        self.columns.check_answer(names)
+        answers = self.states.answer(self.columns.queries(future_df), levels, seed)  # (L, N, D)
         rows = np.arange(len(future_df))
-        return self.frames.answer(future_df, rows, dict(zip(names, answers, strict=True)))
+        return self.columns.answer(future_df, rows, dict(zip(names, answers, strict=True)))
 
     def forget(self, items: Iterable[object]) -> None:
         """Delete items: an update may begin them anew.

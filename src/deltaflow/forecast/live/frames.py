@@ -7,9 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from deltaflow.data import validation
 from deltaflow.data.dataset import read_static
-from deltaflow.data.validation import FrameRows, TimeColumn
+from deltaflow.data.validation import (
+    FrameRows,
+    TimeColumn,
+    check_columns,
+    check_increasing,
+    read_numbers,
+)
 from deltaflow.forecast.columns import FrameColumns, Queries
 
 
@@ -59,34 +64,34 @@ class Observations(NamedTuple):
         return slice(self.starts[item], self.starts[item] + self.counts[item])
 
 
-class FrameReader(FrameColumns):
-    """Reads the DataFrames of a live forecaster."""
+def read_observations(columns: FrameColumns, df: pd.DataFrame) -> Observations:
+    """Read observations, in the order of time within each item."""
+    check_columns(df, [*columns.known, *columns.channels])
+    read = columns.read(df)
+    values = [read_numbers(df[name], read.rows) for name in columns.channels]
+    return gather_observations(columns, read, np.stack(values, axis=-1), df)
 
-    def observations(self, df: pd.DataFrame) -> Observations:
-        """Read observations, in the order of time within each item."""
-        validation.check_columns(df, [*self.known, *self.channels])
-        read = self.read(df)
-        values = [validation.read_numbers(df[name], read.rows) for name in self.channels]
-        return self.observed(read, np.stack(values, axis=-1), df)
 
-    def observed(self, read: Queries, values: np.ndarray, df: pd.DataFrame) -> Observations:
-        """Return observations whose values ``(N, C)`` are gathered by item already.
+def gather_observations(
+    columns: FrameColumns, read: Queries, values: np.ndarray, df: pd.DataFrame
+) -> Observations:
+    """Return observations whose values ``(N, C)`` are gathered by item already.
 
-        ``df`` has the static features, in the order of the frame.
-        """
-        given, names, times, known = read
-        validation.check_increasing(times, times.ticks, given, self.timestamp)
-        validation.check_columns(df, [name for name in self.static if name in df])
-        counts = np.diff(given.bounds)
-        turn = np.argsort(-counts, kind="stable")
-        return Observations(
-            rows=given,
-            times=times,
-            known=known,
-            values=values,
-            names=[names[number] for number in turn.tolist()],
-            starts=given.bounds[turn],
-            counts=counts[turn],
-            static=Static(*(part[turn] for part in read_static(df, given, self.schema))),
-            absent=[name for name in self.static if name not in df],
-        )
+    ``df`` has the static features, in the order of the frame.
+    """
+    given, names, times, known = read
+    check_increasing(times, times.ticks, given, columns.timestamp)
+    check_columns(df, [name for name in columns.static if name in df])
+    counts = np.diff(given.bounds)
+    turn = np.argsort(-counts, kind="stable")
+    return Observations(
+        rows=given,
+        times=times,
+        known=known,
+        values=values,
+        names=[names[number] for number in turn.tolist()],
+        starts=given.bounds[turn],
+        counts=counts[turn],
+        static=Static(*(part[turn] for part in read_static(df, given, columns.schema))),
+        absent=[name for name in columns.static if name not in df],
+    )
