@@ -327,7 +327,7 @@ def test_the_law_holds_for_what_small_data_are_blended_with(multivariate, frame,
 
 
 def test_a_gaussian_process_keeps_no_more_values_than_it_uses(univariate, make_frame):
-    predictor = GaussianProcessPredictor.fit(univariate, 4, root=True)
+    predictor = GaussianProcessPredictor.fit(univariate, 4, [0.0])
     long = make_frame(num_items=1, length=CONTEXT + 40)
     long.loc[long.index % 10 == 7, "HR"] = np.nan
     live = check_law(predictor, long)

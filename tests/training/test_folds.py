@@ -25,10 +25,11 @@ from deltaflow import (
     load_predictor,
 )
 from deltaflow.data import IrregularDataModule
+from deltaflow.data.splitter import cut_entry
 from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.support import Support
 from deltaflow.randomness import seeded
-from deltaflow.training import blend, folds
+from deltaflow.training import blend, folds, simple
 from deltaflow.training.folds import plan_for
 from deltaflow.training.stretches import stretches
 
@@ -152,7 +153,7 @@ def test_a_cycle_longer_than_a_stretch_is_found_in_the_whole_item(caplog):
     parts = folds.Folds(quick(), data, seed=0)
     assert max(len(entry["target"]) for entry in parts.entries) < 6 * np.pi
     known = [parts.simple_forecasts(kind) for kind in (parts.entries, parts.whole)]
-    assert [blend.name_of(simple[1]) for simple in known] == [
+    assert [simple.name_of(forecasts[1]) for forecasts in known] == [
         "Gaussian process", "Gaussian process with a cycle",
     ]  # fmt: skip
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
@@ -168,8 +169,8 @@ def test_whole_items_decide_on_the_kinds_of_simple_forecasts():
     parts = folds.Folds(quick(), IrregularDataset.from_long_dataframe(frame), seed=0)
     counts = [np.isfinite(entry["target"]).sum() for entry in parts.entries]
     assert parts.cut
-    assert np.median(counts) < blend.FEWEST_FOR_TREND
-    assert "local trend" in map(blend.name_of, parts.simple_forecasts(parts.whole))
+    assert np.median(counts) < simple.FEWEST_FOR_TREND
+    assert "local trend" in map(simple.name_of, parts.simple_forecasts(parts.whole))
 
 
 def test_what_was_left_out_is_forecast_once(monkeypatch):
@@ -430,9 +431,39 @@ def test_simple_forecasts_are_blended_in_and_said(caplog):
 @pytest.mark.parametrize(("rows", "processes"), [(4, ["cycle"]), (5, ["cycle", "trend"])])
 def test_a_local_trend_takes_items_of_some_length(rows, processes):
     entries = list(noisy_items(6, rows))
-    assert list(blend.processes_for(entries)) == processes
-    simple = blend.simple_forecasts(entries, 2, [Support()], processes)
-    assert [one.process for one in simple[1:]] == processes
+    chosen = simple.Simple.for_data(entries, [Support()], [], 2)
+    assert list(chosen.processes) == processes
+    assert [one.process for one in chosen.fit(entries, 2)[1:]] == processes
+
+
+def growing(noise, rows=16, items=12):
+    """Items that grow by a share of themselves, beside the same of which nothing is positive."""
+    random, frames = np.random.default_rng(0), []
+    for item in range(items):
+        steps = random.normal(0.2, 0.05, rows) if noise == "of the share" else np.full(rows, 0.01)
+        values = random.uniform(1, 9) * np.exp(steps.cumsum())
+        if noise == "of any size alike":
+            values = values + random.normal(0, 1.0, rows) + 20
+        frame = pd.DataFrame({"item_id": f"i{item}", "timestamp": np.arange(rows), "up": values})
+        frames.append(frame.assign(down=-values))
+    data = IrregularDataset.from_long_dataframe(pd.concat(frames), target=["up", "down"])
+    return list(data), [Support(low=0.0), Support()]
+
+
+def rehearsed(entries, length=3):
+    ends = [len(entry["target"][0]) for entry in entries]
+    return [cut_entry(one, end - length, end) for one, end in zip(entries, ends, strict=True)]
+
+
+@pytest.mark.parametrize(("noise", "power"), [("of the share", 0.0), ("of any size alike", 1.0)])
+def test_values_that_grow_by_shares_have_a_process_of_logarithms(noise, power):
+    entries, supports = growing(noise)
+    chosen = simple.powers_for(entries, supports, rehearsed(entries), 3)
+    assert chosen == [power, 1.0]
+    # Without last values to forecast, and for a value of 0, the root is taken as ever.
+    assert simple.powers_for(entries, supports, [], 3) == [0.5, 1.0]
+    entries[0]["target"][0, 0] = 0.0
+    assert simple.powers_for(entries, supports, rehearsed(entries), 3) == [0.5, 1.0]
 
 
 def test_the_fewer_the_items_the_more_alike_are_the_weights():

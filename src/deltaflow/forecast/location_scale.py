@@ -68,13 +68,13 @@ class LocationScalePredictor(DeltaflowPredictor):
 
     def forecasts_from(
         self,
-        located: Sequence[tuple[np.ndarray, np.ndarray]],
+        located: Sequence[tuple[np.ndarray, ...]],
         channels: Sequence[int | list[int]],
     ) -> list[DistributionForecast]:
         """Return the forecast of some channels from each location and scale."""
-        loc, scale = map(np.concatenate, zip(*located, strict=True))
-        bounds = np.cumsum([0, *(len(own) for own, _ in located)])
-        shared = SharedDistribution(self.family, [loc, scale], bounds)
+        args = [np.concatenate(parts) for parts in zip(*located, strict=True)]
+        bounds = np.cumsum([0, *(len(loc) for loc, *_ in located)])
+        shared = SharedDistribution(self.family, args, bounds)
         return [DistributionForecast(shared, *numbered) for numbered in enumerate(channels)]
 
 

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from gluonts.dataset.common import DataEntry
 from scipy.optimize import minimize
 
 from deltaflow.forecast.conformal import ConformalPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
-from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
-from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Support, SupportPredictor
 from deltaflow.heads import DECILES, is_centred, make_output
@@ -35,12 +32,6 @@ LEAST_OF_NETWORKS = 0.1
 
 LEAST_WEIGHT = 0.02
 """What counts less in a blend is left out of it."""
-
-MOST_PROCESSES = 16
-"""With more channels, Gaussian processes of all of them take long to fit, and to forecast."""
-
-FEWEST_FOR_TREND = 5
-"""With fewer values of a typical item and channel, a change of slope cannot be told from noise."""
 
 
 class Finished(NamedTuple):
@@ -151,31 +142,6 @@ def compared_loss(predictor: DeltaflowPredictor, other: DeltaflowPredictor, pair
     return float((own[seen] / others[seen]).mean()) if seen.any() else math.inf
 
 
-def processes_for(entries: Sequence[DataEntry]) -> tuple[str, ...]:
-    """Choose the Gaussian processes that are blended in, see `PROCESSES`."""
-    values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
-    if values[0].size > MOST_PROCESSES:
-        return ()
-    return ("cycle", "trend") if np.median(values) >= FEWEST_FOR_TREND else ("cycle",)
-
-
-def simple_forecasts(
-    entries: list[DataEntry],
-    prediction_length: int,
-    supports: Sequence[Support],
-    processes: Sequence[str],
-) -> list[DeltaflowPredictor]:
-    """Fit a hold and Gaussian processes, which are blended with networks."""
-    root = all(support.low >= 0 for support in supports)
-    return [
-        HoldPredictor.fit(entries, prediction_length),
-        *(
-            GaussianProcessPredictor.fit(entries, prediction_length, root, process)
-            for process in processes
-        ),
-    ]
-
-
 def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[float]:
     """Return the weights of the networks together, and of each simple forecast.
 
@@ -205,12 +171,3 @@ def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[
     found = minimize(loss, equal, bounds=bounds, constraints=total, method="SLSQP").x
     found = np.where(found < LEAST_WEIGHT, 0.0, found)
     return (found / found.sum()).tolist()
-
-
-def name_of(simple: DeltaflowPredictor) -> str:
-    """Return what a simple forecast of a blend is called."""
-    if isinstance(simple, GaussianProcessPredictor):
-        if simple.process == "trend":
-            return "local trend"
-        return "Gaussian process" + " with a cycle" * any(simple.periods)
-    return "hold"

@@ -25,13 +25,8 @@ from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import supports_of
 from deltaflow.randomness import derived_seed
 from deltaflow.training import engine
-from deltaflow.training.blend import (
-    Finished,
-    finish,
-    name_of,
-    processes_for,
-    simple_forecasts,
-)
+from deltaflow.training.blend import Finished, finish
+from deltaflow.training.simple import Simple, name_of
 from deltaflow.training.stretches import Stretch, stretches
 from deltaflow.training.widening import widened
 
@@ -312,11 +307,22 @@ class Folds:
                 pairs.append(split(origin, end))
         return pairs
 
+    @cached_property
+    def rehearsed(self) -> list[tuple[DataEntry, DataEntry]]:
+        """What was known before the last ``prediction_length`` values of each item, and these."""
+        length = self._given.prediction_length
+        ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
+        cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
+        return [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
+
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
         """Fit the forecasts that are blended with networks, of the same kinds for any entries."""
-        processes = processes_for(list(self.whole[:FEW_ITEMS]))
-        length = self._given.prediction_length
-        return simple_forecasts(list(entries), length, self.supports, processes)
+        return self._simple.fit(entries, self._given.prediction_length)
+
+    @cached_property
+    def _simple(self) -> Simple:
+        some = list(self.whole[:FEW_ITEMS]), self.supports, self.rehearsed[:FEW_ITEMS]
+        return Simple.for_data(*some, self._given.prediction_length)
 
     def rehearsal(self, estimator: IrregularEstimator) -> HeldOut | None:
         """Train a network of an estimator without the last values of all items, which are held out.
@@ -332,15 +338,9 @@ class Folds:
             The last ``prediction_length`` values of all items that have others before; None if too
             few have.
         """
-        if self.cut:
+        if self.cut or len(self.rehearsed) < FEWEST_ITEMS:
             return None
-        length = estimator.prediction_length
-        ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
-        cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
-        pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
-        if len(pairs) < FEWEST_ITEMS:
-            return None
-        early = [known for known, _ in pairs]
+        early = [known for known, _ in self.rehearsed]
         base = estimator.create_data_module(early, seed=self.seed)
         usable, folds = np.asarray(base.training_windows.items), len(self.plan.left_out)
         aside = np.random.default_rng(self.seed).permutation(usable)[:: max(2, folds)]
@@ -349,7 +349,7 @@ class Folds:
             return None
         plain = estimator.with_settings(widening=False)
         network, *_ = self._train(plain, early, inside, aside, folds, base.reader)
-        return HeldOut.of([network, *self.simple_forecasts(early)], pairs, network.schema)
+        return HeldOut.of([network, *self.simple_forecasts(early)], self.rehearsed, network.schema)
 
     def _train(
         self,

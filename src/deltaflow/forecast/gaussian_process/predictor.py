@@ -1,18 +1,21 @@
 """A Gaussian process per item and channel, all with the same kernel."""
 
-import math
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from gluonts.core.component import validated
 from gluonts.dataset.common import Dataset
-from torch.distributions import Distribution, Normal
 
 from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import check_registered
+from deltaflow.forecast.forecasts import DistributionForecast
+from deltaflow.forecast.gaussian_process.power_normal import (
+    POWERS,
+    PowerNormal,
+    log_slope,
+    to_power,
+)
 from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, Curve, predictive
 from deltaflow.forecast.location_scale import LocationScalePredictor
 
@@ -22,6 +25,9 @@ no more items once it has this many values: the cost is cubic in the length of e
 
 CONTEXT = 300
 """The largest number of values that a forecast uses: its cost is cubic in their number."""
+
+LOWEST = -6.0
+"""Logarithms are at least so many deviations from their mean: 0 is no value of such a channel."""
 
 
 class GaussianProcessPredictor(LocationScalePredictor):
@@ -43,12 +49,16 @@ class GaussianProcessPredictor(LocationScalePredictor):
         ``(D,)`` mean and deviation of each channel.
     unit
         The unit of time: seconds, or periods of a regular series.
-    root
-        Whether the processes are of the square roots of the values, whose noise differs less
-        between small and large ones.
+    powers
+        For each channel, of which power of its values the process is, see `POWERS`; of the values
+        themselves by default. The noise of roots or logarithms may differ less between small and
+        large values.
     process
         One of `PROCESSES`: ``"matern"``, ``"cycle"``, or ``"trend"`` for the integral of a random
         walk.
+    log_likelihood
+        For each channel, that of the values that the kernel was fitted to, in their own units:
+        it says which power suits them best.
 
     References
     ----------
@@ -57,6 +67,8 @@ class GaussianProcessPredictor(LocationScalePredictor):
 
     Harvey, *Forecasting, Structural Time Series Models and the Kalman Filter*, 1989.
     """
+
+    family = PowerNormal
 
     @validated()
     def __init__(
@@ -67,19 +79,20 @@ class GaussianProcessPredictor(LocationScalePredictor):
         center: list,
         spread: list,
         unit: float,
-        root: bool = False,
+        powers: list | None = None,
         process: str = "matern",
+        log_likelihood: list | None = None,
     ) -> None:
         super().__init__(prediction_length, data_schema)
         check_registered("process", process, PROCESSES)
-        self.root, self.process = root, process
+        self.powers = [1.0] * len(theta) if powers is None else powers
+        for power in self.powers:
+            check_registered("power", power, POWERS)
+        self.process = process
+        unknown = np.full(len(theta), np.nan)
+        self.log_likelihood = unknown if log_likelihood is None else np.asarray(log_likelihood)
         self.theta = np.asarray(theta)
         self.center, self.spread, self.unit = np.asarray(center), np.asarray(spread), unit
-
-    @property
-    def family(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The distributions, made of a location and a scale."""
-        return SquaredNormal if self.root else Normal
 
     @property
     def periods(self) -> list[float | None]:
@@ -97,34 +110,42 @@ class GaussianProcessPredictor(LocationScalePredictor):
         cls,
         training_data: Dataset,
         prediction_length: int,
-        root: bool = False,
+        powers: Sequence[float] | None = None,
         process: str = "matern",
     ) -> "GaussianProcessPredictor":
         """Fit the kernel of each channel to all items, by the sum of their marginal likelihoods."""
-        from deltaflow.forecast.gaussian_process.likelihood import most_likely  # loads for a second
+        # Loads for a second.
+        from deltaflow.forecast.gaussian_process.likelihood import Likelihood, most_likely
 
         check_registered("process", process, PROCESSES)
-        schema, read = read_series(training_data)
-        data = [series._replace(values=_rooted(series.values, root)) for series in read]
-        statistics = Statistics.fit(data, schema.target)
+        schema, data = read_series(training_data)
         channels = len(schema.target)
+        powers = [1.0] * channels if powers is None else list(powers)
+        statistics = Statistics.fit([_to_powers(one, powers) for one in data], schema.target)
         spans = [np.ptp(one.times[: one.length]) for one in data if one.length > 1]
         unit = float(np.median(spans or [0.0])) or 1.0
         chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ITEMS]
-        theta = []
-        for channel in range(channels):
+        theta, likelihoods = [], []
+        for channel, power in enumerate(powers):
             center, spread = statistics.center[channel], statistics.spread[channel]
             curves = [_curve(data[item], channel, MOST_ROWS) for item in chosen]
             before = np.cumsum([0, *(len(one.values) for one in curves)])
-            known = [
-                Curve(
-                    (one.times - _start_of(one.times, process)) / unit,
-                    (one.values - center) / spread,
-                )
+            curves = [
+                one
                 for one, count in zip(curves, before[:-1], strict=True)
                 if len(one.values) and count < MOST_VALUES
             ]
+            known = [
+                Curve(
+                    (one.times - _start_of(one.times, process)) / unit,
+                    _scaled(one.values, power, center, spread),
+                )
+                for one in curves
+            ]
             theta.append(most_likely(known, process))
+            values = np.concatenate([one.values for one in curves])
+            slopes = log_slope(values, power) - np.log(spread)
+            likelihoods.append(Likelihood(known, process).at(theta[-1]) + slopes.sum())
         return cls(
             prediction_length=prediction_length,
             data_schema=schema.to_dict(),
@@ -132,8 +153,9 @@ class GaussianProcessPredictor(LocationScalePredictor):
             center=statistics.center[:channels],
             spread=statistics.spread[:channels],
             unit=unit,
-            root=root,
+            powers=powers,
             process=process,
+            log_likelihood=likelihoods,
         )
 
     def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,57 +173,35 @@ class GaussianProcessPredictor(LocationScalePredictor):
         loc, scale = (np.empty((len(queries), len(self.center))) for _ in range(2))
         for channel, (theta, (times, values)) in enumerate(zip(self.theta, curves, strict=True)):
             center, spread = self.center[channel], self.spread[channel]
-            values = (_rooted(values, self.root) - center) / spread
+            values = _scaled(values, self.powers[channel], center, spread)
             start = _start_of(times, self.process)
             own, asked = (times - start) / self.unit, (queries - start) / self.unit
             mean, deviation = predictive(theta, own, values, asked, self.process)
             loc[:, channel], scale[:, channel] = center + spread * mean, spread * deviation
         return loc, np.maximum(scale, 1e-9 * self.spread)
 
-
-class SquaredNormal(Distribution):
-    """The square of a normal variable that is 0 where it would be negative.
-
-    Parameters
-    ----------
-    loc, scale
-        Of the normal variable.
-    """
-
-    arg_constraints: ClassVar[dict] = {}
-
-    def __init__(self, loc: torch.Tensor, scale: torch.Tensor) -> None:
-        self.normal = Normal(loc, scale)
-        super().__init__(self.normal.batch_shape, validate_args=False)
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """The mean, that of the part at 0 included."""
-        loc, scale = self.normal.loc, self.normal.scale
-        ratio = loc / scale
-        density = torch.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
-        return (loc**2 + scale**2) * torch.special.ndtr(ratio) + loc * scale * density
-
-    def icdf(self, value: torch.Tensor) -> torch.Tensor:
-        """Return quantiles."""
-        return self.normal.icdf(value).clamp(min=0) ** 2
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008
-        """Draw samples."""
-        return self.normal.sample(sample_shape).clamp(min=0) ** 2
-
-    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Return the log-density, at 0 the logarithm of the probability."""
-        root = value.clamp(min=0).sqrt()
-        inside = self.normal.log_prob(root) - torch.log(2 * root)
-        return torch.where(
-            value > 0, inside, torch.special.log_ndtr(-self.normal.loc / self.normal.scale)
-        )
+    def forecasts_from(
+        self,
+        located: Sequence[tuple[np.ndarray, ...]],
+        channels: Sequence[int | list[int]],
+    ) -> list[Callable[..., DistributionForecast]]:
+        """Return what makes forecasts; see `LocationScalePredictor.forecasts_from`."""
+        with_powers = [(*own, np.broadcast_to(self.powers, own[0].shape)) for own in located]
+        return super().forecasts_from(with_powers, channels)
 
 
-def _rooted(values: np.ndarray, root: bool) -> np.ndarray:
-    """Return the square roots of values, if they are wanted; 0 in the place of negative ones."""
-    return np.sqrt(np.maximum(values, 0)) if root else values
+def _to_powers(series: Series, powers: Sequence[float]) -> Series:
+    """Return a series with the powers of its channels in their place."""
+    values = series.values.copy()
+    for channel, power in enumerate(powers):
+        values[:, channel] = to_power(values[:, channel], power)
+    return series._replace(values=values)
+
+
+def _scaled(values: np.ndarray, power: float, center: float, spread: float) -> np.ndarray:
+    """Return a power of values in units of its deviation, from its mean."""
+    scaled = (to_power(values, power) - center) / spread
+    return scaled if power else np.maximum(scaled, LOWEST)
 
 
 def _curve(series: Series, channel: int, most: int) -> Curve:

@@ -1,0 +1,108 @@
+"""The simple forecasts that are blended with networks: a hold, and Gaussian processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from gluonts.dataset.common import DataEntry
+
+from deltaflow.forecast.gaussian_process.power_normal import POWERS
+from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
+from deltaflow.forecast.held_out import HeldOut
+from deltaflow.forecast.hold import HoldPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.support import Support
+from deltaflow.training.blend import losses
+
+MOST_PROCESSES = 16
+"""With more channels, Gaussian processes of all of them take long to fit, and to forecast."""
+
+FEWEST_FOR_TREND = 5
+"""With fewer values of a typical item and channel, a change of slope cannot be told from noise."""
+
+
+class Simple(NamedTuple):
+    """The kinds of simple forecasts that suit a data set.
+
+    Attributes
+    ----------
+    processes
+        The Gaussian processes, see `PROCESSES`.
+    powers
+        For each channel, of which power of its values they are, see `POWERS`.
+    """
+
+    processes: tuple[str, ...]
+    powers: list[float]
+
+    @classmethod
+    def for_data(
+        cls,
+        entries: Sequence[DataEntry],
+        supports: Sequence[Support],
+        rehearsed: Sequence[tuple[DataEntry, DataEntry]],
+        prediction_length: int,
+    ) -> Simple:
+        """Choose by the items, and by what was known before their last values, and these values."""
+        values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
+        if values[0].size > MOST_PROCESSES:
+            return cls((), [])
+        processes = ("cycle", "trend") if np.median(values) >= FEWEST_FOR_TREND else ("cycle",)
+        return cls(processes, powers_for(entries, supports, rehearsed, prediction_length))
+
+    def fit(self, entries: Sequence[DataEntry], prediction_length: int) -> list[DeltaflowPredictor]:
+        """Fit the forecasts to items."""
+        fit = GaussianProcessPredictor.fit
+        return [
+            HoldPredictor.fit(list(entries), prediction_length),
+            *(fit(entries, prediction_length, self.powers, process) for process in self.processes),
+        ]
+
+
+def powers_for(
+    entries: Sequence[DataEntry],
+    supports: Sequence[Support],
+    rehearsed: Sequence[tuple[DataEntry, DataEntry]],
+    prediction_length: int,
+) -> list[float]:
+    """Choose the power of each channel.
+
+    A channel that can be negative keeps its values, and others have the root. If all values are
+    positive, another power takes its place if it is more likely, and forecasts the last values
+    better, too: growth that slows down looks like that of a logarithm, which goes on for ever.
+    """
+    usual = np.array([0.5 if support.low >= 0 else 1.0 for support in supports])
+    targets = np.concatenate([np.atleast_2d(entry["target"]) for entry in entries], axis=1)
+    positive = ~(targets <= 0).any(axis=1)
+    if not positive.any() or not rehearsed:
+        return usual.tolist()
+
+    def fitted(data: Sequence[DataEntry], powers: np.ndarray) -> GaussianProcessPredictor:
+        return GaussianProcessPredictor.fit(data, prediction_length, powers.tolist())
+
+    likely = [fitted(entries, np.where(positive, power, usual)) for power in POWERS]
+    best = np.argmax([one.log_likelihood for one in likely], axis=0)
+    best = np.where(positive, np.array(POWERS)[best], usual)
+    if (best == usual).all():
+        return usual.tolist()
+    early = [known for known, _ in rehearsed]
+    rivals = [fitted(early, powers) for powers in (usual, best)]
+    held_out = HeldOut.of(rivals, rehearsed, likely[0].schema)
+    of_usual, of_best = (
+        np.bincount(held_out.channel, losses(held_out, weights), minlength=len(usual))
+        for weights in np.eye(2)
+    )
+    return np.where(of_best < of_usual, best, usual).tolist()
+
+
+def name_of(simple: DeltaflowPredictor) -> str:
+    """Return what a simple forecast of a blend is called."""
+    if isinstance(simple, GaussianProcessPredictor):
+        powers = set(simple.powers)
+        log = " of logarithms" if powers == {0.0} else ""
+        if simple.process == "trend":
+            return f"local trend{log}"
+        return f"Gaussian process{log}" + " with a cycle" * any(simple.periods)
+    return "hold"
