@@ -431,9 +431,19 @@ def test_simple_forecasts_are_blended_in_and_said(caplog):
 @pytest.mark.parametrize(("rows", "processes"), [(4, ["cycle"]), (5, ["cycle", "trend"])])
 def test_a_local_trend_takes_items_of_some_length(rows, processes):
     entries = list(noisy_items(6, rows))
-    chosen = simple.Simple.for_data(entries, [Support()], [], 2)
+    chosen = simple.SimpleForecasts.for_data(entries, [Support()], [], 2)
     assert list(chosen.processes) == processes
     assert [one.process for one in chosen.fit(entries, 2)[1:]] == processes
+
+
+def test_a_channel_may_be_observed_only_at_the_end():
+    """Nothing is rehearsed then."""
+    entries = growing("of the share")[0]
+    for entry in entries:
+        entry["target"][1, :-3] = np.nan
+    parts = folds.Folds(quick(prediction_length=3), entries, seed=0)
+    assert parts.rehearsed == []
+    assert len(parts.simple_forecasts(parts.whole)) == 3
 
 
 def growing(noise, rows=16, items=12):
@@ -462,6 +472,8 @@ def test_values_that_grow_by_shares_have_a_process_of_logarithms(noise, power):
     assert chosen == [power, 1.0]
     # Without last values to forecast, and for a value of 0, the root is taken as ever.
     assert simple.powers_for(entries, supports, [], 3) == [0.5, 1.0]
+    # A channel that may be negative, although it never was, keeps its values.
+    assert simple.powers_for(entries, [Support()] * 2, rehearsed(entries), 3) == [1.0, 1.0]
     entries[0]["target"][0, 0] = 0.0
     assert simple.powers_for(entries, supports, rehearsed(entries), 3) == [0.5, 1.0]
 

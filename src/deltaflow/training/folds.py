@@ -26,7 +26,7 @@ from deltaflow.forecast.support import supports_of
 from deltaflow.randomness import derived_seed
 from deltaflow.training import engine
 from deltaflow.training.blend import Finished, finish
-from deltaflow.training.simple import Simple, name_of
+from deltaflow.training.simple import SimpleForecasts, name_of
 from deltaflow.training.stretches import Stretch, stretches
 from deltaflow.training.widening import widened
 
@@ -309,20 +309,25 @@ class Folds:
 
     @cached_property
     def rehearsed(self) -> list[tuple[DataEntry, DataEntry]]:
-        """What was known before the last ``prediction_length`` values of each item, and these."""
+        """What was known before the last ``prediction_length`` values of each item, and these.
+
+        It is empty, if a channel was not observed before.
+        """
         length = self._given.prediction_length
         ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
         cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
-        return [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
+        pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
+        seen = [np.isfinite(np.atleast_2d(known["target"])).any(axis=1) for known, _ in pairs]
+        return pairs if np.any(seen, axis=0).all() else []
 
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
         """Fit the forecasts that are blended with networks, of the same kinds for any entries."""
         return self._simple.fit(entries, self._given.prediction_length)
 
     @cached_property
-    def _simple(self) -> Simple:
+    def _simple(self) -> SimpleForecasts:
         some = list(self.whole[:FEW_ITEMS]), self.supports, self.rehearsed[:FEW_ITEMS]
-        return Simple.for_data(*some, self._given.prediction_length)
+        return SimpleForecasts.for_data(*some, self._given.prediction_length)
 
     def rehearsal(self, estimator: IrregularEstimator) -> HeldOut | None:
         """Train a network of an estimator without the last values of all items, which are held out.

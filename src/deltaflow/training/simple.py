@@ -23,7 +23,7 @@ FEWEST_FOR_TREND = 5
 """With fewer values of a typical item and channel, a change of slope cannot be told from noise."""
 
 
-class Simple(NamedTuple):
+class SimpleForecasts(NamedTuple):
     """The kinds of simple forecasts that suit a data set.
 
     Attributes
@@ -44,7 +44,7 @@ class Simple(NamedTuple):
         supports: Sequence[Support],
         rehearsed: Sequence[tuple[DataEntry, DataEntry]],
         prediction_length: int,
-    ) -> Simple:
+    ) -> SimpleForecasts:
         """Choose by the items, and by what was known before their last values, and these values."""
         values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
         if values[0].size > MOST_PROCESSES:
@@ -73,9 +73,10 @@ def powers_for(
     positive, another power takes its place if it is more likely, and forecasts the last values
     better, too: growth that slows down looks like that of a logarithm, which goes on for ever.
     """
-    usual = np.array([0.5 if support.low >= 0 else 1.0 for support in supports])
+    nonnegative = np.array([support.low >= 0 for support in supports])
+    usual = np.where(nonnegative, 0.5, 1.0)
     targets = np.concatenate([np.atleast_2d(entry["target"]) for entry in entries], axis=1)
-    positive = ~(targets <= 0).any(axis=1)
+    positive = nonnegative & ~(targets <= 0).any(axis=1)
     if not positive.any() or not rehearsed:
         return usual.tolist()
 
