@@ -25,7 +25,6 @@ from deltaflow import (
     load_predictor,
 )
 from deltaflow.data import IrregularDataModule
-from deltaflow.data.splitter import cut_entry
 from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.support import Support
 from deltaflow.randomness import seeded
@@ -431,51 +430,47 @@ def test_simple_forecasts_are_blended_in_and_said(caplog):
 @pytest.mark.parametrize(("rows", "processes"), [(4, ["cycle"]), (5, ["cycle", "trend"])])
 def test_a_local_trend_takes_items_of_some_length(rows, processes):
     entries = list(noisy_items(6, rows))
-    chosen = simple.SimpleForecasts.for_data(entries, [Support()], [], 2)
+    chosen = simple.SimpleForecasts.for_data(entries, [Support()], 2)
     assert list(chosen.processes) == processes
     assert [one.process for one in chosen.fit(entries, 2)[1:]] == processes
 
 
 def test_a_channel_may_be_observed_only_at_the_end():
     """Nothing is rehearsed then."""
-    entries = growing("of the share")[0]
+    entries = growing("by shares")[0]
     for entry in entries:
         entry["target"][1, :-3] = np.nan
     parts = folds.Folds(quick(prediction_length=3), entries, seed=0)
-    assert parts.rehearsed == []
+    assert parts.rehearsal(parts.estimator) is None
     assert len(parts.simple_forecasts(parts.whole)) == 3
 
 
-def growing(noise, rows=16, items=12):
-    """Items that grow by a share of themselves, beside the same of which nothing is positive."""
-    random, frames = np.random.default_rng(0), []
+def growing(how, rows=16, items=12):
+    """Items that grow, and the same with the opposite sign."""
+    random, frames, time = np.random.default_rng(0), [], np.arange(rows)
     for item in range(items):
-        steps = random.normal(0.2, 0.05, rows) if noise == "of the share" else np.full(rows, 0.01)
-        values = random.uniform(1, 9) * np.exp(steps.cumsum())
-        if noise == "of any size alike":
-            values = values + random.normal(0, 1.0, rows) + 20
-        frame = pd.DataFrame({"item_id": f"i{item}", "timestamp": np.arange(rows), "up": values})
-        frames.append(frame.assign(down=-values))
-    data = IrregularDataset.from_long_dataframe(pd.concat(frames), target=["up", "down"])
+        if how == "by shares":
+            values = random.uniform(1, 9) * np.exp(random.normal(0.2, 0.05, rows).cumsum())
+        else:
+            values = 3 + random.uniform(1, 9) * time + random.normal(0, 0.5, rows)
+        frames.append(pd.DataFrame({"item_id": f"i{item}", "timestamp": time, "up": values}))
+    frame = pd.concat(frames)
+    frame["down"] = -frame["up"]
+    data = IrregularDataset.from_long_dataframe(frame, target=["up", "down"])
     return list(data), [Support(low=0.0), Support()]
 
 
-def rehearsed(entries, length=3):
-    ends = [len(entry["target"][0]) for entry in entries]
-    return [cut_entry(one, end - length, end) for one, end in zip(entries, ends, strict=True)]
-
-
-@pytest.mark.parametrize(("noise", "power"), [("of the share", 0.0), ("of any size alike", 1.0)])
-def test_values_that_grow_by_shares_have_a_process_of_logarithms(noise, power):
-    entries, supports = growing(noise)
-    chosen = simple.powers_for(entries, supports, rehearsed(entries), 3)
+@pytest.mark.parametrize(("how", "power"), [("by shares", 0.0), ("in a line", 1.0)])
+def test_growth_decides_on_the_powers(how, power):
+    entries, supports = growing(how)
+    chosen = simple.powers_for(entries, supports, 3)
     assert chosen == [power, 1.0]
-    # Without last values to forecast, and for a value of 0, the root is taken as ever.
-    assert simple.powers_for(entries, supports, [], 3) == [0.5, 1.0]
+    # Items that are too short to forecast anything in have the root as ever.
+    assert simple.powers_for(entries, supports, 15) == [0.5, 1.0]
     # A channel that may be negative, although it never was, keeps its values.
-    assert simple.powers_for(entries, [Support()] * 2, rehearsed(entries), 3) == [1.0, 1.0]
-    entries[0]["target"][0, 0] = 0.0
-    assert simple.powers_for(entries, supports, rehearsed(entries), 3) == [0.5, 1.0]
+    assert simple.powers_for(entries, [Support()] * 2, 3) == [1.0, 1.0]
+    entries[0]["target"][0, 0] = 0.0  # has no logarithm
+    assert simple.powers_for(entries, supports, 3) == [0.5, 1.0]
 
 
 def test_the_fewer_the_items_the_more_alike_are_the_weights():

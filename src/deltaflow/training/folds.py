@@ -26,7 +26,7 @@ from deltaflow.forecast.support import supports_of
 from deltaflow.randomness import derived_seed
 from deltaflow.training import engine
 from deltaflow.training.blend import Finished, finish
-from deltaflow.training.simple import SimpleForecasts, name_of
+from deltaflow.training.simple import SimpleForecasts, name_of, observed
 from deltaflow.training.stretches import Stretch, stretches
 from deltaflow.training.widening import widened
 
@@ -307,27 +307,14 @@ class Folds:
                 pairs.append(split(origin, end))
         return pairs
 
-    @cached_property
-    def rehearsed(self) -> list[tuple[DataEntry, DataEntry]]:
-        """What was known before the last ``prediction_length`` values of each item, and these.
-
-        It is empty, if a channel was not observed before.
-        """
-        length = self._given.prediction_length
-        ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
-        cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
-        pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
-        seen = [np.isfinite(np.atleast_2d(known["target"])).any(axis=1) for known, _ in pairs]
-        return pairs if np.any(seen, axis=0).all() else []
-
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
         """Fit the forecasts that are blended with networks, of the same kinds for any entries."""
         return self._simple.fit(entries, self._given.prediction_length)
 
     @cached_property
     def _simple(self) -> SimpleForecasts:
-        some = list(self.whole[:FEW_ITEMS]), self.supports, self.rehearsed[:FEW_ITEMS]
-        return SimpleForecasts.for_data(*some, self._given.prediction_length)
+        some, length = list(self.whole[:FEW_ITEMS]), self._given.prediction_length
+        return SimpleForecasts.for_data(some, self.supports, length)
 
     def rehearsal(self, estimator: IrregularEstimator) -> HeldOut | None:
         """Train a network of an estimator without the last values of all items, which are held out.
@@ -343,9 +330,15 @@ class Folds:
             The last ``prediction_length`` values of all items that have others before; None if too
             few have.
         """
-        if self.cut or len(self.rehearsed) < FEWEST_ITEMS:
+        if self.cut:
             return None
-        early = [known for known, _ in self.rehearsed]
+        length = estimator.prediction_length
+        ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
+        cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
+        pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
+        early = [known for known, _ in pairs]
+        if len(pairs) < FEWEST_ITEMS or not observed(early).all():
+            return None
         base = estimator.create_data_module(early, seed=self.seed)
         usable, folds = np.asarray(base.training_windows.items), len(self.plan.left_out)
         aside = np.random.default_rng(self.seed).permutation(usable)[:: max(2, folds)]
@@ -354,7 +347,7 @@ class Folds:
             return None
         plain = estimator.with_settings(widening=False)
         network, *_ = self._train(plain, early, inside, aside, folds, base.reader)
-        return HeldOut.of([network, *self.simple_forecasts(early)], self.rehearsed, network.schema)
+        return HeldOut.of([network, *self.simple_forecasts(early)], pairs, network.schema)
 
     def _train(
         self,

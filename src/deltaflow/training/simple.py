@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from gluonts.dataset.common import DataEntry
 
+from deltaflow.data.splitter import cut_entry
 from deltaflow.forecast.gaussian_process.power_normal import POWERS
 from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.held_out import HeldOut
@@ -21,6 +22,10 @@ MOST_PROCESSES = 16
 
 FEWEST_FOR_TREND = 5
 """With fewer values of a typical item and channel, a change of slope cannot be told from noise."""
+
+HORIZONS, CLEARLY = 5, 0.95
+"""At most so many last horizons of each item decide on the powers, and another power than usual
+has to have at most this share of the loss."""
 
 
 class SimpleForecasts(NamedTuple):
@@ -42,15 +47,14 @@ class SimpleForecasts(NamedTuple):
         cls,
         entries: Sequence[DataEntry],
         supports: Sequence[Support],
-        rehearsed: Sequence[tuple[DataEntry, DataEntry]],
         prediction_length: int,
     ) -> SimpleForecasts:
-        """Choose by the items, and by what was known before their last values, and these values."""
+        """Choose by the items."""
         values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
         if values[0].size > MOST_PROCESSES:
             return cls((), [])
         processes = ("cycle", "trend") if np.median(values) >= FEWEST_FOR_TREND else ("cycle",)
-        return cls(processes, powers_for(entries, supports, rehearsed, prediction_length))
+        return cls(processes, powers_for(entries, supports, prediction_length))
 
     def fit(self, entries: Sequence[DataEntry], prediction_length: int) -> list[DeltaflowPredictor]:
         """Fit the forecasts to items."""
@@ -64,20 +68,22 @@ class SimpleForecasts(NamedTuple):
 def powers_for(
     entries: Sequence[DataEntry],
     supports: Sequence[Support],
-    rehearsed: Sequence[tuple[DataEntry, DataEntry]],
     prediction_length: int,
 ) -> list[float]:
     """Choose the power of each channel.
 
     A channel that can be negative keeps its values, and others have the root. If all values are
     positive, another power takes its place if it is more likely, and forecasts the last values
-    better, too: growth that slows down looks like that of a logarithm, which goes on for ever.
+    clearly better, too: growth that slows down looks like that of a logarithm, which goes on for
+    ever.
     """
     nonnegative = np.array([support.low >= 0 for support in supports])
     usual = np.where(nonnegative, 0.5, 1.0)
     targets = np.concatenate([np.atleast_2d(entry["target"]) for entry in entries], axis=1)
     positive = nonnegative & ~(targets <= 0).any(axis=1)
-    if not positive.any() or not rehearsed:
+    cuts = [cut for entry in entries if (cut := _last_horizons(entry, prediction_length))]
+    early = [cut[0][0] for cut in cuts]
+    if not positive.any() or not early or not observed(early).all():
         return usual.tolist()
 
     def fitted(data: Sequence[DataEntry], powers: np.ndarray) -> GaussianProcessPredictor:
@@ -88,14 +94,26 @@ def powers_for(
     best = np.where(positive, np.array(POWERS)[best], usual)
     if (best == usual).all():
         return usual.tolist()
-    early = [known for known, _ in rehearsed]
     rivals = [fitted(early, powers) for powers in (usual, best)]
-    held_out = HeldOut.of(rivals, rehearsed, likely[0].schema)
+    held_out = HeldOut.of(rivals, [pair for cut in cuts for pair in cut], likely[0].schema)
     of_usual, of_best = (
         np.bincount(held_out.channel, losses(held_out, weights), minlength=len(usual))
         for weights in np.eye(2)
     )
-    return np.where(of_best < of_usual, best, usual).tolist()
+    return np.where(of_best < CLEARLY * of_usual, best, usual).tolist()
+
+
+def _last_horizons(entry: DataEntry, length: int) -> list[tuple[DataEntry, DataEntry]]:
+    """Return what was known before each of the last horizons of an item, and what followed."""
+    end = entry["target"].shape[-1]
+    origins = [end - count * length for count in range(HORIZONS, 0, -1)]
+    return [cut_entry(entry, at, at + length) for at in origins if at >= max(2, end // 2)]
+
+
+def observed(entries: Sequence[DataEntry]) -> np.ndarray:
+    """Tell which channels have a value."""
+    seen = [np.isfinite(np.atleast_2d(entry["target"])).any(axis=1) for entry in entries]
+    return np.any(seen, axis=0)
 
 
 def name_of(simple: DeltaflowPredictor) -> str:
