@@ -1,6 +1,6 @@
 """A Gaussian process per item and channel, all with the same kernel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from gluonts.core.component import validated
@@ -184,8 +184,8 @@ class GaussianProcessPredictor(LocationScalePredictor):
         self,
         located: Sequence[tuple[np.ndarray, ...]],
         channels: Sequence[int | list[int]],
-    ) -> list[Callable[..., DistributionForecast]]:
-        """Return what makes forecasts; see `LocationScalePredictor.forecasts_from`."""
+    ) -> list[DistributionForecast]:
+        """Return forecasts; see `LocationScalePredictor.forecasts_from`."""
         with_powers = [(*own, np.broadcast_to(self.powers, own[0].shape)) for own in located]
         return super().forecasts_from(with_powers, channels)
 
