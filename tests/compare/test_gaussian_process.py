@@ -257,3 +257,31 @@ def test_all_that_is_known_before_a_test_is_learned_from(tmp_path):
     known = {entry["item_id"]: len(entry["target"]) for entry in known_before(task)}
     assert known == {"a": 13, "b": 3}
     assert sum(len(entry["target"]) for entry in task.training) == 9 + 3
+
+
+def test_growth_by_shares_is_forecast_and_does_not_go_on_for_ever():
+    """A process of logarithms follows it; millions of lengths later it has come to an end."""
+    random, times = np.random.default_rng(0), np.arange(24.0)
+    frames = [
+        pd.DataFrame({"item_id": f"i{item}", "timestamp": times, "target": np.exp(log)})
+        for item, log in enumerate(0.2 * times + random.normal(0, 0.1, (16, 24)))
+    ]
+    data = IrregularDataset.from_long_dataframe(pd.concat(frames))
+    known, template = split(data, offset=-4)
+    pairs = list(template.generate_instances(4))
+    later = np.array([label["target"] for _, label in pairs])
+    errors = []
+    for powers in ([1.0], [0.0]):
+        predictor = GaussianProcessPredictor.fit(known, 4, powers)
+        found = predictor.predict([past for past, _ in pairs])
+        low, median, high = np.array([f.quantiles([0.1, 0.5, 0.9]) for f in found]).swapaxes(0, 1)
+        errors.append(np.abs(median - later).mean())
+    assert errors[1] < 0.5 * errors[0]
+    assert ((low <= later) & (later <= high)).mean() == pytest.approx(0.8, abs=0.12)
+    (far,) = predictor.predict(
+        [{**pairs[0][0], "feat_dynamic_real": np.append(times[:20], 10.0 ** np.arange(4, 8))[None]}]
+    )
+    low, high = far.quantiles([0.1, 0.9])
+    assert (high < 1e6 * later.max()).all()
+    assert (high > 10 * low).all()
+    assert (far.mean < 1e9 * later.max()).all()

@@ -1,5 +1,6 @@
 """A Gaussian process per item and channel, all with the same kernel."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,10 @@ CONTEXT = 300
 
 LOWEST = -6.0
 """Logarithms are at least so many deviations from their mean: 0 is no value of such a channel."""
+
+REACH = math.log(100)
+"""Logarithms of forecasts are at most this far from their mean, beside five deviations: growth that
+goes on for many lengths of a series is not to be believed."""
 
 
 class GaussianProcessPredictor(LocationScalePredictor):
@@ -177,6 +182,9 @@ class GaussianProcessPredictor(LocationScalePredictor):
             start = _start_of(times, self.process)
             own, asked = (times - start) / self.unit, (queries - start) / self.unit
             mean, deviation = predictive(theta, own, values, asked, self.process)
+            if self.powers[channel] == 0:
+                reach = 5 + REACH / spread
+                mean, deviation = np.clip(mean, -reach, reach), np.minimum(deviation, reach / 3)
             loc[:, channel], scale[:, channel] = center + spread * mean, spread * deviation
         return loc, np.maximum(scale, 1e-9 * self.spread)
 
