@@ -1,8 +1,9 @@
 """The recurrence itself: one autograd function that repeats stages over the steps of a series.
 
 Steps are computed in blocks, in scratch memory that stays in the cache. What the backward pass
-needs is copied out once per block. Series are columns, the longest first. Those that have ended are
-dropped between blocks; until then their further steps are computed and ignored.
+needs is copied out once per block, unless it is the last one in that memory. Series are columns,
+the longest first. Those that have ended are dropped between blocks; until then their further steps
+are computed and ignored.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class _Recurrence:
         self.tensors = [tensor for stage in stages for tensor in stage.tensors()]
         rows = sum(sum(stage.tape.values()) for stage in stages)
         step = rows * max(1, self.num_series) * self.tensors[-1].element_size()
-        self.block_steps = min(max(CACHE // step, SHORT_BLOCK), BLOCK)
+        self.block_steps = min(max(CACHE // step, SHORT_BLOCK), BLOCK, max(1, len(counts)))
         self.blocks: list[_Block] = []
         width = self.num_series
         for start in range(0, len(counts), self.block_steps):
@@ -147,24 +148,30 @@ class _Recurrence:
     # Autograd never sees scratch memory. Inference mode says so, and saves a tenth of the time.
     @torch.inference_mode()
     def _forward(self, final: Tensor, kept: dict[_Block, list[Tensor]] | None) -> None:
-        storage = self._storage(final) if kept is not None else iter(())
         last = final
-        for width, blocks in groupby(self.blocks, key=lambda block: block.width):
-            lanes = [_Lane(stage, final, self.block_steps, width) for stage in self.stages]
-            states, *later = [lane.tape[lane.stage.state] for lane in lanes]
+        for width, group in groupby(self.blocks, key=lambda block: block.width):
+            *earlier, newest = group
+            tapes = [self._scratch(stage.tape, width, final) for stage in self.stages]
+            own = [tape[stage.kept] for stage, tape in zip(self.stages, tapes, strict=True)]
+            copies = [
+                _memory((len(earlier), self.block_steps, *rows.shape[1:]), final)
+                for rows in own
+                if kept is not None and earlier
+            ]
+            states, *later = [
+                tape[stage.state] for stage, tape in zip(self.stages, tapes, strict=True)
+            ]
             # The last stage of a step writes to where the first stage of the next step reads.
             outs = [*(entering[:-1] for entering in later), states[1:]]
             program = _program(
-                (
-                    lane.stage.forward,
-                    lane.stage.forward_arguments(lane.tape.steps(0, self.block_steps), out),
-                )
-                for lane, out in zip(lanes, outs, strict=True)
+                (stage.forward, stage.forward_arguments(tape.steps(0, self.block_steps), out))
+                for stage, tape, out in zip(self.stages, tapes, outs, strict=True)
             )
-            for block in blocks:
+            for number, block in enumerate([*earlier, newest]):
                 states[0] = last[:, :width]
-                for lane in lanes:
-                    lane.load(block)
+                for stage, tape in zip(self.stages, tapes, strict=True):
+                    for name, values in stage.inputs.items():
+                        tape[name][: block.steps] = values[block.region]
                 for calls in program[: block.steps]:
                     for call, views in calls:
                         call(*views)
@@ -173,7 +180,10 @@ class _Recurrence:
                     if ended := self.ends.get(block.start + step):
                         final[:, ended] = states[step + 1][:, ended]
                 if kept is not None:
-                    kept[block] = [next(storage).copy_(lane.kept(block)) for lane in lanes]
+                    kept[block] = [rows[: block.steps] for rows in own]
+                    if block is not newest:  # to whose place no other block is written
+                        pairs = zip(copies, kept[block], strict=True)
+                        kept[block] = [copy[number].copy_(rows) for copy, rows in pairs]
 
     @torch.inference_mode()
     def _backward(
@@ -181,11 +191,17 @@ class _Recurrence:
     ) -> None:
         remaining = iter(totals)
         sums = [_Sums(stage, self.block_steps, remaining) for stage in self.stages]
+        sizes = [
+            {name: stage.tape[name] for name in names_of(stage.kept, stage.tape)}
+            for stage in self.stages
+        ]
         carry = torch.zeros_like(gradient)
         for width, blocks in groupby(reversed(self.blocks), key=lambda block: block.width):
-            lanes = [_Lane(stage, gradient, self.block_steps, width) for stage in self.stages]
-            works = [lane.work.steps(1, self.block_steps + 1) for lane in lanes]
-            *earlier, gradients = [lane.work[lane.stage.gradient] for lane in lanes]
+            scratch = [self._scratch(stage.work, width, gradient) for stage in self.stages]
+            works = [work.steps(1, self.block_steps + 1) for work in scratch]
+            *earlier, gradients = [
+                work[stage.gradient] for stage, work in zip(self.stages, scratch, strict=True)
+            ]
             # The first stage of a step writes to where the last stage of the previous step reads.
             outs = [gradients[:-1], *(entering[1:] for entering in earlier)]
             program = _program(
@@ -194,7 +210,8 @@ class _Recurrence:
             )
             for block in blocks:
                 tapes = [
-                    lane.restored(block, k) for lane, k in zip(lanes, kept[block], strict=True)
+                    _with_inputs(NamedRows(rows, names), stage, block)
+                    for stage, rows, names in zip(self.stages, kept[block], sizes, strict=True)
                 ]
                 parts = [work.steps(0, block.steps) for work in works]
                 for stage, tape, work in zip(self.stages, tapes, parts, strict=True):
@@ -211,48 +228,21 @@ class _Recurrence:
         for total in sums:
             total.close()
 
-    def _storage(self, like: Tensor) -> Iterator[Tensor]:
-        """Yield memory for what each stage keeps of each block, cut from one allocation."""
-        layouts = [_Lane(stage, like, self.block_steps, 0) for stage in self.stages]
-        shapes = [
-            (block.steps, layout.kept(block).shape[1], block.width)
-            for block in self.blocks
-            for layout in layouts
-        ]
-        sizes = [prod(shape) for shape in shapes]
-        parts = _memory(sum(sizes), like).split(sizes)
-        return (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+    def _scratch(self, sizes: dict[str, int], width: int, like: Tensor) -> NamedRows:
+        """Return memory for the steps of a block, and one more.
+
+        The extra step holds the state after the last step, or the gradient of the state before the
+        first.
+        """
+        rows = like.new_empty(self.block_steps + 1, sum(sizes.values()), width)
+        return NamedRows(rows, sizes)
 
 
-class _Lane:
-    """A stage with its memory for the steps of a block, and one more.
-
-    The extra step holds the state after the last step, or the gradient of the state before the
-    first.
-    """
-
-    def __init__(self, stage: Stage, like: Tensor, steps: int, width: int) -> None:
-        def rows(sizes: dict[str, int]) -> NamedRows:
-            return NamedRows(like.new_empty(steps + 1, sum(sizes.values()), width), sizes)
-
-        self.stage, self.tape, self.work = stage, rows(stage.tape), rows(stage.work)
-        self.kept_sizes = {name: stage.tape[name] for name in names_of(stage.kept, stage.tape)}
-
-    def load(self, block: _Block) -> None:
-        """Copy the inputs of a block to the tape."""
-        for name, values in self.stage.inputs.items():
-            self.tape[name][: block.steps] = values[block.region]
-
-    def kept(self, block: _Block) -> Tensor:
-        """Return the rows that a block keeps for its backward pass."""
-        return self.tape[self.stage.kept][: block.steps]
-
-    def restored(self, block: _Block, kept: Tensor) -> NamedRows:
-        """Return the tape of a block: the rows that were kept, and the inputs."""
-        tape = NamedRows(kept, self.kept_sizes)
-        for name, values in self.stage.inputs.items():
-            tape.parts.setdefault(name, values[block.region])
-        return tape
+def _with_inputs(tape: NamedRows, stage: Stage, block: _Block) -> NamedRows:
+    """Return what was kept of a stage's tape for a block, and its inputs."""
+    for name, values in stage.inputs.items():
+        tape.parts.setdefault(name, values[block.region])
+    return tape
 
 
 class _Sums:
@@ -288,19 +278,19 @@ class _Sums:
                 torch.sum(sums.mT, 0, out=total)
 
 
-def _memory(size: int, like: Tensor) -> Tensor:
-    """Return a flat tensor; if it is large, in huge pages where the system supports them.
+def _memory(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return memory; if it is large, in huge pages where the system supports them.
 
     The system provides large memory anew for every batch. In pages of 4 KiB, this can take as long
     as the computation itself.
     """
-    num_bytes = size * like.element_size()
+    num_bytes = prod(shape) * like.element_size()
     if num_bytes < LARGE or like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return like.new_empty(size)
+        return like.new_empty(shape)
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # raised by a system without huge pages
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=like.dtype)
+    return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
 
 def _program(calls: Iterable[tuple[Callable[..., None], tuple[Tensor, ...]]]) -> Program:
