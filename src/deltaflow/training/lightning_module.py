@@ -319,7 +319,9 @@ class ForecastLightningModule(pl.LightningModule):
         """Return AdamW, with a warm-up and a cosine decay over the known length of training."""
         # Lightning's search for a learning rate sets hparams["lr"].
         options = {name: self.hparams[name] for name in ("lr", "weight_decay")}
-        optimizer = torch.optim.AdamW(self.parameters(), **options)
+        # One call for all parameters. Mixed precision could not clip the gradients before it.
+        fused = self.device.type == "cpu" and "mixed" not in str(self.trainer.precision)
+        optimizer = torch.optim.AdamW(self.parameters(), **options, fused=fused)
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             return optimizer
