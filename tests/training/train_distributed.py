@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from deltaflow import (
     ForecastLightningModule,
@@ -96,7 +97,7 @@ def train(kind: str, devices: int) -> dict:
         "gradient_clip_val": 1.0,
         "num_sanity_val_steps": 0,
         "callbacks": [record],
-        "logger": False,
+        "logger": DummyLogger(),
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }

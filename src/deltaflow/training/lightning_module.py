@@ -123,7 +123,8 @@ class ForecastLightningModule(pl.LightningModule):
         noise = derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
         with seeded(noise, self.device):
             loss = self._mean_loss(batch, "train_loss")
-        self.log("train_loss_step", loss.detach(), sync_dist=True)
+        if self.trainer.loggers:  # to log takes longer than the optimiser's step
+            self.log("train_loss_step", loss.detach(), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
