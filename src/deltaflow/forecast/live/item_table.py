@@ -6,7 +6,6 @@ import math
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +18,6 @@ AT_ONCE = 2**16
 """The number of records that are read from a frozen table at once."""
 
 
-class _Place(NamedTuple):
-    """Where a part of a record is: in which columns of a dtype, and its shape."""
-
-    dtype: torch.dtype
-    columns: slice
-    shape: tuple[int, ...]
-
-
 class ItemTable:
     """Records of items by their names. A record is read in one access, however many parts it has.
 
@@ -35,19 +26,18 @@ class ItemTable:
     Parameters
     ----------
     parts
-        An example of each part of a record, ``(1, …)``.
+        An example of each part of a record, ``(1, …)``; at least one of them has 64 bits.
     """
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
-        self._places: dict[int, _Place] = {}
-        end = 0  # in bytes: from wide to narrow dtypes, so that all parts are aligned
-        for number in sorted(range(len(parts)), key=lambda n: -parts[n].element_size()):
-            part, size = parts[number], parts[number].element_size()
-            columns = slice(end // size, end // size + part.numel())
-            self._places[number] = _Place(part.dtype, columns, part.shape[1:])
-            end = size * columns.stop
+        self._names = [str(number) for number in range(len(parts))]
+        named = zip(self._names, (part.numpy() for part in parts), strict=True)
+        fields = [(name, part.dtype, part.shape[1:]) for name, part in named]
+        # From wide to narrow parts, which leaves the least room between them.
+        fields.sort(key=lambda field: -field[1].itemsize)
+        self._record = np.dtype(fields, align=True)
         # One record is always there, so that absent items have something to be read.
-        self._records = torch.zeros(1, math.ceil(end / 8), dtype=torch.int64)
+        self._records = torch.zeros(1, self._record.itemsize // 8, dtype=torch.int64)
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
         self._used = 0
@@ -74,12 +64,8 @@ class ItemTable:
 
     def parts(self, packed: Tensor) -> list[Tensor]:
         """Return the parts ``(I, …)`` of packed records, as views that may be written to."""
-        return [self._part(packed, number) for number in range(len(self._places))]
-
-    def _part(self, packed: Tensor, number: int) -> Tensor:
-        dtype, columns, shape = self._places[number]
-        part = packed.view(dtype)[:, columns]
-        return part if len(shape) == 1 else part.unflatten(1, shape)
+        records = packed.numpy().view(self._record)[:, 0]
+        return [torch.from_numpy(records[name]) for name in self._names]
 
     def put(self, names: Sequence[str], rows: Tensor, packed: Tensor) -> None:
         """Write packed records to the rows of items; an item of row -1 gets a new row."""
@@ -102,11 +88,11 @@ class ItemTable:
     def replace(self, number: int, values: Tensor) -> None:
         """Replace a part of all records, ``(rows, …)`` as :meth:`all_of` gives it."""
         self._keep(torch.arange(self._used))
-        self._part(self._records, number).copy_(values)
+        self.all_of(number).copy_(values)
 
     def all_of(self, number: int) -> Tensor:
         """Return a part of all records, those of unused rows among them."""
-        return self._part(self._records, number)
+        return self.parts(self._records)[number]
 
     def freeze(self, lock: threading.Lock) -> FrozenTable:
         """Return the table as it is now; until :meth:`thaw`, other threads may go on changing it.
