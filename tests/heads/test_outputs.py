@@ -145,7 +145,7 @@ def test_a_head_gives_arguments_of_every_channel(output):
     for arg in args:
         assert arg.shape[:3] == (2, 4, 3)
     target = torch.ones(2, 4, 3)
-    loss = head.loss(target, torch.ones(2, 4, 3, dtype=torch.bool), args, torch.ones(2, 4, 3))
+    loss = head.loss(target, args, torch.ones(2, 4, 3))
     assert loss.shape[:3] == (2, 4, 3)
     assert loss.isfinite().all()
 
@@ -175,8 +175,8 @@ def test_a_missing_target_has_no_influence(output):
     for missing in (0.0, 1e30):
         target = torch.ones(3, 2, 1)
         target[1] = missing
-        loss = head.loss(target, observed, head(features), torch.ones(3, 2, 1))
-        (gradient,) = torch.autograd.grad(loss[observed].sum(), features)
+        loss = head.loss(target[observed], head.at(features, observed), torch.ones(4))
+        (gradient,) = torch.autograd.grad(loss.sum(), features)
         gradients.append(gradient)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
     assert (gradients[0][1] == 0).all()
@@ -205,6 +205,6 @@ def test_making_a_distribution_of_counts_leaves_the_arguments_alone():
     args = tuple(arg.detach() for arg in head(torch.ones(1, 1, 2)))
     before = [arg.clone() for arg in args]
     head.distribution(args, torch.zeros(1, 1, 1), torch.full((1, 1, 1), 5.0))
-    head.loss(torch.ones(1, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool), args, torch.ones(1, 1, 1))
+    head.loss(torch.ones(1, 1, 1), args, torch.ones(1, 1, 1))
     for arg, original in zip(args, before, strict=True):
         assert torch.equal(arg, original)

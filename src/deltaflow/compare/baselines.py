@@ -6,7 +6,8 @@ is the mean absolute error of the validation forecasts.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from gluonts.core.component import validated
@@ -20,6 +21,8 @@ from deltaflow.data.statistics import Statistics
 from deltaflow.errors import needing
 from deltaflow.forecast.location_scale import LocationScalePredictor
 from deltaflow.tasks import Task
+
+P = TypeVar("P", bound="LaplacePredictor")
 
 SUMMARY = (
     "last", "previous", "first", "mean", "minimum", "maximum", "deviation", "count",
@@ -242,12 +245,7 @@ def fit_item_mean(task: Task) -> LinearPredictor:
 
 def fit_item_trend(task: Task) -> TrendPredictor:
     """Forecast each channel by the line through what was observed of it in the item."""
-    basis = _Basis.of(task)
-    line = TrendPredictor(**basis.arguments, scale=basis.spread.tolist()).point
-    lines = [line(one, one.times[one.length :]) for one in basis.validation.series]
-    errors = basis.validation.values - np.concatenate(lines)
-    scale = [basis.scale(own[np.isfinite(own)], n) for n, own in enumerate(errors.T)]
-    return TrendPredictor(**basis.arguments, scale=scale)
+    return _Basis.of(task).scaled(TrendPredictor)
 
 
 def fit_least_squares(task: Task) -> LinearPredictor:
@@ -404,23 +402,25 @@ class _Basis(NamedTuple):
             return float(spread / np.sqrt(2))
         return float(max(np.abs(errors).mean(), 1e-9 * spread))
 
+    def scaled(self, kind: type[P], **arguments: Any) -> P:
+        """Return a predictor with the scale of its errors on the validation forecasts."""
+        make = partial(kind, **self.arguments, **arguments)
+        locate = make(scale=self.spread.tolist()).locate
+        located = [locate(one, one.times[one.length :])[0] for one in self.validation.series]
+        errors = self.validation.values - np.concatenate(located)
+        return make(scale=[self.scale(e[np.isfinite(e)], n) for n, e in enumerate(errors.T)])
+
 
 def _fit_lines(task: Task, fit: Callable[[np.ndarray, np.ndarray], Any]) -> LinearPredictor:
     """Give each channel the weights that ``fit`` finds for terms ``(n, 3)`` and values ``(n,)``."""
     basis = _Basis.of(task)
-    training, validation = (
-        np.stack([_terms(summarise(s, len(basis.center), 1.0), basis.center) for s in part.series])
-        for part in (basis.training, basis.validation)
-    )  # (N, D, 3)
+    summaries = [summarise(s, len(basis.center), recent=1.0) for s in basis.training.series]
+    terms = np.stack([_terms(summary, basis.center) for summary in summaries])  # (N, D, 3)
     weights = np.zeros((len(basis.center), 3))
-    scale = np.zeros(len(basis.center))
     for channel, center in enumerate(basis.center):
         items, _, values = basis.training.of_channel(channel)
-        weights[channel] = fit(training[items, channel], values - center)
-        items, _, values = basis.validation.of_channel(channel)
-        errors = values - center - validation[items, channel] @ weights[channel]
-        scale[channel] = basis.scale(errors, channel)
-    return LinearPredictor(**basis.arguments, weights=weights.tolist(), scale=scale.tolist())
+        weights[channel] = fit(terms[items, channel], values - center)
+    return basis.scaled(LinearPredictor, weights=weights.tolist())
 
 
 def _terms(summary: np.ndarray, center: np.ndarray) -> np.ndarray:

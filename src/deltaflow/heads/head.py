@@ -95,26 +95,22 @@ class Head(nn.Module):
         """Map unbounded numbers, ``(..., A)`` for each target, to the distribution's arguments."""
         return self.output.domain_map(*raw.split(self.sizes, dim=-1))
 
-    def loss(
-        self, target: Tensor, observed: Tensor, args: tuple[Tensor, ...], scale: Tensor
-    ) -> Tensor:
-        """Return the loss of each scaled target. Where a target is not observed it means nothing.
+    def loss(self, target: Tensor, args: tuple[Tensor, ...], scale: Tensor) -> Tensor:
+        """Return the loss of each scaled target.
 
         Parameters
         ----------
-        target, observed
-            ``(...)`` scaled targets and their mask.
+        target
+            ``(...)`` scaled targets, all of them observed.
         args
-            What :meth:`forward` returned.
+            What :meth:`forward` or :meth:`at` returned for them.
         scale
             ``(...)`` scale of each target, in the units of its channel, for distributions of
             counts.
         """
         if is_discrete(self.output):
             scale = scale.to(target.dtype)
-            counts = torch.where(observed, (target * scale).round(), self.output.value_in_support)
-            return self.output.loss(counts, _copied(args), scale=scale)
-        target = torch.where(observed, target, self.output.value_in_support)
+            return self.output.loss((target * scale).round(), _copied(args), scale=scale)
         if isinstance(self.output, (ISQFOutput, PiecewiseLinearOutput)):
             # GluonTS's quantile splines have no density; their loss is the CRPS.
             return self.output.distribution(args).crps(target)

@@ -129,15 +129,11 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
 
         ``args`` is the result of :meth:`at_targets`, if it has been computed already.
         """
-        series, query, channel = place = batch.target_observed.nonzero(as_tuple=True)
-        losses = self.head.loss(
-            batch.target[place],
-            torch.ones_like(query, dtype=torch.bool),
-            self.at_targets(batch) if args is None else args,
-            batch.scale[series, channel],
-        )
+        series, _, channel = place = batch.target_observed.nonzero(as_tuple=True)
+        args = self.at_targets(batch) if args is None else args
+        losses = self.head.loss(batch.target[place], args, batch.scale[series, channel])
         total = (losses * self.channel_weights[channel]).sum()
-        return total, torch.tensor(len(query), device=total.device)
+        return total, torch.tensor(len(channel), device=total.device)
 
     def sample_paths(self, batch: Batch, num_samples: int) -> Tensor:
         """Draw coherent trajectories: sample one query, read the sample, and go on to the next.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deltaflow.data import Batch, Reader
 from deltaflow.errors import DeltaflowError, check_whole
-from deltaflow.forecast.forecasts import RealTimeForecast
+from deltaflow.forecast.forecasts import RealTimeForecast, quantiles_of
 from deltaflow.forecast.loading import FORMAT_KEY
 from deltaflow.forecast.network_predictor import IrregularPredictor, advising, load_weights
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
@@ -289,9 +289,8 @@ class ForecastLightningModule(pl.LightningModule):
         else:
             joint = head.distribution(args, loc, scale)
             if has_quantiles(joint):
-                levels = torch.tensor(DECILES, dtype=torch.float64)
                 mean = joint.mean
-                quantiles = torch.stack([joint.icdf(level.unsqueeze(0)) for level in levels])
+                quantiles = torch.from_numpy(quantiles_of(joint, DECILES))
             else:
                 with seeded(self.seed):
                     drawn = joint.sample(torch.Size((_SAMPLES,))).double()
