@@ -20,7 +20,6 @@ from deltaflow.data.series import Series, series_of
 from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
     Horizon,
-    LastWindows,
     SlidingWindows,
     SpreadWindows,
     TrainingWindows,
@@ -214,13 +213,13 @@ def test_items_with_nothing_to_learn_from_are_passed_over_with_one_warning(data)
 
 def test_validation_takes_the_last_window_of_every_item(data):
     reader = make_reader(data)
-    windows = LastWindows(data, reader, HORIZON)
+    windows = SpreadWindows(data, reader, HORIZON, most=1)
     assert len(windows) == 5
     for series, window in zip(data, (windows[i] for i in range(5)), strict=True):
         length = series.length
         np.testing.assert_array_equal(rows_of(window)[1], np.arange(length - 3, length))
     with pytest.raises(DataError, match="no validation item"):
-        LastWindows([numbered_series(0, 1)], reader, HORIZON)
+        SpreadWindows([numbered_series(0, 1)], reader, HORIZON, most=1)
 
 
 @pytest.mark.parametrize(("most", "each"), [(2000, 8), (20, 4), (5, 2)])
@@ -331,11 +330,11 @@ def test_a_horizon_with_more_observations_than_queries_is_refused(data):
         with pytest.raises(DataError, match=r"item '\d', row \d+: \d observations .* is 3"):
             windows(data, make_reader(data), Horizon(3, 60.0), seed=0)
     with pytest.raises(DataError, match="prediction_length"):
-        LastWindows(data, make_reader(data), Horizon(3, 60.0))
+        SpreadWindows(data, make_reader(data), Horizon(3, 60.0), most=1)
 
 
 def test_the_last_window_ends_with_the_series_when_its_horizon_is_a_duration(data):
-    windows = LastWindows(data[4:], make_reader(data), Horizon(10, 40.0))
+    windows = SpreadWindows(data[4:], make_reader(data), Horizon(10, 40.0), most=1)
     first = int(rows_of(windows[0])[1][0])
     times = data[4].times
     assert times[first] + 40 > times[-1] >= times[first - 1] + 40

@@ -24,7 +24,6 @@ from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import (
     Horizon,
     LabelledWindows,
-    LastWindows,
     SlidingWindows,
     SpreadWindows,
     TrainingWindows,
@@ -116,7 +115,7 @@ class IrregularDataModule(pl.LightningDataModule):
         check_seed(seed)
         check_registered("origins", origins, ["random", "sliding"])
         kinds: dict[str, Callable[..., Windows]] = {
-            "last": LastWindows,
+            "last": partial(SpreadWindows, most=1),
             "spread": SpreadWindows,
             "sliding": partial(SlidingWindows, stride=stride),
         }

@@ -304,38 +304,41 @@ def _permutation(size: int, *seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(size)
 
 
-class LastWindows(_OriginWindows):
-    """The last window of every series that has one.
+class SpreadWindows(_OriginWindows):
+    """A few windows of every series that has any, at origins spread evenly up to the last one.
 
-    It is as long as the horizon, but no longer than leaves the earlier half of the possible
-    origins to the context: a horizon as long as the series would leave nothing to forecast from.
+    The last window is as long as the horizon, but no longer than leaves the earlier half of the
+    possible origins to the context: a horizon as long as the series would leave nothing to forecast
+    from.
+
+    Parameters
+    ----------
+    data, reader, horizon
+        The series, how they are read, and what a window asks for.
+    most
+        The largest number of windows of a series; 1, the last one alone. If None, it depends on the
+        number of series.
     """
 
-    def __init__(self, data: Sequence[Series], reader: Reader, horizon: Horizon) -> None:
+    def __init__(
+        self, data: Sequence[Series], reader: Reader, horizon: Horizon, most: int | None = None
+    ) -> None:
         super().__init__(data, reader, horizon, "validation item")
-        self.origins: list[int] = []
+        if most is None:
+            most = int(np.clip(MOST_WINDOWS // len(self.items), 2, MOST_PER_SERIES))
+        origins = []
         for item, (low, high) in zip(self.items.tolist(), self.ranges.tolist(), strict=True):
-            origins = np.arange((low + high) // 2, high + 1)
-            ends = horizon.ends(data[item], origins)
-            self.origins.append(int(origins[np.argmax(ends > high)]))
+            late = np.arange((low + high) // 2, high + 1)
+            last = late[np.argmax(horizon.ends(data[item], late) > high)]
+            origins.append(spread(last if most == 1 else low, last, most))
+        self.items = self.items.repeat([len(own) for own in origins])
+        self.origins: list[int] = np.concatenate(origins).tolist()
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Window:
         return self.window(index, self.origins[index])
-
-
-class SpreadWindows(LastWindows):
-    """A few windows of every series that has any, at origins spread evenly up to the last one."""
-
-    def __init__(self, data: Sequence[Series], reader: Reader, horizon: Horizon) -> None:
-        super().__init__(data, reader, horizon)
-        most = int(np.clip(MOST_WINDOWS // len(self.items), 2, MOST_PER_SERIES))
-        bounds = zip(self.ranges[:, 0], self.origins, strict=True)
-        origins = [spread(first, last, most) for first, last in bounds]
-        self.items = self.items.repeat([len(own) for own in origins])
-        self.origins = np.concatenate(origins).tolist()
 
 
 def spread(first: int, last: int, most: int) -> np.ndarray:
