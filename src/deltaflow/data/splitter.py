@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -68,12 +68,11 @@ class TimeSplitter(AbstractBaseSplitter):
     def __post_init__(self) -> None:
         if (self.after is None) == (self.date is None):
             raise DataError("a TimeSplitter needs either after or date", "give one of them")
-        for field in ("after", "horizon"):
-            value = getattr(self, field)
-            if value is not None:
-                read_duration(value, field)
-        if self.date is not None:
-            read_date(self.date, "date")
+        self._after, self._horizon = (
+            None if value is None else nanoseconds(read_duration(value, field))
+            for field, value in (("after", self.after), ("horizon", self.horizon))
+        )
+        self._date = None if self.date is None else read_date(self.date, "date")
 
     def prediction_length(
         self, dataset: Dataset, windows: int = 1, distance: Duration | None = None
@@ -194,8 +193,8 @@ class TimeSplitter(AbstractBaseSplitter):
                 field="info",
             )
         origin = entry["info"]["time_origin"]
-        if self.after is not None:
-            return nanoseconds(pd.Timedelta(self.after))
+        if self._after is not None:
+            return self._after
         if origin is None:
             raise DataError(
                 "elapsed times have no dates",
@@ -203,7 +202,7 @@ class TimeSplitter(AbstractBaseSplitter):
                 item=entry.get("item_id"),
                 field="date",
             )
-        date = pd.Timestamp(self.date)  # pyright: ignore[reportArgumentType]
+        date = cast(pd.Timestamp, self._date)
         if (date.tz is None) == str(origin).endswith("Z"):
             problem = "has no time zone" if date.tz is None else "has a time zone"
             raise DataError(
@@ -218,9 +217,9 @@ class TimeSplitter(AbstractBaseSplitter):
         """Return the rows ``[low, high)`` within the horizon of a split, moved by an offset."""
         cut = self._cut(entry) + offset
         low = _rows_before(entry, cut)
-        if self.horizon is None:
+        if self._horizon is None:
             return low, entry["target"].shape[-1]
-        return low, _rows_before(entry, cut + nanoseconds(pd.Timedelta(self.horizon)))
+        return low, _rows_before(entry, cut + self._horizon)
 
 
 _Items = TypeVar("_Items", IrregularDataset, ArrowDataset, list[DataEntry])
