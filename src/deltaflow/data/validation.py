@@ -158,8 +158,19 @@ def item_codes(frame: pd.DataFrame, item_id: str) -> tuple[np.ndarray, pd.Index]
     return codes, items if isinstance(items, pd.Index) else pd.Index(items)
 
 
-def check_distinct(names: Sequence[str], item_id: str) -> None:
-    """Raise if two items of the column ``item_id`` have the same name as text."""
+def gather_rows(
+    frame: pd.DataFrame, item_id: str | None, text: Callable[[Any], str] = str
+) -> FrameRows:
+    """Group the rows of ``frame`` by item, in their order within each item.
+
+    ``text`` returns the name of an item.
+    """
+    if item_id is None:
+        count = len(frame)
+        bounds = np.array([0, count] if count else [0])
+        return FrameRows(np.arange(count), bounds, ["0"] if count else [], frame.index)
+    codes, items = item_codes(frame, item_id)
+    names = [text(item) for item in items]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(
@@ -168,17 +179,6 @@ def check_distinct(names: Sequence[str], item_id: str) -> None:
             item=twice,
             field=item_id,
         )
-
-
-def gather_rows(frame: pd.DataFrame, item_id: str | None) -> FrameRows:
-    """Group the rows of ``frame`` by item, in their order within each item."""
-    if item_id is None:
-        count = len(frame)
-        bounds = np.array([0, count] if count else [0])
-        return FrameRows(np.arange(count), bounds, ["0"] if count else [], frame.index)
-    codes, items = item_codes(frame, item_id)
-    names = [str(item) for item in items]
-    check_distinct(names, item_id)
     return gathered(codes, names, frame.index)
 
 

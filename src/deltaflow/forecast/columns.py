@@ -16,7 +16,6 @@ from deltaflow.data.validation import (
     TimeColumn,
     as_text,
     check_columns,
-    check_distinct,
     check_range,
     check_roles,
     gather_rows,
@@ -26,10 +25,9 @@ from deltaflow.errors import DataError, located
 
 
 class Queries(NamedTuple):
-    """N queries, gathered by item: rows, names of the items, times, and covariates ``(N, K)``."""
+    """N queries, gathered by item: their rows, times, and covariates ``(N, K)``."""
 
     rows: FrameRows
-    names: list[str]
     times: TimeColumn
     known: np.ndarray
 
@@ -71,14 +69,9 @@ class FrameColumns:
             }
         )
 
-    def names(self, frame: pd.DataFrame, rows: FrameRows) -> list[str]:
-        """Return the items as text, the same in all frames whatever the type of their columns."""
-        if self.item_id is None:
-            return rows.items
-        firsts = frame[self.item_id].take(rows.order[rows.bounds[:-1]])
-        names = [as_text(item) for item in firsts]
-        check_distinct(names, self.item_id)
-        return names
+    def rows(self, frame: pd.DataFrame) -> FrameRows:
+        """Group rows by item; items have the same names whatever the type of their column."""
+        return gather_rows(frame, self.item_id, as_text)
 
     def times(self, frame: pd.DataFrame, rows: FrameRows) -> TimeColumn:
         """Read the times of a frame, which must be of the kind of the training data."""
@@ -96,13 +89,13 @@ class FrameColumns:
 
     def read(self, frame: pd.DataFrame) -> Queries:
         """Read what queries and observations have in common."""
-        rows = gather_rows(frame, self.item_id)
-        names, times = self.names(frame, rows), self.times(frame, rows)
+        rows = self.rows(frame)
+        times = self.times(frame, rows)
         if times.kind == "elapsed":
             unit = unit_seconds(self.schema.time_unit)
             check_range(times.ticks, unit, rows.refuse, self.timestamp)
         known = read_known(frame, rows, self.schema.feat_dynamic_real)
-        return Queries(rows, names, times, known.T)
+        return Queries(rows, times, known.T)
 
     def check_answer(self, names: Iterable[str]) -> None:
         """Raise if one of these columns of an answer has the name of item or time."""

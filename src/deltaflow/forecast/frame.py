@@ -15,7 +15,6 @@ from deltaflow.data.splitter import cut_entry
 from deltaflow.data.validation import (
     as_text,
     check_columns,
-    gather_rows,
     in_ticks_of,
     item_codes,
 )
@@ -146,7 +145,7 @@ class _Queried(NamedTuple):
 def _queries_within(past_df: pd.DataFrame, columns: FrameColumns) -> list[_Queried]:
     """Return the queries in the last rows of each item, in which nothing was observed."""
     with located(frame="past_df"):
-        rows = gather_rows(past_df, columns.item_id)
+        rows = columns.rows(past_df)
         times = columns.times(past_df, rows)
         entries = read_entries(past_df, rows, times, columns.timestamp, columns.schema)
         queried = []
@@ -174,13 +173,13 @@ def _queries_after(
 ) -> list[_Queried]:
     """Return the queries of ``future_df`` by item, in their order."""
     schema, item_id, timestamp = columns.schema, columns.item_id, columns.timestamp
-    future, names, future_times, known = columns.queries(future_df)
+    future, future_times, known = columns.queries(future_df)
     with located(frame="past_df"):
-        past_df = _of_items(past_df, item_id, set(names))
-        past = gather_rows(past_df, item_id)
-        number_of = {n: i for i, n in enumerate(columns.names(past_df, past))}
+        past_df = _of_items(past_df, item_id, set(future.items))
+        past = columns.rows(past_df)
+        number_of = {name: number for number, name in enumerate(past.items)}
         past_times = columns.times(past_df, past)
-    for number, name in enumerate(names):
+    for number, name in enumerate(future.items):
         if name not in number_of:
             raise DataError(
                 "is asked for, but has no past rows",
@@ -195,7 +194,7 @@ def _queries_after(
     with located(frame="past_df"):
         entries = read_entries(past_df, past, past_times, timestamp, schema)
 
-    owners = np.array([number_of[name] for name in names])
+    owners = np.array([number_of[name] for name in future.items])
     elapsed = future_times.ticks
     if future_times.kind == "timestamp":  # as time since the first past row of each item
         firsts = past_times.ticks[past.bounds[:-1]][owners]

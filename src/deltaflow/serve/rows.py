@@ -117,7 +117,7 @@ class Rows:
         known = self._given.schema.feat_dynamic_real
         covariates = self._numbers(requests, known, rows)
         check_known(covariates, rows, known)
-        return Queries(rows, rows.items, self._times(times, rows), covariates.T)
+        return Queries(rows, self._times(times, rows), covariates.T)
 
     def _numbers(
         self, requests: Sequence[Columns], names: Sequence[str], rows: FrameRows

@@ -79,7 +79,7 @@ def gather_observations(
 
     ``df`` has the static features, in the order of the frame.
     """
-    given, names, times, known = read
+    given, times, known = read
     check_increasing(times, times.ticks, given, columns.timestamp)
     check_columns(df, [name for name in columns.static if name in df])
     counts = np.diff(given.bounds)
@@ -89,7 +89,7 @@ def gather_observations(
         times=times,
         known=known,
         values=values,
-        names=[names[number] for number in turn.tolist()],
+        names=[given.items[number] for number in turn.tolist()],
         starts=given.bounds[turn],
         counts=counts[turn],
         static=Static(*(part[turn] for part in read_static(df, given, columns.schema))),

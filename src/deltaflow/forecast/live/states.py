@@ -105,7 +105,7 @@ class States:
     def answer(self, asked: Queries, levels: Sequence[float], seed: int | None) -> np.ndarray:
         """Return the median and L quantiles for each row of the frame, ``(1 + L, N, D)``."""
         with self._lock:
-            found = self.table.find(asked.names)
+            found = self.table.find(asked.rows.items)
             if (unknown := found.numpy() < 0).any():
                 raise DataError(
                     "is not known",
