@@ -124,7 +124,7 @@ class IrregularPredictor(DeltaflowPredictor):
                 "choose sampling='marginal', or a distribution such as 'student_t'"
             )
         self.network_arguments = network
-        self.distr_output = distr_output
+        self.distr_output = describe_output(distr_output)
         self.sampling = sampling
         self.num_parallel_samples = num_parallel_samples
         self.batch_size = batch_size
@@ -335,14 +335,14 @@ class IrregularPredictor(DeltaflowPredictor):
         return [self.network_arguments["encoder"]]
 
     def _arguments(self) -> Mapping[str, Any]:
-        return {**super()._arguments(), "distr_output": describe_output(self.distr_output)}
+        return {**super()._arguments(), "distr_output": self.distr_output}
 
     def summary(self) -> dict[str, Any]:
         """Return what the predictor is, in a few plain values."""
         return super().summary() | {
             "encoder": self.network_arguments["encoder"],
             "network": self.network_arguments["network"],
-            "distr_output": describe_output(self.distr_output),
+            "distr_output": self.distr_output,
             "scaling": self.reader.scaling,
             "sampling": self.sampling,
             "num_parameters": sum(part.numel() for part in self.network.parameters()),

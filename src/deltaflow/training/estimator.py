@@ -27,7 +27,7 @@ from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import SupportPredictor, Supports, supports_of
-from deltaflow.heads import describe_output, is_centred, is_discrete, make_output
+from deltaflow.heads import is_centred, is_discrete, make_output
 from deltaflow.model.networks import NETWORKS
 from deltaflow.model.options import ModelOptions
 from deltaflow.options import documents, options_from
@@ -344,7 +344,7 @@ class IrregularEstimator(Estimator):
             data = self.create_data_module(training_data, validation_data, from_predictor, seed)
             module = self.create_lightning_module(data)
             if from_predictor is not None:
-                output = describe_output(from_predictor.distr_output)
+                output = from_predictor.distr_output
                 stored = {**from_predictor.network_arguments, "distr_output": output}
                 if problem := difference(stored, module.hparams):
                     raise DeltaflowError(
