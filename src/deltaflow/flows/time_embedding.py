@@ -123,7 +123,15 @@ class Rate(nn.Module):
 
 
 class RateTime(TimeEmbedding):
-    r"""A function of :math:`a t`, where :math:`a` is a learned rate per dimension."""
+    r"""A function of :math:`a t`, where :math:`a` is a learned rate per dimension.
+
+    Attributes
+    ----------
+    of
+        The function.
+    """
+
+    of: Callable[[Tensor], Tensor]
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -134,37 +142,23 @@ class RateTime(TimeEmbedding):
         rate = self.rate()
         return lambda t: self.of(rate * t)
 
-    @staticmethod
-    @abstractmethod
-    def of(moved: Tensor) -> Tensor:
-        """Return the function of :math:`a t`."""
-
 
 class TanhTime(RateTime):
     r""":math:`\varphi(t) = \tanh(a t)`: bounded, and converges exponentially fast."""
 
-    @staticmethod
-    def of(moved: Tensor) -> Tensor:
-        r"""Return :math:`\tanh(a t)`."""
-        return torch.tanh(moved)
+    of = staticmethod(torch.tanh)
 
 
 class LinearTime(RateTime):
     r""":math:`\varphi(t) = a t`: unbounded, and never slows down."""
 
-    @staticmethod
-    def of(moved: Tensor) -> Tensor:
-        """Return :math:`a t`."""
-        return moved
+    of = staticmethod(lambda moved: moved)
 
 
 class LogTime(RateTime):
     r""":math:`\varphi(t) = \log(1 + a t)`: moves equally far each time t grows tenfold."""
 
-    @staticmethod
-    def of(moved: Tensor) -> Tensor:
-        r"""Return :math:`\log(1 + a t)`."""
-        return torch.log1p(moved)
+    of = staticmethod(torch.log1p)
 
 
 class FourierTime(TimeEmbedding):
