@@ -7,8 +7,6 @@ import torch
 from deltaflow.forecast.gaussian_process.power_normal import (
     POWERS,
     PowerNormal,
-    log_slope,
-    to_power,
 )
 
 LEVELS = [0.1, 0.5, 0.9, 0.99]
@@ -58,10 +56,3 @@ def test_forecasts_of_logarithms_stay_finite():
         assert torch.isfinite(answer).all()
     # Of a narrow one, the mean is that of all values.
     assert far.mean[0] == pytest.approx(math.exp(0.1**2 / 2), rel=1e-3)
-
-
-@pytest.mark.parametrize("power", POWERS)
-def test_the_slope_is_that_of_the_power(power):
-    values, step = np.array([0.3, 1.0, 20.0]), 1e-6
-    slope = (to_power(values + step, power) - to_power(values - step, power)) / (2 * step)
-    np.testing.assert_allclose(log_slope(values, power), np.log(slope), atol=1e-6)

@@ -9,8 +9,7 @@ import numpy as np
 from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.splitter import cut_entry
-from deltaflow.forecast.gaussian_process.power_normal import POWERS
-from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
+from deltaflow.forecast.gaussian_process.predictor import MOST_ITEMS, GaussianProcessPredictor
 from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -70,37 +69,36 @@ def powers_for(
     supports: Sequence[Support],
     prediction_length: int,
 ) -> list[float]:
-    """Choose the power of each channel.
+    """Choose the power of each channel, by at most `MOST_ITEMS` items.
 
     A channel that can be negative keeps its values, and others have the root. If all values are
-    positive, another power takes its place if it is more likely, and forecasts the last values
-    clearly better, too: growth that slows down looks like that of a logarithm, which goes on for
-    ever.
+    positive, another power takes its place where it forecasts the last values clearly better. That
+    it is more likely does not suffice: growth that slows down looks like that of a logarithm, which
+    would go on.
     """
     nonnegative = np.array([support.low >= 0 for support in supports])
     usual = np.where(nonnegative, 0.5, 1.0)
     targets = np.concatenate([np.atleast_2d(entry["target"]) for entry in entries], axis=1)
     positive = nonnegative & ~(targets <= 0).any(axis=1)
-    cuts = [cut for entry in entries if (cut := _last_horizons(entry, prediction_length))]
+    some = np.random.default_rng(0).permutation(len(entries))[:MOST_ITEMS]
+    cuts = [_last_horizons(entries[item], prediction_length) for item in some]
+    cuts = [cut for cut in cuts if cut]
     early = [cut[0][0] for cut in cuts]
     if not positive.any() or not early or not observed(early).all():
         return usual.tolist()
 
-    def fitted(data: Sequence[DataEntry], powers: np.ndarray) -> GaussianProcessPredictor:
-        return GaussianProcessPredictor.fit(data, prediction_length, powers.tolist())
-
-    likely = [fitted(entries, np.where(positive, power, usual)) for power in POWERS]
-    best = np.argmax([one.log_likelihood for one in likely], axis=0)
-    best = np.where(positive, np.array(POWERS)[best], usual)
-    if (best == usual).all():
-        return usual.tolist()
-    rivals = [fitted(early, powers) for powers in (usual, best)]
-    held_out = HeldOut.of(rivals, [pair for cut in cuts for pair in cut], likely[0].schema)
-    of_usual, of_best = (
-        np.bincount(held_out.channel, losses(held_out, weights), minlength=len(usual))
-        for weights in np.eye(2)
+    powers = np.where(positive, np.array([0.5, 1.0, 0.0])[:, None], usual)  # the usual ones first
+    fits = [GaussianProcessPredictor.fit(early, prediction_length, own.tolist()) for own in powers]
+    held_out = HeldOut.of(fits, [pair for cut in cuts for pair in cut], fits[0].schema)
+    loss = np.array(
+        [
+            np.bincount(held_out.channel, losses(held_out, alone), minlength=len(usual))
+            for alone in np.eye(len(fits))
+        ]
     )
-    return np.where(of_best < CLEARLY * of_usual, best, usual).tolist()
+    best = np.argmin(loss, axis=0)
+    best = np.where(loss.min(axis=0) < CLEARLY * loss[0], best, 0)
+    return powers[best, np.arange(len(usual))].tolist()
 
 
 def _last_horizons(entry: DataEntry, length: int) -> list[tuple[DataEntry, DataEntry]]:

@@ -28,12 +28,6 @@ def to_power(values: np.ndarray, power: float) -> np.ndarray:
     return np.log(np.maximum(values, np.finfo(float).tiny))
 
 
-def log_slope(values: np.ndarray, power: float) -> np.ndarray:
-    """Return the logarithm of the derivative of the power; at 0 and below, of a tiny value."""
-    positive = np.maximum(values, np.finfo(float).tiny)
-    return (power - 1) * np.log(positive) + (math.log(power) if power else 0.0)
-
-
 class PowerNormal(Distribution):
     """A variable of which a power is normal. Where its root would be negative, it is 0.
 

@@ -14,7 +14,6 @@ from deltaflow.forecast.forecasts import DistributionForecast
 from deltaflow.forecast.gaussian_process.power_normal import (
     POWERS,
     PowerNormal,
-    log_slope,
     to_power,
 )
 from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, Curve, predictive
@@ -61,9 +60,6 @@ class GaussianProcessPredictor(LocationScalePredictor):
     process
         One of `PROCESSES`: ``"matern"``, ``"cycle"``, or ``"trend"`` for the integral of a random
         walk.
-    log_likelihood
-        For each channel, that of the values that the kernel was fitted to, in their own units:
-        it says which power suits them best.
 
     References
     ----------
@@ -86,7 +82,6 @@ class GaussianProcessPredictor(LocationScalePredictor):
         unit: float,
         powers: list | None = None,
         process: str = "matern",
-        log_likelihood: list | None = None,
     ) -> None:
         super().__init__(prediction_length, data_schema)
         check_registered("process", process, PROCESSES)
@@ -94,8 +89,6 @@ class GaussianProcessPredictor(LocationScalePredictor):
         for power in self.powers:
             check_registered("power", power, POWERS)
         self.process = process
-        unknown = np.full(len(theta), np.nan)
-        self.log_likelihood = unknown if log_likelihood is None else np.asarray(log_likelihood)
         self.theta = np.asarray(theta)
         self.center, self.spread, self.unit = np.asarray(center), np.asarray(spread), unit
 
@@ -119,8 +112,7 @@ class GaussianProcessPredictor(LocationScalePredictor):
         process: str = "matern",
     ) -> "GaussianProcessPredictor":
         """Fit the kernel of each channel to all items, by the sum of their marginal likelihoods."""
-        # Loads for a second.
-        from deltaflow.forecast.gaussian_process.likelihood import Likelihood, most_likely
+        from deltaflow.forecast.gaussian_process.likelihood import most_likely  # loads for a second
 
         check_registered("process", process, PROCESSES)
         schema, data = read_series(training_data)
@@ -130,27 +122,20 @@ class GaussianProcessPredictor(LocationScalePredictor):
         spans = [np.ptp(one.times[: one.length]) for one in data if one.length > 1]
         unit = float(np.median(spans or [0.0])) or 1.0
         chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ITEMS]
-        theta, likelihoods = [], []
+        theta = []
         for channel, power in enumerate(powers):
             center, spread = statistics.center[channel], statistics.spread[channel]
             curves = [_curve(data[item], channel, MOST_ROWS) for item in chosen]
             before = np.cumsum([0, *(len(one.values) for one in curves)])
-            curves = [
-                one
-                for one, count in zip(curves, before[:-1], strict=True)
-                if len(one.values) and count < MOST_VALUES
-            ]
             known = [
                 Curve(
                     (one.times - _start_of(one.times, process)) / unit,
                     _scaled(one.values, power, center, spread),
                 )
-                for one in curves
+                for one, count in zip(curves, before[:-1], strict=True)
+                if len(one.values) and count < MOST_VALUES
             ]
             theta.append(most_likely(known, process))
-            values = np.concatenate([one.values for one in curves])
-            slopes = log_slope(values, power) - np.log(spread)
-            likelihoods.append(Likelihood(known, process).at(theta[-1]) + slopes.sum())
         return cls(
             prediction_length=prediction_length,
             data_schema=schema.to_dict(),
@@ -160,7 +145,6 @@ class GaussianProcessPredictor(LocationScalePredictor):
             unit=unit,
             powers=powers,
             process=process,
-            log_likelihood=likelihoods,
         )
 
     def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
