@@ -141,7 +141,7 @@ def test_few_long_items_are_cut_into_stretches_that_calibrate(number, rows, seen
     named = set.union(*(trained | left_out for trained, left_out in seen))
     assert {name.partition(",")[0] for name in named} == {f"i{item}" for item in range(number)}
     noun = "item" if number == 1 else "items"
-    assert f"({number} {noun} in {len(named)} stretches, each left out once)" in caplog.text
+    assert f"({number} {noun} in {len(named)} stretches, each held out once)" in caplog.text
 
 
 def test_a_cycle_longer_than_a_stretch_is_found_in_the_whole_item(caplog):
@@ -233,7 +233,7 @@ def test_a_single_item_too_short_to_cut_is_blended_with_equal_weights(caplog):
         predictor = quick(blend=True).train(noisy_items(1, 20))
     weights = predictor.summary()["weights"]
     assert weights == pytest.approx([1 / len(weights)] * len(weights), abs=1e-3)
-    assert "Trained 1 network (1 item, 0 put aside)" in caplog.text
+    assert "Trained 1 network (1 item, 0 held out)" in caplog.text
     assert "intervals not calibrated" in caplog.text
 
 
@@ -569,7 +569,7 @@ def test_where_items_err_together_intervals_are_widened_and_it_is_said(common, c
         predictor = quick(folds=2, blend=True).train(IrregularDataset.from_long_dataframe(frame))
     (line,) = [text for text in caplog.messages if text.startswith("Trained")]
     factor = predictor.summary().get("widened_for_common_errors", {"target": 1.0})["target"]
-    assert (factor > 1.2) == ("because items err together" in line) == (common > 0)
+    assert (factor > 1.2) == ("because the errors of items are correlated" in line) == (common > 0)
     assert common or factor == 1
 
 

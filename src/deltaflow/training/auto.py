@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     import optuna
 
 SHARE_OF_SEARCH = 0.85
-"""The share of the time limit after which no further network is begun, and training is ended."""
+"""The share of the time limit after which training ends."""
 
 
 ALIKE = 1.25
-"""Networks whose loss is up to so many times that of the defaults on the same fold are blended with
-them: so near, which of them is better is a matter of chance, and unlike ones average well."""
+"""Networks whose loss is at most so many times that of the defaults on the same fold are blended
+with them: such differences are a matter of chance, and diverse networks average well."""
 
 
 class Preset(NamedTuple):
@@ -48,11 +48,11 @@ class Preset(NamedTuple):
     Attributes
     ----------
     time_limit
-        Seconds, where none are given.
+        The default time limit in seconds.
     others
-        For each fold, the largest number of networks in the blend beside that of the defaults.
+        For each fold, the largest number of networks in the blend besides that of the defaults.
     encoders, networks, hidden_sizes
-        What is tried of each.
+        The choices that are tried.
     """
 
     time_limit: float
@@ -79,13 +79,12 @@ PRESETS: dict[str, Preset] = {
 class AutoEstimator(Estimator):
     """Searches for the options that suit a data set, and blends the best networks.
 
-    Network after network is trained, one on each fold with the default options, and the next ones
-    with those that the search proposes (Optuna's TPE). Each is judged on the items of its fold,
-    which it has not learned from, by its quantile loss as a share of a `HoldPredictor`'s. The
-    networks of the defaults, and the best of the others unless they do much worse on the same fold,
-    are blended with simple forecasts and calibrated on the items that they have left out, as
-    `IrregularEstimator` does it, after the same rehearsal.
-    Interrupted by Ctrl-C, a search ends with the best so far.
+    The search first trains a network with the default options on each fold, and then networks with
+    options proposed by Optuna's TPE. Each is evaluated on its held-out fold, by its quantile loss
+    relative to that of a `HoldPredictor`. The networks of the defaults, and the best of the others
+    unless they are much worse on the same fold, are blended with simple forecasts and calibrated on
+    their held-out items, as in `IrregularEstimator`, after the same rehearsal. Ctrl-C ends the
+    search and keeps the best networks so far.
 
     Needs the extra ``auto``.
 
@@ -94,20 +93,20 @@ class AutoEstimator(Estimator):
     prediction_length
         The largest number of queries per forecast.
     time_limit
-        Seconds that training may take in all, kept within 10 % and 10 seconds; by default 60, 300
-        or 1800, by the preset.
+        Seconds that training may take in total, kept to within 10 % and 10 seconds; by default 60,
+        300 or 1800, depending on the preset.
     presets
-        ``"fast"``, ``"good"`` or ``"best"``: what is tried, and how many networks are blended, see
-        `PRESETS`.
+        ``"fast"``, ``"good"`` or ``"best"``: the options that are tried, and the number of networks
+        in the blend, see `PRESETS`.
     context_length, horizon, context
-        What is read and asked for, see `IrregularEstimator`.
+        The context and the horizon, see `IrregularEstimator`.
     supports
-        What values the channels can have, see `IrregularEstimator`.
+        The range of values of each channel, see `IrregularEstimator`.
     seed
-        Seed of the search, of weights and of windows. How many networks are tried depends on the
-        speed of the machine all the same.
+        Seed of the search, of weights and of windows. The number of networks that are tried still
+        depends on the speed of the machine.
     verbose
-        Whether a line is printed for each network.
+        Whether to print a line for each network.
 
     Examples
     --------
@@ -157,14 +156,14 @@ class AutoEstimator(Estimator):
         cache_data: bool = False,
         num_workers: int | None = None,
     ) -> AutoPredictor:
-        """Search, and return the blend of the best; the other arguments are ignored.
+        """Search, and return the blend of the best networks; the other arguments are ignored.
 
         Raises
         ------
         DataError
-            If the data are not what an estimator can train on.
+            If an estimator cannot train on the data.
         DeltaflowError
-            If there are fewer than two items to learn from, or no network was trained in time.
+            If there are fewer than two items to train on, or no network was trained in time.
         """
         end = time.monotonic() + SHARE_OF_SEARCH * self.time_limit
         with seeded_run(self.seed) as seed:
@@ -175,7 +174,7 @@ class AutoEstimator(Estimator):
 
 
 class _Trial(NamedTuple):
-    """A network that was trained, the values that it left out, and how well it forecasts them."""
+    """A trained network, its held-out values, and its loss on them."""
 
     options: dict[str, Any]
     fold: int
@@ -191,13 +190,13 @@ class _Search:
     Parameters
     ----------
     auto
-        What is searched for.
+        The estimator with the settings of the search.
     training_data
         The data.
     seed
         Seed of the search.
     end
-        When the search ends, by the monotonic clock.
+        The end of the search, by the monotonic clock.
     """
 
     def __init__(self, auto: AutoEstimator, training_data: Dataset, seed: int, end: float) -> None:
@@ -205,8 +204,8 @@ class _Search:
         self.folds = Folds(self._estimator({}), training_data, seed)
         if len(self.folds.usable) < 2:
             raise DeltaflowError(
-                "a search leaves out items to judge by, and there are fewer than two to learn "
-                "from: train an IrregularEstimator"
+                "a search needs held-out items, and there are fewer than two items: train an "
+                "IrregularEstimator"
             )
         network = self.folds.plan.settings.get("network")
         self.networks = (network,) if network else auto.preset.networks
@@ -244,7 +243,7 @@ class _Search:
         """Blend and calibrate the best networks."""
         if not self.trials:
             raise DeltaflowError("the search ended before the first network was trained")
-        # Those of one fold are one member: each item that was left out counts once.
+        # Networks of one fold are one member: each held-out item counts once.
         best = {trial.fold: self._best(trial.fold) for trial in self.trials}
         members = [
             EnsemblePredictor.of([trial.predictor for trial in own]) for own in best.values()
@@ -274,25 +273,25 @@ class _Search:
         return AutoPredictor(blend.predictor, rows)
 
     def _best(self, fold: int) -> list[_Trial]:
-        """Return the network of a fold that has the default options, and the best of the others."""
+        """Return the network of a fold with the default options, and the best of the others."""
         default, *others = [trial for trial in self.trials if trial.fold == fold]
         alike = [trial for trial in others if trial.loss <= ALIKE * default.loss]
         best = sorted(alike, key=lambda trial: trial.loss)
         return [default, *best[: self.auto.preset.others]]
 
     def _default_options(self) -> dict[str, Any]:
-        """Return what is searched for of the options of an estimator of which nothing is set."""
+        """Return the default values of the options that are searched for."""
         default = self.folds.estimator
         options = {**vars(default.model), **vars(default.optimizer), "network": self.networks[0]}
         searched = "encoder", "network", "hidden_size", "dropout", "weight_decay", "lr"
         return {name: options[name] for name in searched}
 
     def _proposed(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Return what is tried next.
+        """Return the options to try next.
 
-        The scaling is not searched for, but follows the data: a network that knows the level of an
-        item from all its values forecasts others well at times that it has seen, which is what the
-        items left out show, and may fail at later ones.
+        The scaling is not searched for, but chosen from the data: with a scaling by the level of an
+        item, a network may do well on held-out items, whose times it has seen in training, and fail
+        at later times.
         """
         preset = self.auto.preset
         return {
@@ -305,7 +304,7 @@ class _Search:
         }
 
     def _try(self, options: dict[str, Any]) -> float:
-        """Train a network and return its loss, as a share of a hold's."""
+        """Train a network; return its loss relative to that of the defaults on the same fold."""
         begun = time.monotonic()
         number = len(self.trials)
         fold = number % len(self.folds.plan.left_out)
@@ -320,7 +319,7 @@ class _Search:
             f"{number + 1}: {loss:.3f} × hold's quantile loss in {seconds:.0f} s ({words}); best "
             f"{best:.3f}, {max(self._remaining(), 0):.0f} s left"
         )
-        # Folds are not equally hard: what counts is how much better than the defaults it is.
+        # Folds are not equally hard, so losses are compared within a fold.
         default = next(trial.loss for trial in self.trials if trial.fold == fold)
         share = loss / max(default, 1e-12)
         return share if math.isfinite(share) else 1e9
@@ -342,7 +341,7 @@ class _Search:
         return self.end - time.monotonic()
 
     def _has_time(self) -> bool:
-        """Tell whether another network is likely to be trained in time."""
+        """Return whether another network can probably be trained in time."""
         return self._remaining() > 0.7 * float(np.median([one.seconds for one in self.trials]))
 
     def _tell(self, line: str) -> None:
@@ -356,10 +355,10 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """End what is inside at Ctrl-C, without an error; the event tells that it was pressed.
+    """End the block at Ctrl-C without an error, and set the event.
 
     Lightning ends the process at Ctrl-C, and ignores the next one. And the exception may be
-    swallowed where it is raised, such as in a destructor.
+    swallowed where it is raised, for example in a destructor.
     """
     pressed = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Networks and simple forecasts become one predictor: blended, calibrated, within supports."""
+"""Blending networks with simple forecasts, calibration and supports, into one predictor."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     from deltaflow.training.estimator import IrregularEstimator
 
 SHRINKAGE, ENOUGH_ITEMS = 0.1, 25
-"""How much the weights of a blend are drawn towards equal ones, and from how many items on; with
-half as many, they are drawn twice as much. See `blend_weights`."""
+"""The strength of the shrinkage of a blend's weights towards equal ones from so many items on; with
+half as many, it is twice as strong. See `blend_weights`."""
 
 COUNTS = 0.75, 0.25
-"""What the items left out, and the last values of all items, count for the weights of a blend: all
-items together have but one common future."""
+"""How much the loss on held-out items, and on the last values of all items, count in the choice of
+a blend's weights: all items together are a single sample of their common future."""
 
 LEAST_OF_NETWORKS = 0.1
-"""The least weight of the networks in a blend: they alone heed covariates and other channels."""
+"""The smallest weight of the networks in a blend: only they use covariates and other channels."""
 
 LEAST_WEIGHT = 0.02
-"""What counts less in a blend is left out of it."""
+"""Forecasts with a smaller weight are left out of a blend."""
 
 
 class Finished(NamedTuple):
-    """What networks were made into.
+    """A finished predictor, and how it was made.
 
     Attributes
     ----------
     predictor
         The predictor.
     weights
-        What the networks count together, and each simple forecast; see `blend_weights`.
+        The weight of the networks together, and of each simple forecast; see `blend_weights`.
     is_calibrated
         Whether its intervals are calibrated.
     widened
-        How many times as wide they are, for errors that items share at the same time: at most, of
-        all channels.
+        The largest factor, over the channels, by which intervals were widened for correlated
+        errors.
     """
 
     predictor: DeltaflowPredictor
@@ -65,25 +65,25 @@ def finish(
     supports: Sequence[Support],
     enough: bool,
 ) -> Finished:
-    """Blend networks with simple forecasts, calibrate them, and keep them within supports.
+    """Blend networks with simple forecasts, calibrate them, and constrain them to their supports.
 
     Parameters
     ----------
     estimator
-        Which says whether to calibrate.
+        The estimator, whose `calibrate` is followed.
     members, simple
-        The networks, and other forecasts to blend in.
+        The networks, and the simple forecasts to blend in.
     pairs
-        For each network, what was known and what followed of the items that it left out.
+        For each network, contexts and targets of its held-out items.
     rehearsed
-        What was held out in a rehearsal, if any.
+        The held-out values of a rehearsal, if any.
     supports
         The support of each channel.
     enough
-        Whether there are items enough to calibrate on.
+        Whether there are enough items to calibrate on.
     """
     positive = all(support.low >= 0 for support in supports)
-    # Calibrated quantiles have to stay where the distribution has values.
+    # Calibrated quantiles must stay within the support of the distribution.
     bounded = not is_centred(make_output(estimator.model.distr_output))
     calibrated = estimator.calibrate and enough and (positive or not bounded)
     schema, weights, left_out = members[0].schema, [1.0], []
@@ -102,7 +102,7 @@ def finish(
         predictor = EnsemblePredictor(*map(list, zip(*chosen, strict=True)))
     widened = 1.0
     if calibrated:
-        # A rehearsal only widens: its errors have a common sign, which the next need not have.
+        # A rehearsal only widens: its errors have a common sign, but the next may have the other.
         predictor = ConformalPredictor.of_scores(
             predictor,
             [one.averaged(weights) for one in left_out],
@@ -121,7 +121,7 @@ def losses(held_out: HeldOut, weights: np.ndarray) -> np.ndarray:
 
 
 def shares(held_out: HeldOut, weights: np.ndarray, channels: int) -> np.ndarray:
-    """Return what each value counts ``(n,)`` in a mean loss that is 1 with these weights.
+    """Return the share ``(n,)`` of each value in a mean loss that is 1 with these weights.
 
     Each item counts the same, and so does each channel, whatever its unit.
     """
@@ -132,7 +132,7 @@ def shares(held_out: HeldOut, weights: np.ndarray, channels: int) -> np.ndarray:
 
 
 def compared_loss(predictor: DeltaflowPredictor, other: DeltaflowPredictor, pairs: Pairs) -> float:
-    """Return a predictor's quantile loss as a share of another's, averaged over channels."""
+    """Return a predictor's quantile loss relative to another's, averaged over channels."""
     judged = HeldOut.of([predictor, other], pairs, predictor.schema)
     own, others = (
         np.bincount(judged.channel, losses(judged, weights), len(predictor.schema.target))
@@ -145,9 +145,9 @@ def compared_loss(predictor: DeltaflowPredictor, other: DeltaflowPredictor, pair
 def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[float]:
     """Return the weights of the networks together, and of each simple forecast.
 
-    They are those of the lowest quantile loss on the values held out, of which one group or two
-    count as `COUNTS` says. They are drawn towards equal weights (`SHRINKAGE`), the more so, the
-    fewer items the first group has: few items say little, and none nothing.
+    They minimise the quantile loss on the held-out values, in one or two groups with the weights
+    `COUNTS`, shrunk towards equal weights (`SHRINKAGE`), the more so, the fewer items the first
+    group has. Without any items, they are equal.
     """
     groups = list(map(HeldOut.joined, held_out))
     count = len(groups[0].quantiles)

@@ -1,4 +1,4 @@
-"""Training to the best epoch, with Lightning's Trainer: the one way in which models are trained."""
+"""Training to the best epoch with Lightning's Trainer, for all models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULTS: Mapping[str, Any] = {
     "logger": False,
     "enable_model_summary": False,
 }
-"""The arguments of Lightning's Trainer where none are given. Nothing is written to disk."""
+"""The default arguments of Lightning's Trainer. Nothing is written to disk."""
 
 _STATEFUL = (Checkpoint, EarlyStopping, StochasticWeightAveraging, WeightAveraging)
 """Callbacks of Lightning that keep state, which would carry over to the next training run."""
@@ -46,7 +46,7 @@ def train(
 ) -> pl.Trainer:
     """Train a module, and leave it with the weights of its best epoch.
 
-    The best epoch is the one with the lowest ``val_loss``, or whatever is monitored. Its weights
+    The best epoch is the one with the lowest ``val_loss``, or another monitored value. Its weights
     are those that were validated: the averaged ones, if a callback such as `moving_average`
     averages them. Without validation, the weights of the last epoch are kept.
     ``StochasticWeightAveraging`` averages the last epochs and validates none of its averages; if
@@ -59,14 +59,14 @@ def train(
     data
         Its data.
     trainer_kwargs
-        Arguments of Lightning's ``Trainer``, beside `DEFAULTS`; left unchanged. Logs, and the
-        checkpoints of a ``ModelCheckpoint`` among the callbacks, are written where they say.
+        Arguments of Lightning's ``Trainer`` that override `DEFAULTS`; left unchanged. Loggers, and
+        a ``ModelCheckpoint`` among the callbacks, write to their usual places.
     ckpt_path
-        A checkpoint of Lightning from which to resume; it knows the best epoch so far.
+        A Lightning checkpoint from which to resume; it contains the best epoch so far.
     monitor
         The logged value that is lowest at the best epoch.
     callbacks
-        Further callbacks, behind those of ``trainer_kwargs``.
+        Further callbacks, after those of ``trainer_kwargs``.
 
     Returns
     -------
@@ -91,7 +91,7 @@ def moving_average(decay: float) -> WeightAveraging:
     """Return the callback that keeps an exponential moving average of the weights.
 
     Lightning's ``EMAWeightAveraging`` averages one parameter at a time, which on small networks
-    takes longer than the optimiser; this averages all of them at once.
+    takes longer than the optimiser's step; this averages all at once.
     """
     return WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
@@ -99,7 +99,7 @@ def moving_average(decay: float) -> WeightAveraging:
 class BestWeights(Callback):
     """Keeps the weights with the lowest validation loss, as they were when they were validated.
 
-    It has to come before callbacks that exchange the weights for their average during validation.
+    It must come before callbacks that swap the weights for their average during validation.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ class BestWeights(Callback):
     loss
         The lowest validation loss.
     weights
-        The module's state then; empty before the first validation.
+        The module's state at that loss; empty before the first validation.
     """
 
     def __init__(self, monitor: str = "val_loss") -> None:
@@ -121,9 +121,9 @@ class BestWeights(Callback):
         self._validated: dict[str, Tensor] = {}
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Copy the validated weights, before another callback puts the trained ones back."""
+        """Copy the validated weights before another callback restores the trained ones."""
         state = pl_module.state_dict()
-        # A copy also on the CPU, where detaching alone would share the memory.
+        # Cloned, because on the CPU detaching alone would share memory.
         self._validated = {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -138,12 +138,12 @@ class BestWeights(Callback):
         return {"loss": self.loss, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Restore the result of :meth:`state_dict`."""
         self.loss, self.weights = state_dict["loss"], state_dict["weights"]
 
 
 def _renew(callbacks: Iterable[Callback]) -> None:
-    """Reset callbacks that were used before, because an estimator may train more than once.
+    """Reset used callbacks, because an estimator may train more than once.
 
     A used ``EarlyStopping`` would stop too early, and a used ``EMAWeightAveraging`` would average
     nothing until it reaches the step at which it stopped before.
@@ -156,7 +156,7 @@ def _renew(callbacks: Iterable[Callback]) -> None:
 
 
 def _is_averaged(trainer: pl.Trainer) -> bool:
-    """Tell whether Lightning's SWA has put its average into the module, at the end of training."""
+    """Return whether Lightning's SWA has put its average into the module at the end of training."""
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(callback, StochasticWeightAveraging) and callback.n_averaged:
             return trainer.max_epochs == -1 or trainer.current_epoch > callback.swa_end

@@ -1,4 +1,4 @@
-"""The estimators: GluonTS on the outside, Lightning on the inside."""
+"""The estimators: GluonTS's interface, trained by Lightning."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def _pointing_to_options(init: Callable[..., None]) -> Callable[..., None]:
-    """Let an estimator's constructor say where an unknown argument belongs."""
+    """Make an estimator's constructor report where an unknown argument belongs."""
     known = [name for name in signature(init).parameters if name != "self"]
 
     @wraps(init)
@@ -63,7 +63,7 @@ def _pointing_to_options(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _place_of(name: str, value: Any, known: list[str], encoder: str, network: str) -> str:
-    """Say which group of options an argument belongs to, or which known argument it resembles."""
+    """Describe the option group an argument belongs to, or the known argument it resembles."""
     owners = {
         "trainer_kwargs": ("Lightning's Trainer", pl.Trainer),
         "encoder_kwargs": (f"the encoder {encoder!r}", ENCODERS.get(encoder)),
@@ -80,7 +80,7 @@ FREE = (
     "encoder_kwargs", "network", "balance", "distr_output", "scaling", "dropout", "lr",
     "weight_decay", "batch_size", "num_batches_per_epoch",
 )  # fmt: skip
-"""The options that follow the data where they are not given, see `plan_for`."""
+"""The options that are chosen from the data if they are not given, see `plan_for`."""
 
 
 class TrainOutput(NamedTuple):
@@ -92,7 +92,7 @@ class TrainOutput(NamedTuple):
 
     @property
     def data(self) -> IrregularDataModule:
-        """What was trained on."""
+        """The data module of the training run."""
         return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -100,8 +100,8 @@ class TrainOutput(NamedTuple):
 class IrregularEstimator(Estimator):
     """Trains any registered encoder to forecast irregular, or ordinary regular, series.
 
-    The options of the data, the model and the optimiser are arguments by their own names. The
-    encoder is the one that gives the estimator its name, unless another one is named.
+    The options of the data, the model and the optimiser are arguments of their own. By default the
+    encoder is the one in the estimator's name.
 
     Parameters
     ----------
@@ -110,42 +110,41 @@ class IrregularEstimator(Estimator):
     sampling, num_parallel_samples
         How several queries are forecast, see `IrregularPredictor`.
     seed
-        Seed of weights and windows; the global random state is left alone then. If None, both
-        follow the global random state of torch.
+        Seed of weights and windows, which leaves the global random state unchanged. If None, both
+        depend on torch's global random state.
     folds
-        How many networks are trained on all items but a part, where no validation data are given.
-        Each is stopped when its forecasts of the items that it leaves out get no better; their
-        forecasts are averaged. By default 5 (3 if items are long) up to 250 items, and beyond them
-        1, which leaves out a tenth of the items. Fewer than five items that have 30 rows or more
-        together are cut into stretches, which count as items. What is not given follows the data
-        too: the `scaling`; with many channels the `network`, `balance` and `distr_output`; with few
-        items `dropout`, `weight_decay`, `batch_size` and `num_batches_per_epoch`; and with many
-        channels of many items `lr`, `encoder_kwargs`, the gradient clipping, and all of these but
-        `dropout`.
-        A line says what was chosen. 0 trains one network on all items, without validation.
+        The number of networks that are trained, each on all folds of the items but one, if no
+        validation data are given. Each stops when its forecasts of the held-out fold no longer
+        improve; their forecasts are averaged. By default 5 (3 if items are long) for up to 250
+        items, and 1 for more, which holds out a tenth of the items. Fewer than five items with 30
+        rows or more in total are cut into stretches, which count as items. Options that are not
+        given are chosen from the data: the `scaling`; with many channels the `network`, `balance`
+        and `distr_output`; with few items `dropout`, `weight_decay`, `batch_size` and
+        `num_batches_per_epoch`; and with many channels of many items `lr`, `encoder_kwargs`, the
+        gradient clipping, and all of these but `dropout`. A printed line reports the choice. 0
+        trains one network on all items, without validation.
     calibrate
-        Whether intervals are calibrated on the items left out, see `ConformalPredictor`. Not done
-        with fewer than five items, or stretches of them.
+        Whether intervals are calibrated on the held-out items, see `ConformalPredictor`. Not done
+        with fewer than five items or stretches.
     widening
-        Whether intervals widen beyond the lead times of the training data, as the errors on items
-        that were held out show; see `WideningPredictor`. For irregular series that are asked for
-        longer lead times than they have taught.
+        Whether intervals widen beyond the lead times of the training data, by the errors on
+        held-out items; see `WideningPredictor`. For irregular series only.
     blend
-        Whether the forecasts of networks are averaged with simple ones, of a `HoldPredictor`, a
-        Gaussian process and a local trend, where there are up to 250 items: with the weights that
-        are best on the items left out and, after a rehearsal by one more network, on the last
-        values of all items; with more equal ones, the fewer items there are. Not done for paths.
+        Whether, with up to 250 items, the forecasts of networks are averaged with simple ones: a
+        `HoldPredictor`, a Gaussian process and a local trend. The weights minimise the loss on
+        held-out items and, by a rehearsal with one more network, on the last values of all items;
+        they are the more equal, the fewer items there are. Not done for paths.
     supports
-        What values the channels can have. Forecasts keep to it: no negative concentration, mean
-        and samples included, see `SupportPredictor`. ``"recognised"``: a channel that is never
-        negative in the training data stays so, one from exactly 0 to exactly 1 stays between them,
-        and one of whole numbers is forecast in whole numbers. ``"real"`` leaves forecasts as they
-        are. A mapping declares channels by name, as ``"real"``, ``"non-negative"``, ``"unit"``,
-        ``"integer"``, ``"count"`` or a smallest and a largest value; the others are recognised.
+        The range of values of each channel. Forecasts stay within it, including means and samples,
+        see `SupportPredictor`. ``"recognised"``: a channel that is never negative in the training
+        data stays non-negative, one from exactly 0 to exactly 1 stays between them, and one of
+        whole numbers gets whole numbers. ``"real"`` leaves forecasts unconstrained. A mapping
+        declares channels by name, as ``"real"``, ``"non-negative"``, ``"unit"``, ``"integer"``,
+        ``"count"`` or a smallest and a largest value; the others are recognised.
     trainer_kwargs
-        Arguments of Lightning's ``Trainer``; never changed by training. By default 50 epochs with
-        gradients clipped to a norm of 10, a progress bar, and nothing written to disk. A logger,
-        or a ``ModelCheckpoint`` among the callbacks, writes where it does in any use of Lightning.
+        Arguments of Lightning's ``Trainer``; never modified. By default 50 epochs with gradients
+        clipped to a norm of 10, a progress bar, and nothing written to disk. A logger, or a
+        ``ModelCheckpoint`` among the callbacks, writes to its usual place.
 
     Examples
     --------
@@ -161,7 +160,7 @@ class IrregularEstimator(Estimator):
     default_encoder = "gru_flow"
 
     def __init_subclass__(cls) -> None:
-        """Describe the parameters, which all estimators share, in the docstring of each."""
+        """Add the parameters, which all estimators share, to the docstring of each."""
         super().__init_subclass__()
         shared = cleandoc(IrregularEstimator.__doc__ or "")
         _, heading, rest = shared.partition("Parameters\n")
@@ -218,7 +217,7 @@ class IrregularEstimator(Estimator):
         self.data = options_from(DataOptions, arguments)
         self.model = options_from(ModelOptions, arguments)
         self.optimizer = options_from(OptimizerOptions, arguments)
-        # The options of a network are those of the usual one, paths need a distribution, and not
+        # Given network_kwargs are those of the default network, paths need a distribution, and not
         # every encoder has layers.
         fixed = {
             "network": bool(network_kwargs),
@@ -256,10 +255,10 @@ class IrregularEstimator(Estimator):
         training_data
             An `IrregularDataset`, or any GluonTS data set.
         validation_data
-            What is validated after each epoch: the last window of each item of a data set, or the
-            forecasts of a GluonTS ``TestData``, such as ``template.generate_instances(…)``. One
-            network is trained then, and the best epoch's weights are kept, see
-            `deltaflow.training.engine.train`. If None, items of the training data are left out, see
+            Data for validation after each epoch: the last window of each item of a data set, or the
+            instances of a GluonTS ``TestData``, such as ``template.generate_instances(…)``. One
+            network is then trained, and the weights of the best epoch are kept, see
+            `deltaflow.training.engine.train`. If None, items of the training data are held out, see
             `folds`.
         ckpt_path
             A Lightning checkpoint of one network, from which to resume.
@@ -270,7 +269,7 @@ class IrregularEstimator(Estimator):
         Raises
         ------
         DataError
-            If the data are not what the estimator can train on; before any training starts.
+            If the estimator cannot train on the data; before any training starts.
         """
         if self.widening:
             check_irregular(training_data)
@@ -278,10 +277,7 @@ class IrregularEstimator(Estimator):
             with seeded_run(self.seed) as seed:
                 return train_folds(self, training_data, seed)
         if self.widening and validation_data is None:
-            raise DeltaflowError(
-                "widening needs items that the network does not learn from: give "
-                "validation_data, or folds"
-            )
+            raise DeltaflowError("widening needs held-out items: give validation_data, or folds")
         output = self.train_model(training_data, validation_data, ckpt_path=ckpt_path)
         predictor: DeltaflowPredictor = output.predictor
         if self.widening:
@@ -308,14 +304,14 @@ class IrregularEstimator(Estimator):
         Raises
         ------
         DeltaflowError
-            If the predictor has no network, or another one than the estimator trains.
+            If the predictor has no network, or one that differs from the estimator's.
         """
         if isinstance(predictor, SupportPredictor):
             predictor = predictor.predictor
         if not isinstance(predictor, IrregularPredictor):
             raise DeltaflowError(
                 f"a {type(predictor).__name__} is not a single network to continue: give "
-                "train_from what train returns with validation_data or folds=0, or train anew"
+                "train_from a predictor trained with validation_data or folds=0, or train anew"
             )
         output = self.train_model(
             training_data, validation_data, from_predictor=predictor, ckpt_path=ckpt_path
@@ -325,7 +321,7 @@ class IrregularEstimator(Estimator):
     def within_supports(
         self, predictor: DeltaflowPredictor, data: IrregularDataModule
     ) -> DeltaflowPredictor:
-        """Return a predictor within the supports of the data that it was trained on."""
+        """Constrain a predictor to the supports of the data that it was trained on."""
         series, target = data.training_windows.data, predictor.schema.target
         return SupportPredictor.of(predictor, supports_of(self.supports, series, target))
 
@@ -337,9 +333,9 @@ class IrregularEstimator(Estimator):
         from_predictor: IrregularPredictor | None = None,
         ckpt_path: str | None = None,
     ) -> TrainOutput:
-        """Train, and return the module and the trainer beside the predictor."""
+        """Train, and return the module, the trainer and the predictor."""
         if ckpt_path is not None:
-            read_checkpoint(ckpt_path)  # which executes nothing, whatever Lightning would do
+            read_checkpoint(ckpt_path)  # safely: Lightning could execute code
         with seeded_run(self.seed) as seed:
             data = self.create_data_module(training_data, validation_data, from_predictor, seed)
             module = self.create_lightning_module(data)
@@ -364,7 +360,7 @@ class IrregularEstimator(Estimator):
         reader: Reader | None = None,
         validation_origins: Literal["last", "spread"] = "last",
     ) -> IrregularDataModule:
-        """Check the data, and return the Lightning data module that the training reads."""
+        """Check the data, and return the Lightning data module for training."""
         output = make_output(self.model.distr_output)
         known = reader
         if from_predictor is not None:
@@ -385,7 +381,7 @@ class IrregularEstimator(Estimator):
         )
         if is_discrete(output):
             data.check_counts()
-        if self.supports != "recognised":  # to be refused before the training
+        if self.supports != "recognised":  # to raise errors before training
             supports_of(self.supports, data.training_windows.data, data.reader.schema.target)
         return data
 
@@ -423,13 +419,13 @@ class ResNetFlowEstimator(IrregularEstimator):
 
 
 class LinearFlowEstimator(IrregularEstimator):
-    """`IrregularEstimator` with layers of oscillators, driven by the observations in one scan."""
+    """`IrregularEstimator` with layers of oscillators, computed by a parallel scan."""
 
     default_encoder = "linear_flow"
 
 
 class GRUEstimator(IrregularEstimator):
-    """`IrregularEstimator` with a plain GRU that is fed Δt: the baseline without evolution."""
+    """`IrregularEstimator` with a plain GRU fed Δt: the baseline without evolution."""
 
     default_encoder = "gru"
 

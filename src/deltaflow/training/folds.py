@@ -1,5 +1,4 @@
-"""Training that does not overfit, whatever the size of the data: folds of items, early stopping,
-averages, calibrated intervals."""
+"""Training without overfitting: folds, early stopping, ensembles, calibrated intervals."""
 
 from __future__ import annotations
 
@@ -34,18 +33,18 @@ if TYPE_CHECKING:
     from deltaflow.training.estimator import IrregularEstimator
 
 FEW_ITEMS = 250
-"""Up to so many items, networks are trained on folds of them; with more, one network suffices."""
+"""Up to this many items, networks are trained on folds; with more, one network is trained."""
 
 FOLDS, FOLDS_OF_LONG_ITEMS = 5, 3
-"""The number of folds, and where the context of a typical item is longer than `LONG`."""
+"""The number of folds, usually and for items with a context longer than `LONG`."""
 
 LONG = 48
 
 SHARE_ASIDE = 0.1
-"""The share of many items that is put aside for validation and calibration."""
+"""The share of many items that is held out for validation and calibration."""
 
 MOST_ASIDE = 1000
-"""The largest number of these items."""
+"""The largest number of items held out."""
 
 SMALL: dict[str, Any] = {
     "dropout": 0.1,
@@ -53,30 +52,30 @@ SMALL: dict[str, Any] = {
     "batch_size": 64,
     "num_batches_per_epoch": 25,
 }
-"""Settings for few items, where the user gives no others; an epoch has as many windows as ever."""
+"""Settings for few items, unless the user gives others; windows per epoch are as many as usual."""
 
 EPOCHS, PATIENCE, DECAY = 25, 7, 0.98
-"""For few items: the largest number of epochs; how many of them go by without a better validation
-before a training run ends; and the decay per batch of the average of the weights."""
+"""For few items: the largest number of epochs, the patience of early stopping in epochs, and the
+decay per batch of the weight average."""
 
 PATIENCE_OF_MANY, DECAY_OF_MANY = 15, 0.99
-"""The same for many items, whose training runs keep the usual number of epochs."""
+"""Patience and decay for many items, whose number of epochs is the usual one."""
 
 MOST_UNLIKE = 8.0
-"""If the deviations of nine in ten items differ by no more than this factor, one unit fits all.
-With several channels, the factor of the middle one counts."""
+"""If the standard deviations of nine in ten items differ by at most this factor, one scale fits all
+items. With several channels, the median of their factors decides."""
 
 MANY_CHANNELS, SELDOM = 16, 1 / 3
-"""With so many channels, of which a row observes at most this share, each gets a state of its own:
-a joint one would hold hardly more than a number for each."""
+"""With at least so many channels, of which a row observes at most this share on average, each has
+its own state: a joint one would have hardly more than one number per channel."""
 
 PER_CHANNEL: dict[str, Any] = {
     "network": "channelwise",
     "balance": 0.4,
     "distr_output": "mean_quantile",
 }
-"""Settings for so many channels: seldom ones count more than by their number of values, and each
-has a mean beside a distribution of any shape."""
+"""Settings for many channels: rarely observed ones get more weight, and each has a mean besides a
+distribution of any shape."""
 
 PER_CHANNEL_OF_MANY: dict[str, Any] = {
     "encoder_kwargs": {"num_layers": 1},
@@ -84,17 +83,17 @@ PER_CHANNEL_OF_MANY: dict[str, Any] = {
     "weight_decay": 0.01,
     "batch_size": 64,
 }
-"""Settings for so many channels of many items: seldom channels take many windows to learn, and the
+"""Settings for many channels and many items: rarely observed channels need many windows, and the
 state of one channel needs no deep encoder."""
 
 FEWEST_BATCHES, MOST_BATCHES = 25, 75
-"""An epoch of them draws about one window of each item, in a number of batches between these."""
+"""The bounds of the number of batches per epoch, which draws about one window per item."""
 
 CLIP = 2.0
-"""The norm to which their gradients are clipped: those of heavy-tailed channels vary much."""
+"""The norm to which gradients are clipped: those of heavy-tailed channels vary strongly."""
 
 FEWEST_VALUES = 8
-"""The deviation of fewer values says little: chance alone would let it differ by such a factor."""
+"""With fewer values, standard deviations can differ by such a factor by chance."""
 
 
 class Plan(NamedTuple):
@@ -103,8 +102,8 @@ class Plan(NamedTuple):
     Attributes
     ----------
     left_out
-        For each member, the numbers of the items that it does not learn from; empty for a single
-        item, which is learned from as a whole.
+        For each member, the numbers of its held-out items; empty for a single item, on which a
+        network is trained as a whole.
     settings
         Arguments of the estimator.
     epochs, patience, decay
@@ -112,7 +111,7 @@ class Plan(NamedTuple):
     clip
         The norm to which gradients are clipped.
     monitor
-        The score of the validation that decides on the best epoch; a quantile loss if None.
+        The validation score that determines the best epoch; a quantile loss if None.
     """
 
     left_out: list[np.ndarray]
@@ -131,14 +130,14 @@ def plan_for(
     folds: int | None,
     seed: int,
 ) -> Plan:
-    """Choose folds and settings by the data.
+    """Choose folds and settings from the data.
 
     Parameters
     ----------
     data
         The items.
     usable
-        The numbers of those that have anything to forecast.
+        The numbers of those with values to forecast.
     reader
         How they are read.
     folds
@@ -176,12 +175,12 @@ def plan_for(
         return plan
     batches = np.clip(count // PER_CHANNEL_OF_MANY["batch_size"], FEWEST_BATCHES, MOST_BATCHES)
     settings = {**settings, **PER_CHANNEL_OF_MANY, "num_batches_per_epoch": int(batches)}
-    # Of the mean, which the head learns beside its quantiles, a quantile loss says nothing.
+    # A quantile loss would ignore the mean, which the head learns besides the quantiles.
     return plan._replace(settings=settings, clip=CLIP, monitor="val_loss")
 
 
 def _channel_settings_for(items: Sequence[Series], channels: int) -> dict[str, Any]:
-    """Keep a state per channel, where many are observed at times of their own."""
+    """Choose a state per channel if there are many, observed at different times."""
     observed = sum(int(np.isfinite(item.values[:, :channels]).sum()) for item in items)
     rows = sum(item.length for item in items)
     seldom = observed <= SELDOM * channels * rows
@@ -189,10 +188,7 @@ def _channel_settings_for(items: Sequence[Series], channels: int) -> dict[str, A
 
 
 def _scaling_for(items: Sequence[Series], channels: int) -> str:
-    """Forecast changes in one unit, unless the items are of units of their own.
-
-    Then the deviations of most channels differ much between items.
-    """
+    """Choose one scale for all items, unless most channels' deviations differ between items."""
     deviations = np.full((len(items), channels), np.nan)
     for row, item in zip(deviations, items, strict=True):
         for channel, own in enumerate(item.values[:, :channels].T):
@@ -210,12 +206,12 @@ def _scaling_for(items: Sequence[Series], channels: int) -> str:
 
 
 class Folds:
-    """The folds of a data set, and what is trained on them.
+    """The folds of a data set, and training on them.
 
     Parameters
     ----------
     estimator
-        Whose networks are trained.
+        The estimator whose networks are trained.
     training_data
         The data.
     seed
@@ -224,16 +220,15 @@ class Folds:
     Attributes
     ----------
     items
-        The number of items that have anything to forecast.
+        The number of items with values to forecast.
     cut
-        The stretches, if they are so few that they are cut into some, which count as items from
-        then on.
+        The stretches into which few items are cut; they then count as items.
     whole, entries
-        The items, by number; and the same or their stretches.
+        The items, by number; and the same items or their stretches.
     usable
-        The numbers of those that have anything to forecast.
+        The numbers of the entries with values to forecast.
     few
-        Whether these are few enough for a network on each of several folds.
+        Whether these are few enough to train on several folds.
     supports
         The support of each channel.
     """
@@ -253,7 +248,7 @@ class Folds:
         self.supports = supports_of(estimator.supports, series, target)
 
     def _cut_into_stretches(self) -> None:
-        """Cut few items into stretches; leave them as they are if they are too short for that."""
+        """Cut few items into stretches, unless they are too short."""
         whole = list(select(self.whole, self._base.training_windows.items))
         length = self._given.prediction_length
         cut = stretches(whole, length, self._base.reader.context_length)
@@ -265,10 +260,10 @@ class Folds:
 
     @cached_property
     def plan(self) -> Plan:
-        """How the data are trained on."""
+        """The folds and settings for the data."""
         data, reader = self._base.training_windows.data, self._base.reader
         plan = plan_for(data, self.usable, reader, self._given.folds, self.seed)
-        # A long item has much to learn from.
+        # Long items are worth more epochs.
         return plan._replace(epochs=int(engine.DEFAULTS["max_epochs"])) if self.cut else plan
 
     @cached_property
@@ -282,7 +277,7 @@ class Folds:
         return sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
 
     def train(self, fold: int, estimator: IrregularEstimator, number: int) -> Member:
-        """Train a network of an estimator on all folds but one; the number is that of its seed."""
+        """Train a network on all folds but one; ``number`` determines its seed."""
         left_out = self.plan.left_out[fold]
         reader = replace(self._base.reader, scaling=estimator.data.scaling)
         inside = np.setdiff1d(self.usable, left_out)
@@ -291,11 +286,11 @@ class Folds:
         return Member(predictor, self._pairs(windows, left_out), epochs)
 
     def _pairs(self, windows: SpreadWindows, left_out: np.ndarray) -> Pairs:
-        """Return what was known and what followed at the later origins of validation windows.
+        """Return context and targets at the later origins of validation windows.
 
-        Forecasts are usually asked for when most is known: at the earlier half of an item's origins
-        they are harder, and would widen the intervals. For the same reason, what is known at an
-        origin in a stretch begins where the whole item does.
+        Users forecast from the longest contexts. At the earlier half of an item's origins forecasts
+        are harder, and would widen the intervals. For the same reason, the context at an origin in
+        a stretch begins where the whole item does.
         """
         items, origins = np.array(windows.items), np.array(windows.origins)
         pairs = []
@@ -308,7 +303,7 @@ class Folds:
         return pairs
 
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
-        """Fit the forecasts that are blended with networks, of the same kinds for any entries."""
+        """Fit the simple forecasts of a blend; their kinds do not depend on the entries."""
         return self._simple.fit(entries, self._given.prediction_length)
 
     @cached_property
@@ -317,18 +312,18 @@ class Folds:
         return SimpleForecasts.for_data(some, self.supports, length)
 
     def rehearsal(self, estimator: IrregularEstimator) -> HeldOut | None:
-        """Train a network of an estimator without the last values of all items, which are held out.
+        """Train a network without the last values of all items, and hold these out.
 
-        Items that a network leaves out show how well it forecasts other items; but at no later time
-        than it has seen. Where all items change in the same way, only this rehearsal shows how much
-        it errs when it goes beyond. Stretches that are left out already lie at other times than the
-        others: they need none.
+        Held-out items show how well a network forecasts other items, but not later times than those
+        of the training data. Where all items change in the same way, only this rehearsal shows the
+        errors at later times. Stretches need none: a held-out one already lies at other times than
+        the others.
 
         Returns
         -------
         HeldOut or None
-            The last ``prediction_length`` values of all items that have others before; None if too
-            few have.
+            The last ``prediction_length`` values of all items with earlier ones; None if there are
+            too few such items.
         """
         if self.cut:
             return None
@@ -358,12 +353,12 @@ class Folds:
         number: int,
         reader: Reader,
     ) -> tuple[DeltaflowPredictor, SpreadWindows, int]:
-        """Train a network on the entries ``inside``, and stop it by those that are left out.
+        """Train a network on the entries ``inside``, with early stopping on those left out.
 
         Returns
         -------
         predictor, windows, epochs
-            The network, the windows it was stopped by, and after how many epochs.
+            The network, its validation windows, and the number of epochs.
         """
         plan, aside = self.plan, select(entries, left_out)
         data = estimator.create_data_module(
@@ -402,9 +397,9 @@ class Member(NamedTuple):
     predictor
         The network.
     pairs
-        What was known and what followed of the items that it has left out.
+        Context and targets of its held-out items.
     epochs
-        The number of epochs that it was trained.
+        The number of epochs of its training.
     """
 
     predictor: DeltaflowPredictor
@@ -415,24 +410,24 @@ class Member(NamedTuple):
 def train_folds(
     estimator: IrregularEstimator, training_data: Dataset, seed: int
 ) -> DeltaflowPredictor:
-    """Train a network on all folds but one, for each fold; average them, and calibrate.
+    """Train a network for each fold, on all others; average and calibrate them.
 
-    Each is trained until its forecasts of the items that it leaves out get no better, and these
-    items calibrate its intervals. What is not given to the estimator follows the data.
+    Each network is trained until its forecasts of the held-out fold no longer improve, and this
+    fold calibrates its intervals. Options not given to the estimator are chosen from the data.
 
     Returns
     -------
     ConformalPredictor, EnsemblePredictor or IrregularPredictor
-        A `ConformalPredictor`, if the estimator calibrates and there are items enough; of an
-        `EnsemblePredictor`, if there are several members.
+        A `ConformalPredictor`, if the estimator calibrates and there are enough items; it contains
+        an `EnsemblePredictor`, if there are several members.
     """
     folds = Folds(estimator, training_data, seed)
     count = len(folds.usable)
     if estimator.calibrate and count < FEWEST_ITEMS:
         warn_once(
-            f"calibrated intervals take at least {FEWEST_ITEMS} items, or longer ones to cut into "
-            f"so many stretches; the training data have {count}: the intervals will cover less "
-            "than they say"
+            f"calibrating intervals takes at least {FEWEST_ITEMS} items, or longer ones to cut "
+            f"into as many stretches; the training data have {count}: the intervals will cover "
+            "less than they should"
         )
     careful = folds.estimator
     members = [folds.train(number, careful, number) for number in range(len(folds.plan.left_out))]
@@ -448,7 +443,7 @@ def train_folds(
     pairs = [member.pairs for member in members]
     finished = finish(careful, networks, simple, pairs, rehearsed, folds.supports, folds.enough)
     epochs = [member.epochs for member in members]
-    rank_zero_info(_told(folds, epochs, simple, finished, rehearsed is not None))
+    rank_zero_info(_described(folds, epochs, simple, finished, rehearsed is not None))
     return finished.predictor
 
 
@@ -458,26 +453,26 @@ def _count(entry: DataEntry) -> int:
 
 
 def planned(estimator: IrregularEstimator, plan: Plan) -> IrregularEstimator:
-    """Return the estimator with the settings of a plan, as far as it was given no others."""
+    """Return the estimator with those settings of a plan that it was not given itself."""
     free = [name for name in estimator.free_options if name in plan.settings]
     return estimator.with_settings(**{name: plan.settings[name] for name in free})
 
 
-def _told(
+def _described(
     folds: Folds,
     epochs: list[int],
     simple: Sequence[DeltaflowPredictor],
     finished: Finished,
     rehearsed: bool,
 ) -> str:
-    """Say in one line what was done."""
+    """Describe in one line what was done."""
     plan, estimator = folds.plan, folds.estimator
     members = len(plan.left_out)
     items = f"{folds.items} {'item' if folds.items == 1 else 'items'}"
     items += f" in {len(folds.usable)} stretches" * bool(folds.cut)
     what = "1 network" if members < 2 else f"{members} networks on folds of the items"
-    aside = "each left out once" if members > 1 else f"{sum(map(len, plan.left_out))} put aside"
-    last = ", and one to judge by without their last values" if rehearsed else ""
+    aside = "each held out once" if members > 1 else f"{sum(map(len, plan.left_out))} held out"
+    last = ", and one without their last values as a rehearsal" if rehearsed else ""
     most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
     names = ["networks", *map(name_of, simple)]
     parts = [
@@ -487,7 +482,7 @@ def _told(
     ]
     blend = f"blended from {', '.join(parts)}; " if simple else ""
     wider = (
-        f" and widened {finished.widened:.2g} times, because items err together at the same time"
+        f" and widened {finished.widened:.2g} times, because the errors of items are correlated"
         if finished.widened > 1
         else ""
     )

@@ -33,11 +33,11 @@ from deltaflow.training.options import OptimizerOptions
 _WARM_UP = 0.05
 _FINAL = 0.02
 _SAMPLES = 200
-"""Samples that stand for a distribution without quantile function when it is scored."""
+"""The number of samples to score a distribution without a quantile function."""
 
 
 def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """Return in which option the network of a stored model is not the wanted one, if in any."""
+    """Describe the first option in which a stored network differs from the wanted one, if any."""
     shaping = ("encoder", "encoder_kwargs", "network", "network_kwargs", "hidden_size")
     for name in (*shaping, "distr_output"):
         if stored[name] != wanted[name]:
@@ -56,8 +56,8 @@ class ForecastLightningModule(pl.LightningModule):
     prediction_length
         The number of queries of the predictor's windows: ``data_module.prediction_length``.
     seed
-        Seed of the dropout, whose noise follows from it, the epoch and the batch alone, so that a
-        resumed training repeats it; drawn from torch's global random state if None.
+        Seed of the dropout. Its noise depends only on the seed, the epoch and the batch, so that a
+        resumed run repeats it. Drawn from torch's global random state if None.
 
     Examples
     --------
@@ -132,7 +132,7 @@ class ForecastLightningModule(pl.LightningModule):
         return self._mean_loss(batch, "val_loss", self.val_scores)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Do the same as in validation."""
+        """Do the same as `validation_step`, for the test."""
         return self._mean_loss(batch, "test_loss", self.test_scores)
 
     def on_validation_epoch_end(self) -> None:
@@ -153,11 +153,11 @@ class ForecastLightningModule(pl.LightningModule):
         self._print_scores(self.trainer.test_loop)
 
     def on_predict_start(self) -> None:
-        """Make the predictor that the forecasts come from."""
+        """Create the predictor that makes the forecasts."""
         self._predictor = self.to_predictor().to(self.device)
 
     def on_predict_end(self) -> None:
-        """Forget the predictor, as the weights may change."""
+        """Delete the predictor, since the weights may change."""
         self._predictor = None
 
     def predict_step(
@@ -165,23 +165,24 @@ class ForecastLightningModule(pl.LightningModule):
     ) -> list[RealTimeForecast]:
         """Return the forecasts of entries that end with their queries.
 
-        For entries of one's own, ``Trainer.predict`` takes
+        For your own entries, give ``Trainer.predict`` a
         ``DataLoader(list(entries), batch_size=64, collate_fn=list)``.
         """
         predictor = self._predictor or self.to_predictor().to(self.device)
         return list(predictor.predict(batch))  # pyright: ignore[reportArgumentType]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Start counting the evaluations of vector fields."""
+        """Reset the count of vector-field evaluations."""
         self.network.encoder.reset_num_evaluations()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the evaluations of vector fields, those of an adjoint backward pass included."""
+        """Log the number of vector-field evaluations, including those of an adjoint backward
+        pass."""
         if count := self.network.encoder.num_evaluations:
             self.log("num_evaluations", float(count), on_epoch=True, on_step=False, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store averaged weights also in a checkpoint of weights alone, and the format."""
+        """Store the format, and averaged weights even in a weights-only checkpoint."""
         checkpoint[FORMAT_KEY] = FORMAT
         averaging = "current_model_state" in checkpoint
         for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
@@ -191,11 +192,12 @@ class ForecastLightningModule(pl.LightningModule):
                 checkpoint.pop("averaging_state", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another network, or of data that were scaled differently."""
+        """Raise an error for weights of another network, or of data that were scaled
+        differently."""
         check_format(checkpoint.get(FORMAT_KEY), "the checkpoint")
         stored = checkpoint["hyper_parameters"]
         problem = difference(stored, self.hparams)
-        # Compared as readers: plain values overlook the order of the categories.
+        # Compared as readers: equality of plain dictionaries ignores the order of the categories.
         if problem is None and Reader.from_dict(stored["reader"]) != self.reader:
             problem = "was trained on other data, or with other windows"
         if problem is not None:
@@ -209,7 +211,8 @@ class ForecastLightningModule(pl.LightningModule):
     def from_predictor(
         cls, predictor: IrregularPredictor, lr: float = 3e-3, weight_decay: float = 1e-4
     ) -> ForecastLightningModule:
-        """Return a module with a copy of a predictor's weights and its scaling, to train on."""
+        """Return a module with a copy of a predictor's weights and its scaling, for further
+        training."""
         module = cls(
             predictor.reader,
             predictor.prediction_length,
@@ -229,7 +232,7 @@ class ForecastLightningModule(pl.LightningModule):
         Raises
         ------
         DeltaflowError
-            If a weight is not finite, as after training at too high a learning rate.
+            If a weight is not finite, for example after training with too high a learning rate.
         """
         predictor = IrregularPredictor(
             reader=self.reader.to_dict(),
@@ -251,7 +254,9 @@ class ForecastLightningModule(pl.LightningModule):
             f"in epoch {self.current_epoch}: lower the learning rate, or choose a distr_output "
             "whose distribution covers the targets"
         )
-        with advising(f"{name} is not a number {advice}"):  # as of distributions, spectral norms
+        with advising(
+            f"{name} is not a number {advice}"
+        ):  # raised by distributions or spectral norms
             args = self.network.at_targets(batch)
             total, count = self.network.loss(batch, args)
         sums = torch.stack([total.detach(), count.to(total.dtype)])
@@ -260,24 +265,24 @@ class ForecastLightningModule(pl.LightningModule):
         mean = sums[0] / count
         if not torch.isfinite(mean):
             raise DeltaflowError(f"{name} became {mean.item()} {advice}")
-        # Weighted by the number of observed targets, an epoch's mean is that over all of them.
-        # The mean and its weight are those of all processes; averaging them again is harmless.
+        # Weighted by the number of observed targets, so that an epoch's mean is over all of them.
+        # Mean and weight are already those of all processes; averaging them again is harmless.
         self.log(
             name, mean, on_epoch=True, on_step=False, prog_bar=True, sync_dist=True,
             batch_size=int(sums[1]),
         )  # fmt: skip
         if scores is not None:
             self._score(batch, args, scores)
-        # DDP averages the gradients of the processes: their number makes a sum of that.
+        # DDP averages the gradients over processes: the factor turns the average into a sum.
         return total / count * self.trainer.world_size
 
     def _score(self, batch: Batch, args: tuple[Tensor, ...], scores: ForecastScores) -> None:
-        """Add the forecasts of a batch to the scores, at the values that were observed."""
+        """Add the forecasts of a batch to the scores, at the observed targets."""
         observed, head = batch.target_observed, self.network.head
         args = tuple(arg.double().cpu() for arg in args)  # (N,), or (N, K)
         loc, scale = (
             unit.unsqueeze(1).expand(observed.shape)[observed].double().cpu()
-            for unit in (batch.loc, batch.scale)  # which precision="bf16-true" has rounded
+            for unit in (batch.loc, batch.scale)  # which precision="bf16-true" rounds
         )
         values = loc + scale * batch.target[observed].double().cpu()
         if head.quantile_levels is not None:
@@ -296,16 +301,15 @@ class ForecastLightningModule(pl.LightningModule):
                     drawn = joint.sample(torch.Size((_SAMPLES,))).double()
                 try:
                     mean = joint.mean
-                except NotImplementedError:  # the splines of GluonTS have none either
+                except NotImplementedError:  # such as GluonTS's splines
                     mean = drawn.mean(dim=0)
-                # A blank batch has no values, for which torch's quantile raises an error and
-                # NumPy's is empty.
+                # Without observed values, torch's quantile raises an error; NumPy's is empty.
                 quantiles = torch.from_numpy(np.quantile(drawn.numpy(), DECILES, axis=0))
         channels = observed.nonzero()[:, -1].cpu()
         scores.update(values, channels, mean, quantiles)
 
     def _print_scores(self, loop: Any) -> None:
-        """Print the logged scores in place of Lightning's table, unless its output is off."""
+        """Print the logged scores instead of Lightning's table, unless its output is off."""
         if loop.verbose and self.trainer.is_global_zero:
             print(score_table(self.trainer.callback_metrics))
         loop.verbose = False  # Lightning sets it anew for each run

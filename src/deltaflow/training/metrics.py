@@ -16,8 +16,8 @@ from deltaflow.heads import DECILES
 class ForecastScores(Metric):
     """Squared and absolute error, quantile loss and coverage of all channels at once.
 
-    Sums per channel are kept in float64 and added up over batches and processes, so the result does
-    not depend on how the data are divided into batches. Only observed values count.
+    Sums per channel are accumulated in float64 over batches and processes, so the result does not
+    depend on how the data are divided into batches. Only observed values count.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def _scores(sums: Tensor) -> dict[str, Tensor]:
 def score_table(results: Mapping[str, Tensor]) -> str:
     """Return logged scores as text, with a column per score and a row per channel.
 
-    Lightning would print them with Rich, which takes ``[bili]`` for markup and drops it.
+    Lightning would print them with Rich, which drops ``[bili]`` as markup.
 
     >>> print(score_table({"mae": torch.tensor(2.5), "mae[bili]": torch.tensor(1.5)}))
           mae

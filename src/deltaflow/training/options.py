@@ -16,8 +16,8 @@ class OptimizerOptions:
     Attributes
     ----------
     lr
-        Learning rate. It warms up over the first twentieth of the training run and then falls by a
-        cosine; it stays constant where the run has no known end.
+        Learning rate. It warms up over the first twentieth of the training run and then decays by a
+        cosine; it stays constant if the length of the run is unknown.
     weight_decay
         Weight decay.
     """
@@ -31,14 +31,14 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """The arguments of Lightning's ``Trainer`` that have defaults of their own.
+    """The arguments of Lightning's ``Trainer`` whose defaults differ from Lightning's.
 
     Attributes
     ----------
     max_epochs
         The largest number of epochs.
     gradient_clip_val
-        Norm to which the gradient of a batch is clipped; 0, it is not clipped.
+        Norm to which the gradient of a batch is clipped; 0 turns clipping off.
     """
 
     max_epochs: int = 50
@@ -56,8 +56,8 @@ class EarlyStoppingOptions:
     Attributes
     ----------
     patience
-        The number of epochs without a better validation loss after which it stops. The weights of
-        the best epoch are kept.
+        The number of epochs without a lower validation loss after which training stops. The weights
+        of the best epoch are kept.
     """
 
     patience: int = 10
@@ -68,12 +68,12 @@ class EarlyStoppingOptions:
 
 @dataclass(frozen=True)
 class WeightAveragingOptions:
-    """The moving average of the weights, which is validated and kept in their place.
+    """The moving average of the weights, which is validated and kept instead of them.
 
     Attributes
     ----------
     decay
-        Decay of the average per batch, such as 0.99; null keeps the weights as they are.
+        Decay of the average per batch, such as 0.99; null turns averaging off.
     """
 
     decay: float | None = None
@@ -84,14 +84,14 @@ class WeightAveragingOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What a training run depends on beside its data and its seed.
+    """All settings of a training run, except its data and its seed.
 
     Attributes
     ----------
     data, model, optimizer
         The options of an estimator.
     trainer, early_stopping, weight_averaging
-        How long it trains, and which weights it keeps.
+        The length of training, and which weights are kept.
     """
 
     data: DataOptions = field(default_factory=DataOptions)

@@ -17,14 +17,14 @@ from deltaflow.forecast.support import Support
 from deltaflow.training.blend import losses
 
 MOST_PROCESSES = 16
-"""With more channels, Gaussian processes of all of them take long to fit, and to forecast."""
+"""With more channels, Gaussian processes for all of them take too long to fit and to forecast."""
 
 FEWEST_FOR_TREND = 5
-"""With fewer values of a typical item and channel, a change of slope cannot be told from noise."""
+"""With fewer values per item and channel, a change of slope cannot be distinguished from noise."""
 
 HORIZONS, CLEARLY = 5, 0.95
-"""At most so many last horizons of each item decide on the powers, and another power than usual
-has to have at most this share of the loss."""
+"""The largest number of last horizons per item that decide on the powers, and the largest loss,
+relative to the usual power, at which another power is chosen."""
 
 
 class SimpleForecasts(NamedTuple):
@@ -35,7 +35,7 @@ class SimpleForecasts(NamedTuple):
     processes
         The Gaussian processes, see `PROCESSES`.
     powers
-        For each channel, of which power of its values they are, see `POWERS`.
+        For each channel, the power of its values that they model, see `POWERS`.
     """
 
     processes: tuple[str, ...]
@@ -48,7 +48,7 @@ class SimpleForecasts(NamedTuple):
         supports: Sequence[Support],
         prediction_length: int,
     ) -> SimpleForecasts:
-        """Choose by the items."""
+        """Choose the kinds that suit the items."""
         values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
         if values[0].size > MOST_PROCESSES:
             return cls((), [])
@@ -71,10 +71,9 @@ def powers_for(
 ) -> list[float]:
     """Choose the power of each channel, by at most `MOST_ITEMS` items.
 
-    A channel that can be negative keeps its values, and others have the root. If all values are
-    positive, another power takes its place where it forecasts the last values clearly better. That
-    it is more likely does not suffice: growth that slows down looks like that of a logarithm, which
-    would go on.
+    A channel that can be negative keeps its values; others take the square root. If all values are
+    positive, another power is chosen if it forecasts the last values clearly better. A higher
+    likelihood alone does not suffice: it may favour logarithms for growth that slows down.
     """
     nonnegative = np.array([support.low >= 0 for support in supports])
     usual = np.where(nonnegative, 0.5, 1.0)
@@ -102,20 +101,20 @@ def powers_for(
 
 
 def _last_horizons(entry: DataEntry, length: int) -> list[tuple[DataEntry, DataEntry]]:
-    """Return what was known before each of the last horizons of an item, and what followed."""
+    """Return the context before each of the last horizons of an item, and its targets."""
     end = entry["target"].shape[-1]
     origins = [end - count * length for count in range(HORIZONS, 0, -1)]
     return [cut_entry(entry, at, at + length) for at in origins if at >= max(2, end // 2)]
 
 
 def observed(entries: Sequence[DataEntry]) -> np.ndarray:
-    """Tell which channels have a value."""
+    """Return which channels have any value."""
     seen = [np.isfinite(np.atleast_2d(entry["target"])).any(axis=1) for entry in entries]
     return np.any(seen, axis=0)
 
 
 def name_of(simple: DeltaflowPredictor) -> str:
-    """Return what a simple forecast of a blend is called."""
+    """Return the name of a simple forecast of a blend."""
     if isinstance(simple, GaussianProcessPredictor):
         powers = set(simple.powers)
         log = " of logarithms" if powers == {0.0} else ""

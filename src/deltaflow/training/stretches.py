@@ -1,4 +1,4 @@
-"""Few long items, cut into stretches that are trained on as if they were items."""
+"""Cutting few long items into stretches, which then count as items."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from deltaflow.data.splitter import cut_entry
 from deltaflow.forecast.conformal import FEWEST_ITEMS
 
 FEWEST, MOST = 10, 50
-"""About the smallest and the largest number of stretches, where the length of the items allows."""
+"""About the smallest and the largest number of stretches, if the items are long enough."""
 
 SHORTEST = 6
 """The smallest number of rows of a stretch."""
 
 
 class Stretch(NamedTuple):
-    """Rows of an item that count as an item.
+    """Consecutive rows of an item that count as an item.
 
     Attributes
     ----------
     entry
-        The rows, under a name of their own.
+        The rows, under their own name.
     whole, start
-        The item, and its row at which they begin.
+        The item, and the row at which the stretch begins.
     """
 
     entry: DataEntry
@@ -33,7 +33,7 @@ class Stretch(NamedTuple):
     start: int
 
     def split(self, origin: int, end: int) -> tuple[DataEntry, DataEntry]:
-        """Return what was known of the whole item before a row of the stretch, and what followed.
+        """Split the whole item at a row of the stretch, into context and targets.
 
         Both have the name of the stretch. See `cut_entry`.
         """
@@ -45,11 +45,11 @@ class Stretch(NamedTuple):
 def stretches(
     entries: Sequence[DataEntry], prediction_length: int, context_length: int
 ) -> list[Stretch]:
-    """Cut items into stretches that follow each other, of about the same number of rows.
+    """Cut items into consecutive stretches of about the same number of rows.
 
-    A stretch holds a context and a horizon, or fewer rows where there would be too few stretches;
-    but at least twice the prediction length, if that leaves `FEWEST_ITEMS` of them, and at least
-    `SHORTEST`. Shorter items stay whole.
+    A stretch has the rows of a context and a horizon, or fewer if there would otherwise be too few
+    stretches; but at least twice the prediction length, if that leaves `FEWEST_ITEMS` stretches,
+    and at least `SHORTEST` rows. Shorter items stay whole.
 
     Examples
     --------

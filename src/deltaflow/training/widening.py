@@ -1,4 +1,4 @@
-"""How intervals widen at lead times that few training windows, or none, have taught."""
+"""Fitting the widening of intervals beyond the lead times of the training windows."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.widening import WideningPredictor
 
 SHARE = 0.95
-"""The share of the targets of training windows whose lead times lie within the reach: what few
-windows ask for is hardly learned."""
+"""The share of the targets of training windows whose lead times lie within the reach: lead times of
+few windows are hardly learned."""
 
 ITEMS, ORIGINS = 200, 50
 """The largest numbers of items, and of origins of each, from which the reach is computed."""
 
 HELD_OUT_ORIGINS = 8
-"""The largest number of origins of each item that was held out."""
+"""The largest number of origins per held-out item."""
 
 
 def widened(
     predictor: DeltaflowPredictor, data: IrregularDataModule, held_out: Sequence[DataEntry]
 ) -> WideningPredictor:
-    """Widen a predictor beyond its reach, as its errors on items that were held out show.
+    """Widen a predictor's intervals beyond its reach, by its errors on held-out items.
 
     Parameters
     ----------
     predictor
         The predictor.
     data
-        What it was trained on.
+        The data it was trained on.
     held_out
-        Whole items that it has not learned from.
+        Whole items that it was not trained on.
 
     Raises
     ------
     DataError
-        If the series are regular, or no item that was held out is longer than the reach.
+        If the series are regular, or no held-out item is longer than the reach.
     """
     windows = data.training_windows
     assert isinstance(windows, TrainingWindows)
@@ -58,7 +58,7 @@ def widened(
 
 
 def check_irregular(training_data: Dataset) -> None:
-    """Raise unless the series are irregular: others are asked for no more than they have taught."""
+    """Raise unless the series are irregular: others have no lead times beyond those of training."""
     first = next(iter(training_data), None)
     if first is not None and not is_irregular(first):
         raise DataError("widening needs lead times of irregular series",
@@ -66,14 +66,14 @@ def check_irregular(training_data: Dataset) -> None:
 
 
 def whole_items(validation_data: Dataset | TestData) -> list[DataEntry]:
-    """Return the items that are validated, with what follows in them."""
+    """Return the validation items, including their targets."""
     if isinstance(validation_data, TestData):
         return [joined(past, label) for past, label in validation_data]
     return list(validation_data)
 
 
 def reach_of(windows: TrainingWindows) -> float:
-    """Return the lead time, in seconds, that nearly all targets of training windows lie within."""
+    """Return the lead time, in seconds, below which nearly all targets of training windows lie."""
     leads = []
     for number in spread(0, len(windows.items) - 1, ITEMS):
         series = windows.data[int(windows.items[number])]
@@ -87,7 +87,7 @@ def reach_of(windows: TrainingWindows) -> float:
 def _pairs(
     entry: DataEntry, times: np.ndarray, reach: float, most: int
 ) -> Iterator[tuple[DataEntry, DataEntry]]:
-    """Yield what was known, and at most so many values that followed beyond a reach."""
+    """Yield contexts, and at most ``most`` later values beyond a reach."""
     rows = np.flatnonzero(times[-1] - times > reach)
     if not len(rows):
         return
@@ -99,6 +99,6 @@ def _pairs(
 
 
 def _of_rows(entry: DataEntry, rows: np.ndarray) -> DataEntry:
-    """Return an entry of some of its observation times."""
+    """Return an entry restricted to some of its rows."""
     names = ("target", "past_feat_dynamic_real", "feat_dynamic_real")
     return {**entry, **{name: entry[name][..., rows] for name in names if name in entry}}
