@@ -1,4 +1,4 @@
-"""Encoders: they read observations into a state that can be queried at any time."""
+"""Encoders: from observations to a state that can be queried at any time."""
 
 from collections.abc import Callable
 

@@ -15,7 +15,7 @@ from deltaflow.errors import DeltaflowError
 
 
 class State(NamedTuple):
-    """What is known about B series at the time of their last observation.
+    """The state of B series at their last observation.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 
 class Encoder(nn.Module, ABC):
-    """Reads irregular observations, one step per observation time.
+    """The contract of an encoder, which reads irregular observations one by one.
 
     Calling it on a whole padded batch and calling :meth:`update` once per observation give the
     same state. The result does not depend on padding or on the other series of the batch.
@@ -57,8 +57,8 @@ class Encoder(nn.Module, ABC):
     Attributes
     ----------
     oscillates
-        Whether the hidden state turns and decays between observations, so that a query can hardly
-        tell what it was at the last one.
+        Whether the hidden state rotates and decays between observations, so that the state at a
+        query hardly reveals that at the last observation.
     """
 
     oscillates: ClassVar[bool] = False
@@ -124,9 +124,7 @@ class Encoder(nn.Module, ABC):
             If T is 0.
         """
         if not values.shape[1]:
-            raise DeltaflowError(
-                "the batch has no observation time: pad it to one, and give the length 0"
-            )
+            raise DeltaflowError("the batch has no observation time: pad it to one, with length 0")
         # int32 and the longest axis last make `newest` four times as fast.
         steps = torch.arange(1, values.shape[1] + 1, dtype=torch.int32, device=values.device)
         running = steps <= lengths.unsqueeze(-1)  # (B, T)
@@ -172,9 +170,9 @@ class Encoder(nn.Module, ABC):
         )
 
     def frozen(self) -> Encoder:
-        """Return the encoder for weights that do not change any more.
+        """Return the encoder for fixed weights.
 
-        One that prepares its weights before each step overrides this, and prepares them once.
+        An encoder that prepares its weights before each step overrides this to prepare them once.
         """
         return self
 
@@ -183,8 +181,8 @@ class Encoder(nn.Module, ABC):
     ) -> Tensor:
         """Return the hidden state ``(B, H)`` after the whole batch, see :meth:`forward`.
 
-        An encoder that has a faster way than :meth:`read_plainly`, such as a fused loop or a
-        parallel scan, overrides this. States and gradients must be the same, up to rounding.
+        An encoder with a faster way than :meth:`read_plainly`, such as a fused loop or a parallel
+        scan, overrides this. States and gradients must be the same, up to rounding.
 
         ``running`` ``(B, T)`` is False on the padding. There the state must not change, and all
         other arguments are 0.
@@ -269,7 +267,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def replaced(module: M, name: str, part: nn.Module) -> M:
-    """Return a module that shares all parts with another one but the named one."""
+    """Return a shallow copy of a module with one part replaced."""
     twin = copy.copy(module)
     twin._modules = {**module._modules, name: part}
     return twin

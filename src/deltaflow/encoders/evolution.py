@@ -19,7 +19,7 @@ Evolve: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 class Evolution(nn.Module, ABC):
-    """The contract: carry a hidden state across a gap, and return it unchanged if Δt = 0.
+    """The contract: evolve a hidden state across a gap, and return it unchanged if Δt = 0.
 
     Attributes
     ----------
@@ -53,19 +53,19 @@ class Evolution(nn.Module, ABC):
         return None
 
     def frozen(self) -> Evolution:
-        """Return the evolution for weights that do not change any more: prepared once."""
+        """Return the evolution for fixed weights, which are prepared once."""
         return self
 
     def to_queries(self, hidden: Tensor, delta_t: Tensor) -> Tensor:
-        """Carry one state to many times: ``(B, H)`` and ``(B, Q)`` to ``(B, Q, H)``.
+        """Evolve one state to many times: ``(B, H)`` and ``(B, Q)`` to ``(B, Q, H)``.
 
-        A flow reaches all queries in one call. An evolution that has to go step by step overrides
+        A flow reaches all queries in one call. An evolution that proceeds step by step overrides
         this method.
         """
         return self.prepare()(hidden.unsqueeze(-2), delta_t)
 
     def to_each(self, hidden: Tensor, delta_t: Tensor, row: Tensor) -> Tensor:
-        """Carry states ``(B, H)`` to any number of times each: ``(N, H)``.
+        """Evolve states ``(B, H)`` to any number of times each: ``(N, H)``.
 
         Query n crosses ``delta_t[n]`` from the state ``hidden[row[n]]``.
         """
@@ -96,12 +96,12 @@ class FlowEvolution(Evolution):
         return stages_of(self.flow, gaps, clock)
 
     def frozen(self) -> Evolution:
-        """Return the evolution by the same flow, prepared already."""
+        """Return the evolution by the same flow, with its weights prepared."""
         return _FrozenFlow(self.flow)
 
 
 class _FrozenFlow(FlowEvolution):
-    """Evolution by a flow whose weights do not change any more."""
+    """Evolution by a flow with fixed weights."""
 
     def __init__(self, flow: Flow) -> None:
         super().__init__(flow)
@@ -109,7 +109,7 @@ class _FrozenFlow(FlowEvolution):
             self._prepared = super().prepare()
 
     def prepare(self) -> Evolve:
-        """Return ``F(Δt, h)``, which was prepared before."""
+        """Return the prepared ``F(Δt, h)``."""
         return self._prepared
 
 

@@ -1,4 +1,4 @@
-"""The linear-flow encoder: layers of driven oscillators, each of which reads a series in a scan."""
+"""The linear-flow encoder: layers of driven oscillators, each computed by a parallel scan."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ averages of about eight inputs at different phases, so they would be too small o
 
 
 CACHED = 20_000
-"""The number of observations that a CPU reads at a time, so that they fit into its cache."""
+"""The number of observations that a CPU reads at a time, which fit into its cache."""
 
 
 class LinearFlowEncoder(Encoder):
-    r"""Layers of oscillators, which move by a `LinearFlow` and are driven by the observations.
+    r"""Layers of oscillators, which evolve by a `LinearFlow` and are driven by the observations.
 
-    At an observation, a layer whose input is :math:`u` goes from its state :math:`s` to
+    At an observation, a layer with input :math:`u` and state :math:`s` is updated to
 
     .. math:: s \leftarrow (1 - f(u)) \odot e^{\Lambda \Delta t} s + f(u) \odot B u,
               \quad f(u) = \sigma(W u + w).
@@ -41,17 +41,17 @@ class LinearFlowEncoder(Encoder):
     and ``log(1 + Δt)``. Every other layer reads a hidden layer of neurons over these and the
     updated state of the previous layer.
 
-    Layers exchange information only at observations. Between observations every layer moves by its
-    own flow, so the state at a query is a single product, and two steps across a gap are exactly
-    the same as one. The factors and inputs of the recurrence do not depend on the layer's own
-    state, so a layer can read a series in one `scan`. For the same reason a layer is less
+    Layers exchange information only at observations. Between observations every layer evolves by
+    its own flow, so the state at a query is a single product, and two steps across a gap are
+    exactly the same as one. The factors and inputs of the recurrence do not depend on the layer's
+    own state, so a layer can read a series by a single `scan`. For the same reason a layer is less
     expressive than a GRU of the same size: patterns in the order of observations take several
     layers.
 
     Parameters
     ----------
     num_channels, num_features, hidden_size
-        See `Encoder`. The layers share the hidden size among them, two numbers for each oscillator.
+        See `Encoder`. The hidden size is divided among the layers, with two numbers per oscillator.
     num_layers
         The number of layers.
     width
@@ -61,11 +61,11 @@ class LinearFlowEncoder(Encoder):
         frequencies and decay rates are chosen. See `LinearFlow`. An estimator takes them from its
         training data, see `Reader.span` and `Reader.cycles`.
     tempo
-        The largest factor by which a layer speeds its oscillators up, or slows them down. If it is
-        more than 1, each layer sets its tempo :math:`c(u)` at every observation, and goes on by
-        :math:`e^{\Lambda c \Delta t}` until the next one. So frequencies may depend on what is
-        known, such as an amplitude, and two steps are still exactly one. The tempi are part of the
-        hidden state, a number per layer.
+        The largest factor by which a layer speeds its oscillators up or slows them down. If it
+        exceeds 1, each layer sets its tempo :math:`c(u)` at every observation, and evolves by
+        :math:`e^{\Lambda c \Delta t}` until the next one. So frequencies may depend on the
+        observations, for example on an amplitude, and two steps are still exactly one. The tempi
+        are part of the hidden state, one number per layer.
 
     References
     ----------
@@ -102,8 +102,8 @@ class LinearFlowEncoder(Encoder):
                 f"among {num_layers} layers: choose num_layers from 1 to {count}, or a larger "
                 "hidden_size"
             )
-        # A number that is left over stays 0. If it decayed, it would take values beyond the trained
-        # lengths that it never takes within them.
+        # A spare number stays 0. If it decayed, it would take values beyond the trained lengths
+        # that never occur within them.
         self.flow = LinearFlow(2 * count, span=span, cycles=repeated)
         self.left_over = hidden_size - num_tempi - 2 * count
         self.log_tempo = math.log(tempo)
@@ -113,7 +113,7 @@ class LinearFlowEncoder(Encoder):
         width = width or hidden_size
         num_inputs = 2 * num_channels + num_features + 1
         widths = [num_inputs, *[width] * (num_layers - 1)]
-        # Of a gate, and of real and imaginary part of a drive, for each oscillator.
+        # For each oscillator: a gate, and real and imaginary part of the input.
         self.entries = nn.ModuleList(map(nn.Linear, widths, [3 * size for size in self.sizes]))
         self.mixtures = nn.ModuleList(
             nn.Linear(2 * size + num_inputs, width) for size in self.sizes[:-1]
@@ -206,12 +206,12 @@ class LinearFlowEncoder(Encoder):
             return functional.pad(torch.cat(parts, -1), (0, self.left_over))
 
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
-        """Carry the state to the queries by its flow; see `Encoder.evolve`."""
+        """Evolve the state to the queries by its flow; see `Encoder.evolve`."""
         with own_precision(delta_t):
             return self._moved(delta_t.unsqueeze(-1), state.hidden.unsqueeze(-2))
 
     def _moved(self, t: Tensor, hidden: Tensor) -> Tensor:
-        """Carry states ``(…, H)`` for times ``(…, 1)``; their tempi stay as they are."""
+        """Evolve states ``(…, H)`` over times ``(…, 1)``; their tempi stay the same."""
         oscillators, others = hidden.tensor_split([self.flow.dim], -1)
         if self.tempi:
             t = t * others.exp()[..., self.layer_of]  # (…, N), a time for each oscillator
@@ -224,7 +224,7 @@ class LinearFlowEncoder(Encoder):
     def _tempo(self, layer: int, inner: Tensor) -> Tensor:
         """Return the logarithm of a layer's tempo, ``(…, 1)``, from its input ``(…, W)``."""
         weight, bias = (part.to(inner.dtype) for part in self.tempi[layer].parameters())
-        # A mean, not a sum: a step of training would change a sum over a hundred inputs by a lot.
+        # A mean, because a training step would change a sum over a hundred inputs by a lot.
         mean = functional.linear(inner, weight / inner.shape[-1], bias)
         return self.log_tempo * torch.tanh(mean)
 
@@ -232,7 +232,7 @@ class LinearFlowEncoder(Encoder):
 def _groups(running: Tensor) -> list[slice]:
     """Cut a batch ``(B, T)`` into groups of series with at most `CACHED` observations each.
 
-    A longer series is in a group of its own. Every group has an observation, if the batch has one.
+    A longer series forms its own group. Every group has an observation, if the batch has one.
     """
     if running.numel() <= CACHED:
         return [slice(None)]
@@ -266,5 +266,5 @@ def _mixed(mixture: nn.Module, states: Tensor, seen: Tensor) -> Tensor:
 def _inputs(
     values: Tensor, observed: Tensor, features: Tensor, delta_t: Tensor
 ) -> tuple[Tensor, ...]:
-    """Return the parts of the input of the first layer, ``(…, R)`` together."""
+    """Return the parts of the input of the first layer, with R features in total."""
     return values, observed, features, delta_t.log1p().unsqueeze(-1)

@@ -75,7 +75,7 @@ class NeuralCDEEncoder(Encoder):
     All three carry values forward. torchcde itself fills missing values by interpolation to the
     next one, which would make the state depend on later observations.
 
-    After the last observation there is no control: a Neural ODE or a flow moves the state on.
+    After the last observation there is no control: a Neural ODE or a flow evolves the state.
 
     Parameters
     ----------
@@ -84,8 +84,7 @@ class NeuralCDEEncoder(Encoder):
     interpolation
         ``"rectilinear"``, ``"linear"`` or ``"hermite"``.
     continuation
-        What moves the state on to the queries: ``"neural_ode"``, ``"coupling_flow"`` or
-        ``"resnet_flow"``.
+        The evolution to the queries: ``"neural_ode"``, ``"coupling_flow"`` or ``"resnet_flow"``.
     width
         The size of the vector fields' hidden layers; by default twice the hidden size.
     solver, num_steps, rtol, atol, adjoint
@@ -153,11 +152,11 @@ class NeuralCDEEncoder(Encoder):
         return self._solve(state.hidden, increment.unsqueeze(1))
 
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
-        """Carry the state to the queries; see `Encoder.evolve`."""
+        """Evolve the state to the queries; see `Encoder.evolve`."""
         return self.continuation.to_queries(state.hidden, delta_t)
 
     def evolve_each(self, state: State, delta_t: Tensor, row: Tensor) -> Tensor:
-        """Carry the states to the queries; see `Encoder.evolve_each`."""
+        """Evolve the states to the queries; see `Encoder.evolve_each`."""
         return self.continuation.to_each(state.hidden, delta_t, row)
 
     def _solve(self, hidden: Tensor, increments: Tensor) -> Tensor:
@@ -191,7 +190,7 @@ class NeuralCDEEncoder(Encoder):
 def _increments(
     values: Tensor, observed: Tensor, last: Tensor, delta_t: Tensor, features: Tensor
 ) -> Tensor:
-    """Return what each observation adds to the control ``(…, P)``."""
+    """Return the increment of the control ``(…, P)`` at each observation."""
     change = torch.where(observed, values - last, 0.0)
     return torch.cat([delta_t.unsqueeze(-1), change, observed.to(values.dtype), features], dim=-1)
 
@@ -228,7 +227,7 @@ INTERPOLATIONS: dict[
     "linear": _linear,
     "hermite": _hermite,
 }
-"""How the control is interpolated: functions of its increments ``(B, T, P)``."""
+"""The interpolations of the control: functions of its increments ``(B, T, P)``."""
 
 CONTINUATIONS: dict[str, Callable[[int, int, Solver], Evolution]] = {
     "neural_ode": lambda size, width, solver: ODEEvolution(MLPField(size, width), solver),

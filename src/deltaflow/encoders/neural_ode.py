@@ -1,4 +1,4 @@
-"""Neural ODE: a solver moves the hidden state along a learned vector field."""
+"""Neural ODE: a solver evolves the hidden state along a learned vector field."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OVERSHOOT = 1.01
 """The factor by which solver errors may carry a state beyond the bound of its field."""
 
 Move: TypeAlias = Callable[[Tensor], Tensor]
-"""A map ``hidden -> δ f(hidden)``: how far the state moves in an Euler step of length δ."""
+"""A map ``hidden -> δ f(hidden)``: the change of the state in an Euler step of length δ."""
 
 Solve: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
 """A map ``(field, hidden, gap) -> hidden``: the solution of ``dh/dt = f(h)`` after the gap.
@@ -71,9 +71,9 @@ class Solver:
     chooses one step size for the whole batch, by the root mean square of the errors, so the other
     series do affect the result, within the tolerance.
 
-    All solvers are those of torchdiffeq. Fixed steps without the adjoint equation are taken here,
-    with the same result: in torchdiffeq, the overhead of a step is several times the cost of its
-    evaluations.
+    All solvers are those of torchdiffeq. Fixed steps without the adjoint equation are implemented
+    here, with the same result: in torchdiffeq, the overhead of a step is several times the cost of
+    its evaluations.
 
     Attributes
     ----------
@@ -209,7 +209,7 @@ class ODEEvolution(Evolution):
         return self._cross
 
     def to_queries(self, hidden: Tensor, delta_t: Tensor) -> Tensor:
-        """Carry one state to many times; see :meth:`to_each`."""
+        """Evolve one state to many times; see :meth:`to_each`."""
         rows = torch.arange(len(hidden), device=hidden.device).repeat_interleave(delta_t.shape[1])
         return self.to_each(hidden, delta_t.flatten(), rows).view(*delta_t.shape, -1)
 
@@ -251,7 +251,7 @@ def _query_grid(furthest: Tensor) -> Tensor:
 def start_slowly(layer: nn.Linear) -> None:
     """Shrink the last layer of a vector field, so that it hardly moves the state at first.
 
-    A state that runs away over long gaps early in training makes gradients useless.
+    A state that diverges over long gaps early in training makes gradients useless.
     """
     with torch.no_grad():
         layer.weight.mul_(INITIAL_SPEED)
@@ -261,8 +261,8 @@ def start_slowly(layer: nn.Linear) -> None:
 class MLPField(VectorField):
     r"""The vector field :math:`f(h) = \tanh(W_2 \tanh(W_1 h + b_1) + b_2)`, or a deeper one.
 
-    The outer tanh bounds the speed, so neither a solution nor an explicit step moves a feature
-    further than Δt.
+    The outer tanh bounds the speed, so neither a solution nor an explicit step changes a feature by
+    more than Δt.
 
     Parameters
     ----------
@@ -306,9 +306,9 @@ def ode_rnn(
 ) -> RecurrentEncoder:
     """ODE-RNN: a Neural ODE across the gaps, updated by a GRU cell.
 
-    The default solver takes one step of rk4 per gap: a small error where gaps are typical, at the
-    price of four evaluations, a fifth or less of what dopri5 needs, and no dependence on batch
-    mates. Take more steps, or dopri5, where gaps differ by orders of magnitude. The queries are
+    The default solver takes one step of rk4 per gap: a small error for typical gaps, at the cost of
+    four evaluations, a fifth or less of what dopri5 needs, and no dependence on the other series of
+    a batch. Use more steps, or dopri5, if gaps differ by orders of magnitude. The queries are
     reached in steps of at most one typical gap, up to `UNIT_STEPS` of them.
 
     Parameters

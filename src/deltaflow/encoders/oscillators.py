@@ -1,7 +1,7 @@
-r"""Driven oscillators that read whole series, as one autograd function with a derivative by hand.
+r"""Driven oscillators over whole series, as one autograd function with a hand-written derivative.
 
-The recurrence is read in a frame that turns with the oscillators. With :math:`\theta_n` the phase
-since the beginning of a series,
+The recurrence is computed in a frame that rotates with the oscillators. With :math:`\theta_n` the
+phase since the beginning of a series,
 
 .. math:: \tilde s_n = e^{-i \theta_n} s_n
           = (1 - f_n) \, e^{-r \Delta t_n} \tilde s_{n-1} + e^{-i \theta_n} f_n d_n
@@ -23,14 +23,14 @@ from deltaflow.flows.linear import rotation
 
 
 class Motion(NamedTuple):
-    """How oscillators move, ``(N, L, C, B)`` each.
+    """The motion of the oscillators, ``(N, L, C, B)`` each.
 
     Attributes
     ----------
     decay
-        By what factor they decay from one observation to the next; 0 where a series begins.
+        The factor of their decay from one observation to the next; 0 where a series begins.
     cos, sin
-        Of their phases at each observation, since the first one that is read.
+        Cosine and sine of their phases at each observation, since the first one that is read.
     """
 
     decay: Tensor
@@ -42,7 +42,7 @@ class Motion(NamedTuple):
     def of(
         rates: Tensor, turns: Tensor, gaps: Tensor, elapsed: Tensor, begins: Tensor | None
     ) -> Motion:
-        """Compute how oscillators with rates and turns ``(N,)`` move.
+        """Compute the motion of oscillators with rates and turns ``(N,)``.
 
         ``gaps`` and ``elapsed`` are the times since the previous observation and since the first
         one, the latter in float64; ``begins`` is True where a series begins: all ``(L, C, B)``.
@@ -63,7 +63,7 @@ def oscillate(
     gaps: Tensor,
     motion: Motion,
 ) -> Tensor:
-    """Return the states of n oscillators after each observation, in their turning frame.
+    """Return the states of n oscillators after each observation, in their rotating frame.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ def oscillate(
         ``(3 n, W)`` and ``(3 n,)``: the gates f, and real and imaginary part of the drives d.
     rates, turns, gaps, motion
         ``(n,)`` r and turns per unit of time, ``(L, C, B)`` the times since the previous
-        observations, and what follows from them. ``motion`` counts as constant: the whole gradient
-        by rates, turns and gaps, also through `turned` states, is taken here.
+        observations, and the resulting motion. ``motion`` is treated as constant: the whole
+        gradient by rates, turns and gaps, also through `turned` states, is computed here.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def carried(states: Tensor, rates: Tensor, turns: Tensor, t: Tensor) -> Tensor:
 
 
 def turned(numbers: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn states ``(2, n, …)`` out of the turning frame, by e^iθ."""
+    """Turn states ``(2, n, …)`` back from the rotating frame, by e^iθ."""
     if not numbers.requires_grad:
         return _turned(numbers, cos, sin)
     return _Turn.apply(numbers, cos, sin)  # type: ignore[return-value]
@@ -136,7 +136,7 @@ class _Oscillate(torch.autograd.Function):
         inner, weight, rates, turns, gaps, gate, drive, states, *motion = ctx.saved_tensors
         motion = Motion(*motion)
         with torch.autocast(gradient.device.type, enabled=False):
-            # The gradient of each state, by itself and through all that follow.
+            # The gradient of each state, including that through all later states.
             total, kept = gradient.clone(memory_format=torch.contiguous_format), _kept(gate, motion)
             scan_back_(kept, total)
             by_drive, by_state = _dot(total, drive), _dot(total, states)
@@ -212,7 +212,7 @@ def _multiplied(states: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
 def _driven(
     inner: Tensor, weight: Tensor, bias: Tensor, motion: Motion
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gates and drives in the turning frame, and memory of the same shape as the drives."""
+    """Return gates and drives in the rotating frame, and memory of the same shape as the drives."""
     entries = torch.addmm(bias.unsqueeze(1), weight, inner)
     gate, drive = _gate_and_numbers(entries, motion)
     return gate.sigmoid_(), _turned_back(drive, motion.cos, motion.sin), drive
@@ -229,9 +229,10 @@ def _kept(gate: Tensor, motion: Motion) -> Tensor:
 
 
 def _left(kept: Tensor, states: Tensor) -> Tensor:
-    """Return what is left of the previous state at each observation.
+    """Return the remainder of the previous state at each observation.
 
-    As the difference between a state and what drives it, it would have no digit after a long gap.
+    As the difference between a state and its input, it would have no correct digits after a long
+    gap.
     """
     left = torch.empty_like(states)
     torch.mul(kept[:, 1:], states[:, :, :-1], out=left[:, :, 1:])

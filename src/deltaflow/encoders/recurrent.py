@@ -21,7 +21,7 @@ from deltaflow.flows.time_embedding import is_transformed
 
 STATE_LIMIT = 5.0
 """The largest absolute value of a state at an observation. The cell's own states lie in [-1, 1],
-but a flow may stretch them, and a factor per step overflows over hundreds of steps."""
+but a flow may stretch them, and over hundreds of steps the factors would overflow."""
 
 
 class RecurrentEncoder(Encoder):
@@ -101,17 +101,17 @@ class RecurrentEncoder(Encoder):
             return self._cell(self._project(values, observed, delta_t, features), hidden)
 
     def evolve(self, state: State, delta_t: Tensor) -> Tensor:
-        """Carry the state to the queries; see `Encoder.evolve`."""
+        """Evolve the state to the queries; see `Encoder.evolve`."""
         with own_precision(delta_t):
             return self.evolution.to_queries(state.hidden, delta_t)
 
     def evolve_each(self, state: State, delta_t: Tensor, row: Tensor) -> Tensor:
-        """Carry the states to the queries; see `Encoder.evolve_each`."""
+        """Evolve the states to the queries; see `Encoder.evolve_each`."""
         with own_precision(delta_t):
             return self.evolution.to_each(state.hidden, delta_t, row)
 
     def frozen(self) -> Encoder:
-        """Return an encoder of the same weights, whose evolution is prepared already."""
+        """Return an encoder with the same weights and a prepared evolution."""
         return replaced(self, "evolution", self.evolution.frozen())
 
     def _project(
@@ -185,8 +185,8 @@ def coupling_flow(
 ) -> RecurrentEncoder:
     """Affine coupling flow across the gaps. Options as in `CouplingFlow`.
 
-    One layer is a pair of affine steps, and so as deep as two layers of the other flows. By default
-    its networks have one hidden layer, as wide as the state.
+    One layer is a pair of affine steps, as deep as two layers of the other flows. By default its
+    networks have one hidden layer, as wide as the state.
     """
     flow = CouplingFlow(
         hidden_size,

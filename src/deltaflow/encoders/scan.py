@@ -20,12 +20,12 @@ SHORT = 16
 """The largest number of steps in a chunk. Shorter series have as many chunks as steps in each."""
 
 Between: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""A map ``(products, ends) -> states``, all ``(…, C, B)``: what each of C chunks begins with, if it
-maps a state s to product · s + end."""
+"""A map ``(products, ends) -> states``, all ``(…, C, B)``: the state at the start of each of C
+chunks, which map a state s to product · s + end."""
 
 
 class Chunks(NamedTuple):
-    """The cut of T steps into C chunks of L steps, the first of which may begin with fillers."""
+    """T steps cut into C chunks of L steps, the first of which may begin with padding."""
 
     length: int
     count: int
@@ -37,7 +37,7 @@ class Chunks(NamedTuple):
         return Chunks(max(1, -(-num_steps // count)), count)
 
     def arranged(self, rows: Tensor) -> Tensor:
-        """Arrange ``(B, T)`` as ``(L, C, B)``, filled up with copies of the first step."""
+        """Arrange ``(B, T)`` as ``(L, C, B)``, padded with copies of the first step."""
         missing = self.length * self.count - rows.shape[1]
         if missing:
             rows = torch.cat([rows[:, :1].expand(-1, missing), rows], 1)
@@ -48,18 +48,18 @@ class Order(NamedTuple):
     """The order ``(L, C, B)`` in which the observations of a batch ``(S, T)`` are read.
 
     One step of all chunks is one block of memory. Series of the same length are read side by side
-    (B = S). Others are read one after the other, as a single series (B = 1) that begins anew with
-    each of them, so that no time is spent on padding.
+    (B = S). Others are read one after the other, as a single series (B = 1) that restarts with each
+    of them, so that no time is spent on padding.
 
     Attributes
     ----------
     source
-        ``(L, C, B)``, which of the ``S · T`` observations is read.
+        ``(L, C, B)``, the index of each observation among ``S · T``.
     newest
-        ``(S,)``, where among the ``L · C`` the last observation of each series is read; any place
-        if it has none. None if all are read side by side and end at the last step.
+        ``(S,)``, the position of the last observation of each series among ``L · C``; arbitrary if
+        it has none. None if all are read side by side and end at the last step.
     begins
-        ``(L, C, B)``, True where a series begins, or None if nothing is read before it.
+        ``(L, C, B)``, True where a series begins, or None if nothing precedes it.
     """
 
     source: Tensor
@@ -68,7 +68,8 @@ class Order(NamedTuple):
 
     @staticmethod
     def of(running: Tensor) -> Order:
-        """Order a batch that has observations where True: at least one, before all padding."""
+        """Order a batch by its mask: True at one or more observations, then False at the
+        padding."""
         rows = torch.arange(running.numel(), device=running.device).view_as(running)
         side_by_side = bool(running.all())
         if not side_by_side:
@@ -98,14 +99,14 @@ class Order(NamedTuple):
         return taken.T.unflatten(1, self.source.shape)
 
     def at_end(self, numbers: Tensor) -> Tensor:
-        """Return what of ``(…, L, C, B)`` is at the last observation of each series, ``(…, S)``."""
+        """Return ``(…, S)``, the values of ``(…, L, C, B)`` at each series' last observation."""
         if self.newest is None:
             return numbers[..., -1, -1, :]
         return numbers.flatten(-3).index_select(-1, self.newest)
 
 
 def delayed(steps: Tensor) -> Tensor:
-    """Return what stands one step earlier in ``(L, C, B)``, and 0 at the first step."""
+    """Shift ``(L, C, B)`` by one step, with 0 at the first step."""
     before = F.pad(steps[-1:, :-1], (0, 0, 1, 0))
     return torch.cat([before, steps[:-1]])
 
@@ -136,7 +137,7 @@ def last_state(factors: Tensor, inputs: Tensor) -> Tensor:
 
 
 def scan_back_(factors: Tensor, inputs: Tensor) -> Tensor:
-    r"""Replace inputs by the states :math:`s_n = a_{n+1} s_{n+1} + b_n`, from the last one on.
+    r"""Replace inputs by the states :math:`s_n = a_{n+1} s_{n+1} + b_n`, in reverse order.
 
     If :math:`b` is the gradient of the states of `scan_`, this is the gradient of its inputs.
     """
@@ -181,7 +182,7 @@ def _between(product: Tensor, end: Tensor) -> Tensor:
         )
         after = scan_(product, end).transpose(-3, -2).flatten(-3, -2)
         before[..., 1:, :] = after[..., : count - 1, :]
-    # As they fade away, numbers are computed a hundred times as slowly just before they are 0.
+    # Decaying numbers pass through subnormals, which are a hundred times as slow.
     numbers = torch.finfo(before.dtype)
     return F.hardshrink(before, numbers.tiny / numbers.eps**2)
 

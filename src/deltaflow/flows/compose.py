@@ -1,4 +1,4 @@
-"""A stack of flows: their composition, which is a flow too."""
+"""A stack of flows: their composition, which is also a flow."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from deltaflow.flows.linear import LinearFlow
 class FlowStack(Flow):
     r"""The composition :math:`F(t, x) = F_n(t, \dots F_2(t, F_1(t, x)))`.
 
-    Every flow moves the state for the same time :math:`t`, so the composition is the identity at
+    Every flow evolves the state over the same time :math:`t`, so the composition is the identity at
     :math:`t = 0`. Its inverse applies the inverses of the flows in reverse order. It is a semigroup
-    if it has one flow that is one, or linear flows alone.
+    if it consists of a single semigroup, or of linear flows only.
 
     Parameters
     ----------

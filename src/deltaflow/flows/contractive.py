@@ -94,5 +94,5 @@ class ContractiveMLP(TimeMLP):
         return [spectral_normalise(weight, coefficient) for weight in self.weights]
 
     def extra_repr(self) -> str:
-        """Name the widths and the bound."""
+        """Return the widths and the bound as text."""
         return f"{super().extra_repr()}, lipschitz={self.lipschitz}"

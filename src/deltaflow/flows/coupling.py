@@ -63,7 +63,7 @@ class AffineParameters(nn.Module):
 
 
 class CouplingLayer(Flow):
-    r"""A pair of affine steps, each moving one part of the state :math:`x = (x_A, x_B)`.
+    r"""A pair of affine steps, each changing one part of the state :math:`x = (x_A, x_B)`.
 
     .. math:: y_A = x_A \odot e^{s_1(t, x_B)} + b_1(t, x_B), \qquad
               y_B = x_B \odot e^{s_2(t, y_A)} + b_2(t, y_A)
@@ -103,7 +103,7 @@ class CouplingLayer(Flow):
         if not hidden_dims:
             raise ValueError(
                 "hidden_dims must not be empty: a coupling layer needs a hidden layer, "
-                "which bounds how far it moves the state"
+                "which bounds the change of the state"
             )
         if not max_log_scale > 0:
             raise ValueError(f"max_log_scale must be positive, got {max_log_scale}")

@@ -10,7 +10,8 @@ from torch import Tensor
 from deltaflow.flows.flow import FlowInversionError, FlowMap
 
 ROUNDINGS = 32
-"""The rounding error that one evaluation of a flow may have, in roundings of the state."""
+"""The assumed rounding error of one evaluation of a flow, in units of the state's rounding
+error."""
 
 
 def solve(
@@ -32,7 +33,7 @@ def solve(
     .. math:: \|x_n - x\|_2 \le \frac{L}{1 - L} \, \|x_n - x_{n-1}\|_2.
 
     It stops once the right-hand side is within the tolerance for every row. The inverse magnifies
-    an error of :math:`y` by up to :math:`1 / (1 - L)`, so that no method can promise more than
+    an error of :math:`y` by up to :math:`1 / (1 - L)`, so that no method can guarantee more than
 
     .. math:: \varepsilon \, (1 + \|x\|_2 + \|y\|_2) / (1 - L)
 

@@ -1,4 +1,4 @@
-"""The contract of a flow: a map of time and state that stands for the solution of an ODE."""
+"""The contract of a flow: a map of time and state that represents the solution of an ODE."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FlowMap: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A map ``(t, x) -> F(t, x)`` whose weights are fixed."""
 
 INITIAL_STEP = 0.1
-"""The size of a new flow's step, as a share of the step that its initial weights would give.
+"""The factor by which the initial step of a new flow is reduced.
 
-A flow starts close to the identity: the state keeps its memory across many gaps until the flow has
-learned what to forget. Growth, too, would compound from gap to gap.
+A flow starts close to the identity, so that the state keeps its memory across many gaps until the
+flow has learned what to forget. Growth, too, would compound from gap to gap.
 """
 
 MAX_JACOBIAN_DIM = 64
@@ -38,17 +38,17 @@ class Flow(nn.Module, ABC):
     solution that starts at :math:`x_0`.
 
     In every method ``t`` is :math:`(*, 1)`, ``x`` is :math:`(*, D)`, and their leading axes
-    broadcast: states :math:`(B, 1, D)` are carried to :math:`Q` times :math:`(B, Q, 1)` in one
+    broadcast: states :math:`(B, 1, D)` are evolved to :math:`Q` times :math:`(B, Q, 1)` in one
     call. Times are finite; they are negative only where the flow is a semigroup.
 
     A subclass implements :meth:`prepare` and :meth:`inverse`, and promises that
 
     - ``flow(0, x)`` equals ``x`` bit for bit;
     - values and gradients stay finite up to a million typical gaps;
-    - the module holds nothing but parameters, so that it can be copied, pickled, and
-      differentiated any number of times.
+    - the module contains only parameters, so that it can be copied, pickled, and differentiated any
+      number of times.
 
-    The attributes below say what else a subclass promises. By default it promises none of them.
+    The attributes below declare further properties, none of which hold by default.
 
     Parameters
     ----------
@@ -143,9 +143,9 @@ class Flow(nn.Module, ABC):
     def semigroup_defect(self, s: Tensor, t: Tensor, x: Tensor) -> Tensor:
         r"""Return :math:`F(t, F(s, x)) - F(s + t, x)`, of shape :math:`(*, D)`.
 
-        It is 0, up to rounding, if the flow is a semigroup. For other flows it tells how much the
-        result changes if a gap is interrupted, for example by an observation of another channel:
-        the flows of Biloš et al. restart their clock at each observation.
+        It is 0, up to rounding, if the flow is a semigroup. For other flows it measures how much
+        the result changes if a gap is interrupted, for example by an observation of another
+        channel: the flows of Biloš et al. restart their clock at each observation.
 
         Parameters
         ----------
@@ -206,5 +206,5 @@ class Flow(nn.Module, ABC):
         check_times(t, earliest=-math.inf if self.semigroup else 0.0)
 
     def extra_repr(self) -> str:
-        """Name the dimension."""
+        """Return the dimension as text."""
         return f"dim={self.dim}"

@@ -121,7 +121,7 @@ class GRULayer(Flow):
         return solve(self.prepare(), t, y, tol=tol, max_iter=max_iter, **limits)
 
     def extra_repr(self) -> str:
-        """Name the dimension and the bound."""
+        """Return the dimension and the bound as text."""
         return f"{super().extra_repr()}, coefficient={self.coefficient}"
 
 

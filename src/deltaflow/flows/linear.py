@@ -15,8 +15,8 @@ SPAN = 50.0
 """The default length of a series, in typical gaps."""
 
 SLOWEST = 2.0
-"""The lowest initial frequency, in turns per series. Slower oscillators would take on phases beyond
-the length of a series that they have never had within."""
+"""The lowest initial frequency, in turns per series. Beyond the length of a series, slower
+oscillators would reach phases that never occur in training."""
 
 FASTEST = 0.4
 """The highest initial frequency, in turns per typical gap. Frequencies above one turn in two gaps
@@ -86,7 +86,8 @@ class LinearFlow(Flow):
         known = torch.tensor(cycles[: len(turns)], dtype=turns.dtype)
         turns[: len(known)] = 1 / known
         self.frequency.copy_(_inverse_softplus(turns))
-        # In another order than the frequencies, so that both high and low ones get all rates.
+        # In a different order than the frequencies, so that high and low ones get rates of all
+        # sizes.
         rates = _spread(0.05 / span, 5 / span, self.num_modes)
         golden = (torch.arange(self.num_modes) * 0.6180339887) % 1
         self.rate.copy_(_inverse_softplus(rates[golden.argsort().argsort()]))
@@ -134,7 +135,7 @@ class LinearFlow(Flow):
         return x
 
     def check_inputs(self, t: Tensor, x: Tensor) -> None:
-        """Check shapes and times as every flow does, and that negative times are not too long.
+        """Check shapes and times as every flow does, and that negative times are not too large.
 
         Raises
         ------
@@ -155,7 +156,7 @@ class LinearFlow(Flow):
         if rate * time > -math.log(torch.finfo(dtype).tiny):
             raise FlowInversionError(
                 f"within a time of {time:g}, states decay below the smallest number of {dtype}, "
-                "so they cannot be traced back: go back over shorter times"
+                "so they cannot be recovered: go back over shorter times"
             )
 
     def vector_field(self, t: Tensor, x: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ def rotation(turns: Tensor, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
 
 
 def _spread(lowest: float, highest: float, count: int) -> Tensor:
-    """Return the middles of ``count`` equal parts of a logarithmic range, in increasing order."""
+    """Return the midpoints of ``count`` equal parts of a logarithmic range, in increasing order."""
     position = (torch.arange(count, dtype=torch.float64) + 0.5) / max(count, 1)
     return lowest * (highest / lowest) ** position
 

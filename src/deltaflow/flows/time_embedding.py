@@ -150,13 +150,13 @@ class TanhTime(RateTime):
 
 
 class LinearTime(RateTime):
-    r""":math:`\varphi(t) = a t`: unbounded, and never slows down."""
+    r""":math:`\varphi(t) = a t`: unbounded, at a constant rate."""
 
     of = staticmethod(lambda moved: moved)
 
 
 class LogTime(RateTime):
-    r""":math:`\varphi(t) = \log(1 + a t)`: moves equally far each time t grows tenfold."""
+    r""":math:`\varphi(t) = \log(1 + a t)`: grows by the same amount each time t grows tenfold."""
 
     of = staticmethod(torch.log1p)
 
@@ -196,10 +196,10 @@ class FourierTime(TimeEmbedding):
 
 
 def once_per_time(phi: TimeMap) -> TimeMap:
-    """Return a map that computes an embedding once for each of the times that differ.
+    """Return a map that computes an embedding once per distinct time.
 
-    Of thousands of gaps that were recorded to the minute, a few dozen differ. Where the derivative
-    with respect to time is wanted, every time is its own.
+    Thousands of gaps recorded to the minute have only a few dozen distinct values. If the
+    derivative with respect to time is needed, every time is computed.
 
     Examples
     --------
@@ -219,14 +219,15 @@ def once_per_time(phi: TimeMap) -> TimeMap:
 
 
 def is_transformed() -> bool:
-    """Tell whether `torch.func` or forward-mode differentiation is active."""
+    """Return whether `torch.func` or forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class Saturating(TimeEmbedding):
     r""":math:`\psi = \varphi / (1 + \varphi)`: the bounded version of an unbounded embedding.
 
-    It approaches 1 only as fast as :math:`1 / \varphi` vanishes, so it moves even after long times.
+    It approaches 1 only as fast as :math:`1 / \varphi` vanishes, so it changes even after long
+    times.
 
     Parameters
     ----------

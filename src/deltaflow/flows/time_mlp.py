@@ -88,5 +88,5 @@ class TimeMLP(nn.Module):
         return network
 
     def extra_repr(self) -> str:
-        """Name the widths."""
+        """Return the widths as text."""
         return f"widths={self.widths}"

@@ -17,13 +17,14 @@ from torch.distributions import Distribution, constraints
 
 
 def is_discrete(output: Output) -> bool:
-    """Tell whether the distribution is one of counts; its parameters are scaled, not the counts."""
+    """Return whether the distribution is one of counts, whose parameters are scaled instead of
+    them."""
     support = getattr(getattr(output, "distr_cls", None), "support", None)
     return bool(getattr(support, "is_discrete", False))
 
 
 def is_centred(output: Output) -> bool:
-    """Tell whether the distribution covers the real line, so that targets may be centred."""
+    """Return whether the distribution covers the real line, so that targets may be centred."""
     support = getattr(getattr(output, "distr_cls", None), "support", constraints.real)
     # Distributions built from transforms, such as GluonTS's splines, declare no simple support.
     return not is_discrete(output) and (
@@ -32,7 +33,7 @@ def is_centred(output: Output) -> bool:
 
 
 def has_quantiles(distribution: Distribution) -> bool:
-    """Tell whether a distribution implements ``icdf``, its quantile function."""
+    """Return whether a distribution implements ``icdf``, its quantile function."""
     try:
         distribution.icdf(torch.tensor(0.5))
     except NotImplementedError:
@@ -41,7 +42,7 @@ def has_quantiles(distribution: Distribution) -> bool:
 
 
 class Head(nn.Module):
-    """A small network for all channels, and a GluonTS output that makes distributions from it.
+    """A small network for all channels, whose result a GluonTS output turns into distributions.
 
     Parameters
     ----------
@@ -83,7 +84,7 @@ class Head(nn.Module):
         return self.arguments(self.raw(features).unflatten(-1, (self.num_targets, -1)))
 
     def at(self, features: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Return the arguments ``(N,)`` where ``mask``, ``(..., D)``, is True, and no others."""
+        """Return the arguments ``(N,)`` only where ``mask``, ``(..., D)``, is True."""
         raw = self.raw(features).reshape(mask.numel(), -1)
         return self.arguments(raw.index_select(0, mask.flatten().nonzero().squeeze(1)))
 
@@ -103,7 +104,7 @@ class Head(nn.Module):
         target
             ``(...)`` scaled targets, all of them observed.
         args
-            What :meth:`forward` or :meth:`at` returned for them.
+            Their results of :meth:`forward` or :meth:`at`.
         scale
             ``(...)`` scale of each target, in the units of its channel, for distributions of
             counts.
@@ -117,24 +118,24 @@ class Head(nn.Module):
         return self.output.loss(target, args)
 
     def distribution(self, args: Sequence[Tensor], loc: Tensor, scale: Tensor) -> Distribution:
-        """Return the distribution of what :meth:`forward` returned; see `distribution_of`."""
+        """Return the distribution for the result of :meth:`forward`; see `distribution_of`."""
         return distribution_of(self.output, loc, scale, *args)
 
     @property
     def quantile_levels(self) -> list[float] | None:
-        """The levels, if the head gives quantiles instead of a distribution."""
+        """The levels, if the output consists of quantiles instead of a distribution."""
         return self.output.quantiles if isinstance(self.output, QuantileOutput) else None
 
 
 def distribution_of(output: Output, loc: Tensor, scale: Tensor, *args: Tensor) -> Distribution:
-    """Return the distribution of arguments, in the units of its channels.
+    """Return the distribution with the given arguments, in the units of its channels.
 
     Parameters
     ----------
     output
         An output of distributions.
     loc, scale
-        Location and scale, in the shape of the distribution. Counts are scaled by no location.
+        Location and scale, in the shape of the distribution. For counts the location is ignored.
     args
         The arguments of the output.
     """
@@ -145,5 +146,5 @@ def distribution_of(output: Output, loc: Tensor, scale: Tensor, *args: Tensor) -
 
 
 def _copied(args: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """GluonTS scales the arguments of count distributions in place."""
+    """Copy the arguments, because GluonTS scales those of count distributions in place."""
     return tuple(arg.clone() for arg in args)

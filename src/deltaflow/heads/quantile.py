@@ -34,7 +34,7 @@ class MonotoneQuantileOutput(QuantileOutput):
         """Map ``(..., K)`` unbounded numbers to ``(..., K)`` increasing quantiles."""
         (raw,) = args
         middle = self.num_quantiles // 2
-        # On a part of each row, which is not contiguous, softplus takes twenty times as long.
+        # On a non-contiguous slice, softplus takes twenty times as long.
         steps = F.pad(F.softplus(raw[..., 1:].contiguous()).cumsum(-1), (1, 0))
         return (raw[..., :1] + steps - steps[..., middle : middle + 1],)
 

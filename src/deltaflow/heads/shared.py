@@ -27,7 +27,7 @@ class SharedHead(Head):
     width
         The width of the network's two layers.
     shrinkage
-        The :math:`\lambda`, as a number of observations; at 0, all channels are treated alike.
+        The :math:`\lambda`, as a number of observations; with 0, all channels are treated alike.
     dropout
         The share of the inner features that is dropped in training.
     """

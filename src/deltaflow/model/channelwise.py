@@ -22,10 +22,10 @@ TIMESCALES = (2.0, 8.0, 32.0)
 
 
 TAME = 3.0
-"""The size up to which scaled values are hardly compressed before they are read."""
+"""The absolute value up to which scaled values are hardly compressed before they are read."""
 
 PADDED = 4
-"""The largest ratio between the lengths of rows that are read together."""
+"""The largest ratio between the lengths of rows in a group that is read together."""
 
 
 class History(NamedTuple):
@@ -66,7 +66,7 @@ class History(NamedTuple):
 
 
 class ChannelsEncoded(NamedTuple):
-    """A batch after its observations were read.
+    """A batch whose observations have been read.
 
     Attributes
     ----------
@@ -88,12 +88,12 @@ class ChannelsEncoded(NamedTuple):
 
 
 class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
-    """Every channel has a hidden state of its own, which only its own observations update.
+    """A network with one hidden state per channel, which only the channel's observations update.
 
-    One encoder reads all channels and tells them apart by an embedding. The states are carried to
+    One encoder reads all channels and distinguishes them by an embedding. The states are evolved to
     the forecast origin, where they attend to each other in a transformer (with the embedding in
-    place of positions), and are then carried on to the queries. The cost grows with the number of
-    observed values, not with series × channels.
+    place of positions), and then on to the queries. The cost grows with the number of observed
+    values, not with series × channels.
 
     For each channel and query, the shared head reads the evolved hidden state (and that at the
     forecast origin, if the encoder oscillates), Δt, the last value and its age, a summary of the
@@ -119,8 +119,8 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
     summary
         Whether the head reads a summary of the history in addition to the state.
     shrinkage
-        The number of observations in the training set at which a channel's forecast relies half on
-        the network, see `SharedHead`. A few thousand suit many patients with rare measurements.
+        The number of observations in the training set at which the network's influence on a channel
+        is halved, see `SharedHead`. A few thousand suit many patients with rare measurements.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         )
 
     def encode(self, batch: Batch) -> ChannelsEncoded:
-        """Read the observations of a batch, with each channel as a series of its own."""
+        """Read the observations of a batch, each channel as its own series."""
         size, _, channels = batch.values.shape
         batch = batch._replace(values=_tamed(batch.values))
         # In float64, because the gaps of a channel are differences of long sums.
@@ -207,7 +207,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         series, channel = rows // self.num_channels, rows % self.num_channels
         observed = batch.observed[series, :, channel]  # (N, T)
         longest = int(lengths[0])
-        # A stable sort puts the observed steps of a row first, in their order.
+        # A stable sort puts the observed steps of a row first and keeps their order.
         order = observed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
         running = torch.arange(longest, device=order.device) < lengths.unsqueeze(-1)
         times = elapsed[series].gather(1, order)
@@ -233,7 +233,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         return tuple(arg.unflatten(0, shape) for arg in args)
 
     def at_targets(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return the arguments at the observed targets, without computing any others."""
+        """Return the arguments at the observed targets only."""
         encoded = self.encode(batch)
         mask, covariates = batch.target_observed, batch.query_covariates
         return self._arguments_at(encoded, mask, batch.query_delta_t, covariates)
@@ -287,7 +287,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         return self.head(torch.cat(features, dim=-1), channel)
 
     def _present(self, encoded: ChannelsEncoded) -> tuple[Tensor, Tensor]:
-        """Carry all channels to the forecast origin, and let them exchange information.
+        """Evolve all channels to the forecast origin, and let them exchange information.
 
         Returns
         -------
@@ -310,7 +310,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         tokens = self.token(torch.cat([hidden, known], dim=-1))
         for layer in self.exchange:
             tokens = layer(tokens)
-        # Back from autocast's lower precision, which is not enough for flows and solvers.
+        # Back from autocast's lower precision, which does not suffice for flows and solvers.
         return torch.tanh(self.norm(tokens)).to(hidden.dtype), known
 
     def _by_channel(self, levels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from deltaflow.model.module import ForecastNetwork
 
 
 class Encoded(NamedTuple):
-    """A batch after its observations were read.
+    """A batch whose observations have been read.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
 
 
 class JointNetwork(ForecastNetwork[Encoded]):
-    """All channels of a series share one hidden state, which each observation updates.
+    """A network with one hidden state per series, updated by each observation of any channel.
 
     At each query the head reads the evolved hidden state, Δt, each channel's last value and its
     age, the level features, the covariates at the query and the static features.
@@ -96,7 +96,7 @@ class JointNetwork(ForecastNetwork[Encoded]):
         return self.head(self._features_at(encoded, delta_t, covariates))
 
     def _features_at(self, encoded: Encoded, delta_t: Tensor, covariates: Tensor) -> Tensor:
-        """Return what the head reads at queries, ``(B, Q, I)``."""
+        """Return the features for the head at queries, ``(B, Q, I)``."""
         state = encoded.state
         hidden = self.encoder.evolve(state, delta_t)  # (B, Q, H)
         age = state.age.unsqueeze(1) + delta_t.unsqueeze(-1)  # (B, Q, C)

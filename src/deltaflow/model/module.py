@@ -17,8 +17,8 @@ from deltaflow.errors import DeltaflowError
 from deltaflow.heads import Head
 
 E = TypeVar("E")
-"""What a network keeps of a batch after reading its observations: tensors whose first axis is that
-of the series, in named tuples."""
+"""The encoded observations of a batch: named tuples of tensors whose first axis is that of the
+series."""
 
 
 class ForecastNetwork(nn.Module, ABC, Generic[E]):
@@ -86,7 +86,7 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         Parameters
         ----------
         encoded
-            A batch whose observations were read.
+            A batch whose observations have been read.
         delta_t
             ``(B, Q)`` time from the last observation to each query, in typical gaps.
         covariates
@@ -136,7 +136,7 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         return total, torch.tensor(len(channel), device=total.device)
 
     def sample_paths(self, batch: Batch, num_samples: int) -> Tensor:
-        """Draw coherent trajectories: sample one query, read the sample, and go on to the next.
+        """Draw coherent trajectories: sample at a query, read the sample, continue to the next.
 
         Returns
         -------
@@ -206,7 +206,7 @@ def _loss_weights(
 
 
 def mapped(function: Callable[[Tensor], Tensor], nested: Any) -> Any:
-    """Return nested tuples with what a function returns in the place of each tensor."""
+    """Apply a function to every tensor of nested tuples."""
     if isinstance(nested, Tensor):
         return function(nested)
     parts = [mapped(function, part) for part in nested]

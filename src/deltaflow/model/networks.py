@@ -53,17 +53,17 @@ def make_network(
 
 
 def with_time_scales(arguments: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
-    """Add the time scales of the data to the encoder's options, as far as it has such options.
+    """Add the time scales of the data to the encoder's options, if it has such options.
 
-    What is given stays as it is. The result is stored with the weights, so that a loaded network is
-    the same whatever the data are.
+    Given options are kept. The result is stored with the weights, so that a loaded network does not
+    depend on the data.
 
     Parameters
     ----------
     arguments
         The arguments of :func:`make_network`.
     reader
-        What knows the data, see `Reader.span` and `Reader.cycles`.
+        The reader of the data, see `Reader.span` and `Reader.cycles`.
     """
     known = signature(ENCODERS[arguments["encoder"]]).parameters
     scales = {"span": reader.span, "cycles": reader.cycles}
@@ -75,7 +75,7 @@ def with_time_scales(arguments: Mapping[str, Any], reader: Reader) -> dict[str, 
 def _float32_by_default() -> Iterator[None]:
     """Make float32 torch's default dtype, so that initial weights depend only on the seed."""
     default = torch.get_default_dtype()
-    if default == torch.float32:  # all threads share the setting, so leave it alone
+    if default == torch.float32:  # all threads share the setting, so leave it unchanged
         yield
         return
     torch.set_default_dtype(torch.float32)

@@ -21,7 +21,7 @@ from deltaflow.model.networks import NETWORKS
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The network, and what its loss counts.
+    """The options of the network and its loss.
 
     Attributes
     ----------
@@ -29,18 +29,19 @@ class ModelOptions:
         Name of a registered encoder, and its options.
     network, network_kwargs
         ``"joint"``: one hidden state per series; ``"channelwise"``: one per channel, with an
-        exchange between them, for many channels that are observed at times of their own. And the
-        network's own options, see `ChannelwiseNetwork`.
+        exchange between them, for many channels observed at different times. And the network's own
+        options, see `ChannelwiseNetwork`.
     hidden_size
         Width of the network.
     dropout
         Share of the head's inner features that is dropped in training.
     balance
-        How much rare channels count in the loss: 0, every value counts the same; 1, every channel.
+        The weight of rare channels in the loss: with 0 all values count the same, with 1 all
+        channels.
     channel_weights
-        How much each target channel counts in the loss besides; all the same if None.
+        Further weights of the target channels in the loss; all equal if None.
     distr_output
-        A registered head's name, such as ``"student_t"``, or an output of GluonTS.
+        The name of a registered head, such as ``"student_t"``, or a GluonTS output.
 
     Raises
     ------
@@ -64,7 +65,7 @@ class ModelOptions:
         check_at_least(0, balance=self.balance)
         check_registered("encoder", self.encoder, ENCODERS)
         check_registered("network", self.network, NETWORKS)
-        describe_output(self.distr_output)  # which raises for one that cannot be stored
+        describe_output(self.distr_output)  # raises an error if it cannot be stored
 
     @property
     def network_arguments(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A trained network that reads observations as they arrive, and forecasts any later time."""
+"""A trained network that reads observations as they arrive, and forecasts at any later time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Running(NamedTuple):
     Attributes
     ----------
     encoded
-        What the network keeps of the series, such as hidden states and last values. Its ages are
-        left empty: whoever keeps the state knows the times, of which they are exact differences.
+        The network's encoding of the series, such as hidden states and last values. Its ages are
+        empty: the caller computes them as exact differences of times.
     memory
-        ``(B, M, C)`` float64, what the scaling keeps of their values.
+        ``(B, M, C)`` float64, the state of the scaling.
     """
 
     encoded: Any
@@ -41,7 +41,7 @@ class RunningNetwork:
     Parameters
     ----------
     reader, network
-        The reader and the network of a predictor. Its weights must not change any more.
+        The reader and the network of a predictor. Its weights must not change afterwards.
     """
 
     def __init__(self, reader: Reader, network: ForecastNetwork) -> None:
@@ -71,7 +71,7 @@ class RunningNetwork:
     def read_whole(self, series: Sequence[Series]) -> Running:
         """Return the state of series after all their observations, which are read together.
 
-        It is the same as that after as many calls of :meth:`read`, in much less time.
+        It equals the state after one call of :meth:`read` per observation, in much less time.
         """
         batch = self.reader.collate([self.reader.window(one, one.length) for one in series])
         batch = type(batch)(*map(self._on_device, batch))
@@ -153,7 +153,7 @@ class RunningNetwork:
 
 
 def _aged(encoded: Any, ages: Tensor | None) -> Any:
-    """Put other ages ``(B, C)`` into what a network keeps; with None, leave them empty."""
+    """Set the ages ``(B, C)`` of an encoding; with None, leave them empty."""
     last = encoded.state.last
     age = last[:, :0] if ages is None else ages.view_as(last)
     return encoded._replace(state=encoded.state._replace(age=age))

@@ -176,8 +176,7 @@ class ForecastLightningModule(pl.LightningModule):
         self.network.encoder.reset_num_evaluations()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the number of vector-field evaluations, including those of an adjoint backward
-        pass."""
+        """Log the number of vector-field evaluations, including those of an adjoint solver."""
         if count := self.network.encoder.num_evaluations:
             self.log("num_evaluations", float(count), on_epoch=True, on_step=False, batch_size=1)
 
@@ -192,8 +191,7 @@ class ForecastLightningModule(pl.LightningModule):
                 checkpoint.pop("averaging_state", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise an error for weights of another network, or of data that were scaled
-        differently."""
+        """Raise an error for weights of another network, or of differently scaled data."""
         check_format(checkpoint.get(FORMAT_KEY), "the checkpoint")
         stored = checkpoint["hyper_parameters"]
         problem = difference(stored, self.hparams)
@@ -211,8 +209,8 @@ class ForecastLightningModule(pl.LightningModule):
     def from_predictor(
         cls, predictor: IrregularPredictor, lr: float = 3e-3, weight_decay: float = 1e-4
     ) -> ForecastLightningModule:
-        """Return a module with a copy of a predictor's weights and its scaling, for further
-        training."""
+        """Return a module with a predictor's scaling and a copy of its weights, to train
+        further."""
         module = cls(
             predictor.reader,
             predictor.prediction_length,
