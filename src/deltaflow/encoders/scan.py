@@ -68,8 +68,7 @@ class Order(NamedTuple):
 
     @staticmethod
     def of(running: Tensor) -> Order:
-        """Order a batch by its mask: True at one or more observations, then False at the
-        padding."""
+        """Order a batch by its mask: True at one or more observations, then False."""
         rows = torch.arange(running.numel(), device=running.device).view_as(running)
         side_by_side = bool(running.all())
         if not side_by_side:

@@ -1,4 +1,4 @@
-"""What a search returns: one predictor, and the leaderboard of all that was tried."""
+"""The result of a search: a predictor, and the leaderboard of all trials."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor
 
 
 class AutoPredictor(WrappedPredictor):
-    """The predictor that a search has put together, and what it has tried.
+    """The predictor found by a search, and its trials.
 
     Parameters
     ----------
     predictor
         The predictor: the best networks, blended and calibrated.
     trials
-        What was tried: for each network its options, its quantile loss as a share of that of a
-        `HoldPredictor` on the items left out, the seconds that it took, and its weight.
+        For each trained network its options, its quantile loss on held-out items relative to that
+        of a `HoldPredictor`, its training time in seconds, and its weight.
 
     Attributes
     ----------
@@ -34,9 +34,9 @@ class AutoPredictor(WrappedPredictor):
         self.leaderboard = pd.DataFrame(self.trials).sort_values("loss", ignore_index=True)
 
     def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> RealTimeForecast:
-        """Return the forecast as it is."""
+        """Return the forecast unchanged."""
         return forecast
 
     def summary(self) -> dict[str, Any]:
-        """Return what the predictor is, and the leaderboard."""
+        """Return a description of the predictor, and the leaderboard."""
         return {**super().summary(), "leaderboard": self.leaderboard.to_dict("records")}

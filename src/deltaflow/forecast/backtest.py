@@ -1,4 +1,4 @@
-"""DataFrames of queries to forecast, and backtests of DataFrames."""
+"""DataFrames of queries, and backtests of DataFrames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deltaflow.forecast.frame import predict_df
 from deltaflow.forecast.predictor import DeltaflowPredictor
 
 Span = str | float | pd.Timedelta
-"""A length of time: a duration such as ``"24h"``, or a number where time is elapsed numbers."""
+"""A length of time: a duration such as ``"24h"``, or a number if times are elapsed numbers."""
 
 
 class Trainable(Protocol):
@@ -29,7 +29,7 @@ class Trainable(Protocol):
 
 
 class Backtest(NamedTuple):
-    """What a backtest found.
+    """The result of a backtest.
 
     Attributes
     ----------
@@ -61,10 +61,10 @@ def future_df(
     df
         The observations. It is not changed.
     horizon, every
-        How far the queries reach, and the time between two of them: durations such as ``"24h"``, or
-        numbers where time is elapsed numbers.
+        The horizon, and the time between two queries: durations such as ``"24h"``, or numbers if
+        times are elapsed numbers.
     covariates
-        Names of covariates known in advance: columns that the caller has to fill in.
+        Names of covariates known in advance, whose columns the caller fills in.
     item_id, timestamp
         The names of these columns; ``item_id`` is None for a single series.
 
@@ -116,7 +116,7 @@ def backtest_df(
     timestamp: str = "timestamp",
     quantile_levels: Sequence[float] = (0.1, 0.5, 0.9),
 ) -> Backtest:
-    """Forecast the known values after several cutoffs from the values before them.
+    """Forecast the observed values after several cutoffs from the values before them.
 
     Parameters
     ----------
@@ -126,14 +126,14 @@ def backtest_df(
     df
         The observations, as `IrregularDataset.from_long_dataframe` reads them.
     horizon
-        How far the forecasts reach from the cutoff: a duration, or a number where time is elapsed
-        numbers. A value exactly at the end of the horizon is not part of it.
+        The horizon from each cutoff: a duration, or a number if times are elapsed numbers. Its end
+        is excluded.
     cutoffs
-        A number of consecutive horizons that end with the last row. Or a list of moments (or one):
-        dates, or elapsed numbers. Or a list of durations such as ``"24h"``, counted from the first
-        row of each item.
+        The number of consecutive horizons that end with the last row. Or one or several points in
+        time: dates, or elapsed numbers. Or a list of durations such as ``"24h"``, counted from the
+        first row of each item.
     refit
-        Whether an estimator is trained anew at each cutoff, instead of at the first one alone.
+        Whether an estimator is retrained at each cutoff, instead of only at the first one.
     columns
         For an estimator, the roles of the columns: arguments of
         `IrregularDataset.from_long_dataframe` such as ``{"target": ["HR"], "time_unit": "min"}``.
@@ -145,7 +145,7 @@ def backtest_df(
     Raises
     ------
     DataError
-        If nothing lies before or after a cutoff; and what `predict_df` raises.
+        If there are no observations before or after a cutoff; and the errors of `predict_df`.
 
     Examples
     --------
@@ -218,7 +218,7 @@ def _scores(forecasts: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
 
 
 def _checked_times(df: pd.DataFrame, item_id: str | None, timestamp: str) -> pd.Series:
-    """Return the times of a frame, once they are known to be timestamps or numbers."""
+    """Return the times of a frame, checked to be timestamps or numbers."""
     check_columns(df, [timestamp] if item_id is None else [item_id, timestamp], "df")
     with located(frame="df"):
         read_times(df[timestamp], gather_rows(df, item_id))
@@ -228,7 +228,7 @@ def _checked_times(df: pd.DataFrame, item_id: str | None, timestamp: str) -> pd.
 def _cutoffs(
     times: pd.Series, cutoffs: int | str | pd.Timestamp | Sequence[Any], reach: Any
 ) -> list[Any]:
-    """Return the cutoffs in the order of time: moments, or durations since the items' start."""
+    """Return the sorted cutoffs: points in time, or durations since the items' start."""
     if isinstance(cutoffs, (int, np.integer)):
         if cutoffs < 1:
             raise DataError(f"{cutoffs} is less than 1", "give at least one", field="cutoffs")
@@ -248,7 +248,7 @@ def _cutoffs(
 
 
 def _moment(cutoff: Any, times: pd.Series) -> Any:
-    """Return a cutoff as a number, a duration since the items' start, or a moment."""
+    """Return a cutoff as a number, a duration since the items' start, or a timestamp."""
     if is_numeric_dtype(times):
         return float(cutoff)
     try:
@@ -261,7 +261,7 @@ def _moment(cutoff: Any, times: pd.Series) -> Any:
 
 
 def _span(value: Span, field: str, times: pd.Series) -> Any:
-    """Return a length of time as the kind of number that a time column holds."""
+    """Return a length of time in the type of the time column."""
     if is_numeric_dtype(times):
         if isinstance(value, (int, float)) and value >= 0:
             return float(value)
@@ -274,6 +274,6 @@ def _span(value: Span, field: str, times: pd.Series) -> Any:
 
 
 def _in_unit_of(times: pd.Series, duration: str | pd.Timedelta) -> pd.Timedelta:
-    """Return a duration that can be added to timestamps also where nanoseconds do not reach."""
+    """Return a duration that can also be added to timestamps outside the nanosecond range."""
     duration = pd.Timedelta(duration)
     return duration if times.dt.unit == "ns" else duration.as_unit("us")

@@ -1,4 +1,4 @@
-"""The columns of a caller's DataFrames: how they are read, and how answers look."""
+"""Reading the columns of a caller's DataFrames, and building results from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deltaflow.errors import DataError, located
 
 
 class Queries(NamedTuple):
-    """N queries, gathered by item: their rows, times, and covariates ``(N, K)``."""
+    """N queries, grouped by item: their rows, times, and covariates ``(N, K)``."""
 
     rows: FrameRows
     times: TimeColumn
@@ -33,12 +33,12 @@ class Queries(NamedTuple):
 
 
 class FrameColumns:
-    """The columns of observations and queries, which have the names of the training data.
+    """The columns of observations and queries, named as in the training data.
 
     Parameters
     ----------
     schema
-        What the data hold.
+        The schema of the data.
     item_id, timestamp
         The names of these columns; ``item_id`` is None for a single series.
 
@@ -70,7 +70,7 @@ class FrameColumns:
         )
 
     def rows(self, frame: pd.DataFrame) -> FrameRows:
-        """Group rows by item; items have the same names whatever the type of their column."""
+        """Group rows by item; names of items do not depend on the type of their column."""
         return gather_rows(frame, self.item_id, as_text)
 
     def times(self, frame: pd.DataFrame, rows: FrameRows) -> TimeColumn:
@@ -88,7 +88,7 @@ class FrameColumns:
             return self.read(future_df)
 
     def read(self, frame: pd.DataFrame) -> Queries:
-        """Read what queries and observations have in common."""
+        """Read the columns that queries and observations have in common."""
         rows = self.rows(frame)
         times = self.times(frame, rows)
         if times.kind == "elapsed":
@@ -98,7 +98,7 @@ class FrameColumns:
         return Queries(rows, times, known.T)
 
     def check_answer(self, names: Iterable[str]) -> None:
-        """Raise if one of these columns of an answer has the name of item or time."""
+        """Raise if one of these columns of a result has the name of the item or time column."""
         for key in self.keys:
             if key in ("target_name", *names):
                 raise DataError("is also the name of a column of the answer", "rename", field=key)
@@ -106,16 +106,16 @@ class FrameColumns:
     def answer(
         self, asked: pd.DataFrame, rows: np.ndarray, values: Mapping[str, np.ndarray]
     ) -> pd.DataFrame:
-        """Return an answer: the caller's own items and times, a row per query and channel.
+        """Return a result: the caller's own items and times, with a row per query and channel.
 
         Parameters
         ----------
         asked
             The frame of the queries.
         rows
-            ``(N,)`` which of its rows they are.
+            ``(N,)`` the rows of ``asked`` to return.
         values
-            ``(N, D)`` by the name of the column.
+            ``(N, D)`` for each column name.
         """
         targets = np.array(self.schema.target, dtype=object)
         place = rows.repeat(len(targets))

@@ -1,9 +1,10 @@
-r"""Errors that items have in common at the same time, and how much wider intervals are for them.
+r"""Errors that items share at the same time, and the widening of intervals for them.
 
 Let the error of item :math:`i` at time :math:`t`, in units of the forecast's own spread, be
-:math:`b_t + e_{it}`, with a part :math:`b_t` that all items share, as in a model of random effects
-(Searle, Casella & McCulloch, *Variance Components*, 1992). Products of the errors of two items at
-the same time then have the mean :math:`\mathrm{Var}(b)`, whatever the errors of single items are.
+:math:`b_t + e_{it}`, with a part :math:`b_t` that all items share, a random-effects model (Searle,
+Casella & McCulloch, *Variance Components*, 1992). The products of the errors of two items at the
+same time then have the mean :math:`\mathrm{Var}(b)`, whatever the distribution of the
+:math:`e_{it}`.
 """
 
 from typing import NamedTuple
@@ -11,31 +12,31 @@ from typing import NamedTuple
 import numpy as np
 
 TIMES = 20
-"""The largest number of times; where there are more, neighbouring ones count as the same."""
+"""The largest number of times; if there are more, neighbouring ones are merged."""
 
 LARGEST = 4.0
-"""Larger errors count as this: one outlier must not decide."""
+"""The value at which errors are clipped, so that no single outlier decides."""
 
 SIGNIFICANT = 2.0
-"""How many standard errors above zero a correlation is more than chance."""
+"""The number of standard errors above which a correlation is significant."""
 
 FEWEST_TOGETHER = 9
-"""With fewer items, the quantiles of levels 0.1 and 0.9 lie beyond all errors, and are wide
-enough."""
+"""With fewer items, the quantiles of levels 0.1 and 0.9 already lie beyond all errors."""
 
 
 class Common(NamedTuple):
-    """What the errors of items have in common.
+    """The common part of the errors of items.
 
     Attributes
     ----------
     variance
-        The variance of the common part; below zero, if errors of different items rather differ.
+        The variance of the common part; negative if errors of different items are negatively
+        correlated.
     correlation
-        The same as a share of the mean square.
+        The variance as a share of the mean squared error.
     error
-        The standard error of the correlation, by leaving out each item in turn (Arvesen,
-        *Jackknifing U-Statistics*, 1969).
+        The standard error of the correlation, by a jackknife over items (Arvesen, *Jackknifing
+        U-Statistics*, 1969).
     """
 
     variance: float
@@ -44,18 +45,19 @@ class Common(NamedTuple):
 
 
 def common(item: np.ndarray, time: np.ndarray, error: np.ndarray) -> Common | None:
-    """Estimate what errors of items have in common at the same time.
+    """Estimate the common part of errors of items at the same time.
 
     Parameters
     ----------
     item, time, error
-        ``(n,)`` of each error the item, the time on a clock of all items, and the error in units
-        of the forecast's spread.
+        ``(n,)`` the item of each error, its time on a clock common to all items, and the error in
+        units of the forecast's spread.
 
     Returns
     -------
     Common or None
-        None if fewer than `FEWEST_TOGETHER` items have errors, or hardly any at the same time.
+        None if fewer than `FEWEST_TOGETHER` items have errors, or hardly any errors coincide in
+        time.
     """
     _, column = np.unique(item, return_inverse=True)
     if not len(item) or column.max() + 1 < FEWEST_TOGETHER:
@@ -95,21 +97,21 @@ def _estimates(items: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> tupl
 
 
 def widening_for(left_out: "Errors", rehearsed: "Errors") -> float:
-    r"""Return how many times as wide intervals must be for the errors that items will share.
+    r"""Return the factor by which intervals widen for the errors that items will share.
 
-    Two conditions have to be met. Items that were left out err together, which shows that what
-    they share at a time is not a course that others teach: their correlation is `SIGNIFICANT`. And
-    beyond what was learned from they err together by more: with :math:`B` the common variance in
-    the rehearsal, and :math:`S` the mean square of the errors of items left out, intervals become
-    :math:`\sqrt{1 + B / S}` times as wide.
+    Intervals widen if the errors of held-out items are correlated at the `SIGNIFICANT` level, which
+    shows that their common part is no course learned from other items, and if the errors beyond the
+    training data have a common part. With its variance :math:`B` in the rehearsal, and the mean
+    squared error :math:`S` of held-out items, intervals become :math:`\sqrt{1 + B / S}` times as
+    wide.
 
-    The rehearsal is one future, in which the common part may by chance be small or large, so that
-    nothing is promised; over many data sets, intervals cover far more nearly what they say.
+    The rehearsal is a single future, in which the common part may by chance be small or large, so
+    that there is no guarantee; over many data sets, coverage is much closer to nominal.
 
     Parameters
     ----------
     left_out, rehearsed
-        Errors on items that were left out, and on the last values of all items.
+        Errors on held-out items, and on the last values of all items.
     """
     known, beyond = common(*left_out), common(*rehearsed)
     if known is None or beyond is None or known.correlation <= SIGNIFICANT * known.error:

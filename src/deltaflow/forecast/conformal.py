@@ -1,4 +1,4 @@
-"""Conformal intervals: quantiles that cover what they say, whatever the model that makes them."""
+"""Conformal intervals: quantiles with their nominal coverage, for any model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,49 +29,49 @@ LEVELS = np.round(np.arange(0.005, 0.9999, 0.005), 3)
 """The levels whose quantiles are calibrated; between them, quantiles are interpolated."""
 
 ITEMS_PER_LEAD = 40
-"""How many items it takes to calibrate a range of lead times on its own."""
+"""The number of items needed to calibrate a range of lead times on its own."""
 
 MOST_LEADS = 8
 """The largest number of such ranges."""
 
 ROUNDING = 1e-9
-"""Lead times that differ by this share are the same: differences of times that are counted from
-other origins are rounded differently."""
+"""Lead times that differ by at most this share count as equal, since they are differences of
+rounded times."""
 
 FEWEST_ITEMS = 5
-"""With fewer items, a channel keeps the spread of the model."""
+"""With fewer items, a channel is not calibrated."""
 
 _NORMAL = ndtri(LEVELS) / ndtri(0.9)
-"""What the scores are of a model that is right and normal; 1 at the level 0.9."""
+"""The scores of a perfect normal forecast; 1 at the level 0.9."""
 
 _FEW = 1e-9
-"""How far levels may differ by rounding."""
+"""The tolerance for rounded levels."""
 
 _NO_WIDTH = np.where(LEVELS < 0.5, np.inf, -np.inf)
-"""Scores that no interval is narrower than."""
+"""The scores of the narrowest intervals allowed."""
 
 
 class ConformalPredictor(WrappedPredictor):
-    r"""Forecasts the quantiles of a predictor, moved and stretched to cover what they say.
+    r"""Calibrates the quantiles of a predictor to their nominal coverage.
 
-    A score :math:`z` says where a value lay in its forecast: how far above the median, in units of
-    the distance from there to the quantile of level 0.9, or below it, in units of that to 0.1. The
-    scores of items that the predictor has not learned from are kept, by channel and range of lead
-    times. A quantile of level :math:`\alpha` is the median plus :math:`z_\alpha` times the
-    predictor's own distance on that side, with :math:`z_\alpha` the quantile of these scores.
+    A score :math:`z` is the distance of a value from the median of its forecast, in units of the
+    distance from the median to the quantile of level 0.9 (above the median) or 0.1 (below). The
+    scores of held-out items are kept by channel and range of lead times. The calibrated quantile of
+    level :math:`\alpha` is the median plus :math:`z_\alpha` times the predictor's own distance on
+    that side, where :math:`z_\alpha` is the quantile of these scores.
 
-    **What is promised.** Let an item be exchangeable with the K items of the calibration, and take
-    any of its values, a channel and a range of lead times being given. The value lies below the
-    quantile of level :math:`\alpha < 1/2` with a probability of at most :math:`\alpha`, and above
-    that of level :math:`1 - \alpha` likewise, for every :math:`\alpha \ge 1/(K + 1)` out of
-    `LEVELS`: the interval between the two covers it with at least :math:`1 - 2\alpha`. It is
-    promised for finite K and any predictor, on average over items and calibrations. Each item
-    counts as one, however many values it has (Lee, Barber & Willett 2023). It is not promised for
-    one item given its past, nor for all lead times at once, nor where the future of the *same*
+    **Guarantee.** Let an item be exchangeable with the K calibration items, and take any of its
+    values, for a given channel and range of lead times. For every :math:`\alpha < 1/2` in `LEVELS`
+    with :math:`\alpha \ge 1/(K + 1)`, the value lies below the quantile of level :math:`\alpha`
+    with probability at most :math:`\alpha`, and likewise above that of level :math:`1 - \alpha`, so
+    that the interval between them covers it with probability at least :math:`1 - 2\alpha`. This
+    holds for finite K and any predictor, on average over items and calibrations. Each item has the
+    same weight, however many values it has (Lee, Barber & Willett 2023). There is no guarantee for
+    a single item given its past, for all lead times at once, or where the future of the *same*
     items is unlike their past (Lin et al. 2022). For :math:`\alpha < 1/(K + 1)` the scores are
-    extrapolated. :meth:`fit_folds` promises less, see there.
+    extrapolated. The guarantee of :meth:`fit_folds` is weaker, see there.
 
-    Usually made by :meth:`fit` or :meth:`fit_folds`.
+    Usually created by :meth:`fit` or :meth:`fit_folds`.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class ConformalPredictor(WrappedPredictor):
     num_items
         ``(D,)`` the number K of items on which each channel was calibrated.
     widened
-        ``(D,)`` how many times as wide the scores of each channel already are for errors that
+        ``(D,)`` the factor by which the scores of each channel are already widened for errors that
         items share; 1 for each if None.
 
     References
@@ -127,15 +127,15 @@ class ConformalPredictor(WrappedPredictor):
 
     @classmethod
     def fit(cls, predictor: DeltaflowPredictor, calibration: Pairs) -> "ConformalPredictor":
-        """Calibrate a predictor on items that it has not learned from.
+        """Calibrate a predictor on held-out items.
 
         Parameters
         ----------
         predictor
             The predictor.
         calibration
-            What was known and what followed, such as GluonTS's ``TestData``, from one origin or
-            several of each item. Origins should be chosen as those that will be forecast from.
+            Pairs of context and targets, such as GluonTS's ``TestData``, at one or several origins
+            per item. Choose origins like those of later forecasts.
 
         Raises
         ------
@@ -154,34 +154,33 @@ class ConformalPredictor(WrappedPredictor):
         least: Sequence[float] | None = None,
         rehearsal: tuple[DeltaflowPredictor, Pairs] | None = None,
     ) -> "ConformalPredictor":
-        """Calibrate the average of predictors, each on the items that it alone has left out.
+        """Calibrate the average of predictors, each on its own held-out items.
 
-        So every item serves for training and for calibration. Nothing is promised exactly: the
-        scores are those of single members, and the average is usually closer to the truth, so that
-        its intervals tend to cover more (Barber et al., *Predictive inference with the jackknife+*,
-        2021, on what can be proved of such schemes). Quantiles are therefore interpolated between
+        Every item thus serves for training and for calibration. There is no exact guarantee: the
+        scores are those of single members, and their average is usually more accurate, so that its
+        intervals tend to cover more (Barber et al., *Predictive inference with the jackknife+*,
+        2021, show what can be proved of such schemes). Quantiles are therefore interpolated between
         scores, see `expected_quantiles`, instead of rounded outwards: with few items, rounding
-        makes intervals much wider than they need to be. A single member is calibrated on items that
-        it has not learned from, and keeps the promise.
+        makes intervals much wider than necessary. A single member keeps the guarantee.
 
-        Intervals are widened where they cover too little, but never made narrower than those of
-        the predictor: what lies ahead is seldom easier to forecast than the past of items.
+        Intervals are widened where they cover too little, but never made narrower than those of the
+        predictor: the future is seldom easier to forecast than the past.
 
         Parameters
         ----------
         members
             The predictors.
         folds
-            For each of them, what was known and what followed of the items that it left out.
+            For each of them, pairs of context and targets of its held-out items.
         predictor
-            What is calibrated by the scores of the members; their average if None.
+            The predictor to calibrate by the scores of the members; their average if None.
         least
-            The smallest distance in which each channel is measured, such as 0.5 for counts, whose
-            quantiles may be equal.
+            The smallest unit of each channel's scores, such as 0.5 for counts, whose quantiles may
+            coincide.
         rehearsal
-            A predictor that was trained without the last values of all items, and what was known
-            and what followed then. Where items err together at the same time, intervals are
-            widened by what it shows, see `widening_for`.
+            A predictor trained without the last values of all items, and pairs of context and these
+            values. Intervals are widened for the correlated errors that it shows, see
+            `widening_for`.
         """
         if predictor is None:
             predictor = EnsemblePredictor.of(members)
@@ -203,12 +202,13 @@ class ConformalPredictor(WrappedPredictor):
         rehearsal: HeldOut | None = None,
         narrowest: np.ndarray = _NORMAL,
     ) -> "ConformalPredictor":
-        """Calibrate a predictor by what was held out of each fold; see :meth:`fit_folds`.
+        """Calibrate a predictor by the held-out values of each fold; see :meth:`fit_folds`.
 
         Parameters
         ----------
         predictor, folds, least, rehearsal
-            See :meth:`fit_folds`; what was held out is forecast already, by a single predictor.
+            See :meth:`fit_folds`; the held-out values already have forecasts, by a single
+            predictor.
         narrowest
             ``(len(LEVELS),)`` the scores of the narrowest intervals.
         """
@@ -242,10 +242,10 @@ class ConformalPredictor(WrappedPredictor):
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[RealTimeForecast]:
-        """Forecast each entry; quantiles, or ``num_samples`` samples of a ``seed``.
+        """Forecast each entry: quantiles, or ``num_samples`` samples drawn with ``seed``.
 
-        The mean of quantiles is that of the predictor. Paths that the predictor draws stay paths,
-        see :meth:`ConformalForecast.reordered`.
+        Quantile forecasts keep the mean of the predictor. Paths that the predictor draws stay
+        coherent, see :meth:`ConformalForecast.reordered`.
         """
         if getattr(self.predictor, "sampling", "marginal") == "marginal":
             return sampled(super().predict(dataset, seed=seed), num_samples, seed)
@@ -261,7 +261,7 @@ class ConformalPredictor(WrappedPredictor):
         return ConformalForecast(forecast, scores, np.stack(ranges, axis=1), self.least[names])
 
     def summary(self) -> dict[str, Any]:
-        """Return what the predictor is, and on how many items each channel was calibrated."""
+        """Return a description of the predictor, with the calibration items per channel."""
         items = dict(zip(self.schema.target, self.num_items, strict=True))
         summary = {**super().summary(), "calibrated_on_items": items}
         if all(factor == 1 for factor in self.widened):
@@ -271,7 +271,7 @@ class ConformalPredictor(WrappedPredictor):
 
 
 class ConformalForecast(WrappedForecast):
-    """A forecast with calibrated quantiles, and the mean of the forecast that it holds.
+    """A forecast with calibrated quantiles, and the mean of the wrapped forecast.
 
     Parameters
     ----------
@@ -319,16 +319,16 @@ class ConformalForecast(WrappedForecast):
         return ConformalForecast(self.forecast.copy_dim(dim), *parts)
 
     def reordered(self, samples: np.ndarray) -> SampleForecast:
-        """Return as many calibrated samples, in the order of those given at each query.
+        """Return as many calibrated samples, with the same ranks at each query as the given ones.
 
-        So paths keep how their queries and channels depend on each other, which quantiles do not
-        tell (Schefzik, Thorarinsdottir & Gneiting, *Uncertainty Quantification in Complex
-        Simulation Models Using Ensemble Copula Coupling*, 2013).
+        Paths thus keep the dependence between queries and channels, which quantiles do not describe
+        (Schefzik, Thorarinsdottir & Gneiting, *Uncertainty Quantification in Complex Simulation
+        Models Using Ensemble Copula Coupling*, 2013).
 
         Parameters
         ----------
         samples
-            ``(N, Q)`` or ``(N, Q, D)`` those of the forecast that is calibrated.
+            ``(N, Q)`` or ``(N, Q, D)``, those of the wrapped forecast.
         """
         ranks = samples.argsort(axis=0, kind="stable").argsort(axis=0)
         quantiles = self.quantiles(even_levels(len(samples)))
@@ -370,10 +370,10 @@ def _calibrate(
 
 
 def conformal_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Return the quantiles of a new item's score, of `LEVELS`, rounded outwards.
+    """Return the quantiles, at `LEVELS`, of a new item's score, rounded outwards.
 
-    Each of the K items weighs 1 / (K + 1), shared among its scores, and a new one as much, which
-    lies below or above all others, whichever is worse.
+    Each of the K items has the weight 1 / (K + 1), shared among its scores, and so has a new one,
+    which is placed below or above all others, whichever is worse.
 
     Parameters
     ----------
@@ -387,7 +387,7 @@ def conformal_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
     (array([1.]), array([17.]))
     """
     score, share, own = _weighed(item, score)
-    up_to = share.cumsum()  # the weight of this score and all lower ones
+    up_to = share.cumsum()  # the weight of this and all lower scores
     lower = np.searchsorted(up_to - share + own, LEVELS + _FEW, side="right") - 1
     upper = np.searchsorted(up_to, LEVELS - _FEW, side="left")
     low = score[np.maximum(lower, 0)]
@@ -399,12 +399,12 @@ def conformal_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def expected_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Return the quantiles of a new item's score, of `LEVELS`, interpolated between the scores.
+    """Return the quantiles, at `LEVELS`, of a new item's score, interpolated between the scores.
 
-    The weights are those of `conformal_quantiles`; that of the new item lies in equal parts below
-    and above all scores. If each item has one score, the j-th of K is the quantile of level
-    j / (K + 1), below which a new score lies with just this probability. If each has several, a
-    new score lies within an interval rather too often than too seldom.
+    The weights are those of `conformal_quantiles`; that of the new item is split equally below and
+    above all scores. If each item has one score, the j-th of K is the quantile of level j / (K +
+    1), below which a new score lies with exactly this probability. If items have several scores,
+    intervals cover too much rather than too little.
 
     Parameters
     ----------
@@ -426,7 +426,7 @@ def expected_quantiles(item: np.ndarray, score: np.ndarray) -> np.ndarray:
 def _weighed(item: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Return increasing scores, the weight of each, and that of a new item.
 
-    Each of the K items weighs 1 / (K + 1), shared among its scores, and a new one as much.
+    Each of the K items has the weight 1 / (K + 1), shared among its scores, and so has a new one.
     """
     _, place, size = np.unique(item, return_inverse=True, return_counts=True)
     order, own = np.argsort(score, kind="stable"), 1 / (len(size) + 1)
@@ -436,7 +436,7 @@ def _weighed(item: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _with_tails(
     quantiles: np.ndarray, score: np.ndarray, lowest: float, highest: float
 ) -> np.ndarray:
-    """Extrapolate quantiles below and above those levels that the increasing scores reach."""
+    """Extrapolate quantiles below and above the levels within the range of the sorted scores."""
     below, above = LEVELS - lowest < -_FEW, LEVELS - highest > _FEW
     quantiles[below] = _beyond(score[0], lowest, LEVELS[below])
     quantiles[above] = _beyond(score[-1], highest, LEVELS[above])
@@ -453,9 +453,9 @@ def _at_levels(table: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 def _beyond(score: Any, level: Any, wanted: np.ndarray) -> np.ndarray:
-    """Extrapolate the quantiles of scores from a level to others further out, as of a normal tail.
+    """Extrapolate the quantiles of scores from a level to others further out, by a normal tail.
 
-    They move in proportion to the score, and at least as far as those of a model that is right.
+    They grow in proportion to the score, and at least as fast as those of a perfect forecast.
     """
     near, far = ndtri(level), ndtri(wanted)
     sign = np.where(wanted > 0.5, 1.0, -1.0)

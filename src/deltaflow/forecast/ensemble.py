@@ -19,7 +19,7 @@ from deltaflow.randomness import check_seed, derived_seed
 
 
 class EnsemblePredictor(DeltaflowPredictor):
-    """Forecasts the average of what several predictors forecast.
+    """Averages the forecasts of several predictors.
 
     Means are averaged, and quantiles level by level: the average of several forecasts of the same
     shape has that shape, and a width between theirs (Lichtendahl, Grushka-Cockayne & Winkler,
@@ -28,11 +28,10 @@ class EnsemblePredictor(DeltaflowPredictor):
     Parameters
     ----------
     predictors
-        At least one predictor; all of them trained on data of the same names, in any order, with
-        the same ``prediction_length``.
+        At least one predictor; all trained on data with the same names, in any order, and the same
+        ``prediction_length``.
     weights
-        What each of them counts in the average, positive numbers whose sum is 1; by default all
-        count the same.
+        The weights of the average, positive numbers with sum 1; equal by default.
 
     Attributes
     ----------
@@ -90,7 +89,7 @@ class EnsemblePredictor(DeltaflowPredictor):
                 "number for each"
             )
         if not math.isclose(sum(self.weights), 1, rel_tol=1e-6):
-            raise DeltaflowError(f"the weights {weights} do not add up to 1")
+            raise DeltaflowError(f"the weights {weights} do not sum to 1")
 
     @classmethod
     def of(cls, predictors: Sequence[DeltaflowPredictor]) -> DeltaflowPredictor:
@@ -102,7 +101,7 @@ class EnsemblePredictor(DeltaflowPredictor):
     ) -> Iterator[EnsembleForecast]:
         """Forecast each entry by every predictor; see `DeltaflowPredictor.predict`.
 
-        Each predictor draws samples of its own, with a seed that is derived from ``seed``.
+        Each predictor draws its own samples, with a seed derived from ``seed``.
         """
         check_seed(seed)
         count = len(self.predictors)
@@ -127,14 +126,14 @@ class EnsemblePredictor(DeltaflowPredictor):
         return EnsembleForecast(forecasts, self.weights)
 
     def summary(self) -> dict[str, Any]:
-        """Return what the predictor is, and what each member counts."""
+        """Return a description of the predictor, and the weight of each member."""
         return {**super().summary(), "weights": [round(weight, 3) for weight in self.weights]}
 
 
 def _read_alike(
     predictors: Sequence[DeltaflowPredictor],
 ) -> TypeGuard[Sequence[IrregularPredictor]]:
-    """Tell whether what the first predictor reads can be forecast by all of them."""
+    """Return whether all predictors can forecast from the first one's input."""
     first = predictors[0]
     return isinstance(first, IrregularPredictor) and all(
         isinstance(member, IrregularPredictor)

@@ -17,8 +17,7 @@ from torch.distributions import Distribution, constraints
 
 
 def is_discrete(output: Output) -> bool:
-    """Return whether the distribution is one of counts, whose parameters are scaled instead of
-    them."""
+    """Return whether the distribution is one of counts; only its parameters are then scaled."""
     support = getattr(getattr(output, "distr_cls", None), "support", None)
     return bool(getattr(support, "is_discrete", False))
 

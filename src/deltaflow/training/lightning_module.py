@@ -209,8 +209,7 @@ class ForecastLightningModule(pl.LightningModule):
     def from_predictor(
         cls, predictor: IrregularPredictor, lr: float = 3e-3, weight_decay: float = 1e-4
     ) -> ForecastLightningModule:
-        """Return a module with a predictor's scaling and a copy of its weights, to train
-        further."""
+        """Return a module with a predictor's scaling and a copy of its weights."""
         module = cls(
             predictor.reader,
             predictor.prediction_length,
