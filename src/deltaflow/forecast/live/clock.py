@@ -56,12 +56,6 @@ class Clock(NamedTuple):
         kind = "timestamp" if self.resolution else "elapsed"
         return TimeColumn(ticks, kind, self.resolution, self.time_zone)
 
-    def is_coarser(self, times: TimeColumn) -> bool:
-        """Tell whether a column has times that this clock cannot count exactly."""
-        if not self.resolution:
-            return False
-        return TICKS_PER_SECOND[times.resolution] > TICKS_PER_SECOND[self.resolution]
-
     def seconds(self, ticks: np.ndarray) -> np.ndarray:
         """Return differences of times in seconds."""
         if not self.resolution:

@@ -64,8 +64,10 @@ class ItemTable:
 
     def parts(self, packed: Tensor) -> list[Tensor]:
         """Return the parts ``(I, …)`` of packed records, as views that may be written to."""
-        records = packed.numpy().view(self._record)[:, 0]
-        return [torch.from_numpy(records[name]) for name in self._names]
+        return [self._part(packed, name) for name in self._names]
+
+    def _part(self, packed: Tensor, name: str) -> Tensor:
+        return torch.from_numpy(packed.numpy().view(self._record)[name][:, 0])
 
     def put(self, names: Sequence[str], rows: Tensor, packed: Tensor) -> None:
         """Write packed records to the rows of items; an item of row -1 gets a new row."""
@@ -92,7 +94,7 @@ class ItemTable:
 
     def all_of(self, number: int) -> Tensor:
         """Return a part of all records, those of unused rows among them."""
-        return self.parts(self._records)[number]
+        return self._part(self._records, self._names[number])
 
     def freeze(self, lock: threading.Lock) -> FrozenTable:
         """Return the table as it is now; until :meth:`thaw`, other threads may go on changing it.

@@ -185,9 +185,9 @@ class States:
 
     def _refine(self, given: Observations) -> None:
         """Count all times in the unit of new ones, if that is finer."""
-        if self.clock.is_coarser(given.times):
-            moments = self.clock.column(self.table.all_of(0).numpy())
-            refined = in_ticks_of(moments, given.times, self.timestamp)
+        moments = self.clock.column(self.table.all_of(0).numpy())
+        refined = in_ticks_of(moments, given.times, self.timestamp)
+        if refined is not moments:
             self.table.replace(0, torch.from_numpy(refined.ticks))
             self.clock = self.clock.in_unit(refined.resolution)
 
