@@ -60,8 +60,6 @@ class TimeColumn(NamedTuple):
     ----------
     ticks
         ``(N,)`` int64 counts of ``resolution`` since 1970 (UTC), or float64 elapsed numbers.
-    kind
-        ``"timestamp"`` or ``"elapsed"``.
     resolution
         Unit of the integer ticks; ``""`` for elapsed numbers.
     time_zone
@@ -69,9 +67,13 @@ class TimeColumn(NamedTuple):
     """
 
     ticks: np.ndarray
-    kind: Literal["timestamp", "elapsed"]
-    resolution: str
-    time_zone: str | None
+    resolution: str = ""
+    time_zone: str | None = None
+
+    @property
+    def kind(self) -> Literal["timestamp", "elapsed"]:
+        """What times are: dates, or numbers."""
+        return "timestamp" if self.resolution else "elapsed"
 
 
 def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the DataFrame") -> None:
@@ -208,7 +210,7 @@ def read_times(column: pd.Series, rows: FrameRows) -> TimeColumn:
     if pd.api.types.is_any_real_numeric_dtype(column.dtype):
         elapsed = column.to_numpy(dtype="float64")[rows.order]
         rows.refuse(~np.isfinite(elapsed), "the time is infinite", "drop the row", field)
-        return TimeColumn(elapsed, "elapsed", "", None)
+        return TimeColumn(elapsed)
     if pd.api.types.is_datetime64_any_dtype(column.dtype):
         index = pd.DatetimeIndex(column)
         ticks = index.asi8[rows.order]
@@ -218,7 +220,7 @@ def read_times(column: pd.Series, rows: FrameRows) -> TimeColumn:
         rows.refuse((seconds < YEAR_1) | (seconds >= YEAR_10000), problem, remedy, field)
         zone = None if index.tz is None else _zone_name(index.tz, field)
         ticks, resolution = coarsest(ticks, index.unit)
-        return TimeColumn(ticks, "timestamp", resolution, zone)
+        return TimeColumn(ticks, resolution, zone)
     raise DataError(
         f"holds {column.dtype}, which is neither a timestamp nor a number",
         "convert it with pd.to_datetime, Series.dt.to_timestamp or a division by pd.Timedelta",

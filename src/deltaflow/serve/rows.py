@@ -191,7 +191,7 @@ class Rows:
         if schema.time == "elapsed":
             elapsed = np.array(given, dtype=np.float64)[rows.order]
             validation.check_range(elapsed, unit_seconds(schema.time_unit), rows.refuse, field)
-            return TimeColumn(elapsed, "elapsed", "", None)
+            return TimeColumn(elapsed)
         texts = [given[row] for row in rows.order]
         times = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
 
@@ -212,7 +212,7 @@ class Rows:
             remedy = "the training data have one, such as +00:00"
             refuse(~offset, "has no offset from UTC", remedy)
         ticks, resolution = validation.coarsest(times.asi8, times.unit)
-        return TimeColumn(ticks, "timestamp", resolution, schema.time_zone)
+        return TimeColumn(ticks, resolution, schema.time_zone)
 
     def _refusal(self, error: ValidationError, body: bytes) -> DataError:
         """Return the first error of a JSON body, with the item of its row where it has one."""

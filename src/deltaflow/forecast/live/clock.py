@@ -53,8 +53,7 @@ class Clock(NamedTuple):
 
     def column(self, ticks: np.ndarray) -> TimeColumn:
         """Return times as a column."""
-        kind = "timestamp" if self.resolution else "elapsed"
-        return TimeColumn(ticks, kind, self.resolution, self.time_zone)
+        return TimeColumn(ticks, self.resolution, self.time_zone)
 
     def seconds(self, ticks: np.ndarray) -> np.ndarray:
         """Return differences of times in seconds."""
