@@ -125,7 +125,6 @@ class WidenedForecast(WrappedForecast):
 
     def __init__(self, forecast: Any, factor: np.ndarray) -> None:
         super().__init__(forecast)
-        self.factor = factor
         self._median = forecast.quantile(0.5)
         self._factor = factor.reshape(self._median.shape)
 
@@ -145,4 +144,4 @@ class WidenedForecast(WrappedForecast):
         """Return the forecast of one channel."""
         if self._median.ndim == 1:
             return self
-        return WidenedForecast(self.forecast.copy_dim(dim), self.factor[:, dim : dim + 1])
+        return WidenedForecast(self.forecast.copy_dim(dim), self._factor[:, dim : dim + 1])

@@ -114,7 +114,6 @@ class Member(ABC):
 
     def __init__(self, predictor: DeltaflowPredictor, schema: Schema) -> None:
         own = predictor.schema
-        self._schema = schema
         self._found = match(schema, own)
         observed = [*schema.target, *schema.past_feat_dynamic_real]
         self._channels = [observed.index(n) for n in (*own.target, *own.past_feat_dynamic_real)]
