@@ -482,8 +482,7 @@ class EnsembleForecast(RealTimeForecast):
     """
 
     def __init__(self, members: Sequence[Any], weights: Sequence[float] | None = None) -> None:
-        self.members = list(members)
-        self.weights = [1 / len(self.members)] * len(self.members) if weights is None else weights
+        self.members, self.weights = list(members), weights
         self.prediction_length = self.members[0].prediction_length
         self.labelled_like(self.members[0])
 
