@@ -230,5 +230,5 @@ def test_what_cannot_be_calibrated_is_refused():
     nothing = [(past, {**label, "target": label["target"] * np.nan}) for past, label in pairs(data)]
     with pytest.raises(DataError, match="nothing was observed after the origins"):
         ConformalPredictor.fit(predictor, nothing)
-    with pytest.raises(DataError, match="not a pair of what was known and what followed"):
+    with pytest.raises(DataError, match="not a pair of context and targets"):
         ConformalPredictor.fit(predictor, data)  # pyright: ignore[reportArgumentType]

@@ -467,10 +467,10 @@ BAD = {
         "timestamp"),
     "an item without a past": (
         lambda p, f: (p[p["item_id"] != "p2"], f),
-        "^future_df, item 'p.', row .*: is asked for, but has no past rows", None),
+        "^future_df, item 'p.', row .*: has a query, but no past rows", None),
     "no past at all": (
         lambda p, f: (p.iloc[:0], f),
-        "^future_df, item 'p.', row .*: is asked for, but has no past rows", None),
+        "^future_df, item 'p.', row .*: has a query, but no past rows", None),
     "no covariate in the future": (
         lambda p, f: (p, f.drop(columns="dose")), "future_df has no such column", "dose"),
     "no channel in the past": (

@@ -106,7 +106,7 @@ def test_the_power_is_the_least_that_covers_what_it_is_fitted_to(task, hold):
 
 
 def test_items_that_end_too_early_teach_nothing(task, hold):
-    with pytest.raises(DataError, match="no item that was held out goes on beyond"):
+    with pytest.raises(DataError, match="no held-out item extends beyond"):
         WideningPredictor.fit(hold, 1e9, list(task.validation))
 
 

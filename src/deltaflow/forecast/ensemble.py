@@ -59,8 +59,8 @@ class EnsemblePredictor(DeltaflowPredictor):
         if not predictors or not all(isinstance(p, DeltaflowPredictor) for p in predictors):
             names = ", ".join(type(member).__name__ for member in predictors) or "none"
             raise DeltaflowError(
-                f"an ensemble is made of predictors of deltaflow, got {names}: give what its "
-                "estimators train"
+                f"an ensemble is made of predictors of deltaflow, got {names}: give the "
+                "results of its estimators"
             )
         first = predictors[0]
         for number, member in enumerate(predictors):

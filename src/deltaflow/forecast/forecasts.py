@@ -1,4 +1,4 @@
-"""Forecasts that GluonTS can evaluate and that know their real timestamps."""
+"""Forecasts with real timestamps, which GluonTS can evaluate."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.plot import draw_forecast
 
 CELLS_AT_ONCE = 4096
-"""About this many quantiles, each of one query and channel, are computed together."""
+"""The approximate number of quantiles, each of one query and channel, computed together."""
 
 
 @lru_cache(maxsize=1024, typed=True)  # because parsing takes 50 microseconds
 def parsed_level(level: float | str) -> gluonts_forecast.Quantile:
-    """Read the level of a quantile, a number or a string such as "0.9" or "p90", as GluonTS does.
+    """Parse the level of a quantile, a number or a string such as "0.9" or "p90", as GluonTS does.
 
     >>> parsed_level("p90")
     Quantile(value=0.9, name='0.9')
@@ -36,7 +36,7 @@ def parsed_level(level: float | str) -> gluonts_forecast.Quantile:
 
 
 def read_levels(quantile_levels: Sequence[float]) -> list[float]:
-    """Read the levels of quantiles.
+    """Parse the levels of quantiles.
 
     >>> read_levels([0.1, "0.9"])
     [0.1, 0.9]
@@ -56,7 +56,7 @@ def read_levels(quantile_levels: Sequence[float]) -> list[float]:
 
 
 def even_levels(count: int) -> list[float]:
-    """Return evenly spaced levels, whose quantiles stand for as many samples.
+    """Return evenly spaced levels, whose quantiles represent as many samples.
 
     >>> even_levels(4)
     [0.125, 0.375, 0.625, 0.875]
@@ -67,9 +67,8 @@ def even_levels(count: int) -> list[float]:
 class RealTimeForecast(gluonts_forecast.Forecast):
     """The base of all forecasts: real timestamps, a table and a plot.
 
-    A subclass implements :meth:`quantile` or :meth:`quantiles`, of which each follows from the
-    other one. Whose forecast it is, is said after it was made: see `ReadEntry.answer` and
-    :meth:`labelled_like`.
+    A subclass implements :meth:`quantile` or :meth:`quantiles`; each is derived from the other. The
+    item and its times are set after construction, see `ReadEntry.answer` and :meth:`labelled_like`.
 
     Attributes
     ----------
@@ -81,7 +80,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
     target
         Names of the channels, in the order of the data.
     ignored
-        Channels of the data that are not forecast, because the model does not know them.
+        Channels of the data that the model does not know, and does not forecast.
     """
 
     start_date: Any = None
@@ -103,7 +102,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
     def labelled_like(self, forecast: RealTimeForecast, target: Sequence[str] | None = None) -> Any:
         """Take item, times and channels from another forecast, and return the forecast itself.
 
-        ``target`` names the channels, if these are others.
+        ``target`` names the channels, if they differ.
         """
         self.start_date, self.item_id = forecast.start_date, forecast.item_id
         self.info = forecast.info
@@ -121,7 +120,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         return f"{type(self).__name__}(item {self.item_id!r}, {queries}, target: {channels})"
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Return the mean, the median or a quantile, as GluonTS's evaluation asks for it."""
+        """Return the mean, the median or a quantile, by its name in GluonTS's evaluation."""
         self._check_complete()
         return super().__getitem__(name)
 
@@ -132,17 +131,18 @@ class RealTimeForecast(gluonts_forecast.Forecast):
 
     @property
     def has_mean(self) -> bool:
-        """Whether the mean is known, as it is not if a model forecasts quantiles alone."""
+        """Whether the mean is known; a model that forecasts only quantiles does not know it."""
         try:
             self.mean  # noqa: B018
-        except NotImplementedError:  # of a distribution whose mean has no formula
+        except NotImplementedError:  # from a distribution whose mean has no formula
             return False
         return True
 
     def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return the mean ``(Q,)`` or ``(Q, D)`` if all values become the nearest possible ones.
+        """Return the mean ``(Q,)`` or ``(Q, D)`` after all values move to the nearest possible
+        ones.
 
-        The mean of a distribution moves by as much as its quantiles do on average.
+        The mean of a distribution moves by the average change of its quantiles.
 
         Parameters
         ----------
@@ -158,7 +158,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         return nearest(mean)
 
     def _check_complete(self) -> None:
-        """Raise if an evaluation would compare a channel with the labels of another one."""
+        """Raise an error if an evaluation would compare a channel with the labels of another."""
         if self.ignored:
             raise DataError(
                 "the model does not know this channel, so its label has no forecast; known are "
@@ -172,8 +172,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
     def timestamps(self) -> pd.Index:
         """Return the ``(Q,)`` real time of each query.
 
-        Timestamps, in the time zone of the data; elapsed numbers where the data's time is elapsed
-        numbers. NaT or NaN for padding.
+        Timestamps in the time zone of the data, or elapsed numbers; NaT or NaN for padding.
         """
         if self.query_times is None:
             return cast(pd.PeriodIndex, self.index).to_timestamp()
@@ -202,8 +201,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         levels
             The levels.
         cells
-            Mask, ``(Q,)`` or ``(Q, D)``, of the n queries and channels that are wanted; all if
-            None.
+            Mask, ``(Q,)`` or ``(Q, D)``, of the n queries and channels to compute; all if None.
 
         Returns
         -------
@@ -219,14 +217,14 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         return pd.Series(self.mean, index=self.index)
 
     def to_quantile_forecast(self, quantiles: Sequence[float | str]) -> QuantileForecast:
-        """Return the forecast of some quantiles, and of the mean if ``"mean"`` is among them."""
+        """Return the forecast as some quantiles, and the mean if ``"mean"`` is among them."""
         values = [self.mean if key == "mean" else self.quantile(key) for key in quantiles]
         return QuantileForecast(np.stack(values), quantiles).labelled_like(self)
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
-        """Draw samples, from each query and channel on its own.
+        """Draw independent samples at each query and channel.
 
-        They are quantiles of evenly spread levels, each time in a random order.
+        They are quantiles at evenly spread levels, in a random order for each query and channel.
         """
         quantiles = self.quantiles(even_levels(num_samples))
         order = torch.rand(quantiles.shape).argsort(dim=0).numpy()
@@ -278,7 +276,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         ----------
         history
             Observations of this item: a column per channel, and the time. Those before the first
-            query are drawn as the past, those among the queries as the actual values.
+            query are drawn as the past, later ones as the actual values.
         timestamp
             The name of the time column of ``history``.
         intervals
@@ -288,7 +286,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         color
             The colour; the next of the axes' cycle if None.
         name
-            Label of the forecast, to tell several apart in one plot.
+            Label of the forecast, to distinguish several in one plot.
         show_label
             Whether the intervals appear in the legend.
         channel
@@ -320,10 +318,10 @@ class RealTimeForecast(gluonts_forecast.Forecast):
 
 
 class SharedDistribution:
-    """The distribution of all queries of several forecasts, of which each owns some rows.
+    """The distribution of all queries of several forecasts, each of which owns some rows.
 
-    Quantiles and means of many forecasts take hardly longer than those of one. So those of
-    neighbouring forecasts are computed together, and kept.
+    Computing quantiles and means of many forecasts takes hardly longer than those of one. Those of
+    neighbouring forecasts are therefore computed together, and kept.
 
     Parameters
     ----------
@@ -341,7 +339,7 @@ class SharedDistribution:
         args: Sequence[Tensor | np.ndarray],
         bounds: np.ndarray,
     ) -> None:
-        # Tensors would be sent to other processes by shared memory, with an open file for each.
+        # Tensors would be sent to other processes through shared memory, with an open file each.
         self.family, self.args, self.bounds = family, [np.asarray(arg) for arg in args], bounds
         # Forecasts are computed in groups of a few thousand cells.
         self._groups = bounds[:-1] * self.args[0].shape[1] // CELLS_AT_ONCE
@@ -389,7 +387,7 @@ def quantiles_of(distribution: Distribution, levels: Sequence[float]) -> np.ndar
     base, transforms = (getattr(distribution, name, None) for name in ("base_dist", "transforms"))
     if transforms is None or not isinstance(base, StudentT):
         return distribution.icdf(wanted).numpy()
-    # The same as GluonTS's, which takes SciPy a millisecond more to set up.
+    # Like GluonTS's, whose setup by SciPy takes a millisecond longer.
     standard = torch.from_numpy(stdtrit(base.df.numpy(), wanted.numpy()))
     standard = standard.where(wanted > 0, -torch.inf)  # where SciPy's is +inf
     quantiles = standard * base.scale + base.loc
@@ -404,7 +402,7 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
     Parameters
     ----------
     shared, number
-        The distribution of several forecasts, and the number of this one in it.
+        The distribution of several forecasts, and the number of this one among them.
     channels
         The numbers of its channels, or the only one of a univariate forecast.
     """
@@ -435,7 +433,7 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
         if cells is None:
             return self._shared.quantiles(self._number, tuple(levels))[..., self._channels]
-        # A few cells out of many are computed on their own.
+        # A few cells out of many are computed separately.
         joint = self._at(cells)
         return np.empty((len(levels), 0)) if joint is None else quantiles_of(joint, levels)
 
@@ -463,7 +461,7 @@ class DistributionForecast(RealTimeForecast, gluonts_torch_forecast.Distribution
         return forecast.labelled_like(self, self.target[dim : dim + 1])
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
-        """Draw samples, from each query on its own."""
+        """Draw independent samples at each query."""
         # Drawn in the model's order of channels, so that the order of the data makes no difference.
         joint = self._shared.at(self._shared.rows(self._number))
         samples = joint.sample(torch.Size((num_samples,))).numpy()
@@ -478,7 +476,7 @@ class EnsembleForecast(RealTimeForecast):
     members
         The forecasts, of the same item and queries.
     weights
-        What each of them counts, with a sum of 1; by default all count the same.
+        Their weights, with sum 1; equal by default.
     """
 
     def __init__(self, members: Sequence[Any], weights: Sequence[float] | None = None) -> None:
@@ -513,7 +511,7 @@ class EnsembleForecast(RealTimeForecast):
 
 
 class WrappedForecast(RealTimeForecast):
-    """The base of forecasts that change another one: of the same queries, with the same mean.
+    """The base of forecasts that modify another one, with the same queries and mean.
 
     Parameters
     ----------
@@ -532,11 +530,11 @@ class WrappedForecast(RealTimeForecast):
 
     @property
     def has_mean(self) -> bool:
-        """Whether the forecast that is held knows its mean."""
+        """Whether the wrapped forecast knows its mean."""
         return self.forecast.has_mean
 
     def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return the mean of the forecast that is held; see `RealTimeForecast.mean_within`."""
+        """Return the mean of the wrapped forecast; see `RealTimeForecast.mean_within`."""
         return self.forecast.mean_within(nearest)
 
 
@@ -544,12 +542,12 @@ class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):
     """A forecast of sampled values: ``(num_samples, Q)`` or ``(num_samples, Q, D)``."""
 
     def __init__(self, samples: np.ndarray) -> None:
-        # As in GluonTS, which checks the arguments of each forecast, and wants to know its start.
+        # As in GluonTS, which checks the arguments of each forecast, and requires a start.
         self.samples = samples
         self._sorted_samples_value = self._mean = self._dim = None
 
     def __getnewargs_ex__(self) -> tuple[tuple, dict]:
-        return (), {}  # GluonTS's would be the arguments that it has checked
+        return (), {}  # GluonTS's would be its checked arguments
 
     def __getstate__(self) -> dict[str, Any]:
         # Samples are sorted again, instead of being pickled twice.
@@ -570,7 +568,7 @@ class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):
         return SampleForecast(samples).labelled_like(self, ["aggregate"])
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
-        """Return the forecast itself, whose number of samples is what it is."""
+        """Return the forecast itself; the number of its samples does not change."""
         return self
 
 
@@ -578,7 +576,7 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
     """A forecast of quantiles: ``(K, Q)`` or ``(K, Q, D)``."""
 
     def __init__(self, forecast_arrays: np.ndarray, forecast_keys: Sequence[float | str]) -> None:
-        # As in GluonTS, which parses the keys again for each forecast, in half a millisecond.
+        # As in GluonTS, which spends half a millisecond per forecast on parsing the keys.
         self.forecast_array = forecast_arrays
         self.forecast_keys = [
             "mean" if key == "mean" else parsed_level(key).name for key in forecast_keys
@@ -590,25 +588,26 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
 
     @property
     def has_mean(self) -> bool:
-        """Whether the mean was forecast beside the quantiles."""
+        """Whether the mean was forecast besides the quantiles."""
         return "mean" in self._forecast_dict
 
     def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Return the possible value nearest to the mean; see `RealTimeForecast.mean_within`.
 
-        The mean was learned from possible values, and not computed from the quantiles.
+        It is used because the mean was learned from possible values, independently of the
+        quantiles.
         """
         return nearest(self.mean)
 
     def quantile(self, level: float | str) -> np.ndarray:
         """Return the quantile of the given level, ``(Q,)`` or ``(Q, D)``.
 
-        Between two levels of the head, and beyond them, GluonTS interpolates.
+        Between the levels of the head and beyond them, GluonTS inter- and extrapolates.
 
         Raises
         ------
         DeltaflowError
-            If the head has only one level, and it is another one.
+            If the head has only one level, which differs from the given one.
         """
         known = {float(key): key for key in self.forecast_keys if key != "mean"}
         value = parsed_level(level).value

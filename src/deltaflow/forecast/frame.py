@@ -1,4 +1,4 @@
-"""DataFrame in, DataFrame out: forecasts at any future timestamps."""
+"""Forecasts from DataFrame to DataFrame, at any future timestamps."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def predict_df(
         are query times, not observations.
     future_df
         The queries: item and timestamp, in any order and number, and the covariates known in
-        advance. If None, those rows at the end of the items in ``past_df`` are the queries.
+        advance. If None, the rows without observations at the end of the items in ``past_df``.
     item_id, timestamp
         The names of these columns in both frames; ``item_id`` is None for a single series.
     quantile_levels
@@ -59,7 +59,7 @@ def predict_df(
     -------
     pandas.DataFrame
         A row per query, in their order, and per channel: the caller's own item and timestamp,
-        ``target_name``, ``predictions`` (the median), ``mean`` if the model says what it is, and a
+        ``target_name``, ``predictions`` (the median), ``mean`` if the model forecasts it, and a
         column per level, named by it.
 
     Raises
@@ -122,11 +122,11 @@ def predict_df(
 
 
 def check_real_time(predictor: DeltaflowPredictor) -> None:
-    """Raise unless this is a predictor of deltaflow, trained on data that have real time."""
+    """Raise an error unless this is a deltaflow predictor, trained on data with real time."""
     if not isinstance(predictor, DeltaflowPredictor):
         raise DeltaflowError(
-            f"a {type(predictor).__name__} does not say what its data hold: give a predictor that "
-            "deltaflow has trained or loaded"
+            f"a {type(predictor).__name__} does not know the schema of its data: give a predictor "
+            "that deltaflow has trained or loaded"
         )
     if predictor.schema.time == "regular":
         raise DataError(
@@ -136,7 +136,7 @@ def check_real_time(predictor: DeltaflowPredictor) -> None:
 
 
 class _Queried(NamedTuple):
-    """An entry that ends with its queries, and the rows of the frame that they came from."""
+    """An entry that ends with its queries, and their rows in the frame."""
 
     entry: DataEntry
     rows: np.ndarray
@@ -154,7 +154,7 @@ def _queries_within(past_df: pd.DataFrame, columns: FrameColumns) -> list[_Queri
             own = rows.order[rows.bounds[number] : rows.bounds[number + 1]]
             if count == 0:
                 raise DataError(
-                    "nothing was observed, so that it is unclear which rows are queries",
+                    "nothing was observed, so it is unclear which rows are queries",
                     "drop the item, or give its queries in future_df",
                     item=entry["item_id"],
                 )
@@ -182,8 +182,8 @@ def _queries_after(
     for number, name in enumerate(future.items):
         if name not in number_of:
             raise DataError(
-                "is asked for, but has no past rows",
-                "give at least one row of its past, if need be with missing values",
+                "has a query, but no past rows",
+                "give at least one row of its past, with missing values if necessary",
                 frame="future_df",
                 **future.where(int(future.bounds[number])),
             )
@@ -211,7 +211,7 @@ def _queries_after(
             raise DataError(
                 "the query lies before the last observation, in row "
                 f"{past.where(int(past.bounds[owner]) + count - 1)['position']!r} of past_df",
-                "forecast from a shorter past, or ask for later times",
+                "forecast from a shorter past, or at later times",
                 field=timestamp,
                 frame="future_df",
                 **future.where(own.start + int(early.argmax())),
@@ -224,7 +224,7 @@ def _queries_after(
 
 
 def _of_items(frame: pd.DataFrame, item_id: str | None, names: set[str]) -> pd.DataFrame:
-    """Return the rows of the items that are asked for."""
+    """Return the rows of the queried items."""
     if item_id is None:
         return frame
     codes, items = item_codes(frame, item_id)

@@ -1,4 +1,4 @@
-"""What followed in items that predictors have not learned from, and how they forecast it."""
+"""Held-out values, and their forecasts by several predictors."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from deltaflow.forecast.predictor import DeltaflowPredictor, leads_of, times_of
 from deltaflow.heads import DECILES
 
 INNER = (0.1, 0.5, 0.9)
-"""The levels of a model's own quantiles from which its spread is taken."""
+"""The levels of the quantiles from which a model's spread is computed."""
 
 Pairs = Iterable[tuple[DataEntry, DataEntry]]
-"""What was known and what followed, as GluonTS's ``TestData`` yields it."""
+"""Pairs of context and targets, as in GluonTS's ``TestData``."""
 
 
 class HeldOut(NamedTuple):
-    """The n values that were observed after what was known, and their forecasts by P predictors.
+    """The n observed targets after their contexts, and their forecasts by P predictors.
 
     Attributes
     ----------
     item, channel
         ``(n,)`` the item of each value, and the number of its channel.
     lead, time
-        ``(n,)`` the time since the last observation, and that on a clock of all items.
+        ``(n,)`` the time since the last observation, and on a clock common to all items.
     value
         ``(n,)`` the values.
     quantiles
-        ``(P, K, n)`` the forecast quantiles; the first, the middle and the last are those of
+        ``(P, K, n)`` the forecast quantiles; the first, middle and last ones are at the levels
         `INNER`.
     """
 
@@ -54,11 +54,11 @@ class HeldOut(NamedTuple):
         schema: Schema,
         levels: Sequence[float] = tuple(DECILES),
     ) -> HeldOut:
-        """Forecast what followed by each predictor, at K levels; channels are those of a schema."""
+        """Forecast the targets by each predictor, at K levels, for the channels of a schema."""
         pairs = list(pairs)
         if any(isinstance(pair, Mapping) for pair in pairs):
             raise DataError(
-                "an entry is not a pair of what was known and what followed",
+                "an entry is not a pair of context and targets",
                 "give a GluonTS TestData, such as template.generate_instances(prediction_length)",
             )
         known = [past for past, _ in pairs]
@@ -69,7 +69,7 @@ class HeldOut(NamedTuple):
         for number, ((past, label), *answers) in enumerate(zip(pairs, *forecasts, strict=True)):
             own, target = match_entry(past, schema).own, answers[0].target
             values = np.atleast_2d(label["target"])[[own.target.index(name) for name in target]].T
-            count = len(values)  # (Q, D); what follows may be shorter than a forecast
+            count = len(values)  # (Q, D); the targets may be fewer than the queries
             lead, time = leads_of(past, count)[:count], query_times(past, count)[:count]
             query, channel = np.nonzero(np.isfinite(values) & np.isfinite(lead)[:, None])
             name = past.get("item_id")
@@ -89,7 +89,7 @@ class HeldOut(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[HeldOut]) -> HeldOut:
-        """Put all values together. Items of different parts are different, whatever their names."""
+        """Join all values. Items of different parts are distinct, even with equal names."""
         item = [f"{number}:{name}" for number, part in enumerate(parts) for name in part.item]
         others = zip(*(part[1:] for part in parts), strict=True)
         return cls(
@@ -98,7 +98,7 @@ class HeldOut(NamedTuple):
         )
 
     def averaged(self, weights: Sequence[float]) -> HeldOut:
-        """Return the values with one forecast, the average of all by their weights ``(P,)``."""
+        """Return the values with a single forecast, the average of all with weights ``(P,)``."""
         return self._replace(quantiles=np.average(self.quantiles, axis=0, weights=weights)[None])
 
     def of_channel(self, channel: int) -> HeldOut:
@@ -112,16 +112,16 @@ class HeldOut(NamedTuple):
         return self.quantiles[0, [0, self.quantiles.shape[1] // 2, -1]]
 
     def errors(self, floor: float) -> Errors:
-        """Return the scores, see `ConformalPredictor`, of which no unit is below a floor."""
+        """Return the scores, see `ConformalPredictor`, with units of at least ``floor``."""
         low, median, high = self.inner
         side = np.where(self.value < median, median - low, high - median)
         return Errors(self.item, self.time, (self.value - median) / np.maximum(side, floor))
 
 
 def query_times(entry: DataEntry, prediction_length: int) -> np.ndarray:
-    """Return the times ``(Q,)`` of the queries on a clock of all items, NaN for padding.
+    """Return the times ``(Q,)`` of the queries on a clock common to all items, NaN for padding.
 
-    They are seconds, or periods of a regular series: since 1970, where items have dates.
+    They are seconds, or periods of a regular series; since 1970, if items have dates.
     """
     times = times_of(entry, prediction_length)[np.shape(entry["target"])[-1] :]
     if not is_irregular(entry):

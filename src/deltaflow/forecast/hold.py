@@ -1,4 +1,4 @@
-"""The naive baseline: the last value, and quantiles of how far values move in a given time."""
+"""The naive baseline: the last value, with quantiles of the change over a given time."""
 
 from __future__ import annotations
 
@@ -21,33 +21,32 @@ LEVELS = (
     0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5,
     0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99,
 )  # fmt: skip
-"""The levels of the quantiles; between them, and beyond them, GluonTS interpolates."""
+"""The levels of the quantiles; GluonTS interpolates between them and extrapolates beyond."""
 
 MOST_LEADS = 16
-"""The largest number of lead times at which the quantiles of a channel's change are kept."""
+"""The largest number of lead times with stored quantiles of a channel's change."""
 
 CHANGES_PER_LEAD = 30
-"""The number of changes for each lead time, if there are enough."""
+"""The number of changes per lead time, if there are enough."""
 
 MOST_CHANGES = 4096
-"""The largest number of changes that an item contributes for each of `ROWS_APART`."""
+"""The largest number of changes per item for each of `ROWS_APART`."""
 
 ROWS_APART = tuple(sorted({round(2 ** (power / 2)) for power in range(30)}))
-"""The distances in rows between the two observations of a channel that a change is taken from."""
+"""The distances, in rows, between the two observations of a change."""
 
 
 class HoldPredictor(DeltaflowPredictor):
-    """Forecasts the last observed value of each channel, and how far it may have moved since.
+    """Forecasts the last observed value of each channel, with intervals for its change since then.
 
-    The mean is the last value. The quantiles are the last value plus those of the changes that the
-    training set shows over as much time, drift included: so the intervals have their nominal
-    coverage, and a model that beats their quantile loss has learned something. Between the lead
-    times that were fitted, quantiles are interpolated; further out they grow as those of a random
-    walk, by the square root of time. Time counts from the last observation of the channel. A
-    channel that was not observed is forecast by the mean and the quantiles of its values in the
-    training set.
+    The mean is the last value. The quantiles are the last value plus those of the changes in the
+    training set over the same time, including drift: so the intervals have their nominal coverage,
+    and a model with a lower quantile loss has learned something. Between the fitted lead times,
+    quantiles are interpolated; beyond them they grow like those of a random walk, with the square
+    root of time. Time counts from the last observation of the channel. A channel that was never
+    observed is forecast by the mean and the quantiles of its values in the training set.
 
-    Usually made by :meth:`fit`.
+    Usually created by :meth:`fit`.
 
     Parameters
     ----------
@@ -60,7 +59,7 @@ class HoldPredictor(DeltaflowPredictor):
     leads
         For each of the D channels, increasing lead times: seconds, or periods of a regular series.
     changes
-        For each channel, ``(lead times, K)`` quantiles of the change in so much time.
+        For each channel, ``(lead times, K)`` quantiles of the change over that time.
     values
         ``(D, K)`` quantiles of each channel's values.
     center
@@ -99,9 +98,9 @@ class HoldPredictor(DeltaflowPredictor):
 
     @classmethod
     def fit(cls, training_data: Dataset, prediction_length: int) -> HoldPredictor:
-        """Fit the quantiles of change to pairs of values, from neighbours to distant ones.
+        """Fit the quantiles of change to pairs of values, from neighbouring to distant ones.
 
-        If no item of the training set was observed twice, the change has the quantiles of the
+        If no item of the training set was observed twice, the quantiles of change are those of the
         values around their mean.
         """
         schema, data = read_series(training_data)
@@ -109,7 +108,7 @@ class HoldPredictor(DeltaflowPredictor):
         leads, changes, values = [], [], []
         normal = ndtri(LEVELS)
         for channel in range(len(schema.target)):
-            # Quantiles differ, however little, even for a channel that never changes.
+            # Quantiles differ, if only slightly, even for a channel that never changes.
             least = 1e-9 * statistics.spread[channel] * normal
             known = np.concatenate([one.values[np.isfinite(one.values[:, channel]), channel]
                                     for one in data])  # fmt: skip
@@ -131,7 +130,7 @@ class HoldPredictor(DeltaflowPredictor):
         )
 
     def without_width(self) -> HoldPredictor:
-        """Return the last value alone: every quantile of a channel is its mean."""
+        """Return the predictor as a point forecast: every quantile is the mean."""
         changes = [np.zeros_like(own).tolist() for own in self.changes]
         values = np.repeat(self.center[:, None], len(self.levels), axis=1).tolist()
         return HoldPredictor(**{**self._arguments(), "changes": changes, "values": values})
@@ -139,7 +138,7 @@ class HoldPredictor(DeltaflowPredictor):
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[QuantileForecast | SampleForecast]:
-        """Forecast each entry; quantiles, or ``num_samples`` samples of a ``seed``."""
+        """Forecast each entry: quantiles, or ``num_samples`` samples drawn with ``seed``."""
         forecasts = (
             asked.answer(self.forecast_from(*self._last(asked.series), asked.found.channels))
             for asked in read_data(dataset, self.schema, self.prediction_length)
@@ -207,12 +206,12 @@ class HoldEstimator(Estimator):
         cache_data: bool = False,
         num_workers: int | None = None,
     ) -> HoldPredictor:
-        """Fit the quantiles of change in the training data; the other arguments are ignored."""
+        """Fit the quantiles of change to the training data; the other arguments are ignored."""
         return HoldPredictor.fit(training_data, self.prediction_length)
 
 
 def _moves(data: Sequence[Series], channel: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return lead times and changes ``(n,)`` between two observations of a channel of an item."""
+    """Return lead times and changes ``(n,)`` between pairs of observations of a channel."""
     leads, changes = [np.empty(0)], [np.empty(0)]
     for series in data:
         known = np.isfinite(series.values[:, channel])
@@ -244,7 +243,7 @@ def _by_lead(leads: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.nda
 def _quantiles(values: np.ndarray) -> np.ndarray:
     """Return the quantiles at `LEVELS` of one further value, exchangeable with the ``n`` given.
 
-    With ranks out of n + 1, the interval between two of them has its nominal coverage of a new
-    value (David & Nagaraja, *Order Statistics*, 2003), but for levels beyond the extremes.
+    With ranks out of n + 1, the interval between two quantiles covers a new value with its nominal
+    probability (David & Nagaraja, *Order Statistics*, 2003), except for levels beyond the extremes.
     """
     return np.quantile(values, LEVELS, method="weibull")

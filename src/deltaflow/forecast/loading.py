@@ -1,4 +1,4 @@
-"""The safe way to load a predictor: only registered classes, only weights."""
+"""Safe loading of predictors: only registered classes, only weights."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from deltaflow.model.options import ModelOptions
 from deltaflow.saving import check_format, reading
 
 FORMAT_KEY = "deltaflow_format"
-"""The key under which a checkpoint holds the number of its format."""
+"""The key of the format number in a checkpoint."""
 
 NETWORK_OPTIONS = {option.name for option in fields(ModelOptions)} - {"distr_output"}
-"""The options of `ForecastLightningModule` that are its network's."""
+"""The options of `ForecastLightningModule` that belong to its network."""
 
 
 def load_predictor(path: str | Path, device: str = "auto") -> DeltaflowPredictor:
-    """Load a predictor from what ``serialize`` or Lightning wrote, executing nothing of it.
+    """Load a predictor written by ``serialize`` or Lightning, without executing any stored code.
 
-    GluonTS's ``Predictor.deserialize`` imports whatever class the directory names. This function
+    GluonTS's ``Predictor.deserialize`` imports any class that the directory names. This function
     reads plain JSON, builds predictors of the registered classes only, and unpickles weights only.
 
     Parameters
     ----------
     path
-        The directory of a serialised predictor, or a checkpoint of `ForecastLightningModule`.
+        The directory of a serialised predictor, or a checkpoint of a `ForecastLightningModule`.
     device
-        Where to compute, ``"auto"`` for a GPU if there is one.
+        The device, ``"auto"`` for a GPU if there is one.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def load_predictor(path: str | Path, device: str = "auto") -> DeltaflowPredictor
             distr_output=options["distr_output"],
             device=device,
         )
-        prefix = "network."  # a subclass may have layers of its own
+        prefix = "network."  # a subclass may have further layers
         own = [name for name in stored if name.startswith(prefix)]
         weights = {name.removeprefix(prefix): stored[name] for name in own}
         load_weights(predictor.network, weights)
@@ -67,7 +67,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     DeltaflowError
-        If there is no such file, or it is not such a checkpoint, or has another format.
+        If there is no such file, it is not such a checkpoint, or it has another format.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

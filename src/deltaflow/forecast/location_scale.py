@@ -15,11 +15,11 @@ from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast, S
 from deltaflow.forecast.predictor import DeltaflowPredictor, ReadEntry, read_data, sampled
 
 BATCH_SIZE = 64
-"""Series forecast at once."""
+"""The number of series that are forecast together."""
 
 
 class LocationScalePredictor(DeltaflowPredictor):
-    """Forecasts each channel at each query by a distribution of a location and a scale.
+    """Forecasts each channel at each query by a distribution with a location and a scale.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class LocationScalePredictor(DeltaflowPredictor):
     Attributes
     ----------
     family
-        The distributions, made of a location and a scale.
+        The distribution, as a function of location and scale.
     """
 
     family: ClassVar[Any]
@@ -54,7 +54,7 @@ class LocationScalePredictor(DeltaflowPredictor):
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[DistributionForecast | SampleForecast]:
-        """Forecast each entry; exact distributions, or ``num_samples`` samples of a ``seed``."""
+        """Forecast each entry: exact distributions, or ``num_samples`` seeded samples."""
         read = read_data(dataset, self.schema, self.prediction_length)
         batches = in_chunks(read, lambda _: 1, BATCH_SIZE)
         forecasts = chain.from_iterable(map(self._forecast_batch, batches))
@@ -79,7 +79,7 @@ class LocationScalePredictor(DeltaflowPredictor):
 
 
 def finite_queries(series: Series) -> np.ndarray:
-    """Return the query times, with the last query in place of padding."""
+    """Return the query times, with padding replaced by the last query."""
     queries = series.times[series.length :]
     asked = np.isfinite(queries)
     last = series.times[series.length - 1] if series.length else 0.0

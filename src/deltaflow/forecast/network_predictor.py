@@ -1,4 +1,4 @@
-"""The predictor with a network: entries in, forecasts out."""
+"""The predictor with a trained network."""
 
 import itertools
 import sys
@@ -47,31 +47,31 @@ from deltaflow.saving import reading
 
 _WEIGHTS = "prediction-net-state.pt"
 SAMPLING = ("marginal", "path")
-"""The ways to forecast several queries: each on its own, or as coherent trajectories."""
+"""The ways to forecast several queries: independently, or as coherent trajectories."""
 
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """Entries that are forecast at once, by any network of the reader that has read them."""
+    """A batch of read entries, for any network with the same reader."""
 
     reader: Reader
     items: list[ReadEntry]
 
     @property
     def series(self) -> list[Series]:
-        """What was read of the entries."""
+        """The read entries."""
         return [item.series for item in self.items]
 
     @cached_property
     def batch(self) -> Batch:
-        """The entries as a network reads them."""
+        """The entries as the input of a network."""
         return self.reader.collate([self.reader.window(one, one.length) for one in self.series])
 
 
 class IrregularPredictor(DeltaflowPredictor):
     """Forecasts series at their query times with a trained network.
 
-    Usually made by an estimator's ``train``. Its arguments are plain values, which
+    Usually created by an estimator's ``train``. Its arguments are plain values, which
     :meth:`serialize` writes as JSON beside the weights.
 
     Parameters
@@ -79,20 +79,20 @@ class IrregularPredictor(DeltaflowPredictor):
     reader
         How series are read, as `Reader.to_dict` gives it.
     prediction_length
-        The number of queries of a window of GluonTS.
+        The number of queries of a GluonTS window.
     network
         Arguments of `make_network`.
     distr_output
         The head, as `describe_output` gives it.
     sampling
-        ``"marginal"``: an exact distribution at each query, which does not depend on what other
-        queries are asked; ``"path"``: sampled trajectories, each value fed back.
+        ``"marginal"``: an exact distribution at each query, independent of the other queries;
+        ``"path"``: sampled trajectories, with each value fed back.
     num_parallel_samples
-        Trajectories per series, where ``predict`` does not say.
+        The default number of trajectories per series.
     batch_size
-        Series forecast at once.
+        The number of series that are forecast together.
     device
-        Where to compute, ``"auto"`` for an accelerator if there is one.
+        The device, ``"auto"`` for an accelerator if there is one.
     """
 
     @validated()
@@ -129,7 +129,7 @@ class IrregularPredictor(DeltaflowPredictor):
         self.num_parallel_samples = num_parallel_samples
         self.batch_size = batch_size
         self._quantiles_known: bool | None = None
-        # The initial weights are never used, so they must not move the caller's random state.
+        # The initial weights are never used, so they must not change the caller's random state.
         with seeded(0):
             self.network = make_network(self.reader, output, **network).eval()
         self.to(self.device)
@@ -153,25 +153,25 @@ class IrregularPredictor(DeltaflowPredictor):
     ) -> Iterator[RealTimeForecast]:
         """Forecast each entry at its query times; see `DeltaflowPredictor.predict`.
 
-        Without ``num_samples``, a marginal forecast is an exact distribution or quantiles. A path
-        forecast has ``num_parallel_samples`` trajectories then, and a distribution without a
-        quantile function as many samples. Each forecast has its channels in the order of the entry.
+        Without ``num_samples``, a marginal forecast is an exact distribution or quantiles, or
+        ``num_parallel_samples`` samples if the distribution has no quantile function; a path
+        forecast has as many trajectories. Each forecast has its channels in the order of the entry.
 
         Raises
         ------
         DataError
-            If an entry does not fit the training data, or has no query times, or one before its
+            If an entry does not fit the training data, has no query times, or has one before its
             last observation.
         DeltaflowError
-            If the network's forecast is not a number, as after training at too high a learning
-            rate; if ``num_samples`` is less than 1, or ``seed`` than 0.
+            If the network's forecast is not a number, for example after training with too high a
+            learning rate; if ``num_samples`` is less than 1 or ``seed`` less than 0.
         """
         yield from self.answer(self.read(dataset), num_samples, seed)
 
     def answer(
         self, batches: Iterable[ReadBatch], num_samples: int | None, seed: int | None
     ) -> Iterator[RealTimeForecast]:
-        """Forecast what was :meth:`read`, by this or one that reads alike; see :meth:`predict`."""
+        """Forecast entries that this predictor, or one with the same reader, has :meth:`read`."""
         check_whole(1, num_samples=num_samples)
         check_seed(seed)
         unobserved: list[str | None] = []
@@ -186,12 +186,12 @@ class IrregularPredictor(DeltaflowPredictor):
             if unobserved:
                 warn_once(
                     "nothing is observed before the forecast origin of some items "
-                    f"({len(unobserved)}, such as {unobserved[0]!r}): their forecasts rest on the "
-                    "training set's statistics"
+                    f"({len(unobserved)}, such as {unobserved[0]!r}): their forecasts use only "
+                    "the statistics of the training set"
                 )
 
     def read(self, dataset: Dataset) -> Iterator[ReadBatch]:
-        """Read the entries in batches, which are smaller where many times are asked for."""
+        """Read the entries in batches, which are smaller if there are many queries."""
         batch: list[ReadEntry] = []
         most = 0
         cycles = self.reader.seasonality
@@ -232,7 +232,7 @@ class IrregularPredictor(DeltaflowPredictor):
         ]
 
     def _marginals(self, read: ReadBatch, num_samples: int | None) -> Iterable[RealTimeForecast]:
-        """Forecast each query on its own: by a distribution, by quantiles, or by samples."""
+        """Forecast each query independently, by a distribution, quantiles or samples."""
         batch = read.batch
         counts = np.array([one.num_queries for one in read.series])
         bounds = np.concatenate([[0], counts.cumsum()])
@@ -253,7 +253,7 @@ class IrregularPredictor(DeltaflowPredictor):
         channels: Sequence[int | list[int]],
         num_samples: int | None = None,
     ) -> Iterable[RealTimeForecast]:
-        """Return the forecasts of several items, which do not yet say whose they are.
+        """Return the forecasts of several items, not yet labelled with their items.
 
         Parameters
         ----------
@@ -261,7 +261,7 @@ class IrregularPredictor(DeltaflowPredictor):
             The arguments ``(R, D)`` of the head's distributions at the R queries of all items, one
             item after the other, in float64.
         loc, scale
-            ``(R, D)`` float64 units of the targets.
+            ``(R, D)`` float64 location and scale of the targets.
         bounds
             ``(N + 1,)``: item ``n`` owns the rows ``bounds[n]:bounds[n + 1]``.
         channels
@@ -299,7 +299,7 @@ class IrregularPredictor(DeltaflowPredictor):
         return self._quantiles_known
 
     def _decoded(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return the arguments ``(B, Q, D)`` at any number of queries, in pieces that fit."""
+        """Return the arguments ``(B, Q, D)`` at any number of queries, in chunks that fit."""
         batch = self._on_device(batch)
         encoded = self.network.encode(batch)
         size = max(1, self._queries_at_once // len(batch.lengths))
@@ -316,7 +316,7 @@ class IrregularPredictor(DeltaflowPredictor):
 
     def write_state(self, folder: Path) -> None:
         """Write the weights."""
-        weights = BytesIO()  # so that a full disk is an OSError, as elsewhere
+        weights = BytesIO()  # so that a full disk raises an OSError, as elsewhere
         torch.save(self.network.state_dict(), weights)
         (folder / _WEIGHTS).write_bytes(weights.getbuffer())
 
@@ -338,7 +338,7 @@ class IrregularPredictor(DeltaflowPredictor):
         return {**super()._arguments(), "distr_output": self.distr_output}
 
     def summary(self) -> dict[str, Any]:
-        """Return what the predictor is, in a few plain values."""
+        """Return a description of the predictor in a few plain values."""
         return super().summary() | {
             "encoder": self.network_arguments["encoder"],
             "network": self.network_arguments["network"],
@@ -350,7 +350,7 @@ class IrregularPredictor(DeltaflowPredictor):
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put stored weights into a network; it is an error if they do not fit, or are not finite."""
+    """Load stored weights into a network; raise an error if they do not fit or are not finite."""
     network.load_state_dict(weights)
     for name, value in network.state_dict().items():
         if not torch.isfinite(value).all():
@@ -361,7 +361,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, Tensor]) -> Non
 def advising(
     advice: str = "the network's forecast is not a number: train again, at a lower learning rate",
 ) -> Iterator[None]:
-    """Give advice where torch raises an error for what is not finite."""
+    """Add advice to torch's errors about values that are not finite."""
     try:
         yield
     except (ValueError, torch.linalg.LinAlgError) as error:
@@ -371,7 +371,7 @@ def advising(
 
 
 def finite(values: Tensor) -> Tensor:
-    """Return values, or raise a ValueError if one of them is not finite."""
+    """Return the values, or raise a ValueError if one of them is not finite."""
     if not torch.isfinite(values).all():
         raise ValueError("not finite")
     return values

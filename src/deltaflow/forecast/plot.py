@@ -1,4 +1,4 @@
-"""Forecasts as figures: the past, the median, intervals, and the actual values."""
+"""Plots of forecasts: the past, the median, intervals, and the actual values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL_SIZE = 3.6, 2.3
-"""Width and height of one panel in inches."""
+"""The width and height of one panel in inches."""
 
 
 def plot_forecasts(
@@ -29,25 +29,24 @@ def plot_forecasts(
     channels: Sequence[str] | None = None,
     past: Any = None,
 ) -> Figure:
-    """Draw the forecasts of several items and channels: a column per item, a row per channel.
+    """Plot the forecasts of several items and channels: a column per item, a row per channel.
 
     Parameters
     ----------
     forecasts
         The result of `predict_df`, or of a forecast's ``to_dataframe``. An interval is drawn for
-        each pair of levels that lie evenly around one half, such as 0.1 and 0.9.
+        each pair of levels that are symmetric around one half, such as 0.1 and 0.9.
     history
-        Observations in the form of `predict_df`'s ``past_df``. What lies before the first query of
-        an item is drawn as its past, and what lies between its first and last query as the
-        actual values.
+        Observations in the form of `predict_df`'s ``past_df``. Values before the first query of an
+        item are drawn as its past, and those between its first and last query as the actual values.
     item_id, timestamp
         The names of these columns in both frames.
     items
-        The items to draw, or how many: the first ones in ``forecasts``.
+        The items to draw, or the number of items, the first ones in ``forecasts``.
     channels
         The channels to draw, all of them by default.
     past
-        How much of the past is drawn, as a duration such as ``"24h"``, or as a number where time is
+        How much of the past is drawn, as a duration such as ``"24h"``, or a number if times are
         elapsed numbers; all of it by default.
 
     Returns
@@ -124,16 +123,16 @@ def draw_forecast(
     Parameters
     ----------
     axes
-        Where to draw.
+        The axes to draw on.
     answers
         The rows of `predict_df` of one item and channel. An interval is drawn for each pair of
-        levels that lie evenly around one half.
+        levels that are symmetric around one half.
     timestamp
         The name of the time column.
     observed
         Values of the channel, indexed by time: dots before the first query, circles from then on.
     past
-        How much of what lies before the first query is drawn.
+        How much of the past, before the first query, is drawn.
     color, name
         Colour and label of the median; the next colour of the axes, and "median".
     show_label
@@ -182,7 +181,7 @@ def _intervals(answers: pd.DataFrame) -> list[tuple[float, Any, Any]]:
 
 
 def _chosen(column: pd.Series, wanted: Sequence[Hashable] | int | None, field: str) -> list[Any]:
-    """Return the values to draw: the chosen ones, the first few, or all."""
+    """Return the items or channels to draw: the chosen ones, the first few, or all."""
     there = list(column.unique())
     if wanted is None or isinstance(wanted, int):
         return there[:wanted]

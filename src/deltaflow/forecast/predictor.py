@@ -1,4 +1,4 @@
-"""The contract of all predictors: what they know, how they forecast, and how they are saved."""
+"""The contract of all predictors: schema, forecasts, saving and loading."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ T = TypeVar("T")
 
 _DESCRIPTION = "predictor.json"
 _MEMBER = "__predictor__"
-"""The key that stands in a description for a predictor in the subfolder of that number."""
+"""The key in a description that refers to the predictor in a numbered subfolder."""
 
 
 class DeltaflowPredictor(RepresentablePredictor):
-    """A GluonTS predictor that knows the schema of its data, and is saved without code.
+    """A GluonTS predictor that knows the schema of its data and is saved without code.
 
-    A subclass has a constructor that is decorated by GluonTS's ``@validated()``, and implements
-    :meth:`predict`. Its arguments are plain values, or other predictors, alone or in a list: so a
-    wrapper, such as an ensemble, is saved and loaded, with what it wraps, like any other predictor.
-    What is not an argument (weights, say) is saved by :meth:`write_state` and loaded by
-    :meth:`restore`. To be loaded, a class stands in `PREDICTORS`.
+    A subclass has a constructor decorated by GluonTS's ``@validated()``, and implements
+    :meth:`predict`. Its arguments are plain values, or predictors, alone or in a list, so that a
+    wrapper, such as an ensemble, is saved and loaded together with its members. Anything that is no
+    argument, such as weights, is saved by :meth:`write_state` and loaded by :meth:`restore`. To be
+    loaded, a class must be listed in `PREDICTORS`.
 
     Parameters
     ----------
     prediction_length
-        The number of queries of a window of GluonTS. Forecasts may have more, or fewer.
+        The number of queries of a GluonTS window. Forecasts may have more or fewer.
     schema
         The schema of the data.
     """
@@ -59,7 +59,7 @@ class DeltaflowPredictor(RepresentablePredictor):
     def __init__(self, prediction_length: int, schema: Schema) -> None:
         super().__init__(prediction_length)
         self.schema = schema
-        # GluonTS's `validated` has just replaced it by one that prints every argument.
+        # GluonTS's `validated` has replaced it by one that prints every argument.
         type(self).__repr__ = DeltaflowPredictor.__repr__
 
     def __repr__(self) -> str:
@@ -69,7 +69,7 @@ class DeltaflowPredictor(RepresentablePredictor):
         return f"{type(self).__name__}({', '.join(inside)})"
 
     def _inside(self) -> list[str]:
-        """Return what a printed predictor holds."""
+        """Return the members or the encoder to print."""
         return [repr(member) for member in self.members]
 
     @abstractmethod
@@ -81,16 +81,16 @@ class DeltaflowPredictor(RepresentablePredictor):
         Parameters
         ----------
         dataset
-            Entries whose ``feat_dynamic_real`` goes on, after the last observation, with the query
+            Entries whose ``feat_dynamic_real`` continues after the last observation with the query
             times. Regular entries are forecast for the next ``prediction_length`` periods.
         num_samples
-            Number of samples per series; if None, the most exact kind of forecast there is.
+            Number of samples per series; if None, the most exact kind of forecast available.
         seed
-            Seed of the samples; the global random state is left alone then.
+            Seed of the samples, which leaves the global random state unchanged.
         """
 
     def summary(self) -> dict[str, Any]:
-        """Return what the predictor is, in a few plain values; equal members are counted."""
+        """Return a description in a few plain values; equal members are counted."""
         summary: dict[str, Any] = {
             "predictor": type(self).__name__,
             "target": list(self.schema.target),
@@ -112,12 +112,12 @@ class DeltaflowPredictor(RepresentablePredictor):
         return found
 
     def combine(self, forecasts: Sequence[RealTimeForecast], lead: np.ndarray) -> RealTimeForecast:
-        """Return the forecast that follows from those of the `members`, in their order.
+        """Compute the forecast from those of the `members`, in their order.
 
         Parameters
         ----------
         forecasts
-            Theirs, of one item.
+            The members' forecasts of one item.
         lead
             ``(Q,)`` time from the last observation to each query: seconds, or periods of a regular
             series; NaN for padding.
@@ -125,22 +125,22 @@ class DeltaflowPredictor(RepresentablePredictor):
         raise NotImplementedError(f"a {type(self).__name__} has no members")
 
     def to(self, device: str | torch.device) -> Self:
-        """Compute on another device, as far as there is a network; return the predictor."""
+        """Move any networks to another device, and return the predictor."""
         for member in self.members:
             member.to(device)
         return self
 
     def with_unlimited_context(self) -> Self:
-        """Return a predictor of the same weights that reads a whole series, however long.
+        """Return a predictor with the same weights that reads whole series of any length.
 
-        Predictors read the last ``context_length`` observations of a series, and nothing before
-        its ``context``.
+        By default, predictors read at most the last ``context_length`` observations, within
+        ``context``.
         """
         arguments = _replaced(self._arguments(), lambda member: member.with_unlimited_context())
         return type(self)(**arguments)
 
     def serialize(self, path: str | Path) -> None:
-        """Write the predictor into a directory, which is made if need be; see `replacing`."""
+        """Write the predictor into a directory, which is created if necessary; see `replacing`."""
         content = self.description()
         with replacing(path) as folder:
             Predictor.serialize(self, folder)
@@ -150,7 +150,7 @@ class DeltaflowPredictor(RepresentablePredictor):
                 member.serialize(folder / str(number))
 
     def description(self) -> str:
-        """Return class and arguments as JSON, in which numbers stand for `members`."""
+        """Return class and arguments as JSON, with numbers in place of the `members`."""
         cls, numbers = type(self), count()
 
         def plain(value: Any) -> Any:
@@ -169,26 +169,26 @@ class DeltaflowPredictor(RepresentablePredictor):
 
     @classmethod
     def deserialize(cls, path: str | Path, device: str = "auto") -> Self:
-        """Read a predictor that :meth:`serialize` wrote."""
+        """Read a predictor written by :meth:`serialize`."""
         path = Path(path)
         return cls.restore(_read_arguments(path, cls.__name__, device), path, device)
 
     def write_state(self, folder: Path) -> None:
-        """Write what the constructor's arguments do not say; nothing by default."""
+        """Write any state besides the constructor's arguments; nothing by default."""
 
     @classmethod
     def restore(cls, arguments: dict[str, Any], folder: Path, device: str) -> Self:
-        """Return the predictor of stored arguments, with what :meth:`write_state` wrote."""
+        """Build the predictor from stored arguments and the state of :meth:`write_state`."""
         with reading(folder / _DESCRIPTION):
             return cls(**arguments)
 
     def _arguments(self) -> Mapping[str, Any]:
-        """Return the constructor's arguments, which GluonTS's ``validated`` keeps."""
+        """Return the constructor's arguments, stored by GluonTS's ``validated``."""
         return self.__init_args__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class WrappedPredictor(DeltaflowPredictor):
-    """The base of predictors that change the forecasts of another one.
+    """The base of predictors that modify the forecasts of another one.
 
     A subclass implements :meth:`adjusted`.
 
@@ -204,10 +204,10 @@ class WrappedPredictor(DeltaflowPredictor):
 
     @abstractmethod
     def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> RealTimeForecast:
-        """Return a forecast of the predictor as it is changed; for ``lead``, see `combine`."""
+        """Return the modified forecast; for ``lead``, see `combine`."""
 
     def combine(self, forecasts: Sequence[RealTimeForecast], lead: np.ndarray) -> RealTimeForecast:
-        """Change the forecast of the predictor; see `DeltaflowPredictor.combine`."""
+        """Modify the forecast of the predictor; see `DeltaflowPredictor.combine`."""
         (forecast,) = forecasts
         return self.adjusted(forecast, lead)
 
@@ -237,14 +237,14 @@ def times_of(entry: DataEntry, prediction_length: int) -> np.ndarray:
 
 
 class ReadEntry(NamedTuple):
-    """An entry to forecast, the series that was read from it, and how its names match."""
+    """An entry to forecast, the series read from it, and the match of its names."""
 
     entry: DataEntry
     series: Series
     found: Match
 
     def answer(self, forecast: F) -> F:
-        """Say whose forecast it is, and return it."""
+        """Label a forecast with the entry's item and times, and return it."""
         entry, series, found = self
         forecast.start_date = entry["start"] + series.length
         forecast.item_id, forecast.info = series.item_id, entry.get("info")
@@ -268,7 +268,7 @@ def sampled(
     num_samples: int | None,
     seed: int | None,
 ) -> Iterator[Any]:
-    """Yield forecasts as they are, or ``num_samples`` of each, drawn with a seed of its own."""
+    """Yield the forecasts, or ``num_samples`` samples of each, drawn with separate seeds."""
     check_whole(1, num_samples=num_samples)
     check_seed(seed)
     for number, forecast in enumerate(forecasts):
@@ -280,7 +280,7 @@ def sampled(
 
 
 def numbers_of(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """Return what is stored of a predictor as an array; ValueError if it is not finite."""
+    """Return a stored argument as an array, or raise a ValueError if it is not finite."""
     numbers = np.array(values, dtype=np.float64)
     if numbers.shape != shape or not np.isfinite(numbers).all():
         raise ValueError(f"{name} are not finite numbers of the shape {shape}")
@@ -288,22 +288,22 @@ def numbers_of(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 
 PREDICTORS: dict[str, type[DeltaflowPredictor]] = {}
-"""Every class that `load_directory` builds, by its name. The package fills it with its own."""
+"""Every class that `load_directory` builds, by its name. The package registers its own."""
 
 
 def load_directory(path: str | Path, device: str = "auto") -> DeltaflowPredictor:
-    """Load a predictor from what ``serialize`` wrote, executing nothing of it.
+    """Load a predictor written by ``serialize``, without executing any stored code.
 
     Raises
     ------
     DeltaflowError
-        If there is no predictor of `PREDICTORS`, or no such device.
+        If the directory has no predictor listed in `PREDICTORS`, or there is no such device.
     """
     path = Path(path)
     find_device(device)
     try:
         kind = json.loads((path / MARKER).read_text())["type"]
-    except Exception as error:  # a damaged or foreign file may cause any
+    except Exception as error:  # a damaged or foreign file may cause any error
         raise DeltaflowError(f"{path} holds no predictor ({error})") from error
     name = _last_name(kind)
     if name not in PREDICTORS:
@@ -315,7 +315,7 @@ def load_directory(path: str | Path, device: str = "auto") -> DeltaflowPredictor
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """Return a device of torch by its name, where ``"auto"`` is a GPU if there is one.
+    """Return a torch device by its name, where ``"auto"`` is a GPU if there is one.
 
     Raises
     ------
@@ -340,12 +340,12 @@ def find_device(device: str | torch.device) -> torch.device:
 
 
 def _counted(values: Iterable[T]) -> Iterator[tuple[T, int]]:
-    """Yield values, and how many equal ones follow each other."""
+    """Yield the values, each with the number of consecutive equal ones."""
     return ((value, len(list(same))) for value, same in groupby(values))
 
 
 def _replaced(value: Any, function: Callable[[DeltaflowPredictor], Any]) -> Any:
-    """Return plain values with what a function returns in the place of each predictor."""
+    """Replace each predictor in plain values by the result of a function."""
     if isinstance(value, DeltaflowPredictor):
         return function(value)
     if isinstance(value, Mapping):
@@ -356,12 +356,12 @@ def _replaced(value: Any, function: Callable[[DeltaflowPredictor], Any]) -> Any:
 
 
 def _read_arguments(path: Path, name: str, device: str) -> dict[str, Any]:
-    """Read the constructor's arguments out of a directory: plain values and predictors.
+    """Read the constructor's arguments from a directory: plain values and predictors.
 
     Raises
     ------
     DeltaflowError
-        If the description is of another class, or asks for any other object to be built.
+        If the description is of another class, or asks for another object to be built.
     """
     file = path / _DESCRIPTION
 

@@ -1,4 +1,4 @@
-"""Supports: forecasts that say nothing impossible, such as a negative concentration."""
+"""Supports: constraining forecasts to possible values, such as non-negative concentrations."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor
 
 
 class Support(NamedTuple):
-    """What values a channel can have; or several channels, with ``(D,)`` arrays.
+    """The possible values of a channel; or of several channels, with ``(D,)`` arrays.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ SUPPORTS: dict[str, Support] = {
 """Every support by its name."""
 
 Supports = str | Mapping[str, str | Sequence[float]]
-"""``"recognised"``, or by channel a name of `SUPPORTS` or a smallest and a largest value."""
+"""``"recognised"``, or for each channel a name in `SUPPORTS` or a smallest and a largest value."""
 
 
 def supports_of(given: Supports, data: Iterable[Series], target: Sequence[str]) -> list[Support]:
@@ -73,7 +73,7 @@ def supports_of(given: Supports, data: Iterable[Series], target: Sequence[str]) 
     Raises
     ------
     DataError
-        If a value of the training data is not in the support given, or the support is not one.
+        If a value of the training data is outside a given support, or the support is invalid.
     """
     if isinstance(given, str):
         named = {} if given == "recognised" else dict.fromkeys(target, given)
@@ -125,20 +125,20 @@ def _read(given: Any, channel: str) -> Support:
 
 
 def _recognised(low: float, high: float, whole: bool) -> Support:
-    """Return the support of a channel, given its lowest and highest value."""
+    """Return the support of a channel from its lowest and highest value."""
     if low > high:  # nothing was observed
         return REAL
-    # A largest value of exactly 1 beside a smallest of exactly 0 is hardly chance.
+    # A range from exactly 0 to exactly 1 is hardly chance.
     unit = low == 0 and high == 1
     return Support(0.0 if low >= 0 else -math.inf, 1.0 if unit else math.inf, bool(whole))
 
 
 class SupportPredictor(WrappedPredictor):
-    """Forecasts what a predictor forecasts, with all that is impossible moved to a bound.
+    """Constrains a predictor's forecasts to the supports of their channels.
 
-    What the predictor says lies below the smallest value is said to be the smallest value, and
-    likewise above: the forecast is censored at the bounds. Values of whole numbers are rounded.
-    Quantiles, samples and mean are those of the forecast so changed.
+    Values below the smallest possible value are replaced by it, and likewise above the largest: the
+    forecast is censored at the bounds. Channels of whole numbers are rounded. Quantiles, samples
+    and mean are those of the resulting forecast.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ class SupportPredictor(WrappedPredictor):
         Any predictor of deltaflow.
     supports
         For each of the D channels, the smallest value, the largest value (None without a bound),
-        and whether values are whole.
+        and whether values are whole numbers.
     """
 
     @validated()
@@ -167,7 +167,7 @@ class SupportPredictor(WrappedPredictor):
 
     @classmethod
     def of(cls, predictor: Any, supports: Sequence[Support]) -> Any:
-        """Return the predictor within its supports, as it is if they do not bound it."""
+        """Constrain a predictor to supports; return it unchanged if there are no constraints."""
         if all(support == REAL for support in supports):
             return predictor
         plain = [
@@ -184,7 +184,7 @@ class SupportPredictor(WrappedPredictor):
         return SupportForecast(forecast, own)
 
     def summary(self) -> dict[str, Any]:
-        """Return what the predictor is, and the support of each channel that has one."""
+        """Return a description of the predictor, and the support of each constrained channel."""
         named = dict(zip(self.schema.target, self.supports, strict=True))
         words = {name: describe(one) for name, one in named.items() if one != REAL}
         return {**super().summary(), "supports": words}
@@ -222,7 +222,7 @@ class SupportForecast(WrappedForecast):
         return self.mean_within(lambda values: values)
 
     def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return the mean within the support, and more; see `RealTimeForecast.mean_within`."""
+        """Return the mean within both supports; see `RealTimeForecast.mean_within`."""
         bounds = self.support._replace(whole=False)
         return self.forecast.mean_within(lambda values: nearest(bounds.nearest(values)))
 
@@ -234,7 +234,7 @@ class SupportForecast(WrappedForecast):
         return support.nearest(self.forecast.quantiles(levels, cells))
 
     def log_prob(self, values: np.ndarray) -> np.ndarray | None:
-        """Return the log-density of the forecast before it was censored; NaN where a value is."""
+        """Return the log-density of the uncensored forecast; NaN where a value is NaN."""
         return self.forecast.log_prob(values)
 
     def copy_dim(self, dim: int) -> "SupportForecast":

@@ -1,4 +1,4 @@
-"""Intervals that widen at lead times beyond those that a model has learned."""
+"""Intervals that widen beyond the lead times that a model has learned."""
 
 import math
 from collections.abc import Sequence
@@ -13,35 +13,34 @@ from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
 from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor, numbers_of
 
 LEVEL = 0.8
-"""The share of values that the interval between the quantiles of levels 0.1 and 0.9 is to cover."""
+"""The nominal coverage of the interval between the quantiles of levels 0.1 and 0.9."""
 
 
 class WideningPredictor(WrappedPredictor):
-    r"""Forecasts what a predictor forecasts, wider at lead times that it has hardly learned.
+    r"""Widens a predictor's intervals at lead times beyond its training data.
 
-    Beyond the lead times of its training windows, a network goes on with the width that it has
-    learned, while its errors grow. How they begin to grow can be observed: on items that it has not
-    learned from, at lead times that few training windows, or none, have asked for. Let :math:`T`,
-    the reach, be the lead time within which nearly all targets of training windows lie. At a lead
-    time :math:`t` beyond it, each quantile moves away from the median by the factor
-    :math:`(t / T)^p`, with the least power :math:`p` that makes the interval between the quantiles
-    of levels 0.1 and 0.9 cover 80 % of what was observed beyond the reach. Up to the reach,
-    forecasts stay as they are.
+    Beyond the lead times of its training windows, a network's intervals keep the width that it has
+    learned, while its errors grow. This growth can be measured on held-out items, at lead times
+    with few or no training targets. Let :math:`T`, the reach, be the lead time within which nearly
+    all targets of training windows lie. At a lead time :math:`t` beyond it, the distance of each
+    quantile from the median is multiplied by :math:`(t / T)^p`, with the smallest power :math:`p`
+    for which the interval between the quantiles of levels 0.1 and 0.9 covers 80 % of the held-out
+    values beyond the reach. Up to the reach, forecasts do not change.
 
-    Further out than the items that were held out go, the law is an extrapolation, plausible where
-    errors grow on as they have begun to. Nothing is promised.
+    Beyond the lead times of the held-out items, this is an extrapolation without any guarantee,
+    plausible if errors continue to grow in the same way.
 
-    Usually made by :meth:`fit`, or by an estimator with ``widening=True``.
+    Usually created by :meth:`fit`, or by an estimator with ``widening=True``.
 
     Parameters
     ----------
     predictor
         Any predictor of deltaflow.
     reach
-        The longest lead time that it has learned: seconds after the last observation time of an
-        item, or periods of a regular series.
+        The longest learned lead time: seconds after the last observation of an item, or periods of
+        a regular series.
     powers
-        ``(D,)`` the power of each channel; 0, its intervals stay as they are.
+        ``(D,)`` the power of each channel; 0 leaves its intervals unchanged.
     """
 
     @validated()
@@ -58,14 +57,14 @@ class WideningPredictor(WrappedPredictor):
     def fit(
         cls, predictor: DeltaflowPredictor, reach: float, held_out: Pairs
     ) -> "WideningPredictor":
-        """Fit the powers to items that a predictor has not learned from.
+        """Fit the powers to held-out items.
 
         Parameters
         ----------
         predictor, reach
-            The predictor, and the longest lead time that it has learned.
+            The predictor, and its longest learned lead time.
         held_out
-            What was known, and what followed beyond the reach.
+            Pairs of context and targets beyond the reach.
 
         Raises
         ------
@@ -78,7 +77,7 @@ class WideningPredictor(WrappedPredictor):
         score = np.abs(scored.errors(1e-300).error)
         if not (ratio > 1).any():
             raise DataError(
-                "no item that was held out goes on beyond the lead times that were learned",
+                "no held-out item extends beyond the learned lead times",
                 "hold out longer items, or train without widening",
             )
         powers = []
@@ -98,13 +97,13 @@ class WideningPredictor(WrappedPredictor):
         return forecast if (factor == 1).all() else widened(forecast, factor)
 
     def summary(self) -> dict[str, Any]:
-        """Return what the predictor is, and how fast intervals widen beyond which lead time."""
+        """Return a description of the predictor, with its reach and powers."""
         powers = dict(zip(self.schema.target, self.powers.tolist(), strict=True))
         return {**super().summary(), "reach": self.reach, "widening_powers": powers}
 
 
 def widened(forecast: Any, factor: np.ndarray) -> RealTimeForecast:
-    """Return a forecast whose values are ``factor`` ``(Q, D)`` times as far from its medians."""
+    """Multiply the distances of a forecast's values from its medians by ``factor`` ``(Q, D)``."""
     if not isinstance(forecast, SampleForecast):
         return WidenedForecast(forecast, factor)
     median = np.median(forecast.samples, axis=0)
@@ -113,7 +112,7 @@ def widened(forecast: Any, factor: np.ndarray) -> RealTimeForecast:
 
 
 class WidenedForecast(WrappedForecast):
-    """A forecast whose values lie further from the median, by a factor for each query and channel.
+    """A forecast whose distances from the median are multiplied by a factor per query and channel.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Writes what Lightning's ``predict`` forecasts."""
+"""Writing the forecasts of Lightning's ``predict``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deltaflow.heads import DECILES
 from deltaflow.saving import replacing_file
 
 WRITERS = {".csv": pd.DataFrame.to_csv, ".parquet": pd.DataFrame.to_parquet}
-"""How a table is written, by the suffix of its file."""
+"""The functions that write a table, by the suffix of the file."""
 
 
 class ForecastWriter(BasePredictionWriter):
@@ -44,7 +44,7 @@ class ForecastWriter(BasePredictionWriter):
         self._tables: list[pd.DataFrame] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a path that cannot be written, before anything is computed."""
+        """Raise an error for a path that cannot be written, before anything is computed."""
         super().setup(trainer, pl_module, stage)
         if self.path.suffix not in WRITERS:
             raise DeltaflowError(f"{self.path} is not a {' or '.join(WRITERS)} file: rename it")
@@ -84,7 +84,7 @@ class ForecastWriter(BasePredictionWriter):
         written: set[int] = set()
         tables = []
         for table in (table for part in parts for table in part):
-            # Lightning may give a series to two processes, so that all have the same number.
+            # Lightning may repeat a series, so that all processes have the same number.
             tables.append(table[~table.index.isin(list(written))])
             written.update(table.index)
         table = pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)

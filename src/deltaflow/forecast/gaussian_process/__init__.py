@@ -1,1 +1,1 @@
-"""Gaussian processes in time: their parts, how they are fitted, and what they forecast."""
+"""Gaussian processes in time: kernels, fitting and forecasts."""

@@ -1,4 +1,4 @@
-"""The parameters of Gaussian processes under which curves are most likely."""
+"""Maximum-likelihood parameters of Gaussian processes."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from torch.nn.utils.rnn import pad_sequence
 from deltaflow.forecast.gaussian_process.processes import NO_WAVE, ROUNDING, Curve, covariance
 
 FEWEST_FOR_PERIOD = 8
-"""Fewer values of an item say nothing about a period."""
+"""The number of values that an item needs to determine a period."""
 
 RATIOS = (0.1, 1.0, 10.0)
-"""Variances of a wave, beside that of the process, which are tried first."""
+"""The initial variances of a wave, relative to that of the process, that are tried first."""
 
 
 def most_likely(curves: Sequence[Curve], process: str) -> np.ndarray:
-    """Return the parameters under which the curves, each on its own, are most likely.
+    """Return the parameters that maximise the likelihood of independent curves.
 
     Their times count from the start of the process.
     """
@@ -36,11 +36,11 @@ def most_likely(curves: Sequence[Curve], process: str) -> np.ndarray:
     starts = np.tile(without, (len(RATIOS), 1))
     starts[:, 2] -= np.log1p(RATIOS)  # the process and the wave share the variance
     starts[:, 4:-1] = np.log([[ratio, 1.0, period, 3 * period] for ratio in RATIOS])
-    # Without the wave, all of its variance may have been taken for noise.
+    # Without the wave, all of its variance may have been attributed to noise.
     starts = np.vstack([starts, waves.start])
     heights = [waves.at(start) for start in starts]
-    # Most data have no cycle, which is seen at once. What is asked in the end is the penalty of the
-    # Bayesian information criterion for four parameters, and that of trying so many periods.
+    # Most data clearly have no cycle. The final threshold is the penalty of the Bayesian
+    # information criterion for four parameters, plus that of trying so many periods.
     penalty = 2 * math.log(sum(len(one.values) for one in curves))
     if max(heights) < likelihood + penalty / 4:
         return without
@@ -49,7 +49,7 @@ def most_likely(curves: Sequence[Curve], process: str) -> np.ndarray:
 
 
 def ranges_of(process: str, period: float) -> np.ndarray:
-    """Return where the search for each parameter begins, and its bounds, ``(P, 3)``."""
+    """Return the initial value and the bounds of each parameter, ``(P, 3)``."""
     wide = (1.0, 1e-4, 1e4)
     length = (0.3, 1e-3, 1e2)
     wave = [
@@ -63,7 +63,7 @@ def ranges_of(process: str, period: float) -> np.ndarray:
 
 
 class Likelihood:
-    """The log-likelihood of curves under a line, a process and noise.
+    """The log-likelihood of curves under the sum of a line, a process and noise.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class Likelihood:
     process
         One of `PROCESSES`.
     period
-        That of a cycle, roughly.
+        The approximate period of a cycle.
 
     References
     ----------
@@ -97,7 +97,7 @@ class Likelihood:
             return float(self._sum(torch.from_numpy(theta)))
 
     def with_slope(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return the same, and its gradient ``(P,)``."""
+        """Return the log-likelihood and its gradient ``(P,)``."""
         with torch.enable_grad():
             parameters = torch.from_numpy(theta).requires_grad_()
             value = self._sum(parameters)
@@ -105,7 +105,7 @@ class Likelihood:
         return value.item(), slope.numpy()
 
     def highest(self, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-        """Return the parameters at which it is highest, near a start, and its value there."""
+        """Return a local maximiser of the log-likelihood from a start, and its value there."""
 
         def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
             value, slope = self.with_slope(theta)
@@ -119,7 +119,7 @@ class Likelihood:
         between = covariance(theta, self.times[:, :, None], self.times[:, None, :], self.process)
         both = self.known[:, :, None] * self.known[:, None, :]
         least = ROUNDING * between.detach().amax()
-        # What only pads has the variance 1, and is independent of all else.
+        # Padding has variance 1, and is independent of all values.
         noise = self.known * (theta[-1].exp() + least) + (1 - self.known)
         factor = torch.linalg.cholesky(between * both + torch.diag_embed(noise))
         solved = torch.linalg.solve_triangular(factor, self.values[..., None], upper=False)
@@ -128,16 +128,15 @@ class Likelihood:
 
 
 def common_period(curves: Sequence[Curve]) -> tuple[float, int] | None:
-    """Return the period of the wave that explains most of the curves' variance beside a line.
+    """Return the period of the wave that explains most of the variance around a line.
 
-    Each curve may have a phase and an amplitude of its own. The periods are at least two mean gaps
-    long, and at most half of the time that a typical curve spans. Without such a period, or a curve
-    that is long enough, return None.
+    Each curve has its own phase and amplitude. Periods range from two mean gaps to half of the time
+    span of a typical curve. Return None without such a period or a long enough curve.
 
     Returns
     -------
     period, num_periods
-        The period, and how many were tried whose waves are not correlated.
+        The period, and the number of tried periods with uncorrelated waves.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Variables of which a power is normal: the value itself, its square root or its logarithm."""
+"""Variables with a normally distributed power: the value, its square root or its logarithm."""
 
 import math
 from typing import ClassVar
@@ -15,12 +15,12 @@ _FURTHEST = 300.0
 """The largest logarithm, so that squares of values are finite."""
 
 _TAIL = 3.0
-"""The mean of a variable with a normal logarithm leaves out what lies further from the middle, in
-deviations. Few data tell how likely such large values are, which could count for nearly all."""
+"""The mean of a variable with a normal logarithm leaves out values beyond so many standard
+deviations. Their probability is hardly known from data, but could dominate the mean."""
 
 
 def to_power(values: np.ndarray, power: float) -> np.ndarray:
-    """Return a power of values; of those that have none, that of the smallest positive number."""
+    """Return a power of values; where it is undefined, that of the smallest positive number."""
     if power == 1:
         return values
     if power == 0.5:
@@ -29,12 +29,12 @@ def to_power(values: np.ndarray, power: float) -> np.ndarray:
 
 
 class PowerNormal(Distribution):
-    """A variable of which a power is normal. Where its root would be negative, it is 0.
+    """A variable with a normally distributed power. Where the root would be negative, it is 0.
 
     Parameters
     ----------
     loc, scale
-        Of the normal variable.
+        Location and scale of the normal variable.
     power
         One of `POWERS` for each variable, of the same shape.
 
@@ -51,7 +51,7 @@ class PowerNormal(Distribution):
         super().__init__(self.normal.batch_shape, validate_args=False)
 
     def _select(self, plain: Tensor, root: Tensor, log: Tensor) -> Tensor:
-        """Return, for each variable, what belongs to its power."""
+        """Choose, for each variable, the value that belongs to its power."""
         return torch.where(self.is_log, log, torch.where(self.is_root, root, plain))
 
     def _value(self, normal: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class PowerNormal(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean, with that of the part at 0; with a logarithm, without the outermost 0.3 %."""
+        """The mean, including the probability at 0; for logarithms, without the outermost 0.3 %."""
         loc, scale = self.normal.loc, self.normal.scale
         ratio = loc / scale
         density = torch.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
@@ -80,7 +80,7 @@ class PowerNormal(Distribution):
         return self._value(self.normal.sample(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density; that of a root is at 0 the logarithm of the probability."""
+        """Return the log-density; at 0, that of a root is the logarithm of the probability."""
         positive = value.clamp(min=torch.finfo(value.dtype).tiny)
         root, log = positive.sqrt(), positive.log()
         at_zero = torch.special.log_ndtr(-self.normal.loc / self.normal.scale)

@@ -27,19 +27,20 @@ CONTEXT = 300
 """The largest number of values that a forecast uses: its cost is cubic in their number."""
 
 LOWEST = -6.0
-"""Logarithms are at least so many deviations from their mean: 0 is no value of such a channel."""
+"""The lower bound of logarithms, in standard deviations from their mean: channels with logarithms
+have no zeros."""
 
 REACH = math.log(100)
-"""Logarithms of forecasts are at most this far from their mean, beside five deviations: growth that
-goes on for many lengths of a series is not to be believed."""
+"""The largest distance of forecast logarithms from their mean, in addition to five standard
+deviations: growth over many lengths of a series is not credible."""
 
 
 class GaussianProcessPredictor(LocationScalePredictor):
-    """Forecasts each channel by a Gaussian process in time, given what was observed of it.
+    """Forecasts each channel by a Gaussian process in time, conditioned on its observations.
 
-    It adds up a straight line, noise, and a process of one of three kinds: a Matérn process, which
-    returns to the line; the same with a wave, for channels in which many items repeat themselves
-    with one period; or the integral of a random walk, which goes on in its latest direction.
+    It is the sum of a straight line, noise, and a process of one of three kinds: a Matérn process,
+    which returns to the line; the same with a wave, for channels in which many items share a
+    period; or the integral of a random walk, which continues in its latest direction.
 
     Parameters
     ----------
@@ -50,13 +51,13 @@ class GaussianProcessPredictor(LocationScalePredictor):
     theta
         For each of the D channels, the logarithms of the kernel's parameters.
     center, spread
-        ``(D,)`` mean and deviation of each channel.
+        ``(D,)`` mean and standard deviation of each channel.
     unit
         The unit of time: seconds, or periods of a regular series.
     powers
-        For each channel, of which power of its values the process is, see `POWERS`; of the values
-        themselves by default. The noise of roots or logarithms may differ less between small and
-        large values.
+        For each channel, the power of its values that the process models, see `POWERS`; by default
+        the values themselves. The noise of roots or logarithms may depend less on the size of the
+        values.
     process
         One of `PROCESSES`: ``"matern"``, ``"cycle"``, or ``"trend"`` for the integral of a random
         walk.
@@ -111,7 +112,7 @@ class GaussianProcessPredictor(LocationScalePredictor):
         powers: Sequence[float] | None = None,
         process: str = "matern",
     ) -> "GaussianProcessPredictor":
-        """Fit the kernel of each channel to all items, by the sum of their marginal likelihoods."""
+        """Fit the kernel of each channel to all items, by the sum of their log-likelihoods."""
         from deltaflow.forecast.gaussian_process.likelihood import most_likely  # loads for a second
 
         check_registered("process", process, PROCESSES)
@@ -155,9 +156,9 @@ class GaussianProcessPredictor(LocationScalePredictor):
     def locate_from(
         self, curves: Sequence[Curve], queries: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the same, given the last `CONTEXT` values of each channel.
+        """Return location and scale given the last `CONTEXT` values of each channel.
 
-        The queries ``(Q,)`` are times since the first row of the item, too.
+        The queries ``(Q,)`` are also times since the first row of the item.
         """
         loc, scale = (np.empty((len(queries), len(self.center))) for _ in range(2))
         for channel, (theta, (times, values)) in enumerate(zip(self.theta, curves, strict=True)):
@@ -183,7 +184,7 @@ class GaussianProcessPredictor(LocationScalePredictor):
 
 
 def _to_powers(series: Series, powers: Sequence[float]) -> Series:
-    """Return a series with the powers of its channels in their place."""
+    """Return a series with channels replaced by their powers."""
     values = series.values.copy()
     for channel, power in enumerate(powers):
         values[:, channel] = to_power(values[:, channel], power)
@@ -191,7 +192,7 @@ def _to_powers(series: Series, powers: Sequence[float]) -> Series:
 
 
 def _scaled(values: np.ndarray, power: float, center: float, spread: float) -> np.ndarray:
-    """Return a power of values in units of its deviation, from its mean."""
+    """Return a standardised power of values."""
     scaled = (to_power(values, power) - center) / spread
     return scaled if power else np.maximum(scaled, LOWEST)
 
@@ -202,5 +203,5 @@ def _curve(series: Series, channel: int, most: int) -> Curve:
 
 
 def _start_of(times: np.ndarray, process: str) -> float:
-    """Return when a process begins: with the item, or a local trend with the first value used."""
+    """Return the start of a process: the item's, or for a local trend the first value used."""
     return float(times[0]) if process == "trend" and len(times) else 0.0

@@ -1,4 +1,4 @@
-"""The covariances of processes in time, and forecasts given values."""
+"""The covariances of processes in time, and forecasts conditioned on values."""
 
 import math
 from collections.abc import Callable
@@ -37,10 +37,10 @@ def cycle(
     period: Tensor,
     memory: Tensor,
 ) -> Tensor:
-    """Return the covariance of a Matérn process beside a wave whose shape changes slowly.
+    """Return the covariance of a Matérn process plus a wave whose shape changes slowly.
 
     The variance of the wave is ``ratio`` times that of the process. Its shape repeats after a
-    period, is the smoother, the higher ``roundness`` is, and stays much the same for ``memory``.
+    period, is the smoother, the larger ``roundness`` is, and changes over times of ``memory``.
     """
     apart = torch.sin(math.pi * (one - other) / period) / roundness
     wave = torch.exp(-2 * apart**2) * matern(one, other, memory)
@@ -52,13 +52,14 @@ PROCESSES: dict[str, Callable[..., Tensor]] = {
     "cycle": cycle,
     "trend": integrated_walk,
 }
-"""The covariances of unit size, whose further parameters come after the two times."""
+"""The covariances with unit variance; further parameters follow the two times."""
 
 NO_WAVE = 1e-12
-"""The variance of a wave that is not there."""
+"""The variance that stands for no wave."""
 
 ROUNDING = 1e-13
-"""The least noise, as a share of the largest variance: with less, long gaps end in failure."""
+"""The smallest noise, as a share of the largest variance: with less, long gaps cause numerical
+errors."""
 
 
 def covariance(theta: Tensor, one: Tensor, other: Tensor, process: str) -> Tensor:
@@ -78,7 +79,7 @@ def predictive(
     asked: np.ndarray,
     process: str = "matern",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and deviation ``(Q,)`` of new values, given values ``(n,)`` at times ``(n,)``."""
+    """Return mean and standard deviation ``(Q,)`` of new values, given values ``(n,)`` at times."""
     parameters, known, queries = map(torch.from_numpy, (theta, times, asked))
     noise = parameters[-1].exp()
     own = covariance(parameters, known[:, None], known, process)

@@ -1,4 +1,4 @@
-"""Live forecasting: observations in as they arrive, forecasts of any later time out."""
+"""Live forecasting: reading observations as they arrive, forecasting at any later time."""
 
 from deltaflow.forecast.live.forecaster import LiveForecaster
 

@@ -1,4 +1,4 @@
-"""How the times of live items are counted."""
+"""The clock that counts the times of live items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deltaflow.data.validation import TimeColumn
 
 
 class Clock(NamedTuple):
-    """The unit of times, which are timestamps in whole ticks, or elapsed numbers.
+    """The unit of times, which are timestamps in whole ticks or elapsed numbers.
 
     Attributes
     ----------
@@ -21,7 +21,7 @@ class Clock(NamedTuple):
     time_zone
         The time zone of timestamps, if they have one.
     elapsed_unit
-        The seconds of an elapsed number.
+        The unit of elapsed numbers, in seconds.
     """
 
     resolution: str
@@ -30,12 +30,12 @@ class Clock(NamedTuple):
 
     @classmethod
     def of(cls, schema: Schema) -> Clock:
-        """Return the clock of data before any time is known: the coarsest unit there is."""
+        """Return the initial clock of a data set, with the coarsest unit."""
         resolution = "" if schema.time == "elapsed" else "s"
         return cls(resolution, schema.time_zone, unit_seconds(schema.time_unit))
 
     def in_unit(self, resolution: str) -> Clock:
-        """Return the clock of the same data in another unit.
+        """Return the same clock with another unit.
 
         Raises
         ------
@@ -62,7 +62,7 @@ class Clock(NamedTuple):
         return ticks / float(TICKS_PER_SECOND[self.resolution])
 
     def moment(self, ticks: Any) -> Any:
-        """Return a time as the caller gave it: a timestamp, or an elapsed number."""
+        """Return a time in the caller's form: a timestamp, or an elapsed number."""
         if not self.resolution:
             return ticks
         moment = pd.Timestamp(np.datetime64(ticks, self.resolution))

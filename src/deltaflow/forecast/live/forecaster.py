@@ -26,39 +26,38 @@ from deltaflow.saving import reading
 
 
 class LiveForecaster:
-    """Reads observations of any number of items as they arrive, and forecasts them at any moment.
+    """Reads observations of any number of items as they arrive, and forecasts them at any time.
 
-    It keeps a state of fixed size for each item, instead of its history. An observation costs one
-    step of the encoder, however long the history is.
+    It keeps a state of fixed size for each item instead of its history. An observation costs one
+    step of the encoder, regardless of the length of the history.
 
-    **What is promised.** After any updates, in any batches, :meth:`forecast` returns what
-    ``predict_df(live.predictor, history, future_df)`` returns for all rows of these updates: equal
-    up to rounding in float32, which is 1e-5 of the scale, or 1e-4 for encoders that solve an ODE.
-    ``live.predictor`` is the given predictor with unlimited context. The given one reads the last
-    ``context_length`` observations only, so its forecasts are the same as long as an item has no
-    more of them. A network reads much longer series than it was trained on at your own risk:
-    compare the two by a backtest, or begin an item anew now and then, by :meth:`forget` and an
-    update with its recent history.
+    **Guarantee.** After any updates, in any batches, :meth:`forecast` returns the same as
+    ``predict_df(live.predictor, history, future_df)``, where ``history`` has all rows of these
+    updates, up to rounding in float32: 1e-5 of the scale, or 1e-4 for encoders that solve an ODE.
+    ``live.predictor`` is the given predictor with unlimited context. The given one reads only the
+    last ``context_length`` observations, so its forecasts differ once an item has more. A network
+    may be less accurate on series much longer than in training: compare the two in a backtest, or
+    restart an item now and then, by :meth:`forget` and an update with its recent history.
 
-    It may be used by several threads. An update is done as a whole or not at all.
+    Several threads may use it. An update is applied as a whole or not at all.
 
     Parameters
     ----------
     predictor
         A trained predictor with marginal forecasts: networks, `HoldPredictor`,
-        `GaussianProcessPredictor`, and what wraps them, such as ensembles and calibration.
+        `GaussianProcessPredictor`, and their wrappers, such as ensembles and calibration.
     item_id, timestamp
         The names of these columns in all DataFrames; ``item_id`` is None for a single series.
 
     Attributes
     ----------
     predictor
-        The predictor with unlimited context. It is not to be changed.
+        The predictor with unlimited context. It must not be modified.
 
     Raises
     ------
     DeltaflowError
-        If the predictor keeps no state; draws paths; or has an encoder that cannot read one
+        If the predictor has no state, draws paths, or has an encoder that cannot read one
         observation at a time.
 
     Examples
@@ -97,7 +96,7 @@ class LiveForecaster:
 
     @property
     def schema(self) -> Schema:
-        """What the data hold."""
+        """The schema of the data."""
         return self.predictor.schema
 
     @property
@@ -122,15 +121,15 @@ class LiveForecaster:
         ----------
         df
             A row per item and time, sorted by time within each item, with the channels and
-            covariates of the training data by name; NaN where not observed. Every row is read as
-            an observation time, even if nothing was observed there. A new item also needs its
-            static features; for known items they may be left out.
+            covariates of the training data by name; NaN where not observed. Every row counts as an
+            observation time, even if nothing was observed then. A new item also needs its static
+            features; for known items they may be omitted.
 
         Raises
         ------
         DataError
-            As `predict_df`; and if a row is not later than all earlier ones of its item, also of
-            earlier updates, or a static feature changes. All items are then left as they were.
+            As `predict_df`; and if a row is not later than all previous ones of its item, including
+            those of earlier updates, or a static feature changes. No item is then changed.
         """
         self.states.read(read_observations(self.columns, df))
 
@@ -151,12 +150,12 @@ class LiveForecaster:
         quantile_levels
             The levels, between 0 and 1.
         seed
-            Seed of the samples, where a distribution has no quantile function.
+            Seed of the samples, for distributions without a quantile function.
 
         Returns
         -------
         pandas.DataFrame
-            As `predict_df` returns it, without ``mean``.
+            The same as from `predict_df`, without ``mean``.
 
         Raises
         ------
@@ -172,17 +171,17 @@ class LiveForecaster:
         return self.columns.answer(future_df, rows, dict(zip(names, answers, strict=True)))
 
     def forget(self, items: Iterable[object]) -> None:
-        """Delete items: an update may begin them anew.
+        """Delete items, which later updates may restart.
 
         Raises
         ------
         DataError
-            If one of them is unknown; none is deleted then.
+            If one of them is unknown; then none is deleted.
         """
         self.states.forget(list(dict.fromkeys(map(as_text, items))))
 
     def item(self, item: object) -> dict[str, Any]:
-        """Return what is kept of an item in plain terms.
+        """Return a summary of an item's state.
 
         Returns
         -------
@@ -199,14 +198,14 @@ class LiveForecaster:
         return {"item_id": as_text(item), **self.states.about(as_text(item))}
 
     def is_of(self, predictor: DeltaflowPredictor) -> bool:
-        """Tell whether the states are those of a predictor: of its weights, and all else."""
+        """Return whether the states belong to a predictor with the same weights and arguments."""
         return _are_same(self.predictor, predictor.with_unlimited_context())
 
     def save(self, path: str | Path) -> None:
         """Write the states of all items, and the predictor, to a file.
 
-        The file is replaced at once: a process that is killed at any moment leaves the former
-        snapshot. Updates and forecasts go on while it is written.
+        The file is replaced atomically: a process killed at any moment leaves the previous
+        snapshot. Updates and forecasts continue while it is written.
 
         Parameters
         ----------
@@ -223,14 +222,14 @@ class LiveForecaster:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> LiveForecaster:
-        """Read what :meth:`save` wrote, executing nothing of it.
+        """Read a snapshot written by :meth:`save`, without executing any stored code.
 
         Parameters
         ----------
         path
             The file.
         device
-            Where to compute, ``"auto"`` for a GPU if there is one.
+            The device, ``"auto"`` for a GPU if there is one.
 
         Raises
         ------
@@ -245,7 +244,7 @@ class LiveForecaster:
 
 
 def _are_same(one: DeltaflowPredictor, other: DeltaflowPredictor) -> bool:
-    """Tell whether two predictors have the same arguments and weights."""
+    """Return whether two predictors have the same arguments and weights."""
     if one.description() != other.description():
         return False
     if not all(map(_are_same, one.members, other.members)):

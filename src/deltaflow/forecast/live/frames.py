@@ -1,4 +1,4 @@
-"""DataFrames of observations and of queries, checked as far as no state is needed for it."""
+"""Reading DataFrames of observations and queries, with all checks that need no state."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Static(NamedTuple):
 
 
 class Observations(NamedTuple):
-    """N rows of I items. The items stand in order of their numbers of rows.
+    """N rows of I items, sorted by their numbers of rows.
 
     Attributes
     ----------
     rows
-        Where the rows stand in the frame, for errors.
+        The positions of the rows in the frame, for errors.
     times, known, values
-        ``(N,)``, ``(N, K)`` covariates and ``(N, C)`` values, gathered by item.
+        ``(N,)``, ``(N, K)`` covariates and ``(N, C)`` values, grouped by item.
     names
-        The items, the one with the most rows first.
+        The items, those with the most rows first.
     starts, counts
         ``(I,)`` the first row of each of these items, and the number of its rows.
     static
         The static features of these items.
     absent
-        The static features that the frame does not have.
+        The static features that the frame lacks.
     """
 
     rows: FrameRows
@@ -65,7 +65,7 @@ class Observations(NamedTuple):
 
 
 def read_observations(columns: FrameColumns, df: pd.DataFrame) -> Observations:
-    """Read observations, in the order of time within each item."""
+    """Read observations, sorted by time within each item."""
     check_columns(df, [*columns.known, *columns.channels])
     read = columns.read(df)
     values = [read_numbers(df[name], read.rows) for name in columns.channels]
@@ -75,7 +75,7 @@ def read_observations(columns: FrameColumns, df: pd.DataFrame) -> Observations:
 def gather_observations(
     columns: FrameColumns, read: Queries, values: np.ndarray, df: pd.DataFrame
 ) -> Observations:
-    """Return observations whose values ``(N, C)`` are gathered by item already.
+    """Return observations whose values ``(N, C)`` are already grouped by item.
 
     ``df`` has the static features, in the order of the frame.
     """

@@ -1,4 +1,4 @@
-"""A table of fixed-size records, one per item: compact, quick to read and write, saved at once."""
+"""A table of fixed-size records, one per item: compact, fast, and saved as a whole."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 GROWTH = 1.5
-"""The factor by which a full table grows. Pages that no item has reached take no memory."""
+"""The factor by which a full table grows. Pages that are not yet used take no memory."""
 
 AT_ONCE = 2**16
-"""The number of records that are read from a frozen table at once."""
+"""The number of records that are read from a frozen table together."""
 
 
 class ItemTable:
-    """Records of items by their names. A record is read in one access, however many parts it has.
+    """Records of items by their names. A record is read in one access, whatever its parts.
 
     Records are packed as rows of 64-bit words.
 
@@ -36,7 +36,7 @@ class ItemTable:
         # From wide to narrow parts, which leaves the least room between them.
         fields.sort(key=lambda field: -field[1].itemsize)
         self._record = np.dtype(fields, align=True)
-        # One record is always there, so that absent items have something to be read.
+        # There is always one record, so that absent items can be read.
         self._records = torch.zeros(1, self._record.itemsize // 8, dtype=torch.int64)
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
@@ -59,7 +59,7 @@ class ItemTable:
         return torch.tensor([self._rows.get(name, -1) for name in names], dtype=torch.int64)
 
     def take(self, rows: Tensor) -> Tensor:
-        """Return copies of the records of rows ``(I,)``, packed; of row -1, anything."""
+        """Return packed copies of the records of rows ``(I,)``; those of row -1 are arbitrary."""
         return self._records.index_select(0, rows.clamp(min=0))
 
     def parts(self, packed: Tensor) -> list[Tensor]:
@@ -84,7 +84,7 @@ class ItemTable:
         self._records.index_copy_(0, rows, packed)
 
     def forget(self, names: Iterable[str]) -> None:
-        """Delete items; their rows go to the next new ones."""
+        """Delete items; new ones reuse their rows."""
         self._free += [self._rows.pop(name) for name in names]
 
     def replace(self, number: int, values: Tensor) -> None:
@@ -93,28 +93,28 @@ class ItemTable:
         self.all_of(number).copy_(values)
 
     def all_of(self, number: int) -> Tensor:
-        """Return a part of all records, those of unused rows among them."""
+        """Return a part of all records, including those of unused rows."""
         return self._part(self._records, self._names[number])
 
     def freeze(self, lock: threading.Lock) -> FrozenTable:
-        """Return the table as it is now; until :meth:`thaw`, other threads may go on changing it.
+        """Return the current table; until :meth:`thaw`, other threads may continue to change it.
 
-        They hold ``lock`` whenever they use the table. It can be frozen once at a time.
+        They hold ``lock`` whenever they use the table. A table cannot be frozen twice at a time.
         """
         self._frozen = FrozenTable(self._rows, self._records, self._used, lock)
         return self._frozen
 
     def thaw(self) -> None:
-        """Let go of the frozen table."""
+        """Release the frozen table."""
         self._frozen = None
 
     def fill(self, names: Sequence[str], packed: Tensor) -> None:
-        """Make the table hold these items alone.
+        """Replace the contents of the table by these items.
 
         Raises
         ------
         ValueError
-            If they are not records of this table, or a name stands twice.
+            If they are not records of this table, or a name occurs twice.
         """
         if packed.dtype != torch.int64 or packed.shape != (len(names), self._records.shape[1]):
             raise ValueError(f"records of {tuple(packed.shape)} {packed.dtype} do not fit")
@@ -142,7 +142,7 @@ class ItemTable:
 
 
 class FrozenTable:
-    """The records of a table at one moment. One is copied only before the table overwrites it.
+    """The records of a table at one moment, each copied only before the table overwrites it.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ class FrozenTable:
         self._count = 0
 
     def keep(self, rows: Tensor) -> None:
-        """Copy records that are about to be overwritten, unless they are copied or new."""
+        """Copy records before they are overwritten, unless they are already copied or new."""
         rows = rows[rows < len(self._place)]
         rows = rows[self._place[rows] < 0]
         self._place[rows] = torch.arange(self._count, self._count + len(rows))
@@ -175,7 +175,7 @@ class FrozenTable:
         self._copies.append(self.records[rows])
 
     def pieces(self) -> Iterator[Tensor]:
-        """Yield packed records, which are together those of the names, in their order."""
+        """Yield packed records in groups, in the order of the names."""
         for rows in self._rows.split(AT_ONCE):
             with self._lock:
                 self._copies = [torch.cat(self._copies)]
@@ -186,7 +186,7 @@ class FrozenTable:
 
 
 def write_records(archive: zipfile.ZipFile, records: FrozenTable) -> None:
-    """Write items and their packed records into an archive, as arrays of NumPy."""
+    """Write items and their packed records into an archive, as NumPy arrays."""
     names = records.names
     joined = "".join(names).encode(errors="surrogatepass")
     lengths = np.fromiter(map(len, names), dtype=np.int64, count=len(names))  # of characters
@@ -202,7 +202,7 @@ def write_records(archive: zipfile.ZipFile, records: FrozenTable) -> None:
 
 
 def read_records(archive: zipfile.ZipFile) -> tuple[list[str], Tensor]:
-    """Undo `write_records`; nothing is unpickled."""
+    """Read what `write_records` wrote; nothing is unpickled."""
 
     def read(name: str) -> np.ndarray:
         with archive.open(f"{name}.npy") as file:

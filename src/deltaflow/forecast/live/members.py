@@ -1,4 +1,4 @@
-"""The members of a live forecaster: each reads what it knows into states of its own."""
+"""The members of a live forecaster, each with its own states."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from deltaflow.model.module import mapped
 from deltaflow.model.running import Running, RunningNetwork
 
 QUERIES_AT_ONCE = 2**14
-"""About this many queries are forecast together."""
+"""The approximate number of queries that are forecast together."""
 
 VALUES_AT_ONCE = 2**18
-"""About this many values of new items, rows times channels, are read together."""
+"""The approximate number of values of new items, rows × channels, that are read together."""
 
 MANY_ROWS = 32
-"""A new item with this many rows is read as a whole, instead of row by row."""
+"""A new item with at least so many rows is read as a whole instead of row by row."""
 
 
 class Arrived(NamedTuple):
-    """Observations, and what is known of their items: N rows of I items.
+    """N rows of observations of I items, with their times relative to earlier rows.
 
     Attributes
     ----------
@@ -47,10 +47,11 @@ class Arrived(NamedTuple):
     new
         ``(I,)`` bool, whether the item has no state yet.
     elapsed, gaps
-        ``(N,)`` seconds since the first row of the item, and since the row before: 0 at the first.
+        ``(N,)`` seconds since the first row of the item, and since the previous row; 0 at the
+        first.
     ages
-        ``(N, C)`` seconds from the last value of each channel to the row before; from the item's
-        first row, if there is no value.
+        ``(N, C)`` seconds from the last value of each channel to the previous row; from the item's
+        first row if there is no value.
     newest
         ``(N, C)`` the row of the last value of each channel up to this one, -1 if there is none.
     """
@@ -92,7 +93,7 @@ class Asked(NamedTuple):
 
 
 class Member(ABC):
-    """A predictor that keeps a state of fixed size per item. It finds its data by name.
+    """A predictor with a state of fixed size per item. It finds its channels by name.
 
     Parameters
     ----------
@@ -128,7 +129,7 @@ class Member(ABC):
         """Return one forecast of all queries."""
 
     def is_finite(self, parts: Sequence[Tensor]) -> bool:
-        """Tell whether states can be forecast from."""
+        """Return whether the states are valid."""
         return True
 
 
@@ -176,7 +177,7 @@ class NetworkMember(Member):
         self.parts = [leaf.cpu() for leaf in _leaves(read)]
 
     def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
-        """Read rows: of new items with many rows all together, and others row by row."""
+        """Read rows: those of new items with many rows all at once, others row by row."""
         given = arrived.given
         known = self._covariates(given.times, given.known)
         if arrived.new.any():
@@ -216,11 +217,11 @@ class NetworkMember(Member):
     def _read_steps(
         self, parts: Sequence[Tensor], arrived: Arrived, known: np.ndarray, items: np.ndarray
     ) -> None:
-        """Read the rows of some items into the parts of their states, one after the other."""
+        """Read the rows of some items into the parts of their states, one row after the other."""
         given = arrived.given
         starts, counts = given.starts[items], given.counts[items]
         for step in range(int(counts.max(initial=0))):
-            # The items with the most rows are first, so those that go on are the first ones.
+            # The items with the most rows are first, so those with further rows are the first ones.
             own = slice(int(np.searchsorted(-counts, -step)))
             rows = starts[own] + step
             running = self._running([part[own].to(self.predictor.device) for part in parts])
@@ -247,7 +248,7 @@ class NetworkMember(Member):
             units = (unit.unsqueeze(1).expand(-1, most, -1) for unit in (loc, scale))
             args = (finite(arg).double() for arg in args)
             pieces.append([part.flatten(0, 1) for part in (*units, *args)])
-        # Of each query the first time it was forecast, in the order in which they were asked.
+        # For each query its first forecast, in the original order.
         first = torch.from_numpy(np.unique(np.concatenate(numbers), return_index=True)[1])
         columns = (torch.cat(column).cpu() for column in zip(*pieces, strict=True))
         loc, scale, *args = (column[first] for column in columns)
@@ -256,7 +257,7 @@ class NetworkMember(Member):
         return forecast
 
     def is_finite(self, parts: Sequence[Tensor]) -> bool:
-        """Tell whether all hidden states are finite."""
+        """Return whether all hidden states are finite."""
         return bool(self._running(parts).encoded.state.hidden.isfinite().all())
 
     def _start(self, static: Static) -> Running:
@@ -264,7 +265,7 @@ class NetworkMember(Member):
         return self.network.start(*self._static(static))
 
     def _static(self, static: Static) -> Static:
-        """Return the static features as the network knows them."""
+        """Return the static features in the network's order."""
         codes = [
             known[np.maximum(static.cat[:, column], UNKNOWN_LEVEL)]
             for column, known in zip(self._cat, self._found.codes, strict=True)
@@ -288,7 +289,7 @@ class NetworkMember(Member):
 
 
 class HoldMember(Member):
-    """The last value of each channel, which a `HoldPredictor` forecasts."""
+    """A `HoldPredictor`: the state is the last value of each channel."""
 
     def __init__(self, predictor: HoldPredictor, schema: Schema) -> None:
         super().__init__(predictor, schema)
@@ -296,7 +297,7 @@ class HoldMember(Member):
         self.parts = [torch.zeros(1, len(self._targets), dtype=torch.float64)]
 
     def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
-        """Keep the last value of each channel, NaN as long as there is none."""
+        """Keep the last value of each channel, NaN if there is none yet."""
         last = parts[0].numpy()
         last[arrived.new] = np.nan
         row = arrived.newest[arrived.given.ends][:, self._targets]  # (I, D)
@@ -311,7 +312,7 @@ class HoldMember(Member):
 
 
 class GaussianProcessMember(Member):
-    """The last values of each channel and their times, from which a Gaussian process forecasts.
+    """A Gaussian process: the state consists of the last values of each channel and their times.
 
     A `GaussianProcessPredictor` uses at most `CONTEXT` of them, so 16 bytes for each are enough.
     """
@@ -323,7 +324,7 @@ class GaussianProcessMember(Member):
         self.parts = [kept]
 
     def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
-        """Keep the last values, and their times since the first row. What is not there is NaN."""
+        """Keep the last values, and their times since the first row; missing ones are NaN."""
         kept = parts[0].numpy()  # (I, D, 2, CONTEXT)
         kept[arrived.new] = np.nan
         for item, curves in enumerate(kept):
@@ -353,16 +354,16 @@ KINDS: dict[type[DeltaflowPredictor], Callable[[Any, Schema], Member]] = {
     HoldPredictor: HoldMember,
     GaussianProcessPredictor: GaussianProcessMember,
 }
-"""What keeps the states of a predictor."""
+"""The classes of live members, by predictor class."""
 
 
 def members_of(predictor: DeltaflowPredictor, schema: Schema) -> list[Member]:
-    """Return what keeps the states of a predictor, within any wrappers, in their order.
+    """Return the live members of a predictor, within any wrappers, in their order.
 
     Raises
     ------
     DeltaflowError
-        If one of the predictors keeps no state.
+        If one of the predictors has no state.
     """
     if predictor.members:
         return [member for one in predictor.members for member in members_of(one, schema)]
@@ -377,7 +378,7 @@ def members_of(predictor: DeltaflowPredictor, schema: Schema) -> list[Member]:
 def combined(
     predictor: DeltaflowPredictor, given: Iterator[RealTimeForecast], lead: np.ndarray
 ) -> RealTimeForecast:
-    """Return the forecast of a predictor from those of its members, in the same order.
+    """Compute the forecast of a predictor from those of its members, in the same order.
 
     ``lead`` ``(N,)`` are the seconds from the last observations to the queries.
     """
@@ -387,7 +388,7 @@ def combined(
 
 
 def _groups(items: np.ndarray, counts: np.ndarray, limit: int) -> Iterator[np.ndarray]:
-    """Split items, the one with the most rows first, so that a group has about ``limit`` rows."""
+    """Split items, sorted by number of rows, into groups of about ``limit`` rows."""
     while len(items):
         size = max(1, limit // int(counts[items[0]]))
         yield items[:size]

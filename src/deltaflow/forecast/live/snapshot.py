@@ -1,4 +1,4 @@
-"""Snapshots of a live forecaster: one file with the states, the predictor, and no code."""
+"""Snapshots of a live forecaster: one file with the states and the predictor, without code."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from deltaflow.saving import FORMAT, check_format, replacing_file
 
 _CLASS = "LiveForecaster"
 _HEAD, _PREDICTOR = "live.json", "predictor"
-"""What a snapshot holds beside its records: plain values, and the predictor."""
+"""The contents of a snapshot besides its records: plain values and the predictor."""
 
 
 def write_snapshot(
     path: str | Path, predictor: DeltaflowPredictor, about: dict[str, Any], records: FrozenTable
 ) -> None:
-    """Write a snapshot; a former one is replaced when the new one is on the disk."""
+    """Write a snapshot; a previous one is replaced once the new one is on the disk."""
     with replacing_file(path) as new, open(new, "wb") as file:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(_HEAD, json.dumps({"format": FORMAT, "class": _CLASS, **about}))
@@ -41,7 +41,7 @@ def write_snapshot(
 def read_snapshot(
     path: str | Path, device: str
 ) -> tuple[DeltaflowPredictor, dict[str, Any], list[str], Tensor]:
-    """Return predictor, plain values, items and packed records, executing nothing of the file.
+    """Return predictor, plain values, items and packed records, without executing stored code.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The states of all live items: observations go in, and forecasts come out."""
+"""The states of all live items: updates and forecasts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from deltaflow.randomness import derived_seed, seeded
 
 
 class _Common(NamedTuple):
-    """What all members share of the records of I items.
+    """The part of the records of I items that all members share.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class _Common(NamedTuple):
 
 
 class States:
-    """What is kept of each item, instead of its history. Several threads may use it.
+    """The state of each item, kept instead of its history. Several threads may use it.
 
     Parameters
     ----------
@@ -64,14 +64,14 @@ class States:
     Attributes
     ----------
     clock
-        How times are counted: in the finest unit that was given.
+        The clock, in the finest unit of all updates.
     table
         The records of the items.
 
     Raises
     ------
     DeltaflowError
-        If the predictor keeps no state.
+        If the predictor has no state.
     """
 
     def __init__(self, predictor: DeltaflowPredictor, timestamp: str) -> None:
@@ -93,7 +93,7 @@ class States:
 
     @one_thread()
     def read(self, given: Observations) -> None:
-        """Read observations; all of them, or none if there is an error."""
+        """Read all observations, or none if there is an error."""
         with self._lock:
             self._refine(given)
             rows = self.table.find(given.names)
@@ -138,7 +138,7 @@ class States:
             self.table.forget(names)
 
     def about(self, name: str) -> dict[str, Any]:
-        """Return what is known of an item, see `LiveForecaster.item`."""
+        """Return a summary of an item, see `LiveForecaster.item`."""
         with self._lock:
             if name not in self.table:
                 raise DataError("is not known", "give its observations by update", item=name)
@@ -154,7 +154,7 @@ class States:
 
     @contextmanager
     def frozen(self) -> Iterator[tuple[Clock, FrozenTable]]:
-        """Yield the clock and the records of one moment, while updates and forecasts go on."""
+        """Yield the clock and the records of one moment, while updates and forecasts continue."""
         with self._lock:
             clock, table = self.clock, self.table.freeze(self._lock)
         try:
@@ -164,19 +164,19 @@ class States:
                 self.table.thaw()
 
     def fill(self, resolution: str, names: Sequence[str], packed: Tensor) -> None:
-        """Put in the packed records of items, into states that are still empty.
+        """Load the packed records of items into empty states.
 
         Raises
         ------
         ValueError
-            If it is not of such states.
+            If the records do not fit.
         """
         with self._lock:
             self.clock = self.clock.in_unit(resolution)
             self.table.fill(names, packed)
 
     def _parts(self, packed: Tensor) -> tuple[_Common, list[list[Tensor]]]:
-        """Return what packed records hold: what all members share, and what each of them keeps."""
+        """Unpack records into the shared part and the parts of each member."""
         parts = iter(self.table.parts(packed))
         common = (part.numpy() for part in itertools.islice(parts, len(_Common._fields)))
         return _Common(*common), [
@@ -184,7 +184,7 @@ class States:
         ]
 
     def _refine(self, given: Observations) -> None:
-        """Count all times in the unit of new ones, if that is finer."""
+        """Convert all times to the unit of new ones, if that is finer."""
         moments = self.clock.column(self.table.all_of(0).numpy())
         refined = in_ticks_of(moments, given.times, self.timestamp)
         if refined is not moments:
@@ -202,7 +202,7 @@ class States:
         _keep_static(given, new, common, self.predictor.schema)
 
         starts, counts, observed = given.starts, given.counts, np.isfinite(given.values)
-        # Everything by row (N,): the item, the row before, and when each channel was seen then.
+        # For each row (N,): the item, the previous row, and when each channel was last seen.
         turn = np.argsort(starts)
         item = turn.repeat(counts[turn])
         first, last, since = (common.moments[item, 0], common.moments[:, 1], common.moments[:, 2:])
@@ -236,7 +236,7 @@ class States:
         common.count[:, 0] += counts
 
     def _queries(self, asked: Queries, common: _Common, clock: Clock) -> Asked:
-        """Return where queries stand beside what is known of their items."""
+        """Return the times of queries relative to the states of their items."""
         stored = clock.column(common.moments)
         moments = in_ticks_of(stored, asked.times, self.timestamp)
         times = in_ticks_of(asked.times, stored, self.timestamp)
@@ -267,7 +267,7 @@ class States:
     def _check_later(
         self, given: Observations, ticks: np.ndarray, known: np.ndarray, common: _Common
     ) -> None:
-        """Raise unless the first row of each known item is later than its last observation."""
+        """Raise an error unless rows of known items begin after their last observation."""
         first, last = ticks[given.starts], common.moments[:, 1]
         early = known & (first <= last)
         if early.any():
@@ -282,7 +282,7 @@ class States:
             )
 
     def _check_near(self, gaps: np.ndarray, rows: FrameRows) -> None:
-        """Raise if a gap in seconds is too long for float32."""
+        """Raise an error if a gap in seconds is too long for float32."""
         farthest = min(member.farthest for member in self.members)
         rows.refuse(
             gaps > farthest,
@@ -298,7 +298,7 @@ def _keep_static(given: Observations, new: np.ndarray, common: _Common, schema: 
     if given.absent and new.any():
         raise DataError(
             "the item is new, and its static feature is missing",
-            "give the column with the first rows of an item, if need be with missing values",
+            "give the column with the first rows of an item, with missing values if necessary",
             field=given.absent[0],
             **given.rows.where(int(given.starts[new.argmax()])),
         )
