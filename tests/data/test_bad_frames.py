@@ -98,7 +98,7 @@ BAD = {
                        "outside of the years 1 to 9999", "elapsed numbers", "a", "timestamp", 12),
     "a time zone without a name": (
         lambda f: f.assign(timestamp=f["timestamp"].dt.tz_localize(SOLAR)),
-        "has no name that pandas can look it up by",
+        "has no name known to pandas",
         "Series.dt.tz_convert", None, "timestamp", None),
     "boolean times": (column(timestamp=True), "booleans", "timestamps or numbers",
                       None, "timestamp", None),
@@ -164,9 +164,7 @@ def test_times_closer_than_float64_can_hold_are_refused():
     times = pd.Series(pd.to_datetime(["2021-01-01", "2024-01-01", "2024-01-01"]))
     times += np.array([0, 0, 1], dtype="timedelta64[ns]")
     frame = pd.DataFrame({"timestamp": times, "target": 1.0})
-    with pytest.raises(
-        DataError, match=r"so close .* that float64 cannot tell them apart"
-    ) as caught:
+    with pytest.raises(DataError, match=r"too close .* to be distinguished in float64") as caught:
         IrregularDataset.from_long_dataframe(frame, item_id=None)
     assert caught.value.position == 2
 

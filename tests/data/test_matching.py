@@ -176,7 +176,7 @@ def test_schemas_differ_by_the_order_of_names_levels_and_categories():
 def test_a_name_that_stands_twice_is_no_schema():
     plain = read().schema.to_dict()
     for role in ("target", "past_feat_dynamic_real"):
-        with pytest.raises(ValueError, match="a name stands twice"):
+        with pytest.raises(ValueError, match="a name occurs twice"):
             Schema.from_dict({**plain, role: ["HR", "HR"]})
 
 

@@ -301,7 +301,7 @@ def test_what_keeps_no_state_is_refused_by_name(univariate, single):
     path = IrregularPredictor(**{**single._arguments(), "sampling": "path"})
     with pytest.raises(DeltaflowError, match="sampling='path' draws paths"):
         LiveForecaster(path)
-    with pytest.raises(DeltaflowError, match="a str does not say"):
+    with pytest.raises(DeltaflowError, match="a str does not know the schema"):
         LiveForecaster("model")
     with pytest.raises(DataError, match="field 'HR'"):
         LiveForecaster(single, item_id="HR")

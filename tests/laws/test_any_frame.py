@@ -68,7 +68,7 @@ WRONG_VALUES = {
     "complex": 1j,
 }
 LIMITS = (
-    "float64 cannot tell them apart",
+    "too close to the previous one to be distinguished in float64",
     "longer than 1e+18 seconds",
     "longer than 1e+30 typical gaps",
 )

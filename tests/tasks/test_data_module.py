@@ -67,6 +67,6 @@ def test_forecasts_without_labels_cannot_be_validated(make_frame, tmp_path):
         columns=Columns(target=["HR"]),
         split=Split(after="99h", horizon="6h"),
     )
-    with pytest.raises(DataError, match="none of the forecasts to be judged has an observed"):
+    with pytest.raises(DataError, match="none of the forecasts to evaluate has an observed"):
         data.setup("fit")
     data.setup("predict")

@@ -1,4 +1,4 @@
-"""DataFrame → irregular data set → windows: everything that knows about absolute time."""
+"""DataFrame → irregular data set → windows: everything that handles absolute time."""
 
 from deltaflow._lazy import lazy
 

@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 _METADATA = b"deltaflow"
 _BATCH_NUMBERS = 2**20
-"""The number of numbers, 8 MiB, at which a record batch is written."""
+"""The size of a record batch, in numbers: 8 MiB."""
 
 _ENTRY_NUMBERS = 2**7
-"""The memory of an entry's Python objects, besides its arrays, in numbers of 8 bytes."""
+"""The memory of an entry's Python objects, besides its arrays, in units of 8 bytes."""
 
 
 class ArrowDataset(Sequence[DataEntry]):
-    """The irregular series of an Arrow file, each of which is read on access.
+    """The irregular series of an Arrow file, each read on access.
 
     It can be used wherever an `IrregularDataset` can. The file is mapped into memory: the arrays of
-    an entry are read-only views of it, and it may be larger than memory. Every process opens the
-    file anew.
+    an entry are read-only views of it, and it may be larger than memory. Every process reopens the
+    file.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class ArrowDataset(Sequence[DataEntry]):
         return self._with(_items=np.asarray(self._items)[chosen])
 
     def map(self, function: Callable[[DataEntry], Any]) -> Any:
-        """Return the sequence of ``function(entry)``, which is called when an entry is read."""
+        """Return the sequence of ``function(entry)``, computed when an entry is read."""
         return self._with(_functions=(*self._functions, function))
 
     def _with(self, **changes: Any) -> ArrowDataset:
@@ -145,7 +145,7 @@ class ArrowDataset(Sequence[DataEntry]):
 
 
 def write_arrow(path: str | Path, entries: Iterable[DataEntry]) -> None:
-    """Write irregular series into an Arrow file, one after the other.
+    """Write irregular series into an Arrow file, one by one.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def write_arrow(path: str | Path, entries: Iterable[DataEntry]) -> None:
     Raises
     ------
     DataError
-        If an entry is not irregular, is invalid, or has another schema than the first one.
+        If an entry is not irregular, is invalid, or has a different schema than the first one.
     """
     pa = _pyarrow()
     entries = iter(entries)
@@ -307,7 +307,7 @@ def _open(path: Path) -> tuple[Schema, dict[str, pa.ChunkedArray]]:
 
 
 def _checked(entries: Iterable[DataEntry], schema: Schema) -> Iterator[DataEntry]:
-    """Check entries, one after the other."""
+    """Check entries, one by one."""
     for entry in entries:
         if is_irregular(entry) and schema_in(entry) != schema:
             raise DataError("the schema differs from that of the first entry",

@@ -1,4 +1,4 @@
-"""Windows → numbered batches: what each of several processes reads of them."""
+"""Windows → numbered batches, and the share of each process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from deltaflow.data.windows import Windows
 
 
 class Batches(Dataset[Batch]):
-    """Batches by number, or the share of each that one of several processes reads.
+    """Batches by number, or the share of each batch for one of several processes.
 
-    The windows of an epoch are cut into batches in their order, and the last one may be smaller.
-    Of each batch, a process reads every ``world_size``-th window: together the processes read the
-    same batches as one process would, no window twice. A process without a window of a batch gets a
-    blank one, without anything observed or asked, so that all take the same number of steps.
+    The windows of an epoch are cut into batches in their order, and the last one may be smaller. A
+    process reads every ``world_size``-th window of a batch: together the processes read the same
+    batches as a single process, and no window twice. A process without a window in a batch gets a
+    blank one, without observations or queries, so that all take the same number of steps.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Batches(Dataset[Batch]):
     batch_size
         Windows of a batch, of all processes together.
     rank, world_size
-        Which of how many processes reads.
+        The number of this process, and the number of processes.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class Batches(Dataset[Batch]):
 
 
 class EpochSampler(DistributedSampler[int]):
-    """Batches ``epoch · size … (epoch + 1) · size - 1``: no window is drawn in two epochs.
+    """Batches ``epoch · size … (epoch + 1) · size - 1``: every epoch has new windows.
 
     Lightning calls :meth:`set_epoch` before each epoch. This is a `DistributedSampler` because
     Lightning leaves those as they are: `Batches` already splits each batch among the processes.
@@ -88,7 +88,7 @@ class EpochSampler(DistributedSampler[int]):
     batches
         The batches.
     epoch, place
-        Where to begin: at which batch of which epoch. Later epochs are read from their start.
+        The epoch and the batch at which to start. Later epochs are read from their beginning.
     """
 
     def __init__(self, batches: Batches, epoch: int = 0, place: int = 0) -> None:

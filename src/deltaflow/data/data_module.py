@@ -1,4 +1,4 @@
-"""Windows → batches: the one data path of Lightning and of the GluonTS estimators."""
+"""Windows → batches: the data path of both Lightning and the GluonTS estimators."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from deltaflow.randomness import check_seed
 class IrregularDataModule(pl.LightningDataModule):
     """Batches of training windows, and of the validation windows.
 
-    Several processes (Lightning's DDP) read the same batches as one process would, each its share.
+    Several processes (Lightning's DDP) share the batches that a single process would read.
 
     Parameters
     ----------
@@ -46,42 +46,41 @@ class IrregularDataModule(pl.LightningDataModule):
         The items to train on: an `IrregularDataset`, or any GluonTS data set. The windows of an
         `ArrowDataset` are cut from its file; any other data set is read into memory.
     validation_data
-        What is validated, if anything: items, of which ``validation_origins`` says what is
-        forecast, or a GluonTS ``TestData``, whose forecasts are judged as they are given.
+        The validation data, if any: items, forecast at the ``validation_origins``, or a GluonTS
+        ``TestData``, whose instances are used as they are.
     prediction_length
         The largest number of queries of a window.
     origins
-        Forecast origins in training: ``"random"``, an epoch of ``num_batches_per_epoch`` batches
-        drawn evenly from all items, or ``"sliding"``, an epoch of each window once.
+        Forecast origins in training: ``"random"``, with ``num_batches_per_epoch`` batches per epoch
+        drawn evenly from all items, or ``"sliding"``, with each window once per epoch.
     validation_origins
-        ``"last"``: the last window of each item; ``"spread"``: up to eight windows (fewer where
-        there are many items), spread evenly over each item; ``"sliding"``: each window once.
+        ``"last"``: the last window of each item; ``"spread"``: up to eight windows (fewer if there
+        are many items), spread evenly over each item; ``"sliding"``: each window once.
     stride
         Rows from one sliding window to the next.
     centred
-        Whether targets are centred, or only scaled as positive numbers need it.
+        Whether targets are centred, or only scaled, as for positive numbers.
     pin_memory
-        Whether batches are put into page-locked memory, from which a GPU copies faster.
+        Whether batches are stored in page-locked memory, from which a GPU copies faster.
     seed
         Seed of the windows.
     reader
-        How series are read, if that is known already, from an earlier model. It replaces
-        ``context_length``, ``context``, ``seasonality``, ``centred``, ``scaling`` and the
-        statistics of the training data.
+        The reader of an earlier model, if any. It replaces ``context_length``, ``context``,
+        ``seasonality``, ``centred``, ``scaling`` and the statistics of the training data.
 
     Attributes
     ----------
     reader
         How series are read, with the statistics of the training set.
     horizon
-        What training windows ask for.
+        The horizon of training windows.
     training_windows, validation_windows
         The windows, by number.
 
     Raises
     ------
     DataError
-        If the data cannot be trained on, or a horizon holds more than ``prediction_length``
+        If the data cannot be trained on, or a horizon contains more than ``prediction_length``
         observations.
     """
 
@@ -186,11 +185,11 @@ class IrregularDataModule(pl.LightningDataModule):
         return self.horizon.prediction_length
 
     def labelled(self, test: TestData) -> LabelledWindows:
-        """Return the windows of forecasts that are judged."""
+        """Return the windows of forecasts to evaluate."""
         return LabelledWindows(test, self.reader)
 
     def check_counts(self) -> None:
-        """Raise unless every target is a count, as a discrete distribution needs it.
+        """Raise an error unless every target is a count, as discrete distributions require.
 
         Raises
         ------
@@ -212,13 +211,12 @@ class IrregularDataModule(pl.LightningDataModule):
                 )
 
     def setup(self, stage: str) -> None:
-        """Give all processes the seed of the first one, because theirs may have been drawn at
-        random.
+        """Give all processes the seed of the first one, because theirs may be random.
 
         Raises
         ------
         DataError
-            If the forecasts that are to be validated have no label.
+            If the validation instances have no label.
         """
         if stage in ("fit", "validate") and isinstance(self.validation_windows, LabelledWindows):
             self.validation_windows.check_labels()
@@ -229,7 +227,7 @@ class IrregularDataModule(pl.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of training for a checkpoint: the next batch, and the seed.
 
-        A batch that an error interrupts before the optimiser's step is the next one again.
+        A batch that an error interrupts before the optimiser's step is repeated.
         """
         assert self.trainer is not None
         loop, epoch = self.trainer.fit_loop, self.trainer.current_epoch
@@ -242,9 +240,9 @@ class IrregularDataModule(pl.LightningDataModule):
         return {"epoch": epoch, "batch": batch, "seed": self.seed, "horizon": horizon}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was.
+        """Continue from the state of :meth:`state_dict`.
 
-        Lightning calls it before it makes a loader, whose workers read ahead at once.
+        Lightning calls it before creating a loader, whose workers read ahead immediately.
 
         Raises
         ------
@@ -271,7 +269,7 @@ class IrregularDataModule(pl.LightningDataModule):
         return self._loader(batches, EpochSampler(batches, *self._begin))
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Return the loader of the validation windows, or none."""
+        """Return the loader of the validation windows, or an empty list."""
         if self.validation_windows is None:
             return []
         return self._in_order(self.validation_windows)
@@ -280,7 +278,7 @@ class IrregularDataModule(pl.LightningDataModule):
         self.seed = self.training_windows.seed = seed
 
     def _batches(self, windows: Windows, num_windows: int) -> Batches:
-        """Return the share of the batches that the process of the trainer reads."""
+        """Return the share of the batches for the trainer's process."""
         rank, world_size = 0, 1
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
@@ -289,14 +287,14 @@ class IrregularDataModule(pl.LightningDataModule):
         )
 
     def _in_order(self, windows: Windows) -> DataLoader[Batch]:
-        """Return the loader of windows that are read once, in their order."""
+        """Return the loader of windows that are read once, in order."""
         batches = self._batches(windows, len(windows))
         return self._loader(batches, InOrder(batches))
 
     def _loader(self, batches: Batches, order: EpochSampler) -> DataLoader[Batch]:
         return _Loader(
             batches,
-            batch_size=None,  # the elements are batches already
+            batch_size=None,  # the elements are already batches
             sampler=order,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
@@ -305,9 +303,9 @@ class IrregularDataModule(pl.LightningDataModule):
 
 
 class _Loader(DataLoader[Batch]):
-    """A data loader that names what has happened when a worker dies handing over a batch.
+    """A data loader that reports a worker's death even while it delivers a batch.
 
-    PyTorch does so where a worker dies at any other time.
+    PyTorch itself reports it at any other time.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -329,13 +327,13 @@ def by_number(dataset: Dataset) -> Sequence[DataEntry]:
 def _series(
     entries: Sequence[DataEntry], schema: Schema, seasonality: tuple[str, ...]
 ) -> Sequence[Series]:
-    """Return the series of entries, read when they are asked for if the entries are in a file."""
+    """Return the series of entries, read on access if the entries are in a file."""
     read = partial(series_of, schema=schema, seasonality=seasonality)
     return entries.map(read) if isinstance(entries, ArrowDataset) else list(map(read, entries))
 
 
 def _seasonality_of(freq: str) -> tuple[str, ...]:
-    """Return the calendar cycles that a regular series of this frequency can show."""
+    """Return the calendar cycles that a regular series of this frequency can resolve."""
     unit = freq.lstrip("0123456789").split("-")[0]
     if unit in ("h", "min", "s", "H", "T", "S"):
         return ("day", "week")

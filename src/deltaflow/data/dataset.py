@@ -27,8 +27,8 @@ from deltaflow.data.validation import (
 from deltaflow.errors import DataError, check_registered
 
 UNKNOWN_LEVEL, MISSING_LEVEL = -1, -2
-"""The codes of a level that the schema does not know, and of a category without a value, which an
-entry has as an unknown level."""
+"""The codes of a level that the schema does not know, and of a missing category, which entries
+store as an unknown level."""
 
 
 class IrregularDataset(Sequence[DataEntry]):
@@ -36,14 +36,14 @@ class IrregularDataset(Sequence[DataEntry]):
 
     Every entry is an ordinary GluonTS ``DataEntry``. Row 0 of its ``feat_dynamic_real`` is the time
     elapsed since the time origin, ``info["time_origin"]``, in ``info["time_unit"]`` and float64.
-    GluonTS's own tools thus cut times together with values. ``start`` is nominal.
+    GluonTS's own tools thus slice times together with values. ``start`` is nominal.
 
     Parameters
     ----------
     entries
-        The entries, usually made by :meth:`from_long_dataframe`.
+        The entries, usually created by :meth:`from_long_dataframe`.
     schema
-        Names and kinds of what they hold.
+        The names and kinds of their contents.
 
     Examples
     --------
@@ -209,7 +209,7 @@ class IrregularDataset(Sequence[DataEntry]):
             raise DataError("the DataFrame has no rows", "give at least one measurement")
         rows = gather_rows(dataframe, item_id)
         variables = dataframe[variable].iloc[rows.order]
-        measured = pd.DataFrame(  # gathered by item, with fixed dtypes
+        measured = pd.DataFrame(  # grouped by item, with fixed dtypes
             {
                 "item": np.repeat(np.arange(len(rows.items)), np.diff(rows.bounds)),
                 "time": read_times(dataframe[timestamp], rows).ticks,
@@ -278,7 +278,7 @@ def read_entries(
     timestamp: str,
     schema: Schema,
 ) -> list[DataEntry]:
-    """Turn the rows of a DataFrame, once they are checked, into GluonTS entries.
+    """Turn the checked rows of a DataFrame into GluonTS entries.
 
     Parameters
     ----------
@@ -289,7 +289,7 @@ def read_entries(
     timestamp
         Name of the time column, for errors.
     schema
-        What the columns mean.
+        The roles of the columns.
     """
     elapsed, origins, starts = _clock(times, rows, schema.time_unit)
     check_range(elapsed, unit_seconds(schema.time_unit), rows.refuse, timestamp)
@@ -328,7 +328,7 @@ def read_entries(
 def read_static(
     dataframe: pd.DataFrame, rows: FrameRows, schema: Schema
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read the static features of I items, as far as the frame has them.
+    """Read the static features of I items that the frame has.
 
     Returns
     -------
@@ -353,14 +353,14 @@ def read_static(
 
 
 def read_known(dataframe: pd.DataFrame, rows: FrameRows, names: Sequence[str]) -> np.ndarray:
-    """Read covariates known in advance ``(K, N)``, gathered by item; no value may be missing."""
+    """Read covariates known in advance ``(K, N)``, grouped by item; no value may be missing."""
     known = _read_columns(dataframe, rows, names)
     check_known(known, rows, names)
     return known
 
 
 def check_known(known: np.ndarray, rows: FrameRows, names: Sequence[str]) -> None:
-    """Raise if a covariate known in advance is missing in a row, ``(K, N)``."""
+    """Raise an error if a covariate known in advance, ``(K, N)``, is missing in a row."""
     for name, column in zip(names, known, strict=True):
         problem = "a covariate known in advance is missing"
         remedy = "fill it in, or declare it as past_feat_dynamic_real"

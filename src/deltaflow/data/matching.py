@@ -1,4 +1,4 @@
-"""Matches data to the training data by name: where each name is found, and what is missing."""
+"""Matching of data to the training data by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KINDS_OF_TIME = {"timestamp": "timestamps", "elapsed": "elapsed numbers", "regu
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """Where an entry holds what a schema names.
+    """The places in an entry of the names in a schema.
 
     Attributes
     ----------
@@ -51,12 +51,12 @@ class Match:
 
 @lru_cache(maxsize=256)
 def match(own: Schema, schema: Schema) -> Match:
-    """Find everything that ``schema`` names in data whose own schema is ``own``.
+    """Find all names of ``schema`` in data with the schema ``own``.
 
     Raises
     ------
     DataError
-        If a name is missing, or the data have another kind of time.
+        If a name is missing, or the data have a different kind of time.
     """
     check_time(own.time, own.time_zone, schema, "info")
     _check_names(own, schema)
@@ -83,7 +83,7 @@ def match(own: Schema, schema: Schema) -> Match:
 
 
 def check_time(time: str, time_zone: str | None, schema: Schema, field: str) -> None:
-    """Raise unless times are of the kind of a schema, and have a time zone if its times have."""
+    """Raise an error unless the kind of times, and having a time zone, agree with a schema."""
     if time != schema.time:
         raise DataError(
             f"time is given as {_KINDS_OF_TIME[time]}, in the training data as "
@@ -112,7 +112,7 @@ def common_schema(schemas: Iterable[tuple[object, Schema]]) -> Schema:
     Raises
     ------
     DataError
-        If one of them lacks a name that another has, or has another kind of time.
+        If one of them lacks a name that another has, or has a different kind of time.
     """
     schemas = iter(schemas)
     first, schema = next(schemas)
@@ -149,7 +149,7 @@ def _codes(own: Sequence[str], levels: Sequence[str]) -> np.ndarray:
 
 
 _RECENT: deque[tuple[Any, list[str], Schema]] = deque(maxlen=8)
-"""Recent schemas: their plain values in the entries, the order of their categories, and schemas."""
+"""Recent schemas, with their plain values in the entries and the order of their categories."""
 
 
 def schema_in(entry: DataEntry) -> Schema:

@@ -1,4 +1,4 @@
-"""The options of how series are read and windows are drawn."""
+"""The options for reading series and drawing windows."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ from deltaflow.errors import DeltaflowError, check_between, check_registered, ch
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How series are read, and how training windows are drawn.
+    """The options for reading series and drawing training windows.
 
     Attributes
     ----------
     context_length
-        The largest number of observation times that are read before the forecast origin; the
-        larger of 64 and twice the prediction length if None.
+        The largest number of observation times that are read before the forecast origin; if None,
+        the larger of 64 and twice the prediction length.
     horizon
-        Duration such as ``"24h"``: a training window asks for what was observed within it, a
-        varying number of queries, from the first one on. If None, it asks for the next
-        ``prediction_length`` observations.
+        Duration such as ``"24h"``: the queries of a training window are all observations within it,
+        counted from the first of them. If None, they are the next ``prediction_length``
+        observations.
     context
-        Duration of the observations that are read, back from the last one before the forecast
-        origin; only ``context_length`` limits them if None.
+        Duration of the context, back from the last observation before the forecast origin; if None,
+        only ``context_length`` limits it.
     origins_within
         Earliest and latest forecast origin in training, as times since the start of an item, such
         as ``("4h", "40h")``; anywhere if None.
     thinning
         The largest share of the observed values before the forecast origin that a training window
         leaves out. Each window draws its own share between 0 and this one, and each value is left
-        out with that probability, so that no two windows are alike: the fewer items, the more this
-        keeps a network from learning them by heart.
+        out with that probability, so that no two windows are alike. This keeps a network from
+        memorising the items, especially if there are few.
     seasonality
-        Calendar cycles given to the model: of ``"hour"``, ``"day"``, ``"week"``, ``"year"``. None
-        gives a regular data set those that fit its frequency, and an irregular one none.
+        Calendar cycles as covariates, out of ``"hour"``, ``"day"``, ``"week"`` and ``"year"``. If
+        None, a regular data set gets those that fit its frequency, and an irregular one none.
     scaling
-        ``"running"``: values are scaled by mean and deviation of what was observed so far;
-        ``"last"``: the change from the last observed value is forecast, in units of its typical
-        variation in the training set, for series of similar scale.
+        ``"running"``: values are scaled by the mean and standard deviation of the values so far;
+        ``"last"``: the change from the last value is forecast, in units of the typical variation in
+        the training set, for series of similar scale.
     batch_size, num_batches_per_epoch
-        Number of windows of a batch, of all processes together, and number of batches of an epoch,
-        unless its windows slide.
+        Number of windows per batch, over all processes, and number of batches per epoch, except for
+        sliding windows.
     num_workers
-        Processes that cut windows for each training process, which cuts its own if 0.
+        Worker processes that prepare windows for each training process; with 0, it prepares its
+        own.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """How a series is read: entries → series, and windows of them → batches, scaled and cast once.
 
-This is the place where Δt is formed: a difference of float64 times, divided by the training set's
-typical gap, and only then cast to float32.
+Δt is computed here: a difference of float64 times, divided by the training set's typical gap, and
+only then cast to float32.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ FARTHEST = 1e30
 """The largest Δt in typical gaps; sums of such fit into float32."""
 
 _FAR = 1e6
-"""Scaled training targets are clipped here, far outside of any use, to stay finite in float32."""
+"""The bound at which scaled training targets are clipped, far outside any useful range, to stay
+finite in float32."""
 
 
 class Batch(NamedTuple):
@@ -39,10 +40,10 @@ class Batch(NamedTuple):
     observed
         ``(B, T, C)`` bool observed mask.
     levels
-        ``(B, L · C)`` where the series stand at the origin, which scaled values hide; see
+        ``(B, L · C)`` level features of the series at the origin, which scaled values hide; see
         `Scaling`.
     delta_t
-        ``(B, T)`` time since the observation before, in typical gaps; 0 at the first.
+        ``(B, T)`` time since the previous observation, in typical gaps; 0 at the first.
     lengths
         ``(B,)`` number of observation times of each series; the rest is padding at the end.
     covariates
@@ -60,9 +61,10 @@ class Batch(NamedTuple):
     target_observed
         ``(B, Q, D)`` bool mask of the future values.
     loc, scale
-        ``(B, D)`` float64 units of the targets: ``value = loc + scale · scaled value``.
+        ``(B, D)`` float64 location and scale of the targets:
+        ``value = loc + scale · scaled value``.
     memory
-        ``(B, M, C)`` float64, what the scaling remembers of the values.
+        ``(B, M, C)`` float64, the scaling's memory of the values.
     """
 
     values: Tensor
@@ -83,7 +85,7 @@ class Batch(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Where a window lies in its series: the rows that are read, and those that are asked for."""
+    """The position of a window in its series: the rows of the context, and those of the queries."""
 
     series: Series
     context: slice
@@ -92,26 +94,26 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Reader:
-    """How a network reads series; training and forecasting share it.
+    """How a network reads series, in training and in forecasting.
 
-    It decides what is read before a forecast origin, and in which units. What is asked after the
-    origin, it leaves to others.
+    It determines the context before a forecast origin, and the units of its values, but not the
+    queries.
 
     Attributes
     ----------
     schema, statistics
-        What the data hold, and the statistics of the training set.
+        The schema of the data, and the statistics of the training set.
     context_length
         The largest number of observation times that are read before the forecast origin.
     context
-        The longest time in seconds from the first observation that is read to the last one; None
-        if ``context_length`` alone limits them.
+        The longest time in seconds from the first to the last observation of the context; None if
+        only ``context_length`` limits it.
     seasonality
         Calendar cycles given as covariates, see `calendar_phases`.
     centred
         Whether the targets are centred, or only scaled (for distributions on positive numbers).
     scaling
-        The units of values: ``"running"``, mean and deviation of what was observed so far, or
+        The units of values: ``"running"``, mean and standard deviation of the values so far, or
         ``"last"``, so that the model forecasts the change from the last value in units of the
         training set. See `SCALINGS`.
     """
@@ -138,7 +140,7 @@ class Reader:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Reader:
-        """Rebuild from :meth:`to_dict`, whoever wrote it.
+        """Rebuild from the result of :meth:`to_dict`, which may be untrusted.
 
         Raises
         ------
@@ -178,7 +180,7 @@ class Reader:
 
     @property
     def span(self) -> float:
-        """How long series are as they are read, in typical gaps."""
+        """The typical length of series as they are read, in typical gaps."""
         gap, longest = self.statistics.typical_gap, self.statistics.typical_span
         if self.context is not None:
             longest = min(longest, self.context)
@@ -186,9 +188,9 @@ class Reader:
 
     @property
     def cycles(self) -> list[float]:
-        """The calendar cycles of the covariates, in typical gaps, that series can show.
+        """The calendar cycles of the covariates, in typical gaps, that series can resolve.
 
-        These are at least two gaps long, and no longer than a series is.
+        These are at least two gaps long, and no longer than a series.
         """
         gap = self.statistics.typical_gap
         if self.schema.time == "regular":
@@ -201,16 +203,16 @@ class Reader:
         return series_of(entry, self.schema, self.seasonality, num_queries)
 
     def context_of(self, series: Series, origin: int) -> slice:
-        """Return the rows that are read for a forecast from row ``origin`` on."""
+        """Return the rows of the context for a forecast from row ``origin`` on."""
         start = max(0, origin - self.context_length)
         if self.context is not None and origin > 0:
-            # Back from the last observation, so that the queries do not decide what is read.
+            # Back from the last observation, so that the context does not depend on the queries.
             times = series.times[:origin]
             start = max(start, int(first_at(times, times[-1] - self.context)))
         return slice(start, origin)
 
     def window(self, series: Series, origin: int) -> Window:
-        """Return the window that asks for all rows of a series from row ``origin`` on."""
+        """Return the window whose queries are all rows of a series from row ``origin`` on."""
         return Window(series, self.context_of(series, origin), slice(origin, len(series.times)))
 
     def make_scaling(self) -> Scaling:
@@ -221,7 +223,7 @@ class Reader:
 
     @np.errstate(over="ignore")  # what overflows is clipped
     def collate(self, windows: Sequence[Window]) -> Batch:
-        """Pad windows at the end of their time axes, stack them and scale them.
+        """Pad windows at the end of their time axes, stack and scale them.
 
         Raises
         ------
@@ -266,12 +268,12 @@ class Reader:
         )
 
     def scaled_covariates(self, covariates: np.ndarray) -> Tensor:
-        """Return covariates ``(…, K)`` as a network reads them."""
+        """Return scaled covariates ``(…, K)``."""
         known = self.statistics.arrays
         return _float32(_scaled(covariates, known["covariate_center"], known["covariate_spread"]))
 
     def scaled_static(self, static_real: np.ndarray) -> Tensor:
-        """Return static real features ``(…, S)`` as a network reads them."""
+        """Return scaled static real features ``(…, S)``."""
         known = self.statistics.arrays
         return _float32(_scaled(static_real, known["static_center"], known["static_spread"]))
 
@@ -305,7 +307,7 @@ class Reader:
 def first_at(times: np.ndarray, moments: np.ndarray) -> np.ndarray:
     """Return the row of the first time at or after each moment.
 
-    Times that differ by a few roundings of float64 are the same.
+    Times that differ by a few rounding errors of float64 count as equal.
     """
     largest = max(abs(times[0]), abs(times[-1])) if len(times) else 0.0  # they increase
     return np.searchsorted(times, moments - 8 * np.spacing(largest))
@@ -321,12 +323,12 @@ def _padded(arrays: Sequence[np.ndarray], length: int = 1) -> np.ndarray:
 
 
 def _scaled(values: np.ndarray, center: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Centre and scale, with 0 in place of NaN, clipped so that no outlier blinds the network."""
+    """Centre and scale, with 0 in place of NaN, and clip outliers."""
     return _clip(_or_zero((values - center) / spread))
 
 
 def _or_zero(values: np.ndarray) -> np.ndarray:
-    """Put 0 in place of NaN."""
+    """Replace NaN by 0."""
     np.copyto(values, 0.0, where=np.isnan(values))
     return values
 

@@ -26,14 +26,14 @@ PRIOR_WEIGHT = 3.0
 """The weight of the training set's scale in the scale of a series, in observations."""
 
 _AT_ONCE = 2**14
-"""The number of values scaled at once. Pieces that fit into the cache take half the time."""
+"""The number of values scaled together. Blocks that fit into the cache take half the time."""
 
 _SMALLEST_UNIT = 1e-50
-"""Squares of values up to 1e100, in units of at least this, are finite in float64."""
+"""The smallest unit in which squares of values up to 1e100 are finite in float64."""
 
 
 class Rows(NamedTuple):
-    """Rows as a network reads them, in float32.
+    """Scaled rows for a network, in float32.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
     observed
         ``(…, C)`` bool observed mask.
     levels
-        ``(B, L · C)`` features that say what the units of the values hide, after the last row.
+        ``(B, L · C)`` level features after the last row, which scaled values hide.
     """
 
     values: Tensor
@@ -61,7 +61,7 @@ class Units(NamedTuple):
 
 
 class Scaling(ABC):
-    """The contract of a scaling: how values are read, and in which units they are forecast.
+    """The contract of a scaling: the units in which values are read and forecast.
 
     A value is read as (value − location) / scale, both of which are in the units of the channel. A
     channel that is not centred, because its distribution allows only positive numbers, has
@@ -115,7 +115,7 @@ class Scaling(ABC):
 
     @abstractmethod
     def read_next(self, memory: Tensor, values: Tensor) -> tuple[Rows, Tensor]:
-        """Read one more row ``(B, C)`` of each series, given the memory of the rows before."""
+        """Read one more row ``(B, C)`` of each series, given the memory of the previous rows."""
 
     @abstractmethod
     def outputs(self, memory: Tensor) -> Units:
@@ -130,10 +130,10 @@ class Scaling(ABC):
 class RunningScaling(Scaling):
     """Mean and standard deviation of the values observed so far, including those of the row itself.
 
-    While there are few values, the scale is a weighted geometric mean with the training set's
-    typical scale; without any, location and scale are the training set's. A channel that is not
-    centred is scaled by its mean absolute value. At the origin, level features tell the network
-    location and scale relative to those of the training set.
+    With few values, the scale is a weighted geometric mean with the training set's typical scale;
+    without any, location and scale are the training set's. A channel that is not centred is scaled
+    by its mean absolute value. At the origin, level features tell the network location and scale
+    relative to those of the training set.
 
     The memory holds the number of values, the first value, the sums of the differences from it and
     of their squares, in units of the training set's scale, and the sum of absolute values.
@@ -191,7 +191,7 @@ class RunningScaling(Scaling):
         return Units(loc, log_scale.exp())
 
     def _levels(self, loc: Tensor, log_scale: Tensor) -> Tensor:
-        """Return where ``(B, C)`` location and log-scale stand beside the training set's."""
+        """Return ``(B, C)`` location and log-scale relative to the training set's."""
         levels = [(loc - self.center) / self.spread, log_scale - self.log_spread]
         return _float32(torch.cat(levels, dim=-1))
 
@@ -205,7 +205,7 @@ class RunningScaling(Scaling):
         own = self.unit * typical_deviation(variance.sqrt(), number)
         own = self.centred * own + (1 - self.centred) * (size / number)
         own = torch.maximum(own, MINIMUM_SCALE * self.within)
-        # A single value tells nothing about a deviation, but something about a magnitude.
+        # A single value carries no information about a deviation, but some about a magnitude.
         evidence = (count - self.centred).clamp(min=0)
         weight = evidence / (evidence + PRIOR_WEIGHT)
         log_scale = self.log_within + weight * (own.log() - self.log_within)
@@ -215,11 +215,11 @@ class RunningScaling(Scaling):
 
 
 class LastScaling(Scaling):
-    """The last value as location, and the training set's `variation` as scale, of forecasts.
+    """Forecasts with the last value as location, and the training set's `variation` as scale.
 
-    A network thus forecasts the change from the last value. Values are read with location and scale
-    of the training set, the same for all series. Before the first value, the location of forecasts
-    is the training set's mean.
+    A network thus forecasts the change from the last value. Input values are scaled by location and
+    scale of the training set, the same for all series. Before the first value, the location of
+    forecasts is the training set's mean.
 
     The memory holds the last value, NaN before the first.
     """

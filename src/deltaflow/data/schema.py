@@ -1,4 +1,4 @@
-"""What a data set consists of: its channels, covariates, categories and kind of time."""
+"""The schema of a data set: its channels, covariates, categories and kind of time."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def unit_seconds(time_unit: str) -> float:
 
 
 def nanoseconds(time: pd.Timestamp | pd.Timedelta) -> int:
-    """Return a duration, or a timestamp without a time zone, in nanoseconds, as an exact integer.
+    """Return a duration, or a timestamp without a time zone, as an exact number of nanoseconds.
 
-    pandas itself cannot count more than 292 years in nanoseconds.
+    pandas itself cannot represent more than 292 years in nanoseconds.
 
     >>> nanoseconds(pd.Timestamp("1000-01-01")) < -(2**63)
     True
@@ -56,8 +56,8 @@ def nanoseconds(time: pd.Timestamp | pd.Timedelta) -> int:
 def elapsed_time(ticks: Any, resolution: str, unit: float) -> Any:
     """Convert a number of ticks, or an array of them, to units of ``unit`` seconds.
 
-    Float64 rounds more than once on the way. Numbers that are compared with the times of an entry
-    must therefore be converted by this function, as the times of the entry were.
+    Float64 rounds more than once in the conversion. Numbers that are compared with the times of an
+    entry must therefore be converted by this function, like the times of the entry.
 
     >>> elapsed_time(90_000, "ms", 3600.0)
     0.025
@@ -66,7 +66,7 @@ def elapsed_time(ticks: Any, resolution: str, unit: float) -> Any:
 
 
 Duration = str | pd.Timedelta
-"""A duration as pandas writes it, such as ``"24h"``."""
+"""A duration in pandas notation, such as ``"24h"``."""
 
 
 def read_duration(value: Duration, field: str) -> pd.Timedelta:
@@ -143,7 +143,7 @@ ROLES = (
 
 @dataclass(frozen=True, eq=False)
 class Schema:
-    """Names and kinds of everything in a data set.
+    """The names and kinds of everything in a data set.
 
     Every entry of an irregular data set carries it in its ``info``. A predictor keeps the schema of
     its training data, and matches other data to it by name, see `Match`. Two schemas are equal if
@@ -171,8 +171,7 @@ class Schema:
     feat_static_cat
         The levels of each static categorical feature, by its name.
     said
-        Which warnings were given about data that were matched to this schema. It is not compared,
-        and not stored.
+        The warnings already given about data matched to this schema. Neither compared nor stored.
     """
 
     said: ClassVar[set[tuple[str, str]]]
@@ -196,7 +195,7 @@ class Schema:
         object.__setattr__(self, "said", set())
 
     def __eq__(self, other: object) -> bool:
-        # A comparison of mappings alone would ignore the order of the categories.
+        # Comparing only the mappings would ignore the order of the categories.
         return self is other or (
             isinstance(other, Schema)
             and all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self))
@@ -207,7 +206,7 @@ class Schema:
         return hash((self.target, self.feat_dynamic_real, self.past_feat_dynamic_real, self.time))
 
     def warn_with(self, other: Schema) -> None:
-        """Give warnings about data only once for both schemas."""
+        """Share the warnings already given with another schema."""
         object.__setattr__(self, "said", other.said)
 
     def to_dict(self) -> dict[str, Any]:
@@ -250,5 +249,5 @@ def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{value!r} is not a list of names")
     if len(set(value)) < len(value):
-        raise ValueError(f"a name stands twice in {value!r}")
+        raise ValueError(f"a name occurs twice in {value!r}")
     return tuple(value)

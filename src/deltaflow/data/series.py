@@ -28,10 +28,10 @@ from deltaflow.errors import DataError, located, warn_once
 T = TypeVar("T")
 
 _TIMES = "feat_dynamic_real[0]"
-"""Where an entry has its times, for errors."""
+"""The place of the times in an entry, for errors."""
 
 _UNREAD = ("feat_dynamic_cat", "past_feat_dynamic_cat", "dynamic_feat", "past_feat_dynamic")
-"""Fields of GluonTS's entries with covariates that no model here reads."""
+"""GluonTS covariate fields that no model here reads."""
 
 
 class Series(NamedTuple):
@@ -73,19 +73,19 @@ class Series(NamedTuple):
 
 
 def is_irregular(entry: DataEntry) -> bool:
-    """Tell whether an entry keeps real time: its ``info`` then has a ``time_origin``."""
+    """Return whether an entry has real time, that is, a ``time_origin`` in its ``info``."""
     info = entry.get("info")
     return isinstance(info, Mapping) and "time_origin" in info
 
 
 def entries_of(dataset: Dataset) -> Iterator[DataEntry]:
-    """Return the entries of a data set, one after the other.
+    """Yield the entries of a data set.
 
     Raises
     ------
     DataError
-        If it is not a data set, such as a DataFrame or a single entry, or if it holds something
-        other than entries.
+        If it is no data set, for example a DataFrame or a single entry, or contains anything but
+        entries.
     """
     kind = type(dataset).__name__
     if hasattr(dataset, "columns"):
@@ -164,7 +164,7 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
     unread = [field for field in _UNREAD if first.get(field) is not None]
     if unread:
         warn_once(
-            "the data have fields that are not read; give what they hold as numbers in "
+            "the data have fields that are not read; give their contents as numbers in "
             "feat_dynamic_real, or in past_feat_dynamic_real: ",
             unread,
         )
@@ -190,14 +190,14 @@ def schema_of(entries: Iterable[DataEntry]) -> Schema:
 
 
 def match_entry(entry: DataEntry, schema: Schema) -> Match:
-    """Find in an entry what a schema names.
+    """Find the names of a schema in an entry.
 
     Names that the schema does not know are ignored, with one warning.
 
     Raises
     ------
     DataError
-        If a name is missing, or the entry has another kind of time or frequency.
+        If a name is missing, or the entry has a different kind of time or frequency.
     """
     with located(item=entry.get("item_id")):
         if is_irregular(entry) != (schema.time != "regular"):
@@ -233,7 +233,7 @@ def series_of(
     entry
         A GluonTS entry, irregular or regular.
     schema
-        What the entry must hold.
+        The schema that the entry must match.
     seasonality
         Calendar cycles whose phases are added to the covariates, see `calendar_phases`.
     num_queries
@@ -243,9 +243,9 @@ def series_of(
     Raises
     ------
     DataError
-        If a field or name is missing, has the wrong shape or type, holds values beyond
-        `LARGEST`, if the times are float32, unsorted, duplicate or beyond `LONGEST`, or if a
-        query time is unknown or before the last observation.
+        If a field or name is missing, has the wrong shape or type, or contains values beyond
+        `LARGEST`, if the times are float32, unsorted, duplicate or beyond `LONGEST`, or if a query
+        time is unknown or before the last observation.
     """
     return matched_series(entry, schema, seasonality, num_queries)[1]
 
@@ -256,7 +256,7 @@ def matched_series(
     seasonality: Sequence[str] = (),
     num_queries: int | None = None,
 ) -> tuple[Match, Series]:
-    """Return what `match_entry` and `series_of` do, and match the entry only once."""
+    """Return the results of `match_entry` and `series_of`, matching the entry only once."""
     found = match_entry(entry, schema)
     with located(item=entry.get("item_id")):
         return found, _read(entry, found, schema, seasonality, num_queries)
@@ -328,7 +328,7 @@ def read_series(dataset: Dataset) -> tuple[Schema, list[Series]]:
 
 
 def in_chunks(stream: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
-    """Gather the elements of a stream into chunks, each of which ends once its size is enough."""
+    """Group the elements of a stream into chunks of sufficient size."""
     chunk, total = [], 0
     for element in stream:
         chunk.append(element)
@@ -380,7 +380,7 @@ def _step(freq: str) -> object:
 def _matrix(
     entry: DataEntry, field: str, count: int, rows: Sequence[int], univariate: bool = False
 ) -> np.ndarray:
-    """Read some rows of a field of shape ``(count, T)`` as float64, NaN where missing."""
+    """Read the chosen rows of a field of shape ``(count, T)`` as float64, NaN where missing."""
     if not rows:
         return np.empty((0, 0))
     if field not in entry:
@@ -405,7 +405,7 @@ def _numbered(entry: DataEntry, field: str) -> tuple[str, ...]:
 
 
 def _codes(entry: DataEntry, size: int, rows: Sequence[int]) -> np.ndarray:
-    """Read the int64 codes of some categories, -1 where the category is missing."""
+    """Read the int64 codes of the chosen categories, -1 where missing."""
     field = "feat_static_cat"
     if not rows:  # as nearly always
         return np.empty(0, np.int64)
@@ -417,7 +417,7 @@ def _codes(entry: DataEntry, size: int, rows: Sequence[int]) -> np.ndarray:
 
 
 def _vector(entry: DataEntry, field: str, size: int, rows: Sequence[int]) -> np.ndarray:
-    """Read some numbers of a field of shape ``(size,)`` as float64; it may be absent for none."""
+    """Read the chosen numbers of a field ``(size,)`` as float64; it may be absent if empty."""
     if not rows:
         return np.empty(0)
     values = _numbers(entry.get(field, ()), np.float64, field)
@@ -441,7 +441,7 @@ def _numbers(values: Any, dtype: Any, field: str) -> np.ndarray:
 
 
 def _refuse(wrong: np.ndarray, problem: str, remedy: str, field: str) -> None:
-    """Raise if ``wrong`` ``(…, T)`` holds anywhere, and name the first position along T."""
+    """Raise an error for the first position along T where ``wrong`` ``(…, T)`` is True, if any."""
     if wrong.any():
         position = int(np.argwhere(wrong)[0, -1])
         raise DataError(problem, remedy, field=field, position=position)
@@ -501,7 +501,7 @@ def _check_times(elapsed: np.ndarray, length: int, num_queries: int | None) -> N
         raise DataError(problem, "put the NaN padding last", field=_TIMES)
     early = np.arange(len(elapsed)) >= length
     early &= elapsed < (observed[-1] if length else -np.inf)
-    remedy = "forecast from a shorter history, or ask for later times"
+    remedy = "forecast from a shorter history, or at later times"
     _refuse(early, "the query lies before the last observation", remedy, _TIMES)
 
 
@@ -517,7 +517,7 @@ def seconds_per_period(freq: str) -> float:
 
 
 def calendar_phases(entry: DataEntry, times: np.ndarray, seasonality: Iterable[str]) -> np.ndarray:
-    """Return sine and cosine of the phase (in UTC) of each calendar cycle, and of its overtone.
+    """Return sine and cosine of each calendar cycle's phase (in UTC), and of its overtone's.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ from deltaflow.randomness import check_seed
 
 @dataclass
 class TimeSplitter(AbstractBaseSplitter):
-    """Split irregular series at a moment in real time instead of at a count of observations.
+    """Split irregular series at a point in real time instead of at a number of observations.
 
     It is used like GluonTS's splitters: ``train, template = splitter.split(dataset)``, then
     ``template.generate_instances(prediction_length)``. The number of queries varies from item to
@@ -40,13 +40,13 @@ class TimeSplitter(AbstractBaseSplitter):
     Parameters
     ----------
     after
-        Split this long after the time origin of each item: its first timestamp, or zero if time is
-        given as elapsed numbers.
+        Time of the split since the time origin of each item: its first timestamp, or zero if times
+        are elapsed numbers.
     date
-        Split at this date in all items. Give either ``after`` or ``date``.
+        Date of the split, in all items. Give either ``after`` or ``date``.
     horizon
-        Forecast this far beyond the split; to the end of each item if None. An observation exactly
-        at the split belongs to the horizon.
+        Duration of the horizon after the split; to the end of each item if None. An observation
+        exactly at the split belongs to the horizon.
 
     Examples
     --------
@@ -153,7 +153,7 @@ class TimeSplitter(AbstractBaseSplitter):
         dataset, prediction_length
             The items, and the number of queries to pad to.
         windows
-            The number of splits, one after the other.
+            The number of consecutive splits.
         distance
             Time between two splits; the horizon if None.
         max_history
@@ -184,7 +184,7 @@ class TimeSplitter(AbstractBaseSplitter):
         return nanoseconds(read_duration(step, "distance"))
 
     def _cut(self, entry: DataEntry) -> int:
-        """Return the moment of the split, in nanoseconds since the item's time origin."""
+        """Return the time of the split, in nanoseconds since the item's time origin."""
         if not is_irregular(entry):
             raise DataError(
                 "a TimeSplitter needs irregular series",
@@ -257,7 +257,7 @@ def _numbered(dataset: _Items) -> _Items:
 
 
 def select(dataset: _Items | Sequence[DataEntry], chosen: Iterable[int]) -> Any:
-    """Return the chosen items, without reading those of a file."""
+    """Return the chosen items, without reading those in a file."""
     if isinstance(dataset, (IrregularDataset, ArrowDataset)):
         return dataset.select(chosen)
     return [dataset[int(number)] for number in chosen]
@@ -326,11 +326,11 @@ def cut_entry(entry: DataEntry, origin: int, end: int) -> tuple[DataEntry, DataE
 
 
 def _rows_before(entry: DataEntry, moment: int) -> int:
-    """Return how many observations lie before a moment, in nanoseconds since the time origin.
+    """Return the number of observations before a time in nanoseconds since the time origin.
 
-    An observation exactly at the moment does not lie before it. So that this holds after rounding,
-    the moment is converted in the same way as the timestamps were, from a whole number of ticks.
-    Elapsed numbers are not converted, so the float64 number nearest to the moment is used.
+    An observation exactly at that time is not counted. To keep this exact despite rounding, the
+    time is converted like the timestamps, from a whole number of ticks. Elapsed numbers are not
+    converted, so the nearest float64 number is used.
     """
     times = entry["feat_dynamic_real"][0, : entry["target"].shape[-1]]
     info = entry["info"]
@@ -339,7 +339,7 @@ def _rows_before(entry: DataEntry, moment: int) -> int:
         elapsed = moment / round(unit * 10**9)
     else:
         resolution = info["time_resolution"]
-        # The first tick at or after the moment.
+        # The first tick at or after the time.
         tick = -(-moment * TICKS_PER_SECOND[resolution] // 10**9)
         elapsed = elapsed_time(tick, resolution, unit)
     return int(np.searchsorted(times, elapsed, side="left"))
@@ -348,7 +348,7 @@ def _rows_before(entry: DataEntry, moment: int) -> int:
 def _sliced(
     entry: DataEntry, past: slice, known: slice, padding: int = 0, padding_known: int = 0
 ) -> dict[str, Any]:
-    """Cut an entry: observed fields by ``past``, fields known in advance by ``known``."""
+    """Slice an entry: observed fields by ``past``, fields known in advance by ``known``."""
     cut = {**entry, "start": entry["start"] + (past.start or 0)}
     for field, rows, count in (
         ("target", past, padding),

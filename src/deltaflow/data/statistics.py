@@ -19,7 +19,7 @@ MINIMUM_SCALE = 1e-3
 """The smallest scale of a series, as a share of the training set's scale."""
 
 LIMIT = 10.0
-"""The largest absolute value of scaled inputs of a network; beyond it they are clipped."""
+"""The absolute value at which scaled inputs of a network are clipped."""
 
 SMALLEST_SCALE = float(np.finfo(np.float64).tiny)
 """The smallest scale of a channel, in its units. Below it, float64 loses digits."""
@@ -29,12 +29,12 @@ SAMPLE_SIZE = 2**20
 sample of this size lies between the 49.9th and the 50.1th percentile with 95 % probability."""
 
 _CHUNK_ROWS = 2**16
-"""About the number of rows of the series that are processed at once."""
+"""The approximate number of rows that are processed together."""
 
 Numbers = TypeVar("Numbers", np.ndarray, Tensor)
 
 _BEYOND = 10 * LARGEST
-"""No statistic of values up to `LARGEST` is larger."""
+"""The upper bound of the statistics of values up to `LARGEST`."""
 
 _TIMES = ("typical_gap", "typical_span")
 _PER_CHANNEL = ("center", "spread", "within", "variation", "count", "magnitude")
@@ -42,7 +42,7 @@ _PER_CHANNEL = ("center", "spread", "within", "variation", "count", "magnitude")
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a model keeps of its training set, in the units of the channels unless stated otherwise.
+    """Statistics of the training set, in the units of the channels unless stated otherwise.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class Statistics:
             if numbers.ndim != (name not in _TIMES):
                 raise ValueError(f"the statistics {name!r} have {numbers.ndim} dimensions")
             if not ((least <= numbers) & (numbers <= _BEYOND)).all():
-                raise ValueError(f"the statistics {name!r} have values that no data can have")
+                raise ValueError(f"the statistics {name!r} have impossible values")
         statistics = cls(**plain)
         if len({len(getattr(statistics, name)) for name in _PER_CHANNEL}) > 1:
             raise ValueError("the statistics have different numbers of channels")
@@ -118,9 +118,9 @@ class Statistics:
     def fit(cls, data: Iterable[Series], target: Sequence[str]) -> Statistics:
         """Compute the statistics of a training set in one pass.
 
-        Series are read in chunks and not kept. Means and deviations are exact; how the data are cut
-        into chunks changes them by no more than 1e-12. Medians are exact up to `SAMPLE_SIZE`
-        numbers. Beyond that, they are those of a random sample of this size.
+        Series are read in chunks and not kept. Means and deviations are exact, and depend on the
+        chunks by no more than 1e-12. Medians are exact up to `SAMPLE_SIZE` numbers. Beyond that,
+        they are those of a random sample of this size.
 
         Raises
         ------
@@ -242,7 +242,7 @@ def typical_deviation(deviation: Numbers, count: Numbers) -> Numbers:
 
 
 def _merged(one: _Moments | None, values: np.ndarray) -> _Moments:
-    """Return the moments of the values behind ``one`` and further ones (Chan et al., 1983)."""
+    """Return the joint moments of the values of ``one`` and further ones (Chan et al., 1983)."""
     other = _moments(values)
     if one is None:
         return other

@@ -1,4 +1,4 @@
-"""The checks of a caller's DataFrame, made before any tensor exists."""
+"""Checks of a caller's DataFrame, made before any tensor exists."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ problem is, how to mend it, and in which field it is."""
 
 
 class FrameRows(NamedTuple):
-    """The rows of a long DataFrame, gathered item by item.
+    """The rows of a long DataFrame, grouped by item.
 
     Attributes
     ----------
@@ -43,12 +43,12 @@ class FrameRows(NamedTuple):
     labels: pd.Index
 
     def where(self, position: int) -> dict[str, Any]:
-        """Return item and row label of a gathered row, as keyword arguments of `DataError`."""
+        """Return item and row label of a grouped row, as keyword arguments of `DataError`."""
         item = int(np.searchsorted(self.bounds, position, side="right")) - 1
         return {"item": self.items[item], "position": self.labels[self.order[position]]}
 
     def refuse(self, wrong: np.ndarray, problem: str, remedy: str, field: str) -> None:
-        """Raise a `DataError` that names the first gathered row where ``wrong`` ``(N,)`` holds."""
+        """Raise a `DataError` that names the first grouped row where ``wrong`` ``(N,)`` is True."""
         if wrong.any():
             raise DataError(problem, remedy, field=field, **self.where(int(wrong.argmax())))
 
@@ -72,12 +72,12 @@ class TimeColumn(NamedTuple):
 
     @property
     def kind(self) -> Literal["timestamp", "elapsed"]:
-        """What times are: dates, or numbers."""
+        """The kind of times: dates or numbers."""
         return "timestamp" if self.resolution else "elapsed"
 
 
 def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the DataFrame") -> None:
-    """Raise unless ``frame`` is a DataFrame that holds each of ``columns`` exactly once."""
+    """Raise an error unless ``frame`` is a DataFrame with each of ``columns`` exactly once."""
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"{what} is a {type(frame).__name__}, not a pandas DataFrame")
     for column in columns:
@@ -121,7 +121,7 @@ def read_roles(arguments: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def check_roles(roles: Mapping[str, Sequence[str]]) -> None:
-    """Raise if no target is named, a name is not text, or a column has two roles."""
+    """Raise an error if no target is named, a name is not text, or a column has two roles."""
     if not roles["target"]:
         raise DataError("no target is named", "name at least one column", field="target")
     seen: dict[str, str] = {}
@@ -192,7 +192,7 @@ def gathered(codes: np.ndarray, items: list[str], labels: pd.Index) -> FrameRows
 
 
 def read_times(column: pd.Series, rows: FrameRows) -> TimeColumn:
-    """Read a column of timestamps or elapsed numbers without rounding, gathered by item.
+    """Read a column of timestamps or elapsed numbers without rounding, grouped by item.
 
     Raises
     ------
@@ -229,7 +229,7 @@ def read_times(column: pd.Series, rows: FrameRows) -> TimeColumn:
 
 
 def read_numbers(column: pd.Series, rows: FrameRows) -> np.ndarray:
-    """Read a column as ``(N,)`` float64 numbers, gathered by item; missing values become NaN.
+    """Read a column as ``(N,)`` float64 numbers, grouped by item; missing values become NaN.
 
     Raises
     ------
@@ -262,7 +262,7 @@ def read_numbers(column: pd.Series, rows: FrameRows) -> np.ndarray:
 
 
 def check_numbers(values: np.ndarray, field: str, refuse: Refuse) -> None:
-    """Raise if a value is infinite, or larger than `LARGEST`; it may be NaN."""
+    """Raise an error if a value is infinite or larger than `LARGEST`; it may be NaN."""
     if not (np.abs(values) > LARGEST).any():  # as nearly always
         return
     remedy = "replace it with a number, or with NaN if it was not observed"
@@ -297,7 +297,7 @@ def as_text(value: Any) -> str:
 
 
 def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: FrameRows, field: str) -> None:
-    """Raise unless the times of each item strictly increase, even after rounding to float64."""
+    """Raise an error unless the times of each item increase strictly, even in float64."""
     first = np.zeros(len(rows.order), dtype=bool)
     first[rows.bounds[:-1][np.diff(rows.bounds) > 0]] = True
     gaps = np.diff(times.ticks, prepend=times.ticks[:1])
@@ -307,7 +307,7 @@ def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: FrameRows, fi
         (gaps == 0, "the timestamp is a duplicate within its item", "merge the two rows into one"),
         (
             too_close,
-            "the timestamp is so close to the one before that float64 cannot tell them apart in a "
+            "the timestamp is too close to the previous one to be distinguished in float64 in a "
             "series of this length",
             "split the series, or round and merge such timestamps",
         ),
@@ -316,7 +316,7 @@ def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: FrameRows, fi
 
 
 def check_range(elapsed: np.ndarray, unit: float, refuse: Refuse, field: str) -> None:
-    """Raise if an elapsed time ``(N,)``, in units of ``unit`` seconds, is longer than `LONGEST`."""
+    """Raise an error if an elapsed time ``(N,)``, in ``unit`` seconds, exceeds `LONGEST`."""
     far = np.abs(elapsed) > LONGEST / unit
     problem = f"the elapsed time is longer than {LONGEST:g} seconds"
     refuse(far, problem, "check its unit, or count from a later origin", field)
@@ -349,8 +349,8 @@ def _infer_times(column: pd.Series, field: str, rows: FrameRows) -> pd.Series:
 
 
 def _zone_name(zone: tzinfo, field: str) -> str:
-    """Return a name that pandas can look a time zone up by: Europe/Berlin, UTC+05:30."""
-    name = getattr(zone, "key", None) or getattr(zone, "zone", None)  # of zoneinfo, and of pytz
+    """Return a name by which pandas finds a time zone, such as Europe/Berlin or UTC+05:30."""
+    name = getattr(zone, "key", None) or getattr(zone, "zone", None)  # of zoneinfo and of pytz
     if name is None:
         offset = zone.utcoffset(None)
         name = str(zone if offset is None else timezone(offset))
@@ -360,7 +360,7 @@ def _zone_name(zone: tzinfo, field: str) -> str:
         found = False
     if not found:
         raise DataError(
-            f"the time zone {zone} has no name that pandas can look it up by",
+            f"the time zone {zone} has no name known to pandas",
             "convert the column with Series.dt.tz_convert to one such as 'Europe/Berlin'",
             field=field,
         )

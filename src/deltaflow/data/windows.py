@@ -1,4 +1,4 @@
-"""Which windows are drawn from series for training, and which are validated and tested."""
+"""The windows for training, validation and test."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from deltaflow.data.series import Series
 from deltaflow.errors import DataError, warn_once
 
 MOST_PER_SERIES, MOST_WINDOWS = 8, 2000
-"""The largest number of spread windows of a series, and of all: with many series, each has fewer,
-though at least two."""
+"""The largest number of spread windows per series, and in total: with many series, each has fewer,
+but at least two."""
 
 BLIND_SHARE = 0.02
-"""Share of the windows drawn for training whose context is left out, so that a model learns to
-forecast items that have not been observed yet."""
+"""Share of training windows without context, so that a model learns to forecast items without
+observations."""
 
 
 class Windows(Protocol):
@@ -37,7 +37,7 @@ class Windows(Protocol):
 
 @dataclass(frozen=True)
 class Horizon:
-    """What a training window asks for, from its origin on.
+    """The horizon of a training window.
 
     Attributes
     ----------
@@ -57,19 +57,19 @@ class Horizon:
         Parameters
         ----------
         reader
-            Which decides on the context.
+            The reader, which determines the context.
         series
             The series.
         origin
             Number of rows before the forecast origin.
         blind
-            Leave the context out, as if nothing had been observed yet.
+            Whether to leave the context out, as if nothing had been observed yet.
         """
         context = slice(origin, origin) if blind else reader.context_of(series, origin)
         return Window(series, context, slice(origin, int(self.ends(series, np.array([origin]))[0])))
 
     def ends(self, series: Series, origins: np.ndarray) -> np.ndarray:
-        """Return the row after the last query of a window at each origin, the last row at most.
+        """Return the row after the last query of a window at each origin, at most the last row.
 
         Raises
         ------
@@ -93,7 +93,7 @@ class Horizon:
 
 
 class _OriginWindows(Dataset[Window]):
-    """Windows at origins of series that have anything to forecast.
+    """Windows at origins of series with values to forecast.
 
     Something was observed before each origin, and a target is observed at it or later.
 
@@ -109,7 +109,7 @@ class _OriginWindows(Dataset[Window]):
     Raises
     ------
     DataError
-        If there are none, or a horizon holds more than ``prediction_length`` observations.
+        If there are none, or a horizon contains more than ``prediction_length`` observations.
     """
 
     def __init__(
@@ -151,15 +151,14 @@ class _OriginWindows(Dataset[Window]):
 class TrainingWindows(_OriginWindows):
     """Windows with random forecast origins, drawn evenly from all items.
 
-    The ``i``-th window depends on the seed and on ``i`` alone: every pass over the items is a new
-    permutation, and every window has a new origin. So it does not matter which worker or which
-    process draws it.
+    The ``i``-th window depends only on the seed and ``i``, no matter which worker or process draws
+    it. Every pass over the items is a new permutation, and every window has a new origin.
 
     Parameters
     ----------
     data
-        The series. One warning counts those that have nothing to learn from: no target observed
-        after some first observation.
+        The series. One warning counts those without training windows, that is, without a target
+        after a first observation.
     reader
         How the series are read.
     horizon
@@ -167,15 +166,14 @@ class TrainingWindows(_OriginWindows):
     seed
         Seed of the permutations and origins.
     within
-        Earliest and latest origin, in seconds since the start of an item; None draws them from
-        whole items.
+        Earliest and latest origin, in seconds since the start of an item; None for whole items.
     thinning
         The largest share of the observed values of a context that is left out, see `thinned`.
 
     Raises
     ------
     DataError
-        If no item has anything to learn from.
+        If no item has a training window.
     """
 
     def __init__(
@@ -203,7 +201,7 @@ class TrainingWindows(_OriginWindows):
 
     def __getitem__(self, index: int) -> Window:
         number = _shuffled(index, len(self), self.seed, 0)
-        # Numbers in an array are mixed in half the time of those in a list.
+        # Seeding with an array takes half the time of seeding with a list.
         random = np.random.default_rng(np.array([self.seed, 1, index], dtype=np.uint32))
         low, high = self.ranges[number]
         origin = int(random.integers(low, high + 1))
@@ -219,7 +217,7 @@ def thinned(
 ) -> Window:
     """Return a window whose context lacks some of its values, each with the same probability.
 
-    If nothing would be left, the window is returned as it is.
+    If no value would be left, the window is returned unchanged.
 
     Parameters
     ----------
@@ -228,9 +226,9 @@ def thinned(
     share
         The probability with which a value is left out.
     random
-        Which draws them.
+        The random generator.
     keeps_rows
-        Whether times at which nothing is left stay in the context, as in regular data.
+        Whether times without any remaining value stay in the context, as in regular data.
     """
     series, context, queries = window
     rows = slice(context.start, queries.stop)
@@ -262,8 +260,8 @@ class SlidingWindows(_OriginWindows):
     stride
         Rows from one origin to the next.
     seed
-        Every pass over the windows is a new permutation that depends on the seed and on the
-        number of the pass alone; if None, there is one pass, in the order of the data.
+        Every pass over the windows is a new permutation that depends only on the seed and the
+        number of the pass; if None, there is one pass, in the order of the data.
     """
 
     def __init__(
@@ -294,7 +292,7 @@ class SlidingWindows(_OriginWindows):
 
 
 def _shuffled(index: int, size: int, *seed: int) -> int:
-    """Return a number below ``size``: every pass over them is in an order of its own."""
+    """Return a number below ``size``; every pass over the numbers has its own order."""
     turn, place = divmod(index, size)
     return int(_permutation(size, *seed, turn)[place])
 
@@ -305,19 +303,18 @@ def _permutation(size: int, *seed: int) -> np.ndarray:
 
 
 class SpreadWindows(_OriginWindows):
-    """A few windows of every series that has any, at origins spread evenly up to the last one.
+    """A few windows per series, at origins spread evenly up to the last one.
 
-    The last window is as long as the horizon, but no longer than leaves the earlier half of the
-    possible origins to the context: a horizon as long as the series would leave nothing to forecast
-    from.
+    The last window is as long as the horizon, but leaves the earlier half of the possible origins
+    to the context: a horizon as long as the series would leave no context.
 
     Parameters
     ----------
     data, reader, horizon
         The series, how they are read, and what a window asks for.
     most
-        The largest number of windows of a series; 1, the last one alone. If None, it depends on the
-        number of series.
+        The largest number of windows per series; 1 for the last one only. If None, it depends on
+        the number of series.
     """
 
     def __init__(
@@ -342,7 +339,7 @@ class SpreadWindows(_OriginWindows):
 
 
 def spread(first: int, last: int, most: int) -> np.ndarray:
-    """Return at most so many whole numbers between two, spread evenly.
+    """Return at most ``most`` evenly spread whole numbers between two bounds.
 
     >>> spread(0, 10, 3), spread(0, 1, 3)
     (array([ 0,  5, 10]), array([0, 1]))
@@ -376,7 +373,7 @@ class LabelledWindows(Dataset[Window]):
         ]
 
     def check_labels(self) -> None:
-        """Raise if nothing can be judged.
+        """Raise an error if there is no label to evaluate.
 
         Raises
         ------
@@ -387,7 +384,7 @@ class LabelledWindows(Dataset[Window]):
         labels = (series.values[queries, :channels] for series, _, queries in self.windows)
         if not any(np.isfinite(label).any() for label in labels):
             raise DataError(
-                "none of the forecasts to be judged has an observed target",
+                "none of the forecasts to evaluate has an observed target",
                 "choose an earlier forecast origin, or a longer horizon",
             )
 
@@ -403,7 +400,7 @@ def joined(past: DataEntry, label: DataEntry) -> DataEntry:
     length = past["target"].shape[-1]
     total = length + label["target"].shape[-1]
     if "feat_dynamic_real" in past:
-        # Row 0 is NaN where a query only pads; a regular series has no padding.
+        # Row 0 is NaN at padding; a regular series has no padding.
         total = int(np.isfinite(past["feat_dynamic_real"][0, :total]).sum())
     behind = slice(0, total - length)
     entry = dict(past)

@@ -120,7 +120,7 @@ class ItemTable:
             raise ValueError(f"records of {tuple(packed.shape)} {packed.dtype} do not fit")
         self._rows = {name: row for row, name in enumerate(names)}
         if len(self._rows) < len(names):
-            raise ValueError("an item stands twice")
+            raise ValueError("an item occurs twice")
         if names:
             self._records = packed
         self._free, self._used = [], len(names)
