@@ -1,4 +1,4 @@
-"""The comparison: every encoder trained on the same data, with the same budget, side by side."""
+"""The comparison of encoders, trained on the same data with the same budget."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def compare(config: CompareConfig, console: Console | None = None) -> list[Run]:
     config
         The comparison.
     console
-        Where progress and tables are shown; nowhere if None.
+        The console for progress and tables; None for no output.
 
     Returns
     -------
     list of Run
-        All runs, the failed ones included.
+        All runs, including failed ones.
     """
     runs = run_comparison(config, console)
     write_report(runs, config)

@@ -1,4 +1,4 @@
-"""Regressions on summaries of the observations: what can be forecast without a network.
+"""Baselines without a network: regressions on summaries of the observations.
 
 Their forecasts are Laplace distributions: the point forecast is both mean and median, and the scale
 is the mean absolute error of the validation forecasts.
@@ -33,10 +33,10 @@ SUMMARY = (
 LAST, MEAN, DECAYING = (SUMMARY.index(name) for name in ("last", "mean", "decaying mean"))
 
 NUM_ROUNDS = 600
-"""The largest number of trees of a channel."""
+"""The largest number of trees per channel."""
 
 STOP_AFTER = 40
-"""Boosting of a channel stops after this many trees without a lower validation error."""
+"""Boosting stops after this many trees without a lower validation error of the channel."""
 
 TREES = {
     "objective": "l2",
@@ -59,8 +59,8 @@ def summarise(series: Series, num_channels: int, recent: float) -> np.ndarray:
     num_channels
         The number D of channels.
     recent
-        An observation is recent if it is no older than this when the last one is made. The weights
-        of the decaying mean fall to 1/e within the same time.
+        The largest age, at the last observation, of recent observations. The weights of the
+        decaying mean fall to 1/e within the same time.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def summarise(series: Series, num_channels: int, recent: float) -> np.ndarray:
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
     count = known.sum(axis=0)
-    left = known[::-1].cumsum(axis=0)[::-1]  # how many known values there are from here on
+    left = known[::-1].cumsum(axis=0)[::-1]  # the number of known values from here on
     age = times[-1:] - times
 
     def the_one(chosen: np.ndarray, of: np.ndarray) -> np.ndarray:
@@ -104,7 +104,7 @@ def summarise(series: Series, num_channels: int, recent: float) -> np.ndarray:
 
 
 class LaplacePredictor(LocationScalePredictor):
-    """Forecasts Laplace distributions of the same scale at each query.
+    """Forecasts Laplace distributions with the same scale at each query.
 
     A subclass implements :meth:`point`.
 
@@ -168,10 +168,10 @@ class LinearPredictor(LaplacePredictor):
 
 
 class TrendPredictor(LaplacePredictor):
-    """Forecasts each channel by the line through what was observed of it in the item.
+    """Forecasts each channel by a straight line through its observed values in the item.
 
-    One value is held; without any, the mean of the training set is forecast. See `LaplacePredictor`
-    for the parameters.
+    A single value is held constant; without any, the mean of the training set is forecast. See
+    `LaplacePredictor` for the parameters.
     """
 
     def point(self, series: Series, queries: np.ndarray) -> np.ndarray:
@@ -198,9 +198,9 @@ class TreesPredictor(LaplacePredictor):
     Parameters
     ----------
     prediction_length, data_schema, center, scale
-        See `LaplacePredictor`; the mean stands in for a missing last value.
+        See `LaplacePredictor`; the mean replaces a missing last value.
     models
-        The trees of each of the D channels, as text of LightGBM; None where there are none.
+        The trees of each of the D channels, as LightGBM text; None if there are none.
     recent
         See `summarise`, in seconds, or periods of a regular series.
     """
@@ -239,12 +239,12 @@ def fit_training_mean(task: Task) -> LinearPredictor:
 
 
 def fit_item_mean(task: Task) -> LinearPredictor:
-    """Forecast each channel by the mean of what was observed of it in the item."""
+    """Forecast each channel by the mean of its observed values in the item."""
     return _fit_lines(task, lambda terms, values: (0.0, 1.0, 0.0))
 
 
 def fit_item_trend(task: Task) -> TrendPredictor:
-    """Forecast each channel by the line through what was observed of it in the item."""
+    """Forecast each channel by a straight line through its observed values in the item."""
     return _Basis.of(task).scaled(TrendPredictor)
 
 
@@ -256,7 +256,7 @@ def fit_least_squares(task: Task) -> LinearPredictor:
 def fit_boosted_trees(
     task: Task, seed: int, num_threads: int, tell: Tell
 ) -> tuple[TreesPredictor, int]:
-    """Fit trees to the training forecasts; the validation forecasts decide on their number.
+    """Fit trees to the training forecasts; the validation forecasts determine their number.
 
     Parameters
     ----------
@@ -265,9 +265,9 @@ def fit_boosted_trees(
     seed
         Seed of the choice of features of each tree.
     num_threads
-        Threads of LightGBM.
+        The number of LightGBM's threads.
     tell
-        Called with the channel that is being fitted.
+        Called with the number of the channel being fitted.
 
     Returns
     -------
@@ -327,12 +327,12 @@ def fit_boosted_trees(
 
 
 class _Forecasts(NamedTuple):
-    """What is known at the origin of each forecast, and the n labels of all queries.
+    """The observations before the origin of each forecast, and the n labels of all queries.
 
     Attributes
     ----------
     series
-        Of each forecast, the observations and the query times.
+        The observations and the query times of each forecast.
     items, times
         ``(n,)`` the number of the forecast and the time of each query.
     values
@@ -363,16 +363,16 @@ class _Forecasts(NamedTuple):
 
 
 class _Basis(NamedTuple):
-    """What a regression is fitted to.
+    """The training data of a regression.
 
     Attributes
     ----------
     arguments
-        What all predictors are made of.
+        The arguments that all predictors share.
     training, validation
         The forecasts.
     center, spread
-        ``(D,)`` mean and deviation of each channel.
+        ``(D,)`` mean and standard deviation of each channel.
     """
 
     arguments: dict[str, Any]
@@ -396,14 +396,14 @@ class _Basis(NamedTuple):
         return cls(arguments, training, validation, center, spread)
 
     def scale(self, errors: np.ndarray, channel: int) -> float:
-        """Return the scale of a Laplace distribution of such errors; it has to be positive."""
+        """Return the scale of a Laplace distribution of the errors, which must be positive."""
         spread = self.spread[channel]
         if not len(errors):
             return float(spread / np.sqrt(2))
         return float(max(np.abs(errors).mean(), 1e-9 * spread))
 
     def scaled(self, kind: type[P], **arguments: Any) -> P:
-        """Return a predictor with the scale of its errors on the validation forecasts."""
+        """Return a predictor with the scale of its validation errors."""
         make = partial(kind, **self.arguments, **arguments)
         locate = make(scale=self.spread.tolist()).locate
         located = [locate(one, one.times[one.length :])[0] for one in self.validation.series]
@@ -412,7 +412,7 @@ class _Basis(NamedTuple):
 
 
 def _fit_lines(task: Task, fit: Callable[[np.ndarray, np.ndarray], Any]) -> LinearPredictor:
-    """Give each channel the weights that ``fit`` finds for terms ``(n, 3)`` and values ``(n,)``."""
+    """Compute each channel's weights by ``fit``, from terms ``(n, 3)`` and values ``(n,)``."""
     basis = _Basis.of(task)
     summaries = [summarise(s, len(basis.center), recent=1.0) for s in basis.training.series]
     terms = np.stack([_terms(summary, basis.center) for summary in summaries])  # (N, D, 3)
@@ -424,7 +424,7 @@ def _fit_lines(task: Task, fit: Callable[[np.ndarray, np.ndarray], Any]) -> Line
 
 
 def _terms(summary: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Return last value and mean ``(D, 3)`` around the centre, 0 where there is none; and 1."""
+    """Return last value and mean ``(D, 3)`` minus the centre, 0 where there is none; and 1."""
     last, mean = (np.nan_to_num(summary[:, name] - center) for name in (LAST, MEAN))
     return np.stack([last, mean, np.ones_like(center)], axis=1)
 

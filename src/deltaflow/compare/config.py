@@ -1,4 +1,4 @@
-"""The configuration of a comparison, whose fields are the options of the command."""
+"""The configuration of a comparison; its fields are the options of the command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deltaflow.tasks.datasets import check_data_set
 @documents(DataOptions)
 @dataclass(frozen=True)
 class ComparedData(DataOptions):
-    """The data sets of a comparison, and how their windows are drawn.
+    """The data sets of a comparison, and the options of their windows.
 
     Attributes
     ----------
@@ -28,11 +28,11 @@ class ComparedData(DataOptions):
         One data set or several: a task of deltaflow.tasks.TASKS by name, the path of a CSV or
         Parquet file, or the path of a GluonTS data set.
     dataset_kwargs
-        Options of a task by name, such as `path` and `sets` of `physionet2012`.
+        Options of a named task, such as `path` and `sets` of `physionet2012`.
     columns
         The columns of a file.
     split
-        How a file is split.
+        The split of a file.
     """
 
     dataset: str | list[str] = "clinical_sample"
@@ -63,30 +63,30 @@ class CompareConfig(RowOptions):
     ----------
     encoders
         Rows of the table: registered encoders, variants, or baselines. hold, the last value, is
-        always the first; the others are last_value (hold without any width), training_mean,
-        item_mean (the mean of what was observed), item_trend (the line through what was observed),
-        least_squares (of the last value and the item's mean), boosted_trees (LightGBM on summaries
-        of what was observed), gaussian_process (one per item, with shared hyperparameters),
-        defaults (`GRUFlowEstimator` as it is, without any of these options) and resampled_deepar,
-        DeepAR on a regular grid. An encoder takes ``model.encoder_kwargs`` if it is
-        ``model.encoder``, and its own defaults otherwise.
+        always the first; the others are last_value (hold as a point forecast), training_mean,
+        item_mean (the mean of the observed values), item_trend (a straight line through the
+        observed values), least_squares (on the last value and the item's mean), boosted_trees
+        (LightGBM on summaries of the observations), gaussian_process (one per item, with shared
+        hyperparameters), defaults (`GRUFlowEstimator` without any of these options) and
+        resampled_deepar, DeepAR on a regular grid. An encoder uses ``model.encoder_kwargs`` if it
+        is ``model.encoder``, and its own defaults otherwise.
     variants
-        Further rows by name. Each is what differs from the options of the comparison, in the same
-        groups: ``{model: {encoder: ode_rnn, encoder_kwargs: {solver: dopri5}}}``.
+        Further rows by name. Each has the options that differ from those of the comparison, in the
+        same groups: ``{model: {encoder: ode_rnn, encoder_kwargs: {solver: dopri5}}}``.
     seeds
-        Each encoder is trained once for each.
+        Each encoder is trained once per seed.
     average_seeds
         Whether each encoder with several seeds gets a further row, the average of its forecasts
         over the seeds.
     calibrate_averages
-        Whether that row is calibrated on the validation (`ConformalPredictor`): the average is
-        closer to the truth than its members, and no narrower.
+        Whether that row is calibrated on the validation data (`ConformalPredictor`): the average is
+        more accurate than its members, but no narrower.
     output
-        Folder of the results, and of the trained encoders. Runs that are finished there are not
-        repeated, so that several commands with different seeds may fill it side by side, and a
-        last one with all of them write the report.
+        Folder of the results and the trained encoders. Finished runs are not repeated, so that
+        several commands with different seeds may fill it in parallel, and a last one with all seeds
+        writes the report.
     threads
-        Threads of torch; on small tensors, several only wait for each other.
+        The number of torch's threads; small tensors do not benefit from several.
     """
 
     data: ComparedData = field(default_factory=ComparedData)
@@ -120,12 +120,12 @@ class CompareConfig(RowOptions):
         return list(dict.fromkeys([HOLD, *self.encoders]))
 
     def seeds_of(self, row: str) -> list[int | None]:
-        """Return the seeds of a row; None at their end stands for the average over all of them."""
+        """Return the seeds of a row; a final None stands for the average over all of them."""
         averaged = self.average_seeds and len(self.seeds) > 1 and row not in BASELINES
         return [*self.seeds, None] if averaged else [*self.seeds]
 
     def row_options(self, row: str) -> RowOptions:
-        """Return what a row is trained with.
+        """Return the training options of a row.
 
         Raises
         ------
@@ -150,7 +150,7 @@ class CompareConfig(RowOptions):
         return {**_plain(self), "output": str(self.output)}
 
     def settings(self, row: str) -> dict[str, Any]:
-        """Return everything that a run of this row depends on, apart from its data set and seed."""
+        """Return everything that a run of this row depends on, except its data set and seed."""
         plain = self.to_dict()
         task = {name: plain["data"][name] for name in ("dataset_kwargs", "columns", "split")}
         return {**_plain(self.row_options(row)), "task": task, "threads": self.threads}

@@ -1,4 +1,4 @@
-"""The runs of a comparison as figures."""
+"""The figures of a comparison."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_PANELS = 4
-"""Columns of the figure of forecasts: items, or channels of an item."""
+"""The number of columns in the figure of forecasts: items, or channels of an item."""
 
 MARKERS = "os^D"
-"""The points of ten rows look like the first, of the next ten like the second, and so on."""
+"""The markers of the first ten rows, the next ten, and so on."""
 
 
 def learning_curves(runs: Sequence[Run], test: str) -> Figure | None:
-    """Draw the validation loss by epoch: a thin line per seed, and a dot at each best epoch.
+    """Plot the validation loss by epoch: a thin line per seed, and a dot at each best epoch.
 
-    The curves are those of the data set of a test. None if no run has learned anything.
+    The curves are those of the data set of a test. None if no run has a curve.
     """
     own = [run for run in runs if test in run["scores"] and run["curve"]]
     if not own:
@@ -49,7 +49,7 @@ def learning_curves(runs: Sequence[Run], test: str) -> Figure | None:
 
 
 def forecasts(runs: Sequence[Run], test: str) -> Figure | None:
-    """Draw a few forecasts of one test side by side: a row per encoder, with its first seed."""
+    """Plot a few forecasts of one test: a row per encoder, with its first seed."""
     own: dict[str, Run] = {}
     for run in runs:
         if run["examples"].get(test):
@@ -85,7 +85,7 @@ def forecasts(runs: Sequence[Run], test: str) -> Figure | None:
 
 
 def accuracy_by_cost(scores: pd.DataFrame, dataset: str, cost: str, label: str) -> Figure | None:
-    """Draw the balanced quantile loss of each encoder against a cost, whose axis has this label."""
+    """Plot the balanced quantile loss of each encoder against a cost, with this axis label."""
     measure = "balanced_mean_weighted_quantile_loss"
     mean, deviation = averaged(scores, dataset, [measure, cost])
     if mean.shape[1] < 2:
@@ -107,7 +107,7 @@ def accuracy_by_cost(scores: pd.DataFrame, dataset: str, cost: str, label: str) 
 
 
 def calibration(scores: pd.DataFrame, dataset: str) -> Figure | None:
-    """Draw how far the coverage of each encoder's central intervals is from its nominal value."""
+    """Plot how far the coverage of each encoder's central intervals is from its nominal value."""
     wide = averaged(scores, dataset, INTERVALS)[0].iloc[::-1]
     if wide.empty:
         return None
@@ -116,16 +116,16 @@ def calibration(scores: pd.DataFrame, dataset: str) -> Figure | None:
         points = 100 * (wide[name] - (high - low))
         axes.plot(points, wide.index, "o", label=f"{high - low:.0%}")
     axes.axvline(0, color="0.4", lw=1)
-    axes.set(xlabel="coverage beyond what the interval says (percentage points)")
+    axes.set(xlabel="coverage minus nominal coverage (percentage points)")
     axes.legend(title="interval", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
 def coverage_by_size(coverage: pd.DataFrame, sizes: pd.DataFrame, nominal: float) -> Figure:
-    """Draw the share of values covered on each data set against the number of its values.
+    """Plot the share of values covered on each data set against the number of its values.
 
-    Within the grey band lie 95 in 100 shares of as many independent values that are covered with
-    the nominal probability.
+    The grey band contains 95 % of such shares if values are independent and covered with the
+    nominal probability.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def coverage_by_size(coverage: pd.DataFrame, sizes: pd.DataFrame, nominal: float
     sizes
         The number of `items` and `values` of each data set.
     nominal
-        The coverage that the intervals promise.
+        The nominal coverage of the intervals.
     """
     figure, axes = _figure(7, 4.5)
     values = sizes["values"].reindex(coverage.index)
@@ -181,13 +181,13 @@ def _figure(width: float, height: float, rows: int = 0, columns: int = 0, **opti
 
 
 def _point(position: int) -> dict[str, str]:
-    """Return how the point of a row looks, by its place in the legend."""
+    """Return the style of a row's marker, by its place in the legend."""
     marker = MARKERS[position // 10 % len(MARKERS)]
     return {"marker": marker, "color": f"C{position % 10}", "linestyle": ""}
 
 
 def _space_ticks(axis: Axis, values: pd.Series) -> None:
-    """Put few enough ticks on a logarithmic axis to read each of them."""
+    """Limit the ticks of a logarithmic axis to a readable number."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     ratio = values.max() / values.min()

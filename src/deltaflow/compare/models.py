@@ -1,4 +1,4 @@
-"""The rows of the table: an encoder or a baseline, trained on a task."""
+"""The rows of the table: encoders and baselines, trained on a task."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Trained(NamedTuple):
     num_parameters
         The number of its weights.
     curve
-        A record per epoch: `train_loss`, `val_loss`, `seconds` of training without validation.
+        A record per epoch: `train_loss`, `val_loss`, and `seconds` of training without validation.
     network
         The predictor of the encoder, without widening; None for a baseline.
     """
@@ -57,15 +57,15 @@ class Trained(NamedTuple):
 
 
 def train_row(row: str, options: RowOptions, seed: int, tell: Tell, task: Task) -> Trained:
-    """Train a row of the table, with the global random state, which is seeded by the caller.
+    """Train a row of the table, with the global random state seeded by the caller.
 
-    A row that is not a baseline trains the encoder of the options.
+    A row that is no baseline trains the encoder of the options.
     """
     return BASELINES.get(row, _train_encoder)(task, options, seed, tell)
 
 
 def _train_encoder(task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Train an encoder on random windows, until its validation loss stops improving."""
+    """Train an encoder on random windows until its validation loss stops improving."""
 
     def estimator_of(**model: Any) -> IrregularEstimator:
         averaging = options.weight_averaging.decay
@@ -98,7 +98,7 @@ def _train_encoder(task: Task, options: RowOptions, seed: int, tell: Tell) -> Tr
 
 
 def _channel_weights(reader: Reader, task: Task, emphasis: float) -> list[float]:
-    """Return how much each channel counts in the loss, see `RowOptions`."""
+    """Return the weight of each channel in the loss, see `RowOptions`."""
     statistics, channels = reader.statistics, len(reader.schema.target)
     scale = statistics.spread[:channels] if task.scale is None else task.scale
     return ((np.array(statistics.variation[:channels]) / scale) ** emphasis).tolist()
@@ -119,7 +119,7 @@ def _fit_process(task: Task, *_: object) -> Trained:
 
 
 def _train_defaults(task: Task, *_: object) -> Trained:
-    """Train the estimator with its defaults, on everything that is known before the tests."""
+    """Train the estimator with its defaults, on all data before the tests."""
     trainer_kwargs = {"enable_progress_bar": False, "enable_model_summary": False}
     estimator = GRUFlowEstimator(task.prediction_length, trainer_kwargs=trainer_kwargs)
     predictor = estimator.train(known_before(task))
@@ -139,10 +139,10 @@ def _train_trees(task: Task, options: RowOptions, seed: int, tell: Tell) -> Trai
 
 
 def _train_resampled(task: Task, options: RowOptions, seed: int, tell: Tell) -> Trained:
-    """Train DeepAR on the grid, in batches of as many series of all channels as the encoders.
+    """Train DeepAR on the grid, with the batch size of the encoders, for all channels.
 
-    It keeps its own dropout and weight decay: the comparison's decay, meant for AdamW, would be an
-    L2 penalty in DeepAR's Adam and cripple it, and without dropout its sampled paths drift.
+    It keeps its own dropout and weight decay: the comparison's decay, meant for AdamW, would be a
+    harmful L2 penalty in DeepAR's Adam, and without dropout its sampled paths drift.
     """
     schema = schema_of(task.training)
     if schema.time == "regular":
@@ -181,13 +181,13 @@ BASELINES: dict[str, Callable[[Task, RowOptions, int, Tell], Trained]] = {
     "boosted_trees": _train_trees,
     RESAMPLED: _train_resampled,
 }
-"""How the rows that are not encoders are trained, by name."""
+"""The functions that train the baselines, by name."""
 
 
 def average_of(folders: Sequence[Path], calibrate: bool, task: Task) -> Trained:
-    """Return the average of encoders that were trained with several seeds, from their folders.
+    """Return the average of encoders trained with several seeds, from their folders.
 
-    If it is to be calibrated, that is done on the validation of the task.
+    Calibration, if requested, uses the validation data of the task.
     """
     predictor: DeltaflowPredictor = EnsemblePredictor([load_directory(one) for one in folders])
     if calibrate:
@@ -196,7 +196,7 @@ def average_of(folders: Sequence[Path], calibrate: bool, task: Task) -> Trained:
 
 
 def matching_size(count: Callable[[int], int], wanted: int) -> int:
-    """Return the hidden size, up to 1024, whose number of parameters is closest to a wanted one.
+    """Return the hidden size, up to 1024, with the number of parameters closest to a target.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def matching_size(count: Callable[[int], int], wanted: int) -> int:
 
 
 class LearningCurve(Callback):
-    """Keeps the losses and the training time of each epoch.
+    """Records the losses and the training time of each epoch.
 
     Parameters
     ----------
@@ -237,11 +237,11 @@ class LearningCurve(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Read the clock, so that the validation that follows is not counted."""
+        """Stop the clock before the validation."""
         self._seconds = time.perf_counter() - self._began
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the epoch."""
+        """Record the epoch."""
         losses = {
             name: float(trainer.callback_metrics[name]) for name in ("train_loss", "val_loss")
         }
@@ -267,7 +267,7 @@ def _horizon_seconds(task: Task) -> float:
     """Return the longest time from a last observation to a query of the validation."""
     known = (entry for entry in task.validation.input if entry["target"].shape[-1])
     leads = [leads_of(entry, task.prediction_length) for entry in known]
-    return float(np.nanmax(np.concatenate([[0.0], *leads])))  # NaN only pads
+    return float(np.nanmax(np.concatenate([[0.0], *leads])))  # NaN is padding
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""What a row of the comparison is trained with."""
+"""The training options of a row of the comparison."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from deltaflow.training.options import OptimizerOptions, TrainingOptions
 @documents(TrainingOptions)
 @dataclass(frozen=True)
 class RowOptions(TrainingOptions):
-    """Everything that the training of a row depends on, apart from its data set and its seed.
+    """Everything that the training of a row depends on, except its data set and seed.
 
     Attributes
     ----------
     num_parameters
-        If given, the network gets the width at which it has about this many weights, instead of
+        If given, the network's width is chosen for about this many weights, instead of
         ``model.hidden_size``. resampled_deepar always has ``model.hidden_size``.
     emphasis
-        Exponent by which the loss leans towards the balanced squared error: a channel counts by
-        the power of its typical variation in units of `Task.scale`. With 0, channels count the
-        same in units of their variation; with 2, in units of the task.
+        Exponent that moves the loss towards the balanced squared error: a channel's weight is its
+        typical variation, in units of `Task.scale`, to this power. With 0, channels count the same
+        in units of their variation; with 2, in units of the task.
     widening
-        Whether the intervals of networks widen beyond the lead times of the training data, as the
-        errors on the validation items show; see `WideningPredictor`.
+        Whether the intervals of networks widen beyond the lead times of the training data, by the
+        errors on the validation items; see `WideningPredictor`.
     resampled_step
         Step of the grid of resampled_deepar.
     """

@@ -1,4 +1,4 @@
-"""How far a comparison is: a bar on a terminal, lines elsewhere, and the same lines in a log."""
+"""The progress of a comparison: a bar on a terminal or lines elsewhere, and a log."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 Tell = Callable[[str, float], None]
-"""Called with the progress in words, such as ``epoch 3 of 50``, and the share of the training run
-that is done, above 0 and up to 1. A run that stops early ends below 1; one without epochs never
+"""Called with the progress in words, such as ``epoch 3 of 50``, and the finished share of the
+training run, above 0 and up to 1. A run that stops early ends below 1; one without epochs never
 calls it."""
 
 
 class Progress(Bars):
-    """Shows which run is under way, how far it is, and how long the rest will take.
+    """Shows the current run, its progress, and the estimated time left.
 
-    On a terminal, a bar; elsewhere a line for each epoch and each run. The lines are also added to
-    a log, to which several commands may write side by side.
+    On a terminal it shows a bar, elsewhere a line for each epoch and run. The lines are also
+    appended to a log, which several commands may share.
 
     Parameters
     ----------
     rows
         The row of each run, in their order, see `TimeLeft`.
     console
-        Where to show it.
+        The console to show it on.
     log
         The file of the lines.
     """
@@ -50,7 +50,7 @@ class Progress(Bars):
         self._bar = self.add_task("", total=len(rows))
 
     def begin(self, label: str) -> None:
-        """Show the next run, by this label."""
+        """Show the next run, with this label."""
         self._label, self._number, self._began = label, self._number + 1, time.monotonic()
         self.update(self._bar, description=label)
 
@@ -59,7 +59,7 @@ class Progress(Bars):
         self._say(what, self._time_left.of(time.monotonic() - self._began, share))
 
     def end(self, failure: str | None = None) -> None:
-        """Show that the run is finished, or why it failed."""
+        """Show that the run has finished, or why it failed."""
         self._time_left.finish(time.monotonic() - self._began)
         self._say(f"failed: {failure}" if failure else "finished", self._time_left.of())
         if failure and self.console.is_terminal:
@@ -77,15 +77,15 @@ class Progress(Bars):
 
 
 class TimeLeft:
-    """Estimates the time left from the epochs and runs that are finished.
+    """Estimates the time left from the finished epochs and runs.
 
     A run is expected to take as long as the finished runs of its row, or, if there are none, as
-    those of the other rows and the current run. Rows that take next to no time do not count.
+    those of the other rows and the current run. Rows that take almost no time do not count.
 
     Parameters
     ----------
     rows
-        The row of each run, in their order; None for what takes next to no time.
+        The row of each run, in order; None for rows that take almost no time.
 
     Examples
     --------
@@ -109,7 +109,7 @@ class TimeLeft:
         Parameters
         ----------
         seconds, share
-            How long the current run has taken so far, and its progress, see `Tell`.
+            The time that the current run has taken so far, and its progress, see `Tell`.
         """
         self._share = share
         spent = {row: mean(all_) for row, all_ in self._spent.items()}

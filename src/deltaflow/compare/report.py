@@ -1,4 +1,4 @@
-"""The results of a comparison as files: CSV, Markdown, figures, and one page with everything."""
+"""The report of a comparison: CSV, Markdown, figures, and an HTML page with all of them."""
 
 from __future__ import annotations
 
@@ -41,22 +41,21 @@ summary { cursor: pointer; margin: 1em 0; }
 
 NOTES = """
 Values are means over the seeds ± their standard deviation. Rows are sorted by the balanced quantile
-loss, and the best value of each column is marked (of a coverage, the one closest to what the
-interval says). "Balanced" is the mean over the channels, each divided by its own unit first (its
-standard deviation in the training set, if the task names no other), so that no channel dominates
-it; the plain quantile loss pools all values. The quantile loss is that of the nine deciles,
-weighted by the size of the values. A forecast is timed in batches, on the machine below; "f
-evaluations" are those of the vector field of an ODE. "MSE / hold" is the ratio of the balanced MSE
-to that of hold, which repeats the last value; its 95 % interval is that of bootstrap samples of the
-items. "Averaged" rows average the forecasts of all seeds: their means, and their quantiles level by
-level.
+loss, and the best value of each column is marked (for coverage, the one closest to nominal).
+"Balanced" is the mean over the channels, each divided by its own unit first (its standard deviation
+in the training set, unless the task defines another), so that no channel dominates it; the plain
+quantile loss pools all values. The quantile loss is that of the nine deciles, weighted by the size
+of the values. Forecasts are timed in batches, on the machine below; "f evaluations" are those of
+the vector field of an ODE. "MSE / hold" is the ratio of the balanced MSE to that of hold, which
+repeats the last value; its 95 % interval is from bootstrap samples of the items. "Averaged" rows
+average the forecasts of all seeds: their means, and their quantiles level by level.
 """
 
 SECOND_LINE = re.compile(r" (± .*|\(.*\))$")
 """The second line of a cell: a deviation, or an interval."""
 
 COSTS = {"seconds_per_epoch": "seconds per epoch", "ms_per_forecast": "milliseconds per forecast"}
-"""The costs against which accuracy is drawn, and how their axes are named."""
+"""The costs against which accuracy is plotted, and the labels of their axes."""
 
 
 class Part(NamedTuple):
@@ -69,13 +68,13 @@ class Part(NamedTuple):
     shown
         Its table, of text.
     best
-        Which cells of the table are the best of their column or row; none is marked if None.
+        The mask of the best cells of their column or row; none is marked if None.
     details
-        Further tables, by their title.
+        Further tables, by title.
     pictures
-        Figures as PNG, by their title.
+        Figures as PNG, by title.
     prefix
-        What the names of the figures' files begin with.
+        The prefix of the figures' file names.
     """
 
     title: str
@@ -89,7 +88,7 @@ class Part(NamedTuple):
 def write_report(runs: Sequence[Run], config: CompareConfig) -> None:
     """Write `results.csv`, `table.md`, `figures/*.png` and `index.html` into the output folder.
 
-    The page holds figures and tables itself, so that it can be sent as one file.
+    The page contains figures and tables, so that it can be sent as one file.
     """
     write(config.output / "results.csv", table.results(runs).to_csv(index=False))
     parts = [*over_sets(runs), *(_about_test(runs, test) for test in tests_of(runs))]
@@ -112,7 +111,7 @@ def write_report(runs: Sequence[Run], config: CompareConfig) -> None:
 
 
 def over_sets(runs: Sequence[Run]) -> list[Part]:
-    """Return what is compared between data sets; empty if there is only one."""
+    """Return the part that compares data sets; empty if there is only one."""
     parts = []
     if len(loss := table.loss_by_set(runs)):
         title = "Quantile loss as a share of the last value's"
@@ -129,7 +128,7 @@ def over_sets(runs: Sequence[Run]) -> list[Part]:
 
 
 def _texts(numbers: pd.DataFrame, form: str) -> pd.DataFrame:
-    """Return numbers as text, and nothing where there is none."""
+    """Return numbers as text, empty where missing."""
     return numbers.map(form.format).where(numbers.notna(), "")
 
 
@@ -191,7 +190,7 @@ def _page(title: str, parts: Sequence[Part], config: CompareConfig) -> str:
 
 
 def _section(part: Part) -> str:
-    """Return a part in HTML: its table, its figures, and its further tables folded away."""
+    """Return a part in HTML: its table, its figures, and its further tables, collapsed."""
     content = [_as_html(part.shown, part.best), '<div class="figures">']
     for name, picture in part.pictures.items():
         encoded = base64.b64encode(picture).decode()

@@ -1,4 +1,4 @@
-"""The usual workaround: resample irregular series to a regular grid, and forecast on it."""
+"""The usual workaround: resampling irregular series to a regular grid, and forecasting on it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from deltaflow.forecast.location_scale import finite_queries
 from deltaflow.forecast.predictor import ReadEntry, read_data
 
 _BATCH = 64
-"""Items forecast at once."""
+"""The number of items forecast together."""
 
 
 class ResampledEstimator(Estimator):
-    """Trains a GluonTS estimator of regular series on an irregular data set.
+    """Trains a GluonTS estimator for regular series on an irregular data set.
 
     Every series is put on a grid that ends at its last observation: a grid point takes the last
     value observed up to it, and the training mean before a channel's first value. Each channel
-    becomes a univariate series of its own, with the channel's number as ``feat_static_cat``.
-    Other features are not used.
+    becomes a separate univariate series, with the channel's number as ``feat_static_cat``. Other
+    features are not used.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ class ResampledEstimator(Estimator):
     step
         The step of the grid, a duration such as ``"1h"`` or ``"30min"``.
     estimator
-        Any GluonTS estimator of univariate series whose forecasts can be sampled. Its own
+        Any GluonTS estimator for univariate series whose forecasts can be sampled. Its own
         ``prediction_length`` counts grid steps. By default :func:`deepar`, with a horizon of half
-        of the longest training series.
+        the longest training series.
 
     Examples
     --------
@@ -79,8 +79,8 @@ class ResampledEstimator(Estimator):
         Parameters
         ----------
         training_data, validation_data
-            Irregular data sets. The last ``estimator.prediction_length`` grid steps of a validation
-            item are validated, as the estimator does it.
+            Irregular data sets. The estimator validates on the last ``estimator.prediction_length``
+            grid steps of each validation item.
         shuffle_buffer_length, cache_data, ckpt_path
             Passed on to the estimator if given.
         """
@@ -113,7 +113,7 @@ class ResampledEstimator(Estimator):
 class ResampledPredictor(Predictor):
     """Forecasts on the grid, and interpolates linearly at the query times.
 
-    Beyond the horizon of the grid's own predictor, it forecasts again from the median of its
+    Beyond the horizon of the grid's predictor, it continues from the median of the previous
     forecast. It can be pickled; it has no ``serialize``.
 
     Parameters
@@ -121,7 +121,7 @@ class ResampledPredictor(Predictor):
     predictor
         The predictor of the regular series.
     grid
-        How series are resampled.
+        The resampling of series.
     prediction_length
         The number of queries.
     """
@@ -132,7 +132,7 @@ class ResampledPredictor(Predictor):
         self.grid = grid
 
     def predict(self, dataset: Dataset, num_samples: int | None = None) -> Iterator[SampleForecast]:
-        """Forecast each entry at its query times, by samples that are independent by channel."""
+        """Forecast each entry at its query times, by independent samples for each channel."""
         options = {} if num_samples is None else {"num_samples": num_samples}
         read = read_data(dataset, self.grid.schema, self.prediction_length)
         while batch := list(islice(read, _BATCH)):
@@ -153,7 +153,7 @@ class ResampledPredictor(Predictor):
             yield asked.answer(SampleForecast(samples[..., asked.found.channels]))
 
     def _roll(self, regular: list[DataEntry], rounds: int, options: dict[str, Any]) -> np.ndarray:
-        """Return sampled paths of each series, from its last value on: ``(B · D, N, 1 + S)``."""
+        """Return sampled paths ``(B · D, N, 1 + S)`` of each series, starting at its last value."""
         last = np.array([entry["target"][-1] for entry in regular])
         parts = []
         for _ in range(rounds):
@@ -176,9 +176,9 @@ def deepar(step: str, horizon: str, num_channels: int = 1, **options: Any) -> De
     step
         The step of the grid.
     horizon
-        How far it forecasts at once.
+        The horizon of a single forecast.
     num_channels
-        The number of channels, which it tells apart by an embedding.
+        The number of channels, which it distinguishes by an embedding.
     options
         Further arguments of ``DeepAREstimator``.
     """
@@ -202,7 +202,7 @@ class _Grid:
         self.center = np.array(statistics.center[: len(schema.target)])
 
     def resample(self, items: Sequence[tuple[DataEntry, Series]]) -> list[DataEntry]:
-        """Return the regular entries of all items, the channels of an item one after the other."""
+        """Return the regular entries of all items, with the channels of an item in sequence."""
         return [regular for item in items for regular in self._channels(*item)]
 
     def steps_ahead(self, series: Series) -> np.ndarray:
@@ -245,7 +245,7 @@ def _freq(step: str) -> str:
 
 
 def _samples(forecast: Forecast) -> np.ndarray:
-    """Return the samples ``(N, S)`` of a forecast, drawn from its distribution if it has none."""
+    """Return the samples ``(N, S)`` of a forecast, drawn from its distribution if necessary."""
     draw = getattr(forecast, "to_sample_forecast", None)
     samples = getattr(draw() if draw else forecast, "samples", None)
     if samples is None:
@@ -257,7 +257,7 @@ def _samples(forecast: Forecast) -> np.ndarray:
 
 
 def _interpolate(paths: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Read paths ``(D, N, 1 + S)`` off at fractional steps ``(Q,)``: ``(D, N, Q)``."""
+    """Interpolate paths ``(D, N, 1 + S)`` at fractional steps ``(Q,)``: ``(D, N, Q)``."""
     low = np.minimum(steps.astype(int), paths.shape[-1] - 2)
     share = steps - low
     return (1 - share) * paths[..., low] + share * paths[..., low + 1]

@@ -1,4 +1,4 @@
-"""The runs of a comparison: each trained, scored and written to a file of its own."""
+"""The runs of a comparison: each is trained, scored and written to its own file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Units = tuple[Sequence[str], np.ndarray]
 """Names of the D channels and the unit ``(D,)`` of each, see `channel_units`."""
 
 NUM_EXAMPLES = 3
-"""Items per test whose forecasts are kept, to be drawn."""
+"""The number of items per test whose forecasts are kept for figures."""
 
 VERSIONS = (
     "deltaflow", "gluonts", "lightning", "numpy", "pandas", "torch", "torchcde", "torchdiffeq",
@@ -52,17 +52,18 @@ VERSIONS = (
 
 
 def run_comparison(config: CompareConfig, console: Console | None = None) -> list[Run]:
-    """Run every row of a comparison on every data set with every seed, and average over them.
+    """Run every row of a comparison on every data set with every seed, and average over seeds.
 
-    A run that fails is recorded with its error, and the others go on. Runs whose file in
-    `config.output` says that they are finished, with the same settings, are not repeated.
+    A failing run is recorded with its error, and the others continue. Runs that are already
+    finished in `config.output`, with the same settings, are not repeated.
 
     Parameters
     ----------
     config
         The comparison.
     console
-        Where progress is shown; nowhere if None. Its lines stand in `config.output/log.txt` too.
+        The console for progress; None for no output. The lines are also written to
+        `config.output/log.txt`.
 
     Returns
     -------
@@ -76,7 +77,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
     load = lru_cache(maxsize=1)(partial(_load, config))
     runs: list[Run] = []
     rows = list(product(config.data.names, config.rows))
-    # An average takes next to no time, so that the time left counts none for it.
+    # An average takes almost no time, so the estimate of the time left ignores it.
     plan = [None if seed is None else row for row in rows for seed in config.seeds_of(row[1])]
     with threads(config.threads), Progress(plan, console, config.output / "log.txt") as progress:
         for dataset, row in rows:
@@ -122,11 +123,11 @@ def execute(
     Parameters
     ----------
     train, seed, task
-        How a row is trained, with which seed, on what.
+        The function that trains a row, its seed, and the task.
     units
         The result of `channel_units` for the task.
     folder
-        Where the predictor of an encoder is kept; it is not kept if None.
+        The folder for the predictor of an encoder; not kept if None.
     """
     run: Run = {"environment": environment(), "curve": [], "predictor": None}
     run |= {"scores": {}, "squared_errors": {}, "examples": {}}
@@ -152,7 +153,7 @@ def execute(
 def example_forecasts(
     forecasts: Sequence[Forecast], test: TestData, channels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return what is needed to draw the forecasts of the most observed items.
+    """Return the data for a plot of the forecasts of the most observed items.
 
     Returns
     -------
@@ -191,7 +192,7 @@ def example_forecasts(
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions and the machine, which are stored with every result."""
+    """Return the versions and the machine, stored with every result."""
     return {
         "versions": {name: metadata.version(name) for name in VERSIONS},
         "python": platform.python_version(),
@@ -221,9 +222,9 @@ def _file_name(dataset: str, row: str, seed: int | None) -> str:
 
 
 def _finished(path: Path, settings: dict[str, Any]) -> Run | None:
-    """Return the stored run if it is finished and was made with these settings.
+    """Return the stored run if it has finished with these settings.
 
-    A predictor that was kept must still exist, because averages are made from it.
+    A kept predictor must still exist, because averages are computed from it.
     """
     if not path.exists():
         return None
@@ -237,7 +238,7 @@ def _finished(path: Path, settings: dict[str, Any]) -> Run | None:
 
 @contextmanager
 def _recorded(errors: dict[str, str], stage: str) -> Iterator[None]:
-    """Record the traceback of an error and carry on; interruptions are not caught."""
+    """Record the traceback of an error and continue; interruptions are not caught."""
     try:
         yield
     except Exception:

@@ -1,4 +1,4 @@
-"""How good forecasts are, and what they cost."""
+"""The accuracy and the cost of forecasts."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from deltaflow.heads import DECILES
 from deltaflow.tasks import Task
 
 INTERVALS = {"coverage_50": (0.25, 0.75), "coverage_80": (0.1, 0.9), "coverage_95": (0.025, 0.975)}
-"""The central intervals whose coverage is measured, by their lowest and highest level."""
+"""The central intervals whose coverage is measured, by their lower and upper levels."""
 
 ALL_LEVELS = sorted({*DECILES, *(level for pair in INTERVALS.values() for level in pair)})
 
 TIMING_SECONDS = 5.0
-"""The passes over a test are not repeated once they have taken this long together."""
+"""The total time after which passes over a test are not repeated."""
 
 ACCURACY = ("mean_weighted_quantile_loss", "mse", "mae", "nll", *INTERVALS)
-"""The measures of accuracy. Each stands in the results three times: over all values in one pool; as
-``mse[HR]``, for each channel; and as ``balanced_mse``, the mean over the channels after each was
-divided by its unit (see `Task.scale`), so that no channel dominates the mean."""
+"""The measures of accuracy. Each appears in the results three times: over all pooled values; as
+``mse[HR]``, for each channel; and as ``balanced_mse``, the mean over the channels, each divided by
+its unit (see `Task.scale`), so that no channel dominates the mean."""
 
 
 def check_channels(forecasts: Sequence[RealTimeForecast], channels: Sequence[str]) -> None:
-    """Raise unless all forecasts have the channels of the training data, in the same order.
+    """Raise an error unless all forecasts have the channels of the training data, in order.
 
     The scores and the unit of a channel are found by its position.
     """
@@ -69,7 +69,7 @@ def accuracy(
     forecasts, test
         The forecasts, in the order of the test, and what they are of.
     channels, scale
-        ``D`` names, and the unit ``(D,)`` of each channel.
+        The D names, and the unit ``(D,)`` of each channel.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def accuracy(
         results[name] = np.average(by_channel[name], weights=by_channel["count"])
         results[f"balanced_{name}"] = balanced[name]
         results |= {f"{name}[{channel}]": value for channel, value in by_channel[name].items()}
-    # A quantile loss is weighted by the size of its labels, any other mean by their number.
+    # A quantile loss is weighted by the size of its labels, other means by their number.
     results["mean_weighted_quantile_loss"] = losses.sum(skipna=False) / sizes.sum()
     return {name: float(value) for name, value in results.items() if not np.isnan(value)}
 
@@ -108,7 +108,7 @@ def squared_errors(
 ) -> dict[str, Any]:
     """Return the squared errors of the mean, summed over the queries of each item.
 
-    From them follows the balanced squared error of any choice of items.
+    They give the balanced squared error of any choice of items.
 
     Parameters
     ----------
@@ -134,17 +134,17 @@ def squared_errors(
 def timed_forecasts(
     trained: Trained, test: TestData
 ) -> tuple[list[RealTimeForecast], dict[str, float]]:
-    """Forecast a test, and return the forecasts and what the row costs.
+    """Forecast a test, and return the forecasts and the costs of the row.
 
     Returns
     -------
     forecasts
-        In the order of the test.
+        The forecasts, in the order of the test.
     costs
-        `parameters`; `epochs` until the training stopped; `seconds_per_epoch`, their median;
-        `ms_per_forecast`, milliseconds to forecast a series, of the fastest of three passes over
-        the test (fewer if they take longer than `TIMING_SECONDS`); `evaluations_per_batch`,
-        evaluations of vector fields to forecast a batch of series, if the encoder has any.
+        `parameters`; `epochs` until training stopped; `seconds_per_epoch`, their median;
+        `ms_per_forecast`, milliseconds per forecast series in the fastest of three passes over the
+        test (fewer if they take longer than `TIMING_SECONDS`); `evaluations_per_batch`,
+        vector-field evaluations per forecast batch, if the encoder has any.
     """
     encoder = None if trained.network is None else trained.network.network.encoder
     costs = {"parameters": float(trained.num_parameters), "epochs": float(len(trained.curve))}
@@ -181,7 +181,7 @@ def _labels(test: TestData) -> np.ndarray:
 
 
 def _evaluate(forecasts: Sequence[RealTimeForecast], test: TestData) -> pd.DataFrame:
-    """Return the measures that GluonTS knows, a row per channel."""
+    """Return the measures that GluonTS computes, a row per channel."""
     items, last_axis = 0, np.ndim(next(iter(test.label))["target"])
     # GluonTS draws a progress bar, and divides by the number of values, which may be 0.
     with contextlib.redirect_stderr(io.StringIO()), np.errstate(invalid="ignore"):
@@ -212,8 +212,8 @@ def _evaluate(forecasts: Sequence[RealTimeForecast], test: TestData) -> pd.DataF
 def _tabulated(forecast: RealTimeForecast, label: DataEntry) -> gluonts_forecast.QuantileForecast:
     """Compute mean and quantiles of a forecast once, for all metrics.
 
-    A quantile of a Student-t distribution takes a microsecond, and few of the cells of query and
-    channel are observed: where there is no label, the quantiles are left at 0.
+    A quantile of a Student-t distribution takes a microsecond, and few pairs of query and channel
+    have a label: without one, the quantiles stay 0.
     """
     observed = np.isfinite(label["target"].T)  # (Q,) or (Q, D)
     arrays = np.zeros((1 + len(ALL_LEVELS), *observed.shape))

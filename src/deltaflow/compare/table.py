@@ -1,4 +1,4 @@
-"""The runs of a comparison as tables: long for programs, wide for people."""
+"""The tables of a comparison: in long form for programs, in wide form for people."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SUMMARY = {
     "ms_per_forecast": "ms / forecast",
     "evaluations_per_batch": "f evaluations / batch",
 }
-"""The columns of the summary: a measure, and its heading."""
+"""The columns of the summary: measures and headings."""
 
 RATIO = "MSE / hold (95 % interval)"
 """Heading of the ratio of the balanced squared error to that of hold."""
@@ -40,8 +40,7 @@ TERMINAL = {
     "80 % interval covers": "80 %\ncovers",
     "s / epoch": "s per\nepoch",
 }
-"""The columns of the summary that the terminal shows, and their headings there. Losses are
-balanced."""
+"""The columns of the summary shown on a terminal, and their headings there. Losses are balanced."""
 
 NUM_RESAMPLES = 1000
 """Number of bootstrap samples of the items of a test, for an interval."""
@@ -50,10 +49,10 @@ ORDER = ("balanced_mean_weighted_quantile_loss", "balanced_mse", "balanced_mae")
 """Rows are sorted by the first of these measures that is available."""
 
 LOSS = "mean_weighted_quantile_loss"
-"""The measure that is compared between data sets, as a share of that of `LAST_VALUE`."""
+"""The measure compared between data sets, relative to that of `LAST_VALUE`."""
 
 NOMINAL = 0.8
-"""What the interval says whose coverage is compared between data sets."""
+"""The nominal coverage of the interval compared between data sets."""
 
 MEAN = "mean of the sets"
 """The last row of the tables over data sets."""
@@ -68,7 +67,7 @@ BY_CHANNEL = {
     "nll": "NLL",
     "coverage_80": "80 % interval covers",
 }
-"""The tables by channel: a measure, and its title."""
+"""The tables by channel: measures and titles."""
 
 
 def results(runs: Sequence[Run]) -> pd.DataFrame:
@@ -90,7 +89,7 @@ def averaged(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return means and standard deviations over the seeds: a row per encoder, in order of the runs.
 
-    There are columns of those measures, in their order, which any encoder has.
+    The columns are the measures that at least one encoder has.
     """
     own = scores[(scores["dataset"] == dataset) & scores["metric"].isin(list(measures))]
     order = [measure for measure in measures if measure in set(own["metric"])]
@@ -103,7 +102,7 @@ def averaged(
 
 
 def overview(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
-    """Return the `summary` of one data set, and beside the squared error its ratio to hold's.
+    """Return the `summary` of one data set, with the ratio of the squared error to hold's.
 
     The best rows come first, see `ORDER`.
     """
@@ -133,7 +132,7 @@ def best(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
 
 
 def loss_by_set(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return the quantile loss as a share of that of the last value, the best rows first.
+    """Return the quantile loss relative to that of the last value, the best rows first.
 
     Returns
     -------
@@ -156,7 +155,7 @@ def coverage_by_set(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def size_of_sets(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return the number of `items` that are forecast, and of their `values`, by data set."""
+    """Return the number of forecast `items` and of their `values`, by data set."""
     sizes = {}
     for run in runs:
         for dataset, errors in run["squared_errors"].items():
@@ -176,7 +175,7 @@ def _by_set(runs: Sequence[Run], measure: str) -> pd.DataFrame:
 
 
 def _with_mean(wide: pd.DataFrame) -> pd.DataFrame:
-    """Add the means over the data sets, of encoders that have finished on all of them."""
+    """Add the means over the data sets, for encoders that have finished on all of them."""
     return pd.concat([wide, wide.mean(skipna=False).to_frame(MEAN).T])
 
 
@@ -192,9 +191,9 @@ def best_first(runs: Sequence[Run], dataset: str) -> list[Run]:
 def ratios_to_hold(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
     """Return the ratio of each row's balanced squared error to that of hold, with an interval.
 
-    The interval holds the middle 95 % of the ratios on as many items drawn from the test with
-    replacement (the percentile bootstrap, Efron & Tibshirani, 1993). It says what another choice
-    of items might have given, not another seed: errors are averaged over the seeds first.
+    The interval contains the middle 95 % of the ratios on as many items drawn from the test with
+    replacement (the percentile bootstrap, Efron & Tibshirani, 1993). It describes the uncertainty
+    from the choice of items only, since errors are averaged over the seeds first.
 
     Returns
     -------
@@ -254,7 +253,7 @@ def channels(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
             **{encoder: [f"{value:.3f}" for value in own] for encoder, own in ratios.items()},
         },
         index=names,
-    ).replace("nan", "")  # where neither is ever wrong
+    ).replace("nan", "")  # where neither has any error
     return table.iloc[np.argsort(-hold, kind="stable")]
 
 
@@ -319,7 +318,7 @@ def narrow(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rounded(mean: float, deviation: float = np.nan, digits: int = 4) -> str:
-    """Write a number with this many significant digits, and its deviation to the same place.
+    """Format a number with this many significant digits, and its deviation to the same place.
 
     >>> _rounded(0.123456, 0.01), _rounded(12345.6), _rounded(1.0, 0.0), _rounded(float("nan"))
     ('0.1235 ± 0.0100', '12,346', '1.000', '')
