@@ -19,17 +19,20 @@ SHOWN = ["loss", "seconds", "chosen", "encoder", "hidden_size", "dropout", "lr"]
 
 @one_thread()
 def main(options: Sequence[str]) -> int:
-    """Search for the options that suit a file, and save the predictor."""
+    """Search for the options that suit the series of a file, and save the predictor."""
     parser = argparse.ArgumentParser(
         prog="deltaflow auto",
         description="Search for the options that suit the series of a file, within a time limit, "
-        "and save the blend of the best networks. Ctrl-C ends the search with the best so far.",
+        "and save the blend of the best networks. Ctrl-C ends it and keeps the best so far.",
     )
     parser.add_argument("file", type=Path, help="CSV or Parquet file, a row per item and time")
     parser.add_argument("--prediction_length", type=int, required=True, help="queries per forecast")
-    parser.add_argument("--time_limit", type=float, help="seconds; by default as the preset says")
+    parser.add_argument("--time_limit", type=float, help="seconds; by default that of the preset")
     parser.add_argument(
-        "--presets", choices=PRESETS, default="good", help="how much is tried (%(default)s)"
+        "--presets",
+        choices=PRESETS,
+        default="good",
+        help="how thorough the search is (%(default)s)",
     )
     parser.add_argument("--output", type=Path, default=Path("predictor"), help="(%(default)s)")
     parser.add_argument("--seed", type=int, help="seed of the search")

@@ -1,10 +1,9 @@
-"""The benchmark: what every encoder costs, beside a plain `torch.nn.GRU` of the same width.
+"""The benchmark: the cost of every encoder, relative to a plain `torch.nn.GRU` of the same width.
 
     deltaflow benchmark --output benchmark
 
-The plain GRU, the floor, reads as many inputs per observation as the encoders' own cells do. It is
-timed in the same process and in every round, so that ratios to it are reliable even on a busy
-machine.
+The plain GRU, the floor, reads as many inputs per observation as the encoders' cells. It is timed
+in the same process and in every round, so that ratios to it are reliable even on a busy machine.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from deltaflow.training.estimator import GRUFlowEstimator
 FLOOR = "nn.GRU"
 
 PASSES = {"train": "training step", "forward": "forward only"}
-"""The passes that are timed: their names in the tables, and in words."""
+"""The timed passes: their names in the tables, and in words."""
 
 GROWTH = {
     "observations": (50, 100, 200, 400, 800),
@@ -55,7 +54,8 @@ LONG_READERS = ("linear_flow", "coupling_flow", "gru")
 MIN_ROUNDS, MAX_ROUNDS = 3, 30
 
 OVERTIME = 10
-"""A call takes part in no more rounds after this many times its ``seconds``, however few."""
+"""A call stops taking part in rounds after this many times its ``seconds``, even if they are
+few."""
 
 Tell: TypeAlias = Callable[..., None]
 """Called between two measurements with the name of the next one, in parts."""
@@ -63,7 +63,7 @@ Tell: TypeAlias = Callable[..., None]
 
 @dataclass(frozen=True)
 class Workload:
-    """What is read in one call.
+    """The work of one call.
 
     An observation has 16 inputs: 7 values and their masks, a covariate and the gap.
 
@@ -74,9 +74,9 @@ class Workload:
     hidden_size
         The width of encoders and floor.
     queries
-        The number of times per series at which the state is asked for.
+        The number of queries per series.
     encoders
-        The encoders that read it.
+        The encoders to time.
     """
 
     series: int = 64
@@ -148,13 +148,13 @@ def benchmark(
     quick
         Whether to stop after the first table. It is written as CSV and Markdown.
     device
-        Where to run.
+        The device.
     workload
         The sizes of the first table, from which growth starts.
     growth
         The sizes along each axis; by default `GROWTH`.
     seconds
-        How long each number is measured for.
+        The measuring time of each number.
 
     Returns
     -------
@@ -178,7 +178,7 @@ def benchmark(
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), text
     # A thread that draws the bar would disturb the measurements, so it is drawn between them.
     bars = Progress(*columns, console=console, auto_refresh=False, transient=True)
-    # On tensors this small, several threads only wait for each other.
+    # Tensors this small do not benefit from several threads.
     with threads(1), bars as progress:
         bar = progress.add_task("", total=1 if quick else 2 + sum(map(len, growth.values())))
 
@@ -242,7 +242,7 @@ def time_reading(
 def time_queries(
     workload: Workload, device: torch.device, seconds: float, tell: Tell
 ) -> pd.DataFrame:
-    """Time the answers to queries, once a batch was read; the floor reads a batch."""
+    """Time the answers to queries after reading a batch; the floor reads a batch."""
     batch, gaps = workload.batch(device), workload.gaps(device)
     floor, *encoders = workload.modules(device).values()
     calls: dict[str, Callable[[], object]] = {FLOOR: partial(floor, workload.inputs(device))}
@@ -287,7 +287,7 @@ def time_epoch(device: torch.device) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, grown: pd.DataFrame) -> Figure:
-    """Draw the ratios of the training step, and the costs `_shown` along each axis."""
+    """Plot the ratios of the training step, and the costs `_shown` along each axis."""
     along = list(grown.groupby("axis", sort=False))
     columns = 1 + len(along)
     figure = Figure(figsize=(4 * columns, 4), layout="constrained")
@@ -340,7 +340,7 @@ def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell
 
 @contextmanager
 def _stopwatch(spent: dict[str, float], name: str) -> Iterator[None]:
-    """Add the time that passes inside, until the device has done its work."""
+    """Add the time spent inside, until the device has finished its work."""
     began = timer()
     yield
     spent[name] += timer() - began
@@ -358,7 +358,7 @@ def _costs(table: pd.DataFrame, workload: Workload) -> dict[str, pd.DataFrame]:
 
 
 def _shown(grown: pd.DataFrame) -> pd.DataFrame:
-    """Return the growth that is shown: of the training step, and of the answers to queries."""
+    """Return the growth to show: of the training step, and of the answers to queries."""
     return grown[(grown["pass"] == "train") | (grown["axis"] == "queries")]
 
 

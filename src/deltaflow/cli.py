@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_about_input(error: Exception) -> bool:
-    """Tell whether options, files or the machine are to blame for an error, and not the code."""
+    """Return whether an error is due to options, files or the machine instead of the code."""
     # Of the system: a full disk, a missing file; a configuration in another encoding.
     if isinstance(error, (DeltaflowError, OSError, UnicodeDecodeError)):
         return True
@@ -74,7 +74,7 @@ def compare(options: Sequence[str]) -> int:
 
 
 def benchmark(options: Sequence[str]) -> int:
-    """Measure what every encoder costs, beside a plain GRU."""
+    """Measure the cost of every encoder, relative to a plain GRU."""
     with needing("plot"):
         from deltaflow.benchmark import main as run
     return run(options)
@@ -115,8 +115,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "test": ("score a trained model on the test data", _lightning("test")),
     "predict": ("write the forecasts of a trained model", _lightning("predict")),
     "compare": ("train encoders on the same data, and compare them", compare),
-    "auto": ("search for the options that suit a file, within a time limit", auto),
-    "benchmark": ("measure what every encoder costs, beside a plain GRU", benchmark),
+    "auto": ("search for the options that suit the series of a file, within a time limit", auto),
+    "benchmark": ("measure the cost of every encoder, relative to a plain GRU", benchmark),
     "serve": ("serve a trained predictor over HTTP", serve),
 }
-"""Every command by its name: what it does, and a function of its arguments."""
+"""Every command by its name: a description, and a function of its arguments."""

@@ -1,10 +1,10 @@
-"""The demo: forecast the vital signs of intensive-care patients whom the model has not seen.
+"""The demo: forecasts of the vital signs of unseen intensive-care patients.
 
     python -m deltaflow.demo --output demo
 
 A GRU flow learns from some patients. For the others it reads the first 24 hours and forecasts the
 next 24, at the irregular times at which their vital signs were measured. GluonTS's evaluation
-compares it with a forecast that holds the last value.
+compares it with the baseline that repeats the last value.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
         prog="python -m deltaflow.demo", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--output", type=Path, default=Path("demo"), help="directory to write to")
-    parser.add_argument("--quick", action="store_true", help="hardly train: only try it out")
+    parser.add_argument(
+        "--quick", action="store_true", help="train only briefly, to try the demo out"
+    )
     options = parser.parse_args(arguments)
     if find_spec("matplotlib") is None:
         parser.error("the figure needs matplotlib: pip install 'deltaflow[plot]'")
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
         config["trainer"]["fast_dev_run"] = True
     try:
         scores = run(config, options.output, Console())
-    except OSError as error:  # a full disk, say
+    except OSError as error:  # for example a full disk
         parser.error(str(error))
     print(f"Done in {time.perf_counter() - began:.0f} s; table and figure: {options.output}/")
     return scores
@@ -124,7 +126,7 @@ def run(config: dict[str, Any], output: Path, console: Console) -> pd.DataFrame:
 
 
 def read_config() -> dict[str, Any]:
-    """Read the settings, which a wheel carries in the package and a checkout beside it."""
+    """Read the settings, which are inside the package in a wheel and beside it in a checkout."""
     packaged = resources.files("deltaflow") / "configs" / "demo.yaml"
     checkout = Path(__file__).parents[2] / "configs" / "demo.yaml"
     file = packaged if packaged.is_file() else checkout
@@ -132,11 +134,11 @@ def read_config() -> dict[str, Any]:
 
 
 def score(model: DeltaflowPredictor, instances: TestData) -> pd.DataFrame:
-    """Backtest a model: a row per channel, their mean, and all values in one pool.
+    """Backtest a model: a row per channel, their mean, and all values pooled.
 
-    The pool adds up values of different units, so that the channels of large numbers dominate it. A
-    weighted quantile loss has no unit, so that its mean over the channels counts them alike; a
-    mean of squared errors in different units would mean nothing, and is left out.
+    The pool combines values of different units, so that channels with large numbers dominate it. A
+    weighted quantile loss has no unit, so its mean over the channels weights them equally; a mean
+    of squared errors in different units would be meaningless, and is left out.
     """
     forecasts = list(model.predict(instances.input))
     scores = accuracy(forecasts, instances, list(VITALS), np.ones(len(VITALS)))
@@ -165,9 +167,9 @@ def readable(scores: pd.DataFrame) -> pd.DataFrame:
 def draw(
     predictor: DeltaflowPredictor, test: IrregularDataset, patients: int, channels: Sequence[str]
 ) -> Figure:
-    """Draw forecasts of the test patients whose rarest channel was measured most often.
+    """Plot forecasts of the test patients whose rarest channel was measured most often.
 
-    The forecast is asked for every half hour, whatever the times of the measurements are.
+    The queries lie on a grid of half an hour, regardless of the times of measurement.
     """
     grid = np.arange(24 * 60, 48 * 60 + 1, 30)
     stays = {str(patient): stay for patient, stay in clinical_sample().groupby("patient")}

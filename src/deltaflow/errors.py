@@ -31,14 +31,14 @@ class DataError(DeltaflowError, ValueError):
     Parameters
     ----------
     problem
-        What is wrong and, where it helps, what was expected.
+        The problem and, where it helps, what was expected.
     remedy
         What the caller can do about it.
     item, field, position
         Where it is wrong: the item's identifier, the field or column, and the row (its index
         label in a DataFrame, its number in an array). Leave out what does not apply.
     frame
-        The argument that holds the faulty DataFrame, where a call takes several.
+        The argument with the faulty DataFrame, if a call takes several.
 
     Examples
     --------
@@ -70,7 +70,7 @@ class DataError(DeltaflowError, ValueError):
 
 @contextmanager
 def located(*, item: object = None, frame: str | None = None) -> Iterator[None]:
-    """Add the item, or the argument that holds the DataFrame, to the errors raised inside.
+    """Add the item, or the argument with the DataFrame, to the errors raised inside.
 
     >>> with located(frame="future_df"):  # doctest: +IGNORE_EXCEPTION_DETAIL
     ...     raise DataError("is not a number", field="HR")
@@ -96,7 +96,7 @@ class UnknownNameError(DeltaflowError, ValueError):
     Parameters
     ----------
     concept
-        What the name should stand for, such as an encoder.
+        The kind of the name, such as an encoder.
     name
         The unknown name.
     registered
@@ -171,7 +171,7 @@ def _is_finite(value: object) -> bool:
 
 @contextmanager
 def needing(extras: str) -> Iterator[None]:
-    """Let an import inside the context say which extras to install if a package is missing.
+    """Report which extras to install if an import inside the context fails.
 
     >>> with needing("plot"):  # doctest: +IGNORE_EXCEPTION_DETAIL
     ...     import matplotlib_that_is_missing
@@ -187,7 +187,7 @@ def needing(extras: str) -> Iterator[None]:
 
 
 class DeltaflowWarning(UserWarning):
-    """Something was handled, but the user should know about it."""
+    """A problem that was handled, but that the user should know about."""
 
 
 _SAID: set[tuple[str, str]] = set()
@@ -198,9 +198,9 @@ def warn_once(
 ) -> None:
     """Warn about the user's data, once for each message and each name behind it.
 
-    Python forgets which warnings it has shown whenever the filters change, as they do in every
-    training run: each model of the same data would repeat the warning. What was ``said`` is kept
-    for the whole process, or by the caller.
+    Python forgets which warnings it has shown whenever the filters change, as in every training
+    run, so each model of the same data would repeat the warning. The set ``said`` of given warnings
+    is kept for the whole process, or by the caller.
     """
     said = _SAID if said is None else said
     new = sorted(name for name in names if (message, name) not in said)

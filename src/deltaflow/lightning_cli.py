@@ -31,16 +31,16 @@ from deltaflow.training.options import OptimizerOptions, WeightAveragingOptions
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint next to its final place, and then renames it.
+    """Writes a checkpoint next to its destination, and then renames it.
 
     Lightning writes into the system's temporary directory and moves the file from there: between
-    two file systems that is a copy, which a full disk cuts short.
+    two file systems that is a copy, which a full disk truncates.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Save a checkpoint; what was there before stays if that fails."""
+        """Save a checkpoint; if that fails, the previous one stays."""
         content = BytesIO()  # so that a full disk is an OSError, as elsewhere
         torch.save(checkpoint, content)
         with replacing_file(path) as file:
@@ -54,15 +54,15 @@ class Parser(OneLineErrors, LightningArgumentParser):
 class ForecastCLI(LightningCLI):
     """`LightningCLI` for a `ForecastLightningModule` on a `TaskDataModule`.
 
-    Beside `data`, `model` and `trainer` there are `optimizer`, `early_stopping` and
+    Besides `data`, `model` and `trainer` there are `optimizer`, `early_stopping` and
     `weight_averaging`, as in a comparison; `best` and `last`, which keep the checkpoints
     `best.ckpt` and `last.ckpt` in `<trainer.default_root_dir>/checkpoints`; and `forecasts`, which
-    writes what `predict` forecasts. Logs are CSV files, and TensorBoard's where it is installed,
-    unless `trainer.logger` says otherwise.
+    writes the forecasts of `predict`. Unless `trainer.logger` is set, logs are CSV files, and
+    TensorBoard files if it is installed.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks and the optimiser, and link what follows from something else."""
+        """Add the callbacks and the optimiser, and link dependent options."""
         parser.add_class_arguments(OptimizerOptions, "optimizer")
         for option in fields(OptimizerOptions):
             parser.link_arguments(f"optimizer.{option.name}", f"model.{option.name}")
@@ -83,20 +83,20 @@ class ForecastCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the given arguments, also where the process was started with others."""
+        """Parse the given arguments, even if the process was started with others."""
         self.config = parser.parse_args(args)
         given = self.config[self.config.subcommand]
         check_seed(given.seed_everything)
         check_whole(1, check_val_every_n_epoch=given.trainer.check_val_every_n_epoch)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave it to `before_instantiate_classes`, as the `reader` in it is not an option."""
+        """Leave this to `before_instantiate_classes`, since the `reader` is not an option."""
 
     def before_instantiate_classes(self) -> None:
         """Take hyperparameters and scaling from the checkpoint, if there is one.
 
-        `best` and `last` are the checkpoints in the folder of the run. `fit` from `last` begins a
-        new training run where there is no such checkpoint yet.
+        `best` and `last` are the checkpoints in the folder of the run. `fit` from `last` starts a
+        new training run if there is no such checkpoint yet.
         """
         config = self.config[str(self.subcommand)]
         folder = Path(_checkpoints(config.trainer.default_root_dir))
@@ -145,7 +145,7 @@ class ForecastCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Check that a distribution of counts is given counts."""
+        """Check that the data of a count distribution are counts."""
         if is_discrete(self.model.network.head.output):
             self.datamodule.check_counts()
 
@@ -155,7 +155,7 @@ def _checkpoints(root: Any) -> str:
 
 
 def _refuse_to_overwrite(folder: Path, ckpt_path: str | None) -> None:
-    """Raise if `fit` would replace the checkpoints of a training run that it does not resume."""
+    """Raise an error if `fit` would overwrite the checkpoints of another training run."""
     resumes = ckpt_path is not None and Path(ckpt_path).parent.resolve() == folder.resolve()
     if not resumes and any((folder / f"{name}.ckpt").exists() for name in ("best", "last")):
         raise DeltaflowError(

@@ -1,8 +1,8 @@
 """Groups of options: frozen dataclasses whose fields are arguments of estimators and modules.
 
-Each option has one name, one default and one check, in the group that it belongs to. Estimators
-and Lightning modules keep their flat signatures: `options_from` picks a group from their arguments,
-``**vars(group)`` passes it on, and `documents` describes its options once for all of them.
+Each option has one name, one default and one check, in its group. Estimators and Lightning modules
+keep their flat signatures: `options_from` picks a group from their arguments, ``**vars(group)``
+passes it on, and `documents` describes its options once for all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ G = TypeVar("G")
 
 
 def options_from(group: type[G], arguments: Mapping[str, Any]) -> G:
-    """Return a group of options from arguments by name; where one is None, the default holds.
+    """Return a group of options from arguments by name; None selects the default.
 
     Parameters
     ----------
@@ -35,21 +35,21 @@ def options_from(group: type[G], arguments: Mapping[str, Any]) -> G:
 
 
 def with_changes(group: G, changes: Mapping[str, Any], name: str = "the options") -> G:
-    """Return a group of options with some of them, or of the groups inside it, changed.
+    """Return a group of options with changed options, also in nested groups.
 
     Parameters
     ----------
     group
         The options.
     changes
-        The new values by name; for a group inside it, a mapping of the same kind.
+        The new values by name; for a nested group, a mapping of the same kind.
     name
-        What the group is called in an error.
+        The name of the group in errors.
 
     Raises
     ------
     DeltaflowError
-        If there is no such option, or the change of a group inside is not a mapping.
+        If there is no such option, or the change of a nested group is not a mapping.
 
     Examples
     --------

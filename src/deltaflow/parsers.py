@@ -11,7 +11,7 @@ from typing import NoReturn
 
 
 class OneLineErrors:
-    """Lets a parser of jsonargparse report an error in one line, without listing its options."""
+    """Makes a jsonargparse parser report errors in one line, without listing its options."""
 
     prog: str
 
@@ -26,11 +26,11 @@ class OneLineErrors:
 
 
 SHORT_FORMS = ("dataset", "dataset_kwargs", "columns", "split")
-"""Options of the group ``data`` that may be given without its name."""
+"""Options of the group ``data`` that may be given without the prefix."""
 
 
 def underscored(options: Iterable[str]) -> list[str]:
-    """Let ``--time-limit`` stand for ``--time_limit``, as all commands write their options."""
+    """Convert options with hyphens, such as ``--time-limit``, to those with underscores."""
     return [
         re.sub(r"^--[a-z][a-z-]*", lambda name: "--" + name[0][2:].replace("-", "_"), option)
         for option in options

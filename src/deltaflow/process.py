@@ -1,4 +1,4 @@
-"""Settings of the whole process, changed for a while: warnings, logging and torch's threads."""
+"""Temporary changes of process-wide settings: warnings, logging and torch's threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ABOUT_DATA = (
     "The dirpath has changed",  # a resumed run continues in the folder of the first one
     "Checkpoint directory .* exists and is not empty",
 )
-"""Warnings about settings that deltaflow chose on purpose."""
+"""Warnings about deliberate settings of deltaflow."""
 
 
 def ignore_notes() -> None:
@@ -64,7 +64,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads inside the context."""
+    """Make torch use ``count`` threads inside the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -75,11 +75,11 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread inside the context, unless ``OMP_NUM_THREADS`` says otherwise.
+    """Make torch use one thread inside the context, unless ``OMP_NUM_THREADS`` is set.
 
-    Several threads hardly make small networks faster. They make them many times slower beside
-    another busy process, or in a container with fewer processors than its host, where the threads
-    wait for each other.
+    Several threads hardly speed up small networks. They slow them down many times next to another
+    busy process, or in a container with fewer processors than its host, where the threads wait for
+    each other.
     """
     with threads(torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 1):
         yield

@@ -18,7 +18,7 @@ _ONE_AT_A_TIME = RLock()
 
 
 def check_seed(seed: int | None) -> None:
-    """Raise unless torch, NumPy and Lightning all accept the seed.
+    """Raise an error unless torch, NumPy and Lightning all accept the seed.
 
     >>> check_seed(-1)  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
@@ -35,7 +35,7 @@ def derived_seed(seed: int | None, *part: int) -> int | None: ...
 def derived_seed(seed, *part):
     """Return the seed of one part of a seeded computation, such as one batch of an epoch.
 
-    The numbers in ``part`` say which part: ``(epoch, batch)``, for example. Different parts get
+    The numbers in ``part`` identify it: ``(epoch, batch)``, for example. Different parts get
     independent seeds, which are also independent of those that a user is likely to choose. None
     stays None.
 
@@ -73,8 +73,8 @@ def seeded(seed: int | None, device: str | torch.device = "cpu") -> Iterator[Non
 def seeded_run(seed: int | None) -> Iterator[int]:
     """Seed Python, NumPy and torch inside, on all devices, and restore their states afterwards.
 
-    Yields the seed. If it is None, all random states are used as they are, and move on; the seed is
-    drawn from torch's.
+    Yields the seed. If it is None, all random states are used and advanced; the seed is drawn from
+    torch's.
     """
     if seed is None:
         yield int(torch.randint(2**31, ()))

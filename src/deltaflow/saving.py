@@ -1,4 +1,4 @@
-"""Saving that never leaves a half-written file, and loading whose errors name the file."""
+"""Saving without half-written files, and loading with errors that name the file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
 
 
 def remove_unfinished(path: str | Path) -> None:
-    """Delete what processes left that were killed while they replaced a file.
+    """Delete the leftovers of processes that were killed while replacing a file.
 
     No process may be writing the file.
     """
@@ -60,7 +60,7 @@ def remove_unfinished(path: str | Path) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file that is never seen half-written. Text is encoded in UTF-8."""
+    """Write a file atomically. Text is encoded in UTF-8."""
     with replacing_file(path) as file:
         file.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -95,12 +95,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def check_format(stored: object, path: str | Path) -> None:
-    """Raise if a file was stored in another format, or in one without a number.
+    """Raise an error if a file was stored in another format, or in one without a number.
 
     Raises
     ------
     DeltaflowError
-        Which names the file.
+        The error names the file.
     """
     if stored != FORMAT:
         raise DeltaflowError(

@@ -282,7 +282,7 @@ def split_items_by(dataset: _Items, column: str | Mapping[Any, str]) -> dict[str
     dataset = _numbered(dataset)
     if isinstance(column, str):
         if isinstance(dataset, list):
-            raise DataError("the features of a list of entries have no names of their own",
+            raise DataError("the features of a list of entries have no names",
                             "give a mapping from item to level", field=column)  # fmt: skip
         levels = dataset.schema.feat_static_cat
         if column not in levels:

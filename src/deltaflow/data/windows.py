@@ -100,7 +100,7 @@ class _OriginWindows(Dataset[Window]):
     Attributes
     ----------
     data, reader, horizon
-        The series, how they are read, and what a window asks for.
+        The series, their reader, and the horizon of a window.
     items
         The numbers of the series that have windows.
     ranges
@@ -162,7 +162,7 @@ class TrainingWindows(_OriginWindows):
     reader
         How the series are read.
     horizon
-        What a window asks for.
+        The horizon of a window.
     seed
         Seed of the permutations and origins.
     within
@@ -256,7 +256,7 @@ class SlidingWindows(_OriginWindows):
     Parameters
     ----------
     data, reader, horizon
-        The series, how they are read, and what a window asks for.
+        The series, their reader, and the horizon of a window.
     stride
         Rows from one origin to the next.
     seed
@@ -311,7 +311,7 @@ class SpreadWindows(_OriginWindows):
     Parameters
     ----------
     data, reader, horizon
-        The series, how they are read, and what a window asks for.
+        The series, their reader, and the horizon of a window.
     most
         The largest number of windows per series; 1 for the last one only. If None, it depends on
         the number of series.

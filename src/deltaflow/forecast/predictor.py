@@ -368,7 +368,7 @@ def _read_arguments(path: Path, name: str, device: str) -> dict[str, Any]:
     def built(value: dict[str, Any]) -> Any:
         if "__kind__" in value:
             raise DeltaflowError(
-                f"{file} asks for an object {value.get('class')!r}; a predictor of deltaflow holds "
+                f"{file} asks for an object {value.get('class')!r}; a deltaflow predictor has "
                 "plain values only"
             )
         if _MEMBER not in value:

@@ -34,19 +34,19 @@ from deltaflow.serve.together import Together
 logger = logging.getLogger("uvicorn.error")
 
 MAX_ROWS = 100_000
-"""The largest number of rows of a request, where nothing else is said."""
+"""The default largest number of rows of a request."""
 
 MAX_BYTES = 64 * 2**20
-"""The largest size of a request's body, likewise."""
+"""The default largest size of a request's body, in bytes."""
 
 FEW_BYTES = 2**16
-"""Bodies of this size are read at once; longer ones in a thread."""
+"""Bodies up to this size are read directly; longer ones in a thread."""
 
 Level = Annotated[float, Query(gt=0, lt=1)]
 
 
 class Refusal(BaseModel):
-    """What is wrong with a request, and where."""
+    """The problem with a request, and its place."""
 
     error: str
     item: str | None = None
@@ -55,12 +55,12 @@ class Refusal(BaseModel):
 
 
 def _refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what the documentation of the interface says about refusals."""
+    """Return the documentation of error responses."""
     return {status: {"model": Refusal} for status in statuses}
 
 
 class Snapshots:
-    """Saves a live forecaster every so often, if anything has changed.
+    """Saves a live forecaster at regular intervals, if anything has changed.
 
     Parameters
     ----------
@@ -74,13 +74,13 @@ class Snapshots:
     Attributes
     ----------
     changes
-        How many rows were read, and items forgotten, since the start.
+        The number of rows read and items forgotten since the start.
     saved_changes
-        How many of these changes the snapshot has.
+        The number of these changes in the snapshot.
     saved
-        When it was made; None if none was made since the start.
+        The time of the last snapshot; None if there was none since the start.
     problem
-        Why the last attempt failed, None if it did not.
+        The reason why the last attempt failed, if it did.
     """
 
     def __init__(self, live: LiveForecaster, path: str | Path, every: float) -> None:
@@ -88,16 +88,16 @@ class Snapshots:
         self.changes = self.saved_changes = 0
         self.saved: float | None = None
         self.problem: str | None = None
-        self._saver = ThreadPoolExecutor(max_workers=1)  # each thread would keep memory of its own
+        self._saver = ThreadPoolExecutor(max_workers=1)  # each thread would keep its own memory
 
     def save(self) -> None:
-        """Save what has changed; a failure is logged."""
+        """Save if anything has changed; a failure is logged."""
         changes = self.changes
         if self.saved is not None and changes == self.saved_changes:
             return
         try:
             self.live.save(self.path)
-        except Exception as error:  # a full disk, say: the former snapshot stays
+        except Exception as error:  # for example a full disk: the previous snapshot stays
             self.problem = str(error)
             logger.exception("no snapshot")
         else:
@@ -105,7 +105,7 @@ class Snapshots:
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Save every so often while the context lasts, and at its end."""
+        """Save at regular intervals during the context, and at its end."""
 
         loop = asyncio.get_running_loop()
 
@@ -123,7 +123,7 @@ class Snapshots:
 
 
 class _Metrics:
-    """What Prometheus may read."""
+    """The metrics for Prometheus."""
 
     def __init__(self, live: LiveForecaster, snapshots: Snapshots | None) -> None:
         self.registry = registry = CollectorRegistry()
@@ -164,9 +164,9 @@ def make_app(
     live
         The forecaster.
     snapshots
-        Where and how often it is saved, if at all.
+        The snapshots to save, if any.
     token
-        The token that each request but ``/health`` and the documentation must bear.
+        The token that each request except ``/health`` and the documentation must carry.
     max_rows, max_bytes
         The largest number of rows, and the largest size of the body, of a request.
     """
@@ -174,7 +174,7 @@ def make_app(
     app = FastAPI(
         title="deltaflow",
         version=__version__,
-        description="Observations in as they arrive, forecasts of any later time out.",
+        description="Reads observations as they arrive, and forecasts at any later time.",
         lifespan=lambda _: nullcontext() if snapshots is None else snapshots.kept(),
         responses=_refused(422, *([401] if token else [])),
     )
@@ -229,7 +229,7 @@ def make_app(
         return refusal(error.status_code, error.detail, headers=error.headers)
 
     def refusal(status: int, problem: str, headers: Any = None, **where: Any) -> Response:
-        """Answer with what is wrong, and where."""
+        """Return the problem and its place as the response."""
         metrics.refused.labels(status).inc()
         known = {name: value for name, value in where.items() if value is not None}
         # Not by orjson, which refuses some of the numbers and texts that an error quotes.
@@ -237,7 +237,7 @@ def make_app(
         return Response(content, status, headers, media_type="application/json")
 
     def reads(rows: Rows) -> dict[str, Any]:
-        """Return what routes have in common that read rows."""
+        """Return the common arguments of routes that read rows."""
         return {
             "dependencies": guarded,
             "responses": _refused(413, 415),
@@ -246,7 +246,7 @@ def make_app(
 
     @app.post("/update", **reads(answers.observed))
     async def update(request: Request) -> Response:
-        """Read observations: all rows of the request, or none if one is refused."""
+        """Read observations: all rows of the request, or none if one has an error."""
         with metrics.seconds.labels("update").time():
             given = await read(answers.observed, request)
             count = len(given[live.timestamp])
@@ -279,13 +279,13 @@ def make_app(
 
     @app.get("/items/{item_id:path}", dependencies=guarded, responses=_refused(404))
     async def item(item_id: str) -> Response:
-        """Tell when an item was observed: the time of its last row, and of each channel."""
+        """Return when an item was last observed: the time of its last row, and of each channel."""
         _check_known(live, item_id)
         return _json(live.item(item_id))
 
     @app.delete("/items/{item_id:path}", dependencies=guarded, responses=_refused(404))
     async def forget(item_id: str) -> dict[str, int]:
-        """Delete an item: an update may begin it anew."""
+        """Delete an item, which a later update may restart."""
         _check_known(live, item_id)
         live.forget([item_id])
         if snapshots is not None:
@@ -294,7 +294,7 @@ def make_app(
 
     @app.get("/health")
     async def health() -> Response:
-        """Tell whether all is well, and how many of the changes are not in the snapshot yet."""
+        """Return the health of the server, and the number of changes not yet in the snapshot."""
         about: dict[str, Any] = {
             "status": "ok",
             "version": __version__,
@@ -324,7 +324,7 @@ class _Answers:
     Attributes
     ----------
     observed, asked
-        What requests with observations, and with queries, may hold.
+        The formats of requests with observations, and with queries.
     """
 
     def __init__(self, live: LiveForecaster, max_rows: int) -> None:
@@ -336,7 +336,7 @@ class _Answers:
         key = self.live.item_id
         items = [{"0"} if key is None else set(map(str, one[key])) for one in requests]
         if sum(map(len, items)) > len(set().union(*items)):
-            raise ValueError("an item stands in two requests, which must be read one by one")
+            raise ValueError("an item occurs in two requests, which must be read one by one")
         self.live.states.read(self.observed.observations(requests))
         return [None] * len(requests)
 
@@ -392,7 +392,7 @@ def _plain(value: Any) -> Any:
 
 
 def _body_of(rows: Rows) -> dict[str, Any]:
-    """Return what the documentation of the interface says about the body of a request."""
+    """Return the documentation of a request's body."""
     schema = rows.model.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions: dict[str, Any] = schema.pop("$defs", {})
     (row,) = definitions.values()

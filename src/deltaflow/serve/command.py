@@ -20,15 +20,15 @@ from deltaflow.saving import remove_unfinished
 from deltaflow.serve.app import MAX_BYTES, MAX_ROWS, Snapshots, make_app
 
 TOKEN = "DELTAFLOW_TOKEN"
-"""The environment variable of the token, which a command line would show to other users."""
+"""The environment variable of the token, since other users can see command lines."""
 
 PATIENCE = 10
-"""Seconds that requests have to end before the process does."""
+"""Seconds that requests have to finish before the process ends."""
 
 
 @one_thread()
 def main(options: Sequence[str]) -> int:
-    """Serve a predictor until the process is told to stop; the status is 1 if it was not saved."""
+    """Serve a predictor until the process is stopped; the status is 1 if saving failed."""
     parser = argparse.ArgumentParser(
         prog="deltaflow serve",
         description="Serve a trained predictor over HTTP: observations in as they arrive, "
@@ -38,7 +38,9 @@ def main(options: Sequence[str]) -> int:
     parser.add_argument("predictor", type=Path, help="directory of a predictor, or a checkpoint")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port (%(default)s)")
-    parser.add_argument("--snapshot", type=Path, help="file to save all states to, and go on from")
+    parser.add_argument(
+        "--snapshot", type=Path, help="file to save all states to, and to resume from"
+    )
     parser.add_argument(
         "--every", type=float, default=60.0, help="seconds between two snapshots (%(default)s)"
     )
@@ -68,8 +70,8 @@ def main(options: Sequence[str]) -> int:
         max_rows=given.max_rows,
         max_bytes=given.max_bytes,
     )
-    # A full collection of garbage would go through all objects of the libraries, and stop it all
-    # for a quarter of a second. They stay anyway.
+    # A full garbage collection would visit all objects of the libraries, and stop the server for a
+    # quarter of a second. They are never freed anyway.
     gc.collect()
     gc.freeze()
     uvicorn.run(
@@ -85,12 +87,12 @@ def main(options: Sequence[str]) -> int:
 def start(
     predictor: Path, snapshot: Path | None, item_id: str | None, timestamp: str
 ) -> LiveForecaster:
-    """Return a forecaster that goes on from its snapshot, or a new one if there is none.
+    """Return a forecaster that resumes from its snapshot, or a new one if there is none.
 
     Raises
     ------
     DeltaflowError
-        If the snapshot is of another predictor, or of other names.
+        If the snapshot belongs to another predictor, or has other names.
     """
     loaded = load_predictor(predictor)
     if snapshot is not None:
@@ -101,7 +103,7 @@ def start(
     if not live.is_of(loaded) or (live.item_id, live.timestamp) != (item_id, timestamp):
         raise DeltaflowError(
             f"the snapshot {snapshot} is of another predictor than {predictor}, or has other "
-            "names for item and time: give another file, whose items begin anew"
+            "names for item and time: give another file, in which items start from scratch"
         )
     return live
 

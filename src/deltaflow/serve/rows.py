@@ -1,4 +1,4 @@
-"""Rows over HTTP: what JSON and CSV may hold, and how the forecaster reads them."""
+"""Rows over HTTP: their JSON and CSV formats, and their conversion for the forecaster."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _OFFSET = re.compile(r":\d{2}(\.\d+)?\s*(Z|[+-]\d{2}(:?\d{2})?)$", re.IGNORECASE
 """The end of a time of day with an offset from UTC."""
 
 _MISSING = ("", "NA", "NaN", "nan", "null")
-"""What stands for a missing number in a CSV file."""
+"""The representations of a missing number in a CSV file."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Item = str | Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 Columns = dict[str, Sequence[Any]]
-"""The rows of a request by their columns, as they came."""
+"""The rows of a request by column, as received."""
 
 
 class Rows:
@@ -46,7 +46,7 @@ class Rows:
     name
         The name of a row in the documentation of the interface.
     columns
-        The type of each column by its name, and whether it may be left out.
+        The type of each column by its name, and whether it may be omitted.
     given
         The columns of the forecaster.
     limit
@@ -80,12 +80,12 @@ class Rows:
         Raises
         ------
         DataError
-            If there is anything else in them than the columns.
+            If they contain anything but the columns.
         """
         return self._read_csv(body) if content_type == "text/csv" else self._read_json(body)
 
     def observations(self, requests: Sequence[Columns]) -> Observations:
-        """Return the observations of several requests, as the forecaster reads them.
+        """Return the observations of several requests, in the forecaster's format.
 
         Raises
         ------
@@ -98,13 +98,13 @@ class Rows:
         return gather_observations(self._given, asked, values.T, pd.DataFrame(static))
 
     def queries(self, requests: Sequence[Columns]) -> Queries:
-        """Return the queries of several requests, as the forecaster reads them.
+        """Return the queries of several requests, in the forecaster's format.
 
         Raises
         ------
         DataError
-            If a time is not a timestamp in ISO 8601, or has an offset from UTC where the training
-            data have none, or the other way round.
+            If a time is not a timestamp in ISO 8601, or if only one of it and the training data has
+            an offset from UTC.
         """
         times = self._joined(requests, self._given.timestamp)
         labels = pd.RangeIndex(len(times))
@@ -122,7 +122,7 @@ class Rows:
     def _numbers(
         self, requests: Sequence[Columns], names: Sequence[str], rows: FrameRows
     ) -> np.ndarray:
-        """Return columns of numbers ``(n, N)``, gathered by item."""
+        """Return columns of numbers ``(n, N)``, grouped by item."""
         numbers = np.empty((len(names), len(rows.order)))
         for column, name in zip(numbers, names, strict=True):
             parts = [np.array(one[name], dtype=np.float64) for one in requests]
@@ -172,7 +172,7 @@ class Rows:
         return columns
 
     def _parsed(self, column: str, cells: Sequence[str], items: Sequence[str | None]) -> Any:
-        """Read the cells of a column, of which those that are missing become None or NaN."""
+        """Read the cells of a column; missing ones become None or NaN."""
         if column not in self.numeric:
             missing = None if column in self.optional else ""
             return [cell or missing for cell in cells]
@@ -186,7 +186,7 @@ class Rows:
         return numbers
 
     def _times(self, given: list[Any], rows: FrameRows) -> TimeColumn:
-        """Return the times, of which those without an offset are as they stand."""
+        """Return the times; those without an offset are unchanged."""
         schema, field = self._given.schema, self._given.timestamp
         if schema.time == "elapsed":
             elapsed = np.array(given, dtype=np.float64)[rows.order]
@@ -215,7 +215,7 @@ class Rows:
         return TimeColumn(ticks, resolution, schema.time_zone)
 
     def _refusal(self, error: ValidationError, body: bytes) -> DataError:
-        """Return the first error of a JSON body, with the item of its row where it has one."""
+        """Return the first error of a JSON body, with the item of its row if it has one."""
         first = error.errors(include_url=False, include_input=False)[0]
         problem, where = first["msg"], [part for part in first["loc"] if part != "rows"]
         row = next((part for part in where if isinstance(part, int)), None)

@@ -1,4 +1,4 @@
-"""Requests that wait are answered together: many rows take hardly longer than a few."""
+"""Answering waiting requests together: many rows take hardly longer than a few."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ R = TypeVar("R")
 A = TypeVar("A")
 
 FEW_ROWS = 1000
-"""So many rows are answered at once. More go to a thread, so that the server stays responsive."""
+"""The number of rows answered directly. More go to a thread, so that the server stays
+responsive."""
 
 TURNS = 4
-"""The number of turns of the event loop before each group. In them, answers are sent and requests
-that have arrived are read: two turns for the head of a request, and two for its body."""
+"""The number of turns of the event loop before each group, in which responses are sent and new
+requests read: two turns for the head of a request, and two for its body."""
 
 
 class _Waiting(NamedTuple):
@@ -31,10 +32,10 @@ class _Waiting(NamedTuple):
 
 
 class Together:
-    """Answers one group of requests at a time, in the order in which they came.
+    """Answers one group of requests at a time, in the order of arrival.
 
-    A group is all that waits of one kind. Several groups beside each other would only wait for the
-    interpreter, and for each other.
+    A group consists of all waiting requests of one kind. Several groups in parallel would only wait
+    for each other.
     """
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class Together:
             Requests of one kind may be answered by one call.
         answer
             The function that answers several requests of this kind. If it raises an error, each of
-            them is tried alone: so an error reaches only the request that has caused it.
+            them is tried alone, so that only the request that caused it gets the error.
         request
             The request.
         rows
@@ -84,7 +85,7 @@ class Together:
                     one.future.set_result(answer)
 
     def _next(self) -> list[_Waiting]:
-        """Take the request that waits longest, and others of its kind: `FEW_ROWS`, or itself."""
+        """Take the longest-waiting request, and others of its kind up to `FEW_ROWS` rows."""
         group, rest, rows = [], deque(), 0
         kind = self._waiting[0].kind
         for one in self._waiting:

@@ -35,7 +35,7 @@ class TaskDataModule(IrregularDataModule):
     origins, stride, centred, pin_memory, seed
         See `IrregularDataModule`.
     reader
-        How series are read, if that is known already: `Reader.to_dict` of an earlier model.
+        The reader of an earlier model, if any, as from `Reader.to_dict`.
 
     Examples
     --------

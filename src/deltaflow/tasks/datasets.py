@@ -32,7 +32,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 """Every task by name: a function that takes the task's own options and returns the task."""
 
 FOLDED_TASKS: dict[str, Callable[..., Task]] = {"physiome_ode": physiome_ode_task}
-"""Collections of sets that are drawn again for each fold. Their tasks are named
+"""Collections of sets that are redrawn for each fold. Their tasks are named
 ``COLLECTION:SET:FOLD``, or ``COLLECTION:SET`` for fold 0. The function takes `name`, `fold` and the
 task's own options."""
 
@@ -76,7 +76,7 @@ class Columns:
 
 @dataclass
 class Split:
-    """Where the forecasts of a file begin and end, and which items are forecast.
+    """The origin, horizon and test items of a file.
 
     Attributes
     ----------
@@ -85,9 +85,9 @@ class Split:
     date
         The forecast origin of the test, as a date. Give either ``after`` or ``date``.
     horizon
-        How far the forecasts reach, as a duration; to the end of each item if null.
+        The horizon, as a duration; to the end of each item if null.
     test_share
-        Share of the items that are for the test alone. If 0, all items are both trained on and
+        Share of the items that are only for the test. If 0, all items are both trained on and
         tested: the last horizon before the forecast origin is for validation, and training ends
         where it begins.
     validation_share
@@ -120,7 +120,7 @@ def load_task(
     dataset_kwargs
         Options of a named task, such as ``path`` and ``sets`` of ``physionet2012``.
     columns, split
-        The columns of a file, and how it is split; the defaults if None.
+        The columns and the split of a file; the defaults if None.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def load_task(
 
 
 def check_data_set(dataset: str) -> None:
-    """Raise unless there is a task of this name, or a file or folder of this path."""
+    """Raise an error unless there is a task of this name, or a file or folder of this path."""
     path = Path(dataset)
     if _named_task(dataset) or path.is_dir() or path.is_file():
         return
@@ -169,7 +169,7 @@ def read_file(path: Path, timestamp: str) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If it is a file of another kind, or cannot be read, or a time is not a timestamp.
+        If it is another kind of file, cannot be read, or has a time that is not a timestamp.
     """
     if path.suffix not in READERS:
         raise DataError(f"{path.name} is not a {', '.join(READERS)} file", "convert it",

@@ -44,9 +44,9 @@ class Trajectories(NamedTuple):
     states
         ``(N, T, C)``.
     times
-        ``(T,)``, the same of all trajectories.
+        ``(T,)``, the same for all trajectories.
     scores
-        ``(C,)`` how hard each variable is to forecast, see `joint_gradient_deviation`.
+        ``(C,)`` the difficulty of each variable, see `joint_gradient_deviation`.
     """
 
     states: np.ndarray

@@ -1,4 +1,4 @@
-"""What a forecasting task consists of: training data, and the forecasts that are evaluated."""
+"""Forecasting tasks: training data, and the forecasts to evaluate."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Task:
         The forecasts of the training items from the forecast origin of the tests, for models that
         are fitted to forecasts instead of windows.
     validation
-        The forecasts whose loss decides when a training run stops.
+        The forecasts whose loss determines when training stops.
     tests
         The forecasts that are evaluated, by the name under which their results are reported.
     prediction_length
         The largest number of queries of a forecast.
     scale
-        ``(D,)`` what errors of each channel are divided by before they are averaged over channels,
-        in the units of the channel; if None, its standard deviation in the training set.
+        ``(D,)`` divisors of each channel's errors before they are averaged over channels, in the
+        units of the channel; if None, its standard deviation in the training set.
     """
 
     name: str
@@ -64,7 +64,7 @@ def unseen_items(
     data
         All items.
     splitter
-        Where the forecasts of validation and test begin and end.
+        The splitter for validation and test.
     test_share
         Share of the items that are for the test.
     validation_share
@@ -87,14 +87,14 @@ def task_after(
     prediction_length: int,
     scale: np.ndarray | None = None,
 ) -> Task:
-    """Return the task to forecast what comes after a split in time, of other items each time.
+    """Return the task to forecast the values after a time, with given items for each part.
 
     Parameters
     ----------
     name, prediction_length, scale
         See `Task`.
     splitter
-        Where the forecasts begin and end.
+        The splitter, which determines origin and horizon.
     training, validation, tests
         The items.
     """
@@ -114,9 +114,9 @@ def task_after(
 
 
 def known_before(task: Task) -> list[DataEntry]:
-    """Return all that may be learned before the tests: the training items, and the validated ones.
+    """Return all data that may be used before the tests: the training and validation items.
 
-    An item that is in both, its last values validated, is returned once, with these values.
+    An item in both is returned once, including its validation values.
     """
     validated = {past.get("item_id"): joined(past, label) for past, label in task.validation}
     training = [entry for entry in task.training if entry.get("item_id") not in validated]

@@ -13,7 +13,7 @@ Span: TypeAlias = "str | slice"
 """The name of some rows, or a slice ``first:last`` of names, which includes both ends."""
 
 View: TypeAlias = "Span | tuple[str, str]"
-"""A span; or the first and last of names of equally many rows, which get an axis of their own."""
+"""A span; or the first and last name of equally sized rows, which get a separate axis."""
 
 
 class NamedRows:
