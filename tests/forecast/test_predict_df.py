@@ -535,7 +535,7 @@ def test_a_predictor_of_regular_data_is_refused(frames, make_estimator):
 
 def test_a_predictor_of_another_package_is_refused(frames):
     predictor = SeasonalNaivePredictor(prediction_length=4, season_length=2)
-    with pytest.raises(DeltaflowError, match="SeasonalNaivePredictor does not say"):
+    with pytest.raises(DeltaflowError, match="SeasonalNaivePredictor does not know the schema"):
         predict_df(predictor, *frames)
 
 
