@@ -146,7 +146,7 @@ class RateTime(TimeEmbedding):
 class TanhTime(RateTime):
     r""":math:`\varphi(t) = \tanh(a t)`: bounded, and converges exponentially fast."""
 
-    of = staticmethod(torch.tanh)
+    of = staticmethod(lambda moved: moved.tanh())
 
 
 class LinearTime(RateTime):
@@ -158,7 +158,7 @@ class LinearTime(RateTime):
 class LogTime(RateTime):
     r""":math:`\varphi(t) = \log(1 + a t)`: grows by the same amount each time t grows tenfold."""
 
-    of = staticmethod(torch.log1p)
+    of = staticmethod(lambda moved: moved.log1p())
 
 
 class FourierTime(TimeEmbedding):
