@@ -55,13 +55,15 @@ def read_levels(quantile_levels: Sequence[float]) -> list[float]:
     return levels
 
 
-def even_levels(count: int) -> list[float]:
+def even_levels(count: int, first: float = 0.5) -> list[float]:
     """Return evenly spaced levels, whose quantiles represent as many samples.
+
+    ``first`` says where each lies in its part of the range from 0 to 1.
 
     >>> even_levels(4)
     [0.125, 0.375, 0.625, 0.875]
     """
-    return ((np.arange(count) + 0.5) / count).tolist()
+    return ((np.arange(count) + first) / count).tolist()
 
 
 class RealTimeForecast(gluonts_forecast.Forecast):
@@ -224,9 +226,11 @@ class RealTimeForecast(gluonts_forecast.Forecast):
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Draw independent samples at each query and channel.
 
-        They are quantiles at evenly spread levels, in a random order for each query and channel.
+        They are quantiles at evenly spread levels from a random start, in a random order for each query
+        and channel.
         """
-        quantiles = self.quantiles(even_levels(num_samples))
+        first = torch.rand((), dtype=torch.float64).item()
+        quantiles = self.quantiles(even_levels(num_samples, first))
         order = torch.rand(quantiles.shape).argsort(dim=0).numpy()
         return self.sampled(np.take_along_axis(quantiles, order, axis=0))
 
