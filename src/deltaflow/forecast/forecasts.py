@@ -226,8 +226,8 @@ class RealTimeForecast(gluonts_forecast.Forecast):
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Draw independent samples at each query and channel.
 
-        They are quantiles at evenly spread levels from a random start, in a random order for each query
-        and channel.
+        They are quantiles at evenly spread levels from a random start, in a random order for each
+        query and channel.
         """
         first = torch.rand((), dtype=torch.float64).item()
         quantiles = self.quantiles(even_levels(num_samples, first))
