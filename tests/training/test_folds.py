@@ -435,6 +435,13 @@ def test_a_local_trend_takes_items_of_some_length(rows, processes):
     assert [one.process for one in chosen.fit(entries, 2)[1:]] == processes
 
 
+@pytest.mark.parametrize(("rows", "is_rehearsed"), [(60, True), (61, False)])
+def test_items_much_longer_than_the_horizon_are_not_rehearsed(rows, is_rehearsed):
+    parts = folds.Folds(quick(), noisy_items(6, rows), seed=0)
+    assert folds.LONG_IN_HORIZONS * quick().prediction_length == 60
+    assert (parts.rehearsal(parts.estimator) is not None) == is_rehearsed
+
+
 def test_a_channel_may_be_observed_only_at_the_end():
     """Nothing is rehearsed then."""
     entries = growing("by shares")[0]

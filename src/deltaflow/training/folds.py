@@ -40,6 +40,10 @@ FOLDS, FOLDS_OF_LONG_ITEMS = 5, 3
 
 LONG = 48
 
+LONG_IN_HORIZONS = 30
+"""If a typical item is longer than this many horizons, its next values lie hardly beyond the times
+that networks have learned from, and the rehearsal is left out."""
+
 SHARE_ASIDE = 0.1
 """The share of many items that is held out for validation and calibration."""
 
@@ -317,18 +321,18 @@ class Folds:
         Held-out items show how well a network forecasts other items, but not later times than those
         of the training data. Where all items change in the same way, only this rehearsal shows the
         errors at later times. Stretches need none: a held-out one already lies at other times than
-        the others.
+        the others. Nor do items that are much longer than the horizon, see `LONG_IN_HORIZONS`.
 
         Returns
         -------
         HeldOut or None
             The last ``prediction_length`` values of all items with earlier ones; None if there are
-            too few such items.
+            too few such items, or no need.
         """
-        if self.cut:
-            return None
         length = estimator.prediction_length
         ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
+        if self.cut or np.median([end for _, end in ends]) > LONG_IN_HORIZONS * length:
+            return None
         cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
         pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
         early = [known for known, _ in pairs]
