@@ -120,6 +120,13 @@ def losses(held_out: HeldOut, weights: np.ndarray) -> np.ndarray:
     return np.maximum(levels * over, (levels - 1) * over).mean(axis=0)
 
 
+def losses_of_each(held_out: HeldOut, channels: int) -> np.ndarray:
+    """Return the quantile loss ``(P, D)`` of each predictor, summed over the values by channel."""
+    alone = np.eye(len(held_out.quantiles))
+    sums = [np.bincount(held_out.channel, losses(held_out, one), channels) for one in alone]
+    return np.array(sums)
+
+
 def shares(held_out: HeldOut, weights: np.ndarray, channels: int) -> np.ndarray:
     """Return the share ``(n,)`` of each value in a mean loss that is 1 with these weights.
 
@@ -133,11 +140,8 @@ def shares(held_out: HeldOut, weights: np.ndarray, channels: int) -> np.ndarray:
 
 def compared_loss(predictor: DeltaflowPredictor, other: DeltaflowPredictor, pairs: Pairs) -> float:
     """Return a predictor's quantile loss relative to another's, averaged over channels."""
-    judged = HeldOut.of([predictor, other], pairs, predictor.schema)
-    own, others = (
-        np.bincount(judged.channel, losses(judged, weights), len(predictor.schema.target))
-        for weights in np.eye(2)
-    )
+    schema = predictor.schema
+    own, others = losses_of_each(HeldOut.of([predictor, other], pairs, schema), len(schema.target))
     seen = others > 0
     return float((own[seen] / others[seen]).mean()) if seen.any() else math.inf
 

@@ -14,7 +14,7 @@ from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Support
-from deltaflow.training.blend import losses
+from deltaflow.training.blend import losses_of_each
 
 MOST_PROCESSES = 16
 """With more channels, Gaussian processes for all of them take too long to fit and to forecast."""
@@ -89,14 +89,8 @@ def powers_for(
     powers = np.where(positive, np.array([0.5, 1.0, 0.0])[:, None], usual)  # the usual ones first
     fits = [GaussianProcessPredictor.fit(early, prediction_length, own.tolist()) for own in powers]
     held_out = HeldOut.of(fits, [pair for cut in cuts for pair in cut], fits[0].schema)
-    loss = np.array(
-        [
-            np.bincount(held_out.channel, losses(held_out, alone), minlength=len(usual))
-            for alone in np.eye(len(fits))
-        ]
-    )
-    best = np.argmin(loss, axis=0)
-    best = np.where(loss.min(axis=0) < CLEARLY * loss[0], best, 0)
+    loss = losses_of_each(held_out, len(usual))
+    best = np.where(loss.min(axis=0) < CLEARLY * loss[0], loss.argmin(axis=0), 0)
     return powers[best, np.arange(len(usual))].tolist()
 
 
