@@ -200,7 +200,7 @@ class TreesPredictor(LaplacePredictor):
     prediction_length, data_schema, center, scale
         See `LaplacePredictor`; the mean replaces a missing last value.
     models
-        The trees of each of the D channels, as LightGBM text; None if there are none.
+        For each of the D channels, LightGBM's model string, or None without trees.
     recent
         See `summarise`, in seconds, or periods of a regular series.
     """
@@ -424,7 +424,7 @@ def _fit_lines(task: Task, fit: Callable[[np.ndarray, np.ndarray], Any]) -> Line
 
 
 def _terms(summary: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Return last value and mean ``(D, 3)`` minus the centre, 0 where there is none; and 1."""
+    """Return the centred last value and mean, 0 where missing, and a constant 1: ``(D, 3)``."""
     last, mean = (np.nan_to_num(summary[:, name] - center) for name in (LAST, MEAN))
     return np.stack([last, mean, np.ones_like(center)], axis=1)
 

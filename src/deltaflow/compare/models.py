@@ -59,7 +59,7 @@ class Trained(NamedTuple):
 def train_row(row: str, options: RowOptions, seed: int, tell: Tell, task: Task) -> Trained:
     """Train a row of the table, with the global random state seeded by the caller.
 
-    A row that is no baseline trains the encoder of the options.
+    Rows other than the baselines train the encoder that the options describe.
     """
     return BASELINES.get(row, _train_encoder)(task, options, seed, tell)
 

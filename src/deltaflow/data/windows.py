@@ -109,7 +109,7 @@ class _OriginWindows(Dataset[Window]):
     Raises
     ------
     DataError
-        If there are none, or a horizon contains more than ``prediction_length`` observations.
+        If no series has a window, or a horizon has more than ``prediction_length`` observations.
     """
 
     def __init__(

@@ -56,8 +56,8 @@ class Order(NamedTuple):
     source
         ``(L, C, B)``, the index of each observation among ``S · T``.
     newest
-        ``(S,)``, the position of the last observation of each series among ``L · C``; arbitrary if
-        it has none. None if all are read side by side and end at the last step.
+        ``(S,)``, the position of the last observation of each series among ``L · C``; arbitrary for
+        empty series. None if the series are read side by side and all end at the last step.
     begins
         ``(L, C, B)``, True where a series begins, or None if nothing precedes it.
     """

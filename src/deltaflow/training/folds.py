@@ -41,8 +41,8 @@ FOLDS, FOLDS_OF_LONG_ITEMS = 5, 3
 LONG = 48
 
 LONG_IN_HORIZONS = 30
-"""If a typical item is longer than this many horizons, its next values lie hardly beyond the times
-that networks have learned from, and the rehearsal is left out."""
+"""If the median item is longer than this many horizons, there is no rehearsal: the values to
+forecast lie only slightly beyond the times seen in training."""
 
 SHARE_ASIDE = 0.1
 """The share of many items that is held out for validation and calibration."""
@@ -327,7 +327,7 @@ class Folds:
         -------
         HeldOut or None
             The last ``prediction_length`` values of all items with earlier ones; None if there are
-            too few such items, or no need.
+            too few such items, or if no rehearsal is needed.
         """
         length = estimator.prediction_length
         ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
