@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from lightning.fabric.accelerators import MPSAccelerator
 
 from deltaflow import DeltaflowWarning, ForecastLightningModule, load_predictor
 from deltaflow.cli import main
@@ -133,6 +134,11 @@ def test_validate_test_and_predict_take_the_model_from_its_checkpoint(trained, t
     )
     assert list(table) == ["item_id", "timestamp", "target_name", "predictions", "0.1", "0.9"]
     pd.testing.assert_frame_equal(table, expected)
+
+
+def test_apples_gpu_is_not_chosen(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
+    assert main(["fit", "--config", tiny, "--trainer.default_root_dir", str(tmp_path)]) == 0
 
 
 def test_run_names_its_checkpoints_and_its_configuration(trained, capsys):

@@ -135,6 +135,7 @@ class ForecastCLI(LightningCLI):
             if find_spec("tensorboard"):
                 loggers.append(TensorBoardLogger(table.save_dir, version=table.version))
             kwargs["logger"] = loggers
+        kwargs["accelerator"] = engine.usable_accelerator(config["accelerator"])
         if config["plugins"] is None:
             kwargs["plugins"] = [AtomicCheckpoints()]
         averaging = self._get(self.config_init, "weight_averaging").decay

@@ -24,6 +24,7 @@ ABOUT_DATA = (
     ".*does not have many workers",  # windows are cut faster than they are read
     ".*your dataloader is not resumable",  # ours is
     "The number of training batches .* is smaller than the logging interval",
+    "GPU available but not used",  # Apple's, which has no float64
     "The dirpath has changed",  # a resumed run continues in the folder of the first one
     "Checkpoint directory .* exists and is not empty",
 )

@@ -134,6 +134,13 @@ def test_a_device_that_is_not_there_is_named(kind, device, trained, multivariate
         load_predictor(tmp_path, device=device)
 
 
+@pytest.mark.parametrize("device", ["mps", "mps:0", torch.device("mps")])
+def test_apples_gpu_is_refused_since_it_has_no_float64(device, trained, tmp_path):
+    trained("GRUEstimator").serialize(tmp_path)
+    with pytest.raises(DeltaflowError, match="float64, which Apple's GPU .* lacks: choose 'cpu'"):
+        load_predictor(tmp_path, device=device)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_does_not_make_a_file_damaged(trained, tmp_path):
     trained("GRUEstimator").serialize(tmp_path)

@@ -12,6 +12,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.accelerators import MPSAccelerator
+from lightning.fabric.utilities.device_parser import _select_auto_accelerator
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -341,6 +344,27 @@ def test_a_lightning_trainer_trains_the_module(multivariate, instances):
     assert np.isfinite(trainer.callback_metrics["val_loss"].item())
     for forecast in module.to_predictor().predict(instances(multivariate)):
         assert np.isfinite(forecast.quantile(0.9)).all()
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """Lets Lightning see the GPU of an Apple computer."""
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
+    assert _select_auto_accelerator() == "mps"
+
+
+def test_apples_gpu_is_not_chosen_since_it_has_no_float64(mac, univariate, make_estimator):
+    estimator = make_estimator(GRUEstimator)
+    assert isinstance(estimator.train_model(univariate).trainer.accelerator, CPUAccelerator)
+    given = estimator.with_settings(trainer_kwargs={"accelerator": "auto", "max_epochs": 1})
+    assert isinstance(given.train_model(univariate).trainer.accelerator, CPUAccelerator)
+
+
+def test_apples_gpu_is_refused_before_training(mac, univariate):
+    data = IrregularDataModule(univariate, **SMALL)
+    trainer = pl.Trainer(max_epochs=1, **QUIET)
+    with pytest.raises(DeltaflowError, match="float64, which Apple's GPU .* lacks: choose 'cpu'"):
+        trainer.fit(ForecastLightningModule(data.reader, 4), data)
 
 
 class Penalised(ForecastLightningModule):

@@ -320,13 +320,17 @@ def find_device(device: str | torch.device) -> torch.device:
     Raises
     ------
     DeltaflowError
-        If there is no such device on this machine.
+        If there is no such device on this machine, or it has no float64.
 
     Examples
     --------
     >>> find_device("cpu")
     device(type='cpu')
     """
+    if str(device).startswith("mps"):
+        raise DeltaflowError(
+            "the levels of series are kept in float64, which Apple's GPU ('mps') lacks: choose 'cpu'"
+        )
     try:
         found = torch.device(resolve_device(device))
         torch.zeros(1, device=found).item()

@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
+from lightning.fabric.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
@@ -74,6 +75,7 @@ def train(
         The trainer after training.
     """
     settings = {**DEFAULTS, **(trainer_kwargs or {})}
+    settings["accelerator"] = usable_accelerator(settings.get("accelerator", "auto"))
     given = settings.pop("callbacks", None) or []
     best = BestWeights(monitor)
     every = [best, *(given if isinstance(given, (list, tuple)) else [given]), *callbacks]
@@ -85,6 +87,14 @@ def train(
     if best.weights and not _is_averaged(trainer):
         module.load_state_dict(best.weights)
     return trainer
+
+
+def usable_accelerator(given: Any) -> Any:
+    """Return the given accelerator, or the CPU where ``"auto"`` would choose Apple's GPU.
+
+    The levels of series are kept in float64, which Apple's GPU lacks.
+    """
+    return "cpu" if given == "auto" and MPSAccelerator.is_available() else given
 
 
 def moving_average(decay: float) -> WeightAveraging:

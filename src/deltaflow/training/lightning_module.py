@@ -20,6 +20,7 @@ from deltaflow.errors import DeltaflowError, check_whole
 from deltaflow.forecast.forecasts import RealTimeForecast, quantiles_of
 from deltaflow.forecast.loading import FORMAT_KEY
 from deltaflow.forecast.network_predictor import IrregularPredictor, advising, load_weights
+from deltaflow.forecast.predictor import find_device
 from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
 from deltaflow.model.networks import make_network, with_time_scales
 from deltaflow.model.options import ModelOptions
@@ -117,6 +118,16 @@ class ForecastLightningModule(pl.LightningModule):
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at the queries of a batch."""
         return self.network(batch)
+
+    def setup(self, stage: str) -> None:
+        """Refuse Apple's GPU, which has no float64, before batches are moved to it.
+
+        Raises
+        ------
+        DeltaflowError
+            If the trainer runs on it.
+        """
+        find_device(self.trainer.strategy.root_device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss over the observed targets of a batch."""
