@@ -40,7 +40,7 @@ SLOW = {
     "test_forecasts_of_heads", "test_fused", "test_gaussian_process", "test_gluonts_tools",
     "test_hold", "test_imports", "test_interrupted_fit", "test_learning", "test_lightning_cli",
     "test_live_laws", "test_ode_laws", "test_predict_df", "test_process", "test_readme",
-    "test_regular_data", "test_report", "test_run", "test_saving", "test_support",
+    "test_regular_data", "test_report", "test_run", "test_runs", "test_saving", "test_support",
     "test_trained_laws", "test_training", "test_widening",
 }  # fmt: skip
 """Modules of tests that train, or start processes, for seconds: without them, by

@@ -137,7 +137,7 @@ def test_a_device_that_is_not_there_is_named(kind, device, trained, multivariate
 @pytest.mark.parametrize("device", ["mps", "mps:0", torch.device("mps")])
 def test_apples_gpu_is_refused_since_it_has_no_float64(device, trained, tmp_path):
     trained("GRUEstimator").serialize(tmp_path)
-    with pytest.raises(DeltaflowError, match="float64, which Apple's GPU .* lacks: choose 'cpu'"):
+    with pytest.raises(DeltaflowError, match=r"float64, which Apple's GPU.* lacks: choose 'cpu'"):
         load_predictor(tmp_path, device=device)
 
 

@@ -27,7 +27,6 @@ from deltaflow import (
 from deltaflow.data import IrregularDataModule
 from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.support import Support
-from deltaflow.randomness import seeded
 from deltaflow.training import blend, folds, simple
 from deltaflow.training.folds import plan_for
 from deltaflow.training.stretches import stretches
@@ -548,8 +547,10 @@ def test_a_rehearsal_learns_nothing_of_the_values_that_it_holds_out():
     estimator = quick(folds=2)
     forecasts = []
     for known in (data, IrregularDataset(changed, data.schema)):
-        with seeded(0):
-            held = folds.Folds(estimator, known, 0).rehearsal(estimator)
+        parts = folds.Folds(estimator, known, 0)
+        rehearsal = parts.rehearsal(estimator)
+        rehearsal.run.train()
+        held = parts.rehearsed(estimator, rehearsal)
         assert np.unique(held.item, return_counts=True)[1].tolist() == [2] * 8
         forecasts.append(held.quantiles)
     np.testing.assert_array_equal(*forecasts)

@@ -363,7 +363,7 @@ def test_apples_gpu_is_not_chosen_since_it_has_no_float64(mac, univariate, make_
 def test_apples_gpu_is_refused_before_training(mac, univariate):
     data = IrregularDataModule(univariate, **SMALL)
     trainer = pl.Trainer(max_epochs=1, **QUIET)
-    with pytest.raises(DeltaflowError, match="float64, which Apple's GPU .* lacks: choose 'cpu'"):
+    with pytest.raises(DeltaflowError, match=r"float64, which Apple's GPU.* lacks: choose 'cpu'"):
         trainer.fit(ForecastLightningModule(data.reader, 4), data)
 
 

@@ -329,7 +329,8 @@ def find_device(device: str | torch.device) -> torch.device:
     """
     if str(device).startswith("mps"):
         raise DeltaflowError(
-            "the levels of series are kept in float64, which Apple's GPU ('mps') lacks: choose 'cpu'"
+            "the levels of series are kept in float64, which Apple's GPU, 'mps', lacks: choose "
+            "'cpu'"
         )
     try:
         found = torch.device(resolve_device(device))

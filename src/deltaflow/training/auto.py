@@ -237,7 +237,9 @@ class _Search:
             study.tell(trial, self._try(self._proposed(trial)))
             if len(self.trials) == count and self._is_rehearsed():
                 estimator = self._in_time(self.folds.estimator)
-                self.rehearsed = self.folds.rehearsal(estimator)
+                if rehearsal := self.folds.rehearsal(estimator):
+                    rehearsal.run.train()
+                    self.rehearsed = self.folds.rehearsed(estimator, rehearsal)
 
     def result(self) -> AutoPredictor:
         """Blend and calibrate the best networks."""

@@ -141,6 +141,10 @@ class IrregularEstimator(Estimator):
         whole numbers gets whole numbers. ``"real"`` leaves forecasts unconstrained. A mapping
         declares channels by name, as ``"real"``, ``"non-negative"``, ``"unit"``, ``"integer"``,
         ``"count"`` or a smallest and a largest value; the others are recognised.
+    processes
+        The number of processes in which the networks of the folds are trained at the same time,
+        with the same result. By default as many as there are processor cores, if training on the
+        CPU takes long enough, and ``trainer_kwargs`` contain neither callbacks nor loggers.
     trainer_kwargs
         Arguments of Lightning's ``Trainer``; never modified. By default 50 epochs with gradients
         clipped to a norm of 10, a progress bar, and nothing written to disk. A logger, or a
@@ -203,6 +207,7 @@ class IrregularEstimator(Estimator):
         widening: bool = False,
         blend: bool = True,
         supports: Supports = "recognised",
+        processes: int | None = None,
         trainer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         arguments = {**locals(), "encoder": encoder or self.default_encoder}
@@ -211,6 +216,7 @@ class IrregularEstimator(Estimator):
             1, prediction_length=prediction_length, num_parallel_samples=num_parallel_samples
         )
         check_whole(0, folds=folds)
+        check_whole(1, processes=processes)
         check_seed(seed)
         check_registered("sampling", sampling, SAMPLING)
         self.prediction_length = prediction_length
@@ -235,6 +241,7 @@ class IrregularEstimator(Estimator):
         self.widening = widening
         self.blend = blend
         self.supports = supports
+        self.processes = processes
         self.trainer_kwargs = trainer_kwargs or {}
 
     @one_thread()

@@ -22,9 +22,10 @@ from deltaflow.forecast.conformal import FEWEST_ITEMS
 from deltaflow.forecast.held_out import HeldOut, Pairs
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import supports_of
-from deltaflow.randomness import derived_seed
+from deltaflow.randomness import derived_seed, seeded_run
 from deltaflow.training import engine
 from deltaflow.training.blend import Finished, finish
+from deltaflow.training.runs import Run, train_all
 from deltaflow.training.simple import SimpleForecasts, name_of, observed
 from deltaflow.training.stretches import Stretch, stretches
 from deltaflow.training.widening import widened
@@ -282,12 +283,26 @@ class Folds:
 
     def train(self, fold: int, estimator: IrregularEstimator, number: int) -> Member:
         """Train a network on all folds but one; ``number`` determines its seed."""
+        run = self.prepare(fold, estimator, number)
+        run.train()
+        return self.member(fold, estimator, run)
+
+    def prepare(self, fold: int, estimator: IrregularEstimator, number: int) -> Run:
+        """Prepare the training of a network on all folds but one; see :meth:`train`."""
         left_out = self.plan.left_out[fold]
         reader = replace(self._base.reader, scaling=estimator.data.scaling)
         inside = np.setdiff1d(self.usable, left_out)
-        trained = self._train(estimator, self.entries, inside, left_out, number, reader)
-        predictor, windows, epochs = trained
-        return Member(predictor, self._pairs(windows, left_out), epochs)
+        return self._prepare(estimator, self.entries, inside, left_out, number, reader)
+
+    def member(self, fold: int, estimator: IrregularEstimator, run: Run) -> Member:
+        """Return the trained network of a fold."""
+        left_out = self.plan.left_out[fold]
+        predictor: DeltaflowPredictor = estimator.create_predictor(run.module)
+        if estimator.widening:
+            predictor = widened(predictor, run.data, select(self.entries, left_out))
+        windows = run.data.validation_windows
+        assert isinstance(windows, SpreadWindows)
+        return Member(predictor, self._pairs(windows, left_out), run.epochs)
 
     def _pairs(self, windows: SpreadWindows, left_out: np.ndarray) -> Pairs:
         """Return context and targets at the later origins of validation windows.
@@ -315,8 +330,8 @@ class Folds:
         some, length = list(self.whole[:FEW_ITEMS]), self._given.prediction_length
         return SimpleForecasts.for_data(some, self.supports, length)
 
-    def rehearsal(self, estimator: IrregularEstimator) -> HeldOut | None:
-        """Train a network without the last values of all items, and hold these out.
+    def rehearsal(self, estimator: IrregularEstimator) -> Rehearsal | None:
+        """Prepare the training of a network without the last values of all items.
 
         Held-out items show how well a network forecasts other items, but not later times than those
         of the training data. Where all items change in the same way, only this rehearsal shows the
@@ -325,9 +340,9 @@ class Folds:
 
         Returns
         -------
-        HeldOut or None
-            The last ``prediction_length`` values of all items with earlier ones; None if there are
-            too few such items, or if no rehearsal is needed.
+        Rehearsal or None
+            None if there are too few items with earlier values than the last
+            ``prediction_length``, or if no rehearsal is needed.
         """
         length = estimator.prediction_length
         ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
@@ -344,11 +359,15 @@ class Folds:
         inside = np.setdiff1d(usable, aside)
         if not len(inside):
             return None
-        plain = estimator.with_settings(widening=False)
-        network, *_ = self._train(plain, early, inside, aside, folds, base.reader)
-        return HeldOut.of([network, *self.simple_forecasts(early)], pairs, network.schema)
+        return Rehearsal(self._prepare(estimator, early, inside, aside, folds, base.reader), pairs)
 
-    def _train(
+    def rehearsed(self, estimator: IrregularEstimator, rehearsal: Rehearsal) -> HeldOut:
+        """Forecast the last values of all items, after the training of a rehearsal."""
+        network = estimator.create_predictor(rehearsal.run.module)
+        simple = self.simple_forecasts([known for known, _ in rehearsal.pairs])
+        return HeldOut.of([network, *simple], rehearsal.pairs, network.schema)
+
+    def _prepare(
         self,
         estimator: IrregularEstimator,
         entries: Sequence[DataEntry],
@@ -356,41 +375,26 @@ class Folds:
         left_out: np.ndarray,
         number: int,
         reader: Reader,
-    ) -> tuple[DeltaflowPredictor, SpreadWindows, int]:
-        """Train a network on the entries ``inside``, with early stopping on those left out.
-
-        Returns
-        -------
-        predictor, windows, epochs
-            The network, its validation windows, and the number of epochs.
-        """
-        plan, aside = self.plan, select(entries, left_out)
+    ) -> Run:
+        """Prepare training on the entries ``inside``, with early stopping on those left out."""
+        plan, seed = self.plan, derived_seed(self.seed, number)
         data = estimator.create_data_module(
             select(entries, inside),
-            aside,
-            seed=derived_seed(self.seed, number),
+            select(entries, left_out),
+            seed=seed,
             reader=reader,
             validation_origins="spread",
         )
-        module = estimator.create_lightning_module(data)
+        with seeded_run(seed):
+            module = estimator.create_lightning_module(data)
         several = len(reader.schema.target) > 1
         usual = "val_balanced_quantile_loss" if several else "val_mean_weighted_quantile_loss"
         monitor = plan.monitor or usual
         settings = {"max_epochs": plan.epochs, "gradient_clip_val": plan.clip}
         stopping = EarlyStopping(monitor, patience=plan.patience, strict=False)
-        trainer = engine.train(
-            module,
-            data,
-            {**settings, **estimator.trainer_kwargs},
-            monitor=monitor,
-            callbacks=[stopping, engine.moving_average(plan.decay)],
-        )
-        predictor = estimator.create_predictor(module)
-        if estimator.widening:
-            predictor = widened(predictor, data, aside)
-        windows = data.validation_windows
-        assert isinstance(windows, SpreadWindows)
-        return predictor, windows, trainer.current_epoch
+        callbacks = [stopping, engine.moving_average(plan.decay)]
+        kwargs = {**settings, **estimator.trainer_kwargs}
+        return Run(module, data, kwargs, monitor, callbacks, derived_seed(seed, 0))
 
 
 class Member(NamedTuple):
@@ -409,6 +413,21 @@ class Member(NamedTuple):
     predictor: DeltaflowPredictor
     pairs: Pairs
     epochs: int
+
+
+class Rehearsal(NamedTuple):
+    """A network to train without the last values of all items, and these values.
+
+    Attributes
+    ----------
+    run
+        The network.
+    pairs
+        The earlier values of each item, and its last ones.
+    """
+
+    run: Run
+    pairs: Pairs
 
 
 def train_folds(
@@ -434,15 +453,17 @@ def train_folds(
             "less than they should"
         )
     careful = folds.estimator
-    members = [folds.train(number, careful, number) for number in range(len(folds.plan.left_out))]
+    blended = estimator.blend and folds.few and estimator.sampling == "marginal"
+    runs = [folds.prepare(number, careful, number) for number in range(len(folds.plan.left_out))]
+    rehearsal = folds.rehearsal(careful) if blended else None
+    train_all([*runs, rehearsal.run] if rehearsal else runs, estimator.processes)
+    members = [folds.member(number, careful, run) for number, run in enumerate(runs)]
     if not members:
         output = careful.train_model(folds.entries, validation_data=None)
         members = [Member(output.predictor, [], output.trainer.current_epoch)]
-    simple: list[DeltaflowPredictor] = []
-    rehearsed = None
-    if estimator.blend and folds.few and estimator.sampling == "marginal":
-        simple = folds.simple_forecasts(folds.whole)  # a cycle may be longer than a stretch
-        rehearsed = folds.rehearsal(careful)
+    # A cycle may be longer than a stretch.
+    simple = folds.simple_forecasts(folds.whole) if blended else []
+    rehearsed = folds.rehearsed(careful, rehearsal) if rehearsal else None
     networks = [member.predictor for member in members]
     pairs = [member.pairs for member in members]
     finished = finish(careful, networks, simple, pairs, rehearsed, folds.supports, folds.enough)

@@ -1,32 +1,38 @@
-"""Training several networks at the same time, each in a process of its own."""
+"""Training several networks, at the same time if there are several processors."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import joblib
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from deltaflow.data import IrregularDataModule
 from deltaflow.randomness import seeded_run
 from deltaflow.training import engine
+from deltaflow.training.lightning_module import ForecastLightningModule
 
-MOST_STEPS_IN_TURN = 2000
-"""If networks are trained for at most so many steps altogether, starting processes, each of which
-imports all libraries, takes longer than it saves."""
+WORTH_A_PROCESS = 1500
+"""With fewer steps of the optimiser altogether, starting processes, each of which imports all
+libraries, takes longer than it saves."""
 
-PLAIN = ("max_epochs", "gradient_clip_val", "precision", "enable_progress_bar",
-         "enable_model_summary", "accelerator")  # fmt: skip
-"""The arguments of Lightning's Trainer with which networks may be trained in other processes.
-Callbacks keep state that the caller may want to see, and loggers write to the same files."""
+PLAIN = {
+    "accelerator",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "gradient_clip_val",
+    "max_epochs",
+    "precision",
+}
+"""The arguments of Lightning's ``Trainer`` with which networks are trained in processes of their
+own. Callbacks and loggers, for example, must stay in the caller's process."""
 
 
 @dataclass
@@ -44,13 +50,13 @@ class Run:
     callbacks
         Further callbacks.
     seed
-        Seed of all that is random in training, such as dropout.
+        Seed of everything random in training, such as dropout.
     epochs
-        The number of epochs of training; 0 before it.
+        The number of epochs trained so far.
     """
 
-    module: pl.LightningModule
-    data: pl.LightningDataModule
+    module: ForecastLightningModule
+    data: IrregularDataModule
     trainer_kwargs: Mapping[str, Any]
     monitor: str
     callbacks: Sequence[Callback]
@@ -68,3 +74,65 @@ class Run:
                 callbacks=self.callbacks,
             )
         self.epochs = trainer.current_epoch
+
+
+def train_all(runs: Sequence[Run], processes: int | None = None) -> None:
+    """Train networks, in several processes if that is faster; the weights are the same.
+
+    Parameters
+    ----------
+    runs
+        The networks, which get their weights and number of epochs.
+    processes
+        The number of processes; by default, see `processes_for`.
+    """
+    count = min(len(runs), processes_for(runs) if processes is None else processes)
+    if count < 2:
+        for run in runs:
+            run.train()
+        return
+    # Without max_nbytes=None, workers would get large arrays that cannot be written to.
+    parallel = joblib.Parallel(
+        count, "loky", return_as="generator", max_nbytes=None, inner_max_num_threads=1
+    )
+    trained: Any = parallel(joblib.delayed(_trained)(run) for run in runs)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    shown = all(run.trainer_kwargs.get("enable_progress_bar", True) for run in runs)
+    bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not shown)
+    what = f"Training {len(runs)} networks in {count} processes"
+    with bar:
+        for run, (weights, epochs) in zip(
+            runs, bar.track(trained, len(runs), description=what), strict=True
+        ):
+            run.module.load_state_dict(weights)
+            run.epochs = epochs
+
+
+def processes_for(runs: Sequence[Run]) -> int:
+    """Return the number of processor cores, or 1 if networks are better trained here.
+
+    They are if they train on an accelerator, with other arguments of the trainer than `PLAIN`, for
+    fewer steps than `WORTH_A_PROCESS`, or if this is itself a process of several.
+    """
+    every = [{**engine.DEFAULTS, **run.trainer_kwargs} for run in runs]
+    steps = sum(
+        kwargs["max_epochs"] * run.data.num_batches_per_epoch
+        for run, kwargs in zip(runs, every, strict=True)
+    )
+    on_cpu = all(
+        engine.usable_accelerator(kwargs.get("accelerator", "auto")) == "cpu"
+        or not torch.cuda.is_available()
+        for kwargs in every
+    )
+    plain = all(run.trainer_kwargs.keys() <= PLAIN for run in runs)
+    alone = multiprocessing.parent_process() is None
+    if on_cpu and plain and alone and steps >= WORTH_A_PROCESS:
+        return joblib.cpu_count(only_physical_cores=True)
+    return 1
+
+
+def _trained(run: Run) -> tuple[dict[str, Tensor], int]:
+    """Train in a worker process; return the weights and the number of epochs."""
+    run.trainer_kwargs = {**run.trainer_kwargs, "enable_progress_bar": False}
+    run.train()
+    return run.module.state_dict(), run.epochs
