@@ -93,17 +93,20 @@ def train_all(runs: Sequence[Run], processes: int | None = None) -> None:
         return
     # Without max_nbytes=None, workers would get large arrays that cannot be written to.
     parallel = joblib.Parallel(
-        count, "loky", return_as="generator", max_nbytes=None, inner_max_num_threads=1
+        count,
+        "loky",
+        return_as="generator",
+        max_nbytes=None,
+        inner_max_num_threads=torch.get_num_threads(),
     )
-    trained: Any = parallel(joblib.delayed(_trained)(run) for run in runs)
+    results: Any = parallel(joblib.delayed(_trained)(run) for run in runs)
+    trained = zip(runs, results, strict=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     shown = all(run.trainer_kwargs.get("enable_progress_bar", True) for run in runs)
     bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not shown)
     what = f"Training {len(runs)} networks in {count} processes"
     with bar:
-        for run, (weights, epochs) in zip(
-            runs, bar.track(trained, len(runs), description=what), strict=True
-        ):
+        for run, (weights, epochs) in bar.track(trained, len(runs), description=what):
             run.module.load_state_dict(weights)
             run.epochs = epochs
 
