@@ -14,7 +14,7 @@ from deltaflow.forecast.gaussian_process.processes import PROCESSES, Curve, pred
 from deltaflow.tasks import Task, unseen_items
 from deltaflow.tasks.small import small_task
 from deltaflow.tasks.task import known_before
-from deltaflow.training import folds
+from deltaflow.training import plan
 
 
 def lines(number: int, missing: float = 0.0) -> Task:
@@ -241,8 +241,8 @@ def test_the_likelihood_of_curves_of_any_length_is_that_of_scikit_learn(process)
 
 
 def test_it_is_a_row_and_so_are_the_defaults(tiny, monkeypatch):
-    monkeypatch.setattr(folds, "EPOCHS", 1)
-    monkeypatch.setitem(folds.SMALL, "num_batches_per_epoch", 2)
+    monkeypatch.setattr(plan, "EPOCHS", 1)
+    monkeypatch.setitem(plan.SMALL, "num_batches_per_epoch", 2)
     runs = run_comparison(tiny(encoders=["gaussian_process", "defaults"]))
     assert [run["encoder"] for run in runs] == ["hold", "gaussian_process", "defaults"]
     assert [run["errors"] for run in runs] == [{}] * 3

@@ -11,7 +11,7 @@ import pytest
 
 from deltaflow import DeltaflowError, IrregularDataset, UnknownNameError, load_predictor
 from deltaflow.cli import main
-from deltaflow.training import auto, folds
+from deltaflow.training import auto, plan
 from deltaflow.training.auto import AutoEstimator
 from deltaflow.training.blend import compared_loss
 from deltaflow.training.estimator import IrregularEstimator
@@ -21,8 +21,8 @@ pytest.importorskip("optuna")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(folds, "EPOCHS", 1)
-    monkeypatch.setitem(folds.SMALL, "num_batches_per_epoch", 2)
+    monkeypatch.setattr(plan, "EPOCHS", 1)
+    monkeypatch.setitem(plan.SMALL, "num_batches_per_epoch", 2)
 
 
 def waves(number: int = 8) -> IrregularDataset:

@@ -28,7 +28,8 @@ from deltaflow.data import IrregularDataModule
 from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.support import Support
 from deltaflow.training import blend, folds, simple
-from deltaflow.training.folds import plan_for
+from deltaflow.training import plan as plans
+from deltaflow.training.plan import Plan, plan_for
 from deltaflow.training.stretches import stretches
 
 QUICK = {"max_epochs": 1, "enable_progress_bar": False, "logger": False}
@@ -96,7 +97,7 @@ def test_each_item_is_left_out_by_one_network_which_it_validates(seen):
 
 
 def test_of_many_items_a_tenth_is_put_aside(seen, monkeypatch):
-    monkeypatch.setattr(folds, "FEW_ITEMS", 30)
+    monkeypatch.setattr(plans, "FEW_ITEMS", 30)
     predictor = quick().train(noisy_items(40))
     assert [tuple(map(len, pair)) for pair in seen] == [(36, 4)]
     assert isinstance(predictor, IrregularPredictor)  # four items are too few to calibrate on
@@ -296,10 +297,10 @@ def test_many_channels_at_times_of_their_own_have_a_state_each(channels, rate, n
 def test_many_channels_of_many_items_are_trained_on_more_windows(
     items, channels, batches, monkeypatch
 ):
-    monkeypatch.setattr(folds, "FEW_ITEMS", 20)
-    monkeypatch.setattr(folds, "FEWEST_BATCHES", 4)
-    monkeypatch.setattr(folds, "MOST_BATCHES", 9)
-    monkeypatch.setitem(folds.PER_CHANNEL_OF_MANY, "batch_size", 8)
+    monkeypatch.setattr(plans, "FEW_ITEMS", 20)
+    monkeypatch.setattr(plans, "FEWEST_BATCHES", 4)
+    monkeypatch.setattr(plans, "MOST_BATCHES", 9)
+    monkeypatch.setitem(plans.PER_CHANNEL_OF_MANY, "batch_size", 8)
     settings = plan_of(seldom_observed(channels, 0.2, items)).settings
     if batches is None:
         assert "lr" not in settings
@@ -308,16 +309,16 @@ def test_many_channels_of_many_items_are_trained_on_more_windows(
 
 
 def test_their_settings_reach_the_network_and_the_trainer(monkeypatch):
-    monkeypatch.setattr(folds, "FEW_ITEMS", 5)
+    monkeypatch.setattr(plans, "FEW_ITEMS", 5)
     data = seldom_observed(16, 0.2, items=8)
     plan = plan_of(data)
     assert plan.clip == 2.0
     estimator = GRUFlowEstimator(2, num_batches_per_epoch=3, seed=0)
-    chosen = folds.planned(estimator, plan)
+    chosen = plans.planned(estimator, plan)
     assert chosen.model.encoder_kwargs == {"num_layers": 1}
     assert (chosen.optimizer.lr, chosen.optimizer.weight_decay) == (4e-3, 0.01)
     assert (chosen.data.batch_size, chosen.data.num_batches_per_epoch) == (64, 3)
-    assert folds.planned(GRUFlowEstimator(2, lr=0.1), plan).optimizer.lr == 0.1
+    assert plans.planned(GRUFlowEstimator(2, lr=0.1), plan).optimizer.lr == 0.1
 
     seen = []
 
@@ -344,7 +345,7 @@ def seldom_observed(channels: int, rate: float, items: int) -> IrregularDataset:
     return IrregularDataset.from_long_dataframe(frame, target=names)
 
 
-def plan_of(data: IrregularDataset) -> folds.Plan:
+def plan_of(data: IrregularDataset) -> Plan:
     """What is chosen for a data set."""
     module = IrregularDataModule(data, prediction_length=2, context_length=8)
     items = np.arange(len(data))

@@ -26,9 +26,10 @@ from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Supports
 from deltaflow.process import one_thread
 from deltaflow.randomness import check_seed, seeded_run
-from deltaflow.training.blend import compared_loss, finish
+from deltaflow.training.blend import Member, compared_loss, finish
 from deltaflow.training.estimator import IrregularEstimator
-from deltaflow.training.folds import FEW_ITEMS, Folds, planned
+from deltaflow.training.folds import Folds
+from deltaflow.training.plan import FEW_ITEMS, planned
 
 if TYPE_CHECKING:
     import optuna
@@ -211,7 +212,7 @@ class _Search:
         self.networks = (network,) if network else auto.preset.networks
         entries = self.folds.whole
         self.simple = self.folds.simple_forecasts(
-            entries if self.folds.few else entries[:FEW_ITEMS]
+            entries if self.folds.plan.few else entries[:FEW_ITEMS]
         )
         self.rehearsed: HeldOut | None = None
         self.trials: list[_Trial] = []
@@ -248,18 +249,11 @@ class _Search:
         # Networks of one fold are one member: each held-out item counts once.
         best = {trial.fold: self._best(trial.fold) for trial in self.trials}
         members = [
-            EnsemblePredictor.of([trial.predictor for trial in own]) for own in best.values()
+            Member(EnsemblePredictor.of([trial.predictor for trial in own]), own[0].pairs)
+            for own in best.values()
         ]
-        folds, pairs = self.folds, [own[0].pairs for own in best.values()]
-        blend = finish(
-            folds.estimator,
-            members,
-            self.simple,
-            pairs,
-            self.rehearsed,
-            folds.supports,
-            folds.enough,
-        )
+        folds = self.folds
+        blend = finish(members, self.simple, self.rehearsed, folds.supports, folds.calibrate)
         chosen = {id(trial) for own in best.values() for trial in own}
         rows = [
             {
@@ -314,7 +308,7 @@ class _Search:
         member = self.folds.train(fold, estimator, number)
         loss = compared_loss(member.predictor, self.simple[0], member.pairs)
         seconds = time.monotonic() - begun
-        self.trials.append(_Trial(options, fold, *member[:2], loss, seconds))
+        self.trials.append(_Trial(options, fold, *member, loss, seconds))
         best = min(trial.loss for trial in self.trials)
         words = ", ".join(f"{name} {_short(value)}" for name, value in options.items())
         self._tell(
@@ -337,7 +331,7 @@ class _Search:
         return estimator.with_settings(trainer_kwargs=given)
 
     def _is_rehearsed(self) -> bool:
-        return self.folds.few and self.folds.enough and self._has_time()
+        return self.folds.plan.few and self.folds.enough and self._has_time()
 
     def _remaining(self) -> float:
         return self.end - time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
@@ -14,10 +14,7 @@ from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Support, SupportPredictor
-from deltaflow.heads import DECILES, is_centred, make_output
-
-if TYPE_CHECKING:
-    from deltaflow.training.estimator import IrregularEstimator
+from deltaflow.heads import DECILES
 
 SHRINKAGE, ENOUGH_ITEMS = 0.1, 25
 """The strength of the shrinkage of a blend's weights towards equal ones from so many items on; with
@@ -56,52 +53,58 @@ class Finished(NamedTuple):
     widened: float
 
 
+class Member(NamedTuple):
+    """A network of a fold.
+
+    Attributes
+    ----------
+    predictor
+        The network.
+    pairs
+        Context and targets of its held-out items.
+    """
+
+    predictor: DeltaflowPredictor
+    pairs: Pairs
+
+
 def finish(
-    estimator: IrregularEstimator,
-    members: Sequence[DeltaflowPredictor],
+    members: Sequence[Member],
     simple: Sequence[DeltaflowPredictor],
-    pairs: Sequence[Pairs],
     rehearsed: HeldOut | None,
     supports: Sequence[Support],
-    enough: bool,
+    calibrate: bool,
 ) -> Finished:
     """Blend networks with simple forecasts, calibrate them, and constrain them to their supports.
 
     Parameters
     ----------
-    estimator
-        The estimator, whose `calibrate` is followed.
     members, simple
         The networks, and the simple forecasts to blend in.
-    pairs
-        For each network, contexts and targets of its held-out items.
     rehearsed
         The held-out values of a rehearsal, if any.
     supports
         The support of each channel.
-    enough
-        Whether there are enough items to calibrate on.
+    calibrate
+        Whether to calibrate on the held-out items.
     """
-    positive = all(support.low >= 0 for support in supports)
-    # Calibrated quantiles must stay within the support of the distribution.
-    bounded = not is_centred(make_output(estimator.model.distr_output))
-    calibrated = estimator.calibrate and enough and (positive or not bounded)
-    schema, weights, left_out = members[0].schema, [1.0], []
-    if simple or calibrated:
+    networks = [member.predictor for member in members]
+    schema, weights, left_out = networks[0].schema, [1.0], []
+    if simple or calibrate:
         left_out = [
-            HeldOut.of([member, *simple], own, schema, DECILES if simple else INNER)
-            for member, own in zip(members, pairs, strict=True)
+            HeldOut.of([network, *simple], pairs, schema, DECILES if simple else INNER)
+            for network, pairs in members
         ]
     if simple:
         groups = [left_out, [rehearsed]] if rehearsed else [left_out]
         weights = blend_weights(groups, len(supports))
-    networks = EnsemblePredictor.of(members)
-    chosen = [pair for pair in zip([networks, *simple], weights, strict=True) if pair[1] > 0]
+    parts = [EnsemblePredictor.of(networks), *simple]
+    chosen = [pair for pair in zip(parts, weights, strict=True) if pair[1] > 0]
     predictor = chosen[0][0]
     if len(chosen) > 1:
         predictor = EnsemblePredictor(*map(list, zip(*chosen, strict=True)))
     widened = 1.0
-    if calibrated:
+    if calibrate:
         # A rehearsal only widens: its errors have a common sign, but the next may have the other.
         predictor = ConformalPredictor.of_scores(
             predictor,
@@ -110,7 +113,7 @@ def finish(
             rehearsal=rehearsed.averaged(weights) if rehearsed else None,
         )
         widened = max(predictor.widened)
-    return Finished(SupportPredictor.of(predictor, supports), weights, calibrated, widened)
+    return Finished(SupportPredictor.of(predictor, supports), weights, calibrate, widened)
 
 
 def losses(held_out: HeldOut, weights: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from gluonts.dataset.common import DataEntry, Dataset
@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from deltaflow.data import Reader
 from deltaflow.data.data_module import by_number
-from deltaflow.data.series import Series
 from deltaflow.data.splitter import cut_entry, select
 from deltaflow.data.windows import SpreadWindows
 from deltaflow.errors import warn_once
@@ -22,9 +21,11 @@ from deltaflow.forecast.conformal import FEWEST_ITEMS
 from deltaflow.forecast.held_out import HeldOut, Pairs
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import supports_of
+from deltaflow.heads import is_centred, make_output
 from deltaflow.randomness import derived_seed, seeded_run
 from deltaflow.training import engine
-from deltaflow.training.blend import Finished, finish
+from deltaflow.training.blend import Finished, Member, finish
+from deltaflow.training.plan import FEW_ITEMS, Plan, plan_for, planned
 from deltaflow.training.runs import Run, train_all
 from deltaflow.training.simple import SimpleForecasts, name_of, observed
 from deltaflow.training.stretches import Stretch, stretches
@@ -33,181 +34,9 @@ from deltaflow.training.widening import widened
 if TYPE_CHECKING:
     from deltaflow.training.estimator import IrregularEstimator
 
-FEW_ITEMS = 250
-"""Up to this many items, networks are trained on folds; with more, one network is trained."""
-
-FOLDS, FOLDS_OF_LONG_ITEMS = 5, 3
-"""The number of folds, usually and for items with a context longer than `LONG`."""
-
-LONG = 48
-
 LONG_IN_HORIZONS = 30
 """If the median item is longer than this many horizons, there is no rehearsal: the values to
 forecast lie only slightly beyond the times seen in training."""
-
-SHARE_ASIDE = 0.1
-"""The share of many items that is held out for validation and calibration."""
-
-MOST_ASIDE = 1000
-"""The largest number of items held out."""
-
-SMALL: dict[str, Any] = {
-    "dropout": 0.1,
-    "weight_decay": 0.01,
-    "batch_size": 64,
-    "num_batches_per_epoch": 25,
-}
-"""Settings for few items, unless the user gives others; windows per epoch are as many as usual."""
-
-EPOCHS, PATIENCE, DECAY = 25, 7, 0.98
-"""For few items: the largest number of epochs, the patience of early stopping in epochs, and the
-decay per batch of the weight average."""
-
-PATIENCE_OF_MANY, DECAY_OF_MANY = 15, 0.99
-"""Patience and decay for many items, whose number of epochs is the usual one."""
-
-MOST_UNLIKE = 8.0
-"""If the standard deviations of nine in ten items differ by at most this factor, one scale fits all
-items. With several channels, the median of their factors decides."""
-
-MANY_CHANNELS, SELDOM = 16, 1 / 3
-"""With at least so many channels, of which a row observes at most this share on average, each has
-its own state: a joint one would have hardly more than one number per channel."""
-
-PER_CHANNEL: dict[str, Any] = {
-    "network": "channelwise",
-    "balance": 0.4,
-    "distr_output": "mean_quantile",
-}
-"""Settings for many channels: rarely observed ones get more weight, and each has a mean besides a
-distribution of any shape."""
-
-PER_CHANNEL_OF_MANY: dict[str, Any] = {
-    "encoder_kwargs": {"num_layers": 1},
-    "lr": 4e-3,
-    "weight_decay": 0.01,
-    "batch_size": 64,
-}
-"""Settings for many channels and many items: rarely observed channels need many windows, and the
-state of one channel needs no deep encoder."""
-
-FEWEST_BATCHES, MOST_BATCHES = 25, 75
-"""The bounds of the number of batches per epoch, which draws about one window per item."""
-
-CLIP = 2.0
-"""The norm to which gradients are clipped: those of heavy-tailed channels vary strongly."""
-
-FEWEST_VALUES = 8
-"""With fewer values, standard deviations can differ by such a factor by chance."""
-
-
-class Plan(NamedTuple):
-    """How a data set is trained on.
-
-    Attributes
-    ----------
-    left_out
-        For each member, the numbers of its held-out items; empty for a single item, on which a
-        network is trained as a whole.
-    settings
-        Arguments of the estimator.
-    epochs, patience, decay
-        See `EPOCHS`, `PATIENCE` and `DECAY`.
-    clip
-        The norm to which gradients are clipped.
-    monitor
-        The validation score that determines the best epoch; a quantile loss if None.
-    """
-
-    left_out: list[np.ndarray]
-    settings: dict[str, Any]
-    epochs: int
-    patience: int
-    decay: float
-    clip: float = engine.DEFAULTS["gradient_clip_val"]
-    monitor: str | None = None
-
-
-def plan_for(
-    data: Sequence[Series],
-    usable: np.ndarray,
-    reader: Reader,
-    folds: int | None,
-    seed: int,
-) -> Plan:
-    """Choose folds and settings from the data.
-
-    Parameters
-    ----------
-    data
-        The items.
-    usable
-        The numbers of those with values to forecast.
-    reader
-        How they are read.
-    folds
-        The number of folds; by the number of items if None.
-    seed
-        Seed of the folds.
-    """
-    count = len(usable)
-    order = np.random.default_rng(seed).permutation(usable)
-    few = count <= FEW_ITEMS
-    if folds is None and few:
-        sample = [data[int(item)].length for item in order[:100]]
-        length = min(float(np.median(sample)), reader.context_length)
-        folds = FOLDS if length <= LONG else FOLDS_OF_LONG_ITEMS
-    if count < 2:
-        left_out = []
-    elif folds is None or folds == 1:
-        aside = min(max(1, round(SHARE_ASIDE * count if not few else 0.2 * count)), MOST_ASIDE)
-        left_out = [order[:aside]]
-    else:
-        folds = min(folds, count)
-        left_out = [order[first::folds] for first in range(folds)]
-    some = [data[int(item)] for item in usable[:1000]]
-    settings = {
-        **(SMALL if few else {}),
-        **_channel_settings_for(some, len(reader.schema.target)),
-        "scaling": _scaling_for(some, len(reader.schema.target)),
-    }
-    if few:
-        return Plan(left_out, settings, EPOCHS, PATIENCE, DECAY)
-    plan = Plan(
-        left_out, settings, int(engine.DEFAULTS["max_epochs"]), PATIENCE_OF_MANY, DECAY_OF_MANY
-    )
-    if "network" not in settings:
-        return plan
-    batches = np.clip(count // PER_CHANNEL_OF_MANY["batch_size"], FEWEST_BATCHES, MOST_BATCHES)
-    settings = {**settings, **PER_CHANNEL_OF_MANY, "num_batches_per_epoch": int(batches)}
-    # A quantile loss would ignore the mean, which the head learns besides the quantiles.
-    return plan._replace(settings=settings, clip=CLIP, monitor="val_loss")
-
-
-def _channel_settings_for(items: Sequence[Series], channels: int) -> dict[str, Any]:
-    """Choose a state per channel if there are many, observed at different times."""
-    observed = sum(int(np.isfinite(item.values[:, :channels]).sum()) for item in items)
-    rows = sum(item.length for item in items)
-    seldom = observed <= SELDOM * channels * rows
-    return PER_CHANNEL if channels >= MANY_CHANNELS and seldom else {}
-
-
-def _scaling_for(items: Sequence[Series], channels: int) -> str:
-    """Choose one scale for all items, unless most channels' deviations differ between items."""
-    deviations = np.full((len(items), channels), np.nan)
-    for row, item in zip(deviations, items, strict=True):
-        for channel, own in enumerate(item.values[:, :channels].T):
-            known = own[np.isfinite(own)]
-            if len(known) >= FEWEST_VALUES and np.ptp(known) > 0:
-                row[channel] = np.std(known)
-    spreads = []
-    for own in deviations.T:
-        own = own[np.isfinite(own)]
-        if len(own) > 9:
-            low, high = np.quantile(own, [0.05, 0.95])
-            spreads.append(high / low)
-    middle = np.quantile(spreads, 0.5, method="lower") if spreads else 0.0
-    return "running" if middle > MOST_UNLIKE else "last"
 
 
 class Folds:
@@ -232,8 +61,6 @@ class Folds:
         The items, by number; and the same items or their stretches.
     usable
         The numbers of the entries with values to forecast.
-    few
-        Whether these are few enough to train on several folds.
     supports
         The support of each channel.
     """
@@ -248,7 +75,6 @@ class Folds:
         if self.items < FEWEST_ITEMS:
             self._cut_into_stretches()
         self.usable = np.asarray(self._base.training_windows.items)
-        self.few = len(self.usable) <= FEW_ITEMS
         target, series = self._base.reader.schema.target, self._base.training_windows.data
         self.supports = supports_of(estimator.supports, series, target)
 
@@ -277,6 +103,15 @@ class Folds:
         return planned(self._given, self.plan)
 
     @property
+    def calibrate(self) -> bool:
+        """Whether intervals are calibrated: if asked for, and enough items are left out."""
+        model = self.estimator.model
+        # Calibrated quantiles must stay within the support of the distribution.
+        bounded = not is_centred(make_output(model.distr_output))
+        negative = any(support.low < 0 for support in self.supports)
+        return self._given.calibrate and self.enough and not (bounded and negative)
+
+    @property
     def enough(self) -> bool:
         """Whether enough items are left out to calibrate on."""
         return sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
@@ -302,7 +137,7 @@ class Folds:
             predictor = widened(predictor, run.data, select(self.entries, left_out))
         windows = run.data.validation_windows
         assert isinstance(windows, SpreadWindows)
-        return Member(predictor, self._pairs(windows, left_out), run.epochs)
+        return Member(predictor, self._pairs(windows, left_out))
 
     def _pairs(self, windows: SpreadWindows, left_out: np.ndarray) -> Pairs:
         """Return context and targets at the later origins of validation windows.
@@ -397,24 +232,6 @@ class Folds:
         return Run(module, data, kwargs, monitor, callbacks, derived_seed(seed, 0))
 
 
-class Member(NamedTuple):
-    """A network of a fold.
-
-    Attributes
-    ----------
-    predictor
-        The network.
-    pairs
-        Context and targets of its held-out items.
-    epochs
-        The number of epochs of its training.
-    """
-
-    predictor: DeltaflowPredictor
-    pairs: Pairs
-    epochs: int
-
-
 class Rehearsal(NamedTuple):
     """A network to train without the last values of all items, and these values.
 
@@ -453,34 +270,26 @@ def train_folds(
             "less than they should"
         )
     careful = folds.estimator
-    blended = estimator.blend and folds.few and estimator.sampling == "marginal"
+    blended = estimator.blend and folds.plan.few and estimator.sampling == "marginal"
     runs = [folds.prepare(number, careful, number) for number in range(len(folds.plan.left_out))]
     rehearsal = folds.rehearsal(careful) if blended else None
     train_all([*runs, rehearsal.run] if rehearsal else runs, estimator.processes)
     members = [folds.member(number, careful, run) for number, run in enumerate(runs)]
+    epochs = [run.epochs for run in runs]
     if not members:
         output = careful.train_model(folds.entries, validation_data=None)
-        members = [Member(output.predictor, [], output.trainer.current_epoch)]
+        members, epochs = [Member(output.predictor, [])], [output.trainer.current_epoch]
     # A cycle may be longer than a stretch.
     simple = folds.simple_forecasts(folds.whole) if blended else []
     rehearsed = folds.rehearsed(careful, rehearsal) if rehearsal else None
-    networks = [member.predictor for member in members]
-    pairs = [member.pairs for member in members]
-    finished = finish(careful, networks, simple, pairs, rehearsed, folds.supports, folds.enough)
-    epochs = [member.epochs for member in members]
-    rank_zero_info(_described(folds, epochs, simple, finished, rehearsed is not None))
+    finished = finish(members, simple, rehearsed, folds.supports, folds.calibrate)
+    rank_zero_info(_described(folds, epochs, simple, finished, rehearsal is not None))
     return finished.predictor
 
 
 def _count(entry: DataEntry) -> int:
     """Return the number of rows in which a target is observed."""
     return int(np.isfinite(np.atleast_2d(entry["target"])).any(axis=0).sum())
-
-
-def planned(estimator: IrregularEstimator, plan: Plan) -> IrregularEstimator:
-    """Return the estimator with those settings of a plan that it was not given itself."""
-    free = [name for name in estimator.free_options if name in plan.settings]
-    return estimator.with_settings(**{name: plan.settings[name] for name in free})
 
 
 def _described(
