@@ -70,8 +70,12 @@ def prepared(monkeypatch):
     return prepare
 
 
-def test_by_default_each_core_trains_a_network(prepared):
-    assert runs.processes_for(prepared()) == 4
+@pytest.mark.parametrize(
+    "trainer_kwargs",
+    [{}, {"logger": False, "enable_checkpointing": False, "devices": "auto", "precision": 32}],
+)
+def test_by_default_each_core_trains_a_network(trainer_kwargs, prepared):
+    assert runs.processes_for(prepared(trainer_kwargs=trainer_kwargs)) == 4
 
 
 @pytest.mark.parametrize(
@@ -79,8 +83,10 @@ def test_by_default_each_core_trains_a_network(prepared):
     [
         {"num_batches_per_epoch": 10},
         {"trainer_kwargs": {"max_epochs": 3}},
+        {"trainer_kwargs": {"max_epochs": None, "max_steps": 3}},
         {"trainer_kwargs": {"callbacks": [Timer()]}},
         {"trainer_kwargs": {"logger": True}},
+        {"trainer_kwargs": {"enable_checkpointing": True}},
         {"trainer_kwargs": {"devices": 2}},
     ],
 )

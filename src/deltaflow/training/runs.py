@@ -23,16 +23,12 @@ WORTH_A_PROCESS = 1500
 """With fewer steps of the optimiser altogether, starting processes, each of which imports all
 libraries, takes longer than it saves."""
 
-PLAIN = {
-    "accelerator",
-    "enable_model_summary",
-    "enable_progress_bar",
-    "gradient_clip_val",
-    "max_epochs",
-    "precision",
-}
-"""The arguments of Lightning's ``Trainer`` with which networks are trained in processes of their
-own. Callbacks and loggers, for example, must stay in the caller's process."""
+BOUND = (
+    "callbacks", "devices", "enable_checkpointing", "logger", "num_nodes", "plugins", "profiler",
+    "strategy",
+)  # fmt: skip
+"""The arguments of Lightning's ``Trainer`` that bind training to the caller's process: objects
+whose state the caller may read, files that two networks would write, processes of its own."""
 
 
 @dataclass
@@ -114,12 +110,12 @@ def train_all(runs: Sequence[Run], processes: int | None = None) -> None:
 def processes_for(runs: Sequence[Run]) -> int:
     """Return the number of processor cores, or 1 if networks are better trained here.
 
-    They are if they train on an accelerator, with other arguments of the trainer than `PLAIN`, for
-    fewer steps than `WORTH_A_PROCESS`, or if this is itself a process of several.
+    They are if they train on an accelerator, are `BOUND` to this process, take fewer steps than
+    `WORTH_A_PROCESS`, or if this is itself a process of several.
     """
     every = [{**engine.DEFAULTS, **run.trainer_kwargs} for run in runs]
     steps = sum(
-        kwargs["max_epochs"] * run.data.num_batches_per_epoch
+        (kwargs["max_epochs"] or 0) * run.data.num_batches_per_epoch
         for run, kwargs in zip(runs, every, strict=True)
     )
     on_cpu = all(
@@ -127,9 +123,10 @@ def processes_for(runs: Sequence[Run]) -> int:
         or not torch.cuda.is_available()
         for kwargs in every
     )
-    plain = all(run.trainer_kwargs.keys() <= PLAIN for run in runs)
+    usual = None, False, "auto"
+    bound = any(kwargs.get(name) not in usual for kwargs in every for name in BOUND)
     alone = multiprocessing.parent_process() is None
-    if on_cpu and plain and alone and steps >= WORTH_A_PROCESS:
+    if on_cpu and not bound and alone and steps >= WORTH_A_PROCESS:
         return joblib.cpu_count(only_physical_cores=True)
     return 1
 
