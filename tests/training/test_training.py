@@ -911,6 +911,19 @@ def test_calendar_cycles_are_read_by_the_model(univariate, make_estimator, insta
     assert all(np.isfinite(f.mean).all() for f in predictor.predict(instances(univariate)))
 
 
+def test_a_module_with_a_seed_has_the_same_initial_weights(multivariate):
+    data = IrregularDataModule(multivariate, prediction_length=5)
+
+    def weights(seed) -> torch.Tensor:
+        module = ForecastLightningModule(data.reader, 5, hidden_size=4, seed=seed)
+        return torch.cat([own.flatten() for own in module.parameters()])
+
+    state = torch.get_rng_state()
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_a_loss_weighs_channels_as_asked(multivariate):
     data = IrregularDataModule(multivariate, prediction_length=5, context_length=20)
     channels = len(data.reader.schema.target)

@@ -57,8 +57,9 @@ class ForecastLightningModule(pl.LightningModule):
     prediction_length
         The number of queries of the predictor's windows: ``data_module.prediction_length``.
     seed
-        Seed of the dropout. Its noise depends only on the seed, the epoch and the batch, so that a
-        resumed run repeats it. Drawn from torch's global random state if None.
+        Seed of the initial weights and of the dropout, whose noise depends only on the seed, the
+        epoch and the batch, so that a resumed run repeats it. If None, both are drawn from torch's
+        global random state.
 
     Examples
     --------
@@ -96,9 +97,10 @@ class ForecastLightningModule(pl.LightningModule):
         self.reader = reader if isinstance(reader, Reader) else Reader.from_dict(reader)
         self.prediction_length = prediction_length
         self.network_arguments = with_time_scales(model.network_arguments, self.reader)
-        self.network = make_network(
-            self.reader, make_output(distr_output), **self.network_arguments
-        )
+        with seeded(seed):
+            self.network = make_network(
+                self.reader, make_output(distr_output), **self.network_arguments
+            )
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed
         # Hyperparameters are plain values, so that a checkpoint loads without executing code.
         self.save_hyperparameters(
