@@ -32,6 +32,17 @@ def test_unseen_items_of_a_file_are_forecast(csv):
         assert np.isfinite(label["target"]).any()
 
 
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet"])
+def test_items_keep_their_names(suffix, make_frame, tmp_path):
+    frame = make_frame(("HR",), num_items=10)
+    frame["item_id"] = frame.groupby("item_id").ngroup().map("{:03d}".format)
+    path = tmp_path / f"stays.{suffix}"
+    frame.to_parquet(path) if suffix == "parquet" else frame.to_csv(path, index=False)
+    split = Split(after="24h", horizon="12h", test_share=0.0)
+    task = load_task(str(path), columns=Columns(target=["HR"]), split=split)
+    assert [entry["item_id"] for entry in task.training] == [f"{n:03d}" for n in range(10)]
+
+
 def test_future_of_all_items_of_a_file_is_forecast(csv):
     split = Split(after="24h", horizon="6h", test_share=0)
     task = load_task(csv, columns=Columns(target=["HR"]), split=split)

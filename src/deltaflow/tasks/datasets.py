@@ -36,8 +36,8 @@ FOLDED_TASKS: dict[str, Callable[..., Task]] = {"physiome_ode": physiome_ode_tas
 ``COLLECTION:SET:FOLD``, or ``COLLECTION:SET`` for fold 0. The function takes `name`, `fold` and the
 task's own options."""
 
-READERS = {".csv": pd.read_csv, ".gz": pd.read_csv, ".parquet": pd.read_parquet}
-"""The function that reads a file, by the file's suffix."""
+SUFFIXES = (".csv", ".gz", ".parquet")
+"""The suffixes of the files that are read."""
 
 
 @dataclass
@@ -163,19 +163,24 @@ def _named_task(dataset: str) -> Callable[..., Task] | None:
     return partial(FOLDED_TASKS[collection], name, fold=int(fold or 0))
 
 
-def read_file(path: Path, timestamp: str) -> pd.DataFrame:
+def read_file(path: Path, item_id: str | None, timestamp: str) -> pd.DataFrame:
     """Read a CSV or Parquet file, with its times as timestamps if they are not numbers.
+
+    The identifiers of a CSV file are text, so that the items 007 and 7 differ.
 
     Raises
     ------
     DataError
         If it is another kind of file, cannot be read, or has a time that is not a timestamp.
     """
-    if path.suffix not in READERS:
-        raise DataError(f"{path.name} is not a {', '.join(READERS)} file", "convert it",
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{path.name} is not a {', '.join(SUFFIXES)} file", "convert it",
                         field="dataset")  # fmt: skip
     try:
-        frame = READERS[path.suffix](path)
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            frame = pd.read_csv(path, dtype={item_id: str})
     except ValueError as error:
         raise DataError(f"{path.name} cannot be read ({error})", "create the file again",
                         field="dataset") from error  # fmt: skip
@@ -195,7 +200,7 @@ def read_file(path: Path, timestamp: str) -> pd.DataFrame:
 def read_dataset(path: Path, columns: Columns) -> IrregularDataset:
     """Read a CSV or Parquet file as a data set, which is univariate if it has one target."""
     target = columns.target[0] if len(columns.target) == 1 else columns.target
-    frame = read_file(path, columns.timestamp)
+    frame = read_file(path, columns.item_id, columns.timestamp)
     return IrregularDataset.from_long_dataframe(frame, **{**vars(columns), "target": target})
 
 
