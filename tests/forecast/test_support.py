@@ -113,6 +113,22 @@ def test_nothing_impossible_is_forecast_by_any_head(distr_output, folds, tmp_pat
             assert (samples[..., 1] == np.rint(samples[..., 1])).all()
 
 
+@pytest.mark.parametrize("number", [0, 5])
+def test_a_whole_number_that_never_changes_has_no_interval(number):
+    df = decays().assign(events=number)
+    data = IrregularDataset.from_long_dataframe(df, timestamp="time", target="events")
+    predictor = quick(folds=2).train(data)
+    assert "calibrated_on_items" in str(predictor.summary())
+    for forecast in predictor.predict(questions(data)):
+        assert (forecast.quantiles([0.05, 0.1, 0.5, 0.9, 0.95]) == number).all()
+
+
+def test_no_value_is_minus_zero():
+    for support in SUPPORTS.values():
+        nearest = support.nearest(np.array([-0.4, -0.0, 0.0, 0.4]))
+        assert not np.signbit(nearest[nearest == 0]).any()
+
+
 def test_the_mean_of_a_distribution_is_that_of_its_values_moved_to_the_bound():
     data = dataset(target=["conc"])
     bare = GaussianProcessPredictor.fit(list(data), 3)

@@ -175,7 +175,7 @@ class ConformalPredictor(WrappedPredictor):
         predictor
             The predictor to calibrate by the scores of the members; their average if None.
         least
-            The smallest unit of each channel's scores, such as 0.5 for counts, whose quantiles may
+            The smallest unit of each channel's scores, such as 0.25 for counts, whose quantiles may
             coincide.
         rehearsal
             A predictor trained without the last values of all items, and pairs of context and these

@@ -38,8 +38,13 @@ class Support(NamedTuple):
         return Support(*(part[channels] for part in self))
 
     def nearest(self, values: np.ndarray) -> np.ndarray:
-        """Return the nearest possible values ``(…, D)``; NaN stays NaN."""
-        return np.clip(np.where(self.whole, np.rint(values), values), self.low, self.high)
+        """Return the nearest possible values ``(…, D)``; NaN stays NaN.
+
+        >>> Support(low=0.0, whole=True).nearest(np.array([-0.3, 2.6, 0.4]))
+        array([0., 3., 0.])
+        """
+        rounded = np.where(self.whole, np.rint(values), values)
+        return np.clip(rounded, self.low, self.high) + 0.0  # no -0.0
 
 
 REAL = Support()

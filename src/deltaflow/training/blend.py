@@ -109,7 +109,8 @@ def finish(
         predictor = ConformalPredictor.of_scores(
             predictor,
             [one.averaged(weights) for one in left_out],
-            least=[0.5 if support.whole else 0.0 for support in supports],
+            # Far below a half, which would be rounded to a whole unit.
+            least=[0.25 if support.whole else 0.0 for support in supports],
             rehearsal=rehearsed.averaged(weights) if rehearsed else None,
         )
         widened = max(predictor.widened)
