@@ -184,7 +184,16 @@ def test_a_single_cutoff_need_not_be_in_a_list():
 
 @pytest.mark.parametrize(
     ("elapsed", "cutoffs"),
-    [(True, ["24h"]), (False, ["yesterday?"]), (False, ["24h", "2024-01-03"])],
+    [
+        (True, ["24h"]),
+        (False, ["yesterday?"]),
+        (False, ["24h", "2024-01-03"]),
+        (False, [2024]),  # not nanoseconds since 1970
+        (False, [None]),
+        (False, 10**6),  # a million times six hours: 684 years
+        (True, 0),
+        (True, []),
+    ],
 )
 def test_cutoffs_that_are_none_are_refused(elapsed, cutoffs):
     horizon = 6.0 if elapsed else "6h"

@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from deltaflow.data.dataset import IrregularDataset
-from deltaflow.data.schema import read_duration
+from deltaflow.data.schema import read_date, read_duration
 from deltaflow.data.validation import check_columns, gather_rows, read_times
 from deltaflow.errors import DataError, located
 from deltaflow.forecast.forecasts import read_levels
@@ -229,22 +229,24 @@ def _cutoffs(
     times: pd.Series, cutoffs: int | str | pd.Timestamp | Sequence[Any], reach: Any
 ) -> list[Any]:
     """Return the sorted cutoffs: points in time, or durations since the items' start."""
-    if isinstance(cutoffs, (int, np.integer)):
-        if cutoffs < 1:
-            raise DataError(f"{cutoffs} is less than 1", "give at least one", field="cutoffs")
-        # The last row lies within the last horizon.
-        numeric, last = is_numeric_dtype(times), times.max()
-        end = np.nextafter(float(last), np.inf) if numeric else last + _in_unit_of(times, "1us")
-        return [end - number * reach for number in range(int(cutoffs), 0, -1)]
     given = [cutoffs] if isinstance(cutoffs, str) or not isinstance(cutoffs, Iterable) else cutoffs
     try:
-        return sorted(_moment(cutoff, times) for cutoff in given)
-    except (ValueError, TypeError) as error:
+        if isinstance(cutoffs, (int, np.integer)):
+            # The last row lies within the last horizon.
+            numeric, last = is_numeric_dtype(times), times.max()
+            end = np.nextafter(float(last), np.inf) if numeric else last + _in_unit_of(times, "1us")
+            moments = [end - number * reach for number in range(int(cutoffs), 0, -1)]
+        else:
+            moments = sorted(_moment(cutoff, times) for cutoff in given)
+        if not moments:
+            raise ValueError("there are none")
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(
             f"{cutoffs!r} are not cutoffs of the times in {times.name!r} ({error})",
             "give how many, or a list of moments, or of durations such as '24h'",
             field="cutoffs",
         ) from error
+    return moments
 
 
 def _moment(cutoff: Any, times: pd.Series) -> Any:
@@ -254,7 +256,7 @@ def _moment(cutoff: Any, times: pd.Series) -> Any:
     try:
         return _in_unit_of(times, read_duration(cutoff, "cutoffs"))
     except DataError:
-        date, zone = pd.Timestamp(cutoff), times.dt.tz
+        date, zone = read_date(cutoff, "cutoffs"), times.dt.tz
         if date.tz is not None and zone is None:
             raise ValueError("they have a time zone, and the data none") from None
         return date.tz_localize(zone) if zone and date.tz is None else date
