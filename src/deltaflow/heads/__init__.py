@@ -54,11 +54,17 @@ def make_output(description: str | Mapping[str, Any] | Output) -> Output:
         check_registered("head", description, HEADS)
         return HEADS[description]()
     name = description.get("output")
-    own = {cls.__name__: cls for cls in (MonotoneQuantileOutput, MeanQuantileOutput)}
-    cls = own.get(str(name)) or getattr(gluonts_distributions, str(name), None)
-    if not (isinstance(cls, type) and issubclass(cls, Output)):
+    cls = _known_class(str(name))
+    if cls is None:
         raise DeltaflowError(f"{name!r} is not an output of gluonts.torch.distributions")
     return cls(**description["arguments"])
+
+
+def _known_class(name: str) -> type[Output] | None:
+    """Return the output class of this name in GluonTS or deltaflow; None if there is none."""
+    own = {cls.__name__: cls for cls in (MonotoneQuantileOutput, MeanQuantileOutput)}
+    cls = own.get(name) or getattr(gluonts_distributions, name, None)
+    return cls if isinstance(cls, type) and issubclass(cls, Output) else None
 
 
 def describe_output(output: str | Mapping[str, Any] | Output) -> str | dict[str, Any]:
@@ -77,15 +83,14 @@ def describe_output(output: str | Mapping[str, Any] | Output) -> str | dict[str,
     arguments = {
         key: value for key, value in getattr(output, "__init_args__", {}).items() if key != "self"
     }
-    description = {"output": type(output).__name__, "arguments": arguments}
-    if "__kind__" in serde.dump_json(arguments) or type(make_output(description)) is not type(
-        output
-    ):
+    cls = type(output)
+    if "__kind__" in serde.dump_json(arguments) or _known_class(cls.__name__) is not cls:
         raise DeltaflowError(
-            f"{type(output).__name__} cannot be stored with a model: use an output of "
-            "gluonts.torch.distributions, or register a name in deltaflow.heads.HEADS"
+            f"an output of class {cls.__name__} cannot be stored with a model: give one of "
+            "gluonts.torch.distributions, or register yours in deltaflow.heads.HEADS and give its "
+            "name"
         )
-    return description
+    return {"output": cls.__name__, "arguments": arguments}
 
 
 HEADS: dict[str, Callable[[], Output]] = {
