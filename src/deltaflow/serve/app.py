@@ -222,7 +222,7 @@ def make_app(
     @app.exception_handler(RequestValidationError)
     async def on_bad_parameter(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return refusal(422, first["msg"], field=str(first["loc"][-1]))
+        return refusal(422, first["msg"], field=str(first["loc"][1]))
 
     @app.exception_handler(StarletteHTTPException)
     async def on_refusal(request: Request, error: StarletteHTTPException) -> Response:
