@@ -85,6 +85,18 @@ def test_elapsed_numbers_are_a_time_axis_too():
     assert lines == {"median": [3.5, 4.5], "past": [2.0, 3.0]}
 
 
+def test_a_single_series_needs_no_item(frame, forecasts):
+    own = forecasts[forecasts["item_id"] == "a"].drop(columns="item_id")
+    history = frame[frame["item_id"] == "a"].drop(columns="item_id")
+    figure = plot_forecasts(own, history, item_id=None)
+    of_item = plot_forecasts(forecasts, frame, items=["a"])
+    assert "item_id" not in history
+    assert figure.axes[0].get_title() == ""
+    for axes, expected in zip(figure.axes, of_item.axes, strict=True):
+        for line, other in zip(axes.lines, expected.lines, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), other.get_xydata())
+
+
 def test_what_cannot_be_drawn_is_named(frame, forecasts):
     with pytest.raises(DataError, match=r"no forecast of 'z'; there are \['d', 'c', 'b', 'a'\]"):
         plot_forecasts(forecasts, items=["z"])

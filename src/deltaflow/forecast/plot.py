@@ -23,7 +23,7 @@ def plot_forecasts(
     forecasts: pd.DataFrame,
     history: pd.DataFrame | None = None,
     *,
-    item_id: str = "item_id",
+    item_id: str | None = "item_id",
     timestamp: str = "timestamp",
     items: Sequence[Hashable] | int = 3,
     channels: Sequence[str] | None = None,
@@ -40,7 +40,7 @@ def plot_forecasts(
         Observations in the form of `predict_df`'s ``past_df``. Values before the first query of an
         item are drawn as its past, and those between its first and last query as the actual values.
     item_id, timestamp
-        The names of these columns in both frames.
+        The names of these columns in both frames; ``item_id`` is None for a single series.
     items
         The items to draw, or the number of items, the first ones in ``forecasts``.
     channels
@@ -70,6 +70,10 @@ def plot_forecasts(
     """
     from matplotlib.figure import Figure
 
+    if item_id is None:
+        item_id, name = "item_id", {"item_id": ""}
+        forecasts = forecasts.assign(**name)
+        history = None if history is None else history.assign(**name)
     check_columns(forecasts, [item_id, timestamp, "target_name", "predictions"], "forecasts")
     drawn_items = _chosen(forecasts[item_id], items, item_id)
     drawn_channels = _chosen(forecasts["target_name"], channels, "target_name")
