@@ -174,6 +174,18 @@ def test_times_of_any_type_are_read(dtype):
     pd.testing.assert_frame_equal(scores.drop(columns="cutoff"), expected.drop(columns="cutoff"))
 
 
+def test_values_of_any_type_are_scored():
+    df = walk()
+    df.loc[::3, "A"] = np.nan
+    objects = df["A"].astype(object)
+    options = {"horizon": "6h", "cutoffs": 2, "columns": ROLES, **NAMES}
+    expected = backtest_df(HoldEstimator(6), df, **options)
+    for values in (objects.where(df["A"].notna(), pd.NA), df["A"].astype("Float64")):
+        result = backtest_df(HoldEstimator(6), df.assign(A=values), **options)
+        pd.testing.assert_frame_equal(result.scores, expected.scores)
+        pd.testing.assert_frame_equal(result.forecasts, expected.forecasts)
+
+
 def test_a_single_cutoff_need_not_be_in_a_list():
     options = {"horizon": "6h", "columns": ROLES, **NAMES}
     for cutoff in ("2024-01-03", "24h", pd.Timestamp("2024-01-03", tz="Europe/Berlin")):

@@ -11,7 +11,7 @@ from pandas.api.types import is_numeric_dtype
 
 from deltaflow.data.dataset import IrregularDataset
 from deltaflow.data.schema import read_date, read_duration
-from deltaflow.data.validation import check_columns, gather_rows, read_times
+from deltaflow.data.validation import check_columns, gather_rows, read_numbers, read_times
 from deltaflow.errors import DataError, located
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.frame import predict_df
@@ -187,7 +187,8 @@ def backtest_df(
             timestamp=timestamp,
             quantile_levels=levels,
         )
-        actual = future[list(schema.target)].to_numpy(dtype=float, na_value=np.nan)
+        rows = gather_rows(future, None)
+        actual = np.stack([read_numbers(future[name], rows) for name in schema.target], axis=-1)
         parts.append(answer.assign(actual=actual.reshape(-1), cutoff=cutoff))
     forecasts = pd.concat(parts, ignore_index=True)
     return Backtest(forecasts, _scores(forecasts, levels))
