@@ -757,7 +757,7 @@ def test_a_training_resumes_in_the_middle_of_an_epoch(
 ):
     # Step 5 is the second of three batches of the second epoch. Workers read ahead of them.
     keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=5)
-    settings = {"enable_progress_bar": False, "max_epochs": 3, "enable_checkpointing": True}
+    settings = {"enable_progress_bar": False, "max_epochs": 3}
 
     def train(callbacks, seed, path=None):
         estimator = make_estimator(
