@@ -222,7 +222,7 @@ class Encoder(nn.Module, ABC):
 
         Query n lies ``delta_t[n]`` after the last observation of series ``row[n]``.
         """
-        each = State(*(part[row] for part in state))
+        each = State(*(part.index_select(0, row) for part in state))
         return self.evolve(each, delta_t.unsqueeze(-1)).squeeze(1)
 
 

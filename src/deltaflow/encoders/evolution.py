@@ -69,7 +69,7 @@ class Evolution(nn.Module, ABC):
 
         Query n crosses ``delta_t[n]`` from the state ``hidden[row[n]]``.
         """
-        return self.prepare()(hidden[row], delta_t)
+        return self.prepare()(hidden.index_select(0, row), delta_t)
 
 
 class FlowEvolution(Evolution):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from gluonts.torch.distributions import Output
 from torch import Tensor, nn
+from torch.nn import functional
 
 from deltaflow.heads.head import Head
 
@@ -18,8 +21,9 @@ class SharedHead(Head):
 
     Parameters
     ----------
-    in_features
-        The number of features I of a channel at a query.
+    parts
+        The numbers of features of a channel at a query, in the order of the weights: those of the
+        query, and those of the channel that all its queries share, in turn.
     counts
         ``(D,)`` observations of each channel in the training set.
     output
@@ -36,7 +40,7 @@ class SharedHead(Head):
 
     def __init__(
         self,
-        in_features: int,
+        parts: Sequence[int],
         counts: Tensor,
         output: Output,
         width: int,
@@ -44,12 +48,38 @@ class SharedHead(Head):
         shrinkage: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(in_features, 1, output, width, dropout)
+        super().__init__(sum(parts), 1, output, width, dropout)
+        self.parts = list(parts)
         self.bias = nn.Parameter(torch.zeros(len(counts), sum(self.sizes)))
         counts = counts.clamp(min=1)
         self.register_buffer("trust", counts / (counts + shrinkage), persistent=False)
 
-    def forward(self, features: Tensor, channel: Tensor) -> tuple[Tensor, ...]:
-        """Map features ``(N, I)`` of channels ``(N,)`` to the arguments, each ``(N,)``."""
+    def forward(
+        self, features: Tensor, shared: Tensor, row: Tensor, channel: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the arguments at N queries, each ``(N,)`` (quantiles: ``(N, K)``).
+
+        Parameters
+        ----------
+        features
+            ``(N, I)`` features of the queries.
+        shared
+            ``(R, J)`` features of rows (series, channel), which all queries of a row share.
+        row, channel
+            ``(N,)`` row and channel of each query.
+        """
+        first, *others = self.network
+        hidden = self._of_both(first, features, shared, row)
+        for layer in others:
+            hidden = layer(hidden)
+        raw = hidden + self._of_both(self.skip, features, shared, row)
         trust = self.trust[channel].unsqueeze(-1)
-        return self.arguments(torch.addcmul(self.bias[channel], trust, self.raw(features)))
+        return self.arguments(torch.addcmul(self.bias[channel], trust, raw))
+
+    def _of_both(self, layer: nn.Module, features: Tensor, shared: Tensor, row: Tensor) -> Tensor:
+        """Apply a layer to the features of queries and rows, once per row for the latter."""
+        assert isinstance(layer, nn.Linear)
+        parts = layer.weight.split(self.parts, dim=1)
+        of_features, of_shared = torch.cat(parts[::2], 1), torch.cat(parts[1::2], 1)
+        by_row = functional.linear(shared, of_shared, layer.bias)
+        return functional.linear(features, of_features) + by_row.index_select(0, row)

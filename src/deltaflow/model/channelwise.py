@@ -169,9 +169,9 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         for layer in self.exchange:
             layer.self_attn.dropout = 0.0  # type: ignore[union-attr]
         self.norm = nn.LayerNorm(hidden_size)
-        num_hidden = 2 * hidden_size if self.encoder.oscillates else hidden_size
+        num_present = hidden_size if self.encoder.oscillates else 0
         self.head = SharedHead(
-            num_hidden + 2 + num_known + self.num_covariates,
+            [hidden_size + 2, num_known, self.num_covariates, num_present],
             torch.tensor(reader.statistics.count[: self.num_targets], dtype=torch.float32),
             output,
             width=2 * hidden_size,
@@ -281,10 +281,11 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         gap = delta_t[series, query]
         evolved = self.encoder.evolve_each(state, gap, row)
         spans = torch.stack([gap, state.age[row].squeeze(-1) + gap], dim=-1).log1p()
-        features = [evolved, spans, known.flatten(0, 1)[row], covariates[series, query]]
+        features = torch.cat([evolved, spans, covariates[series, query]], dim=-1)
+        shared = known.flatten(0, 1)
         if self.encoder.oscillates:
-            features.append(state.hidden[row])
-        return self.head(torch.cat(features, dim=-1), channel)
+            shared = torch.cat([shared, state.hidden], dim=-1)
+        return self.head(features, shared, row, channel)
 
     def _present(self, encoded: ChannelsEncoded) -> tuple[Tensor, Tensor]:
         """Evolve all channels to the forecast origin, and let them exchange information.
