@@ -8,7 +8,8 @@ from deltaflow import DeltaflowError, IrregularDataModule, IrregularEstimator
 from deltaflow.data.scaling import Rows
 from deltaflow.encoders import ENCODERS
 from deltaflow.heads import make_output
-from deltaflow.model.channelwise import PADDED, _groups, _tamed
+from deltaflow.heads.shared import SharedHead
+from deltaflow.model.channelwise import FEW, PADDED, _ExchangeLayer, _groups, _tamed
 from deltaflow.model.networks import make_network
 
 
@@ -142,6 +143,39 @@ def test_rows_are_grouped_with_those_of_like_length():
     for group in groups:
         assert lengths[group].max() <= PADDED * lengths[group].min()
     assert not list(_groups(torch.tensor([0, 0])))
+
+
+@pytest.mark.parametrize("num_channels", [1, 5, FEW + 1])
+def test_an_exchange_is_a_transformer_layer_of_torch(num_channels):
+    options = {"dim_feedforward": 16, "dropout": 0.0, "activation": "gelu", "dtype": torch.double}
+    layers = [
+        layer(8, 2, batch_first=True, norm_first=True, **options)
+        for layer in (torch.nn.TransformerEncoderLayer, _ExchangeLayer)
+    ]
+    layers[1].load_state_dict(layers[0].state_dict())
+    tokens = torch.randn(3, num_channels, 8, dtype=torch.double, requires_grad=True)
+    weights = torch.linspace(-1, 2, tokens.numel(), dtype=torch.double).view_as(tokens)
+    expected, found = (
+        (result, *torch.autograd.grad((weights * result).sum(), [tokens, *layer.parameters()]))
+        for layer in layers
+        for result in [layer(tokens)]
+    )
+    torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("parts", [[3, 2, 0, 0], [3, 2, 2, 4]])
+def test_a_head_reads_what_the_queries_of_a_channel_share_as_features_of_each(parts):
+    head = SharedHead(parts, torch.tensor([5.0, 50.0]), make_output("normal"), 6, shrinkage=10.0)
+    for parameter in head.double().parameters():
+        torch.nn.init.normal_(parameter)
+    own, shared = (torch.randn(n, sum(size), dtype=torch.double)
+                   for n, size in ((9, parts[::2]), (4, parts[1::2])))  # fmt: skip
+    row = torch.randint(4, (9,))
+    features = zip(own.split(parts[::2], 1), shared[row].split(parts[1::2], 1), strict=True)
+    raw = head.raw(torch.cat([part for pair in features for part in pair], 1))
+    trust = head.trust[row % 2].unsqueeze(-1)
+    expected = head.arguments(head.bias[row % 2] + trust * raw)
+    torch.testing.assert_close(head(own, shared, row, row % 2), expected)
 
 
 def test_outliers_are_drawn_in():
