@@ -9,7 +9,7 @@ from deltaflow.data.scaling import Rows
 from deltaflow.encoders import ENCODERS
 from deltaflow.heads import make_output
 from deltaflow.heads.shared import SharedHead
-from deltaflow.model.channelwise import FEW, PADDED, _ExchangeLayer, _groups, _tamed
+from deltaflow.model.channelwise import FEW, _ExchangeLayer, _groups, _tamed
 from deltaflow.model.networks import make_network
 
 
@@ -138,11 +138,11 @@ def test_unknown_options_are_refused(data):
 
 def test_rows_are_grouped_with_those_of_like_length():
     lengths = torch.tensor([50, 49, 13, 12, 12, 3, 1, 1, 0, 0])
-    groups = list(_groups(lengths))
+    groups = list(_groups(lengths, 4.0))
     assert [number for group in groups for number in range(10)[group]] == list(range(8))
     for group in groups:
-        assert lengths[group].max() <= PADDED * lengths[group].min()
-    assert not list(_groups(torch.tensor([0, 0])))
+        assert lengths[group].max() <= 4.0 * lengths[group].min()
+    assert not list(_groups(torch.tensor([0, 0]), 4.0))
 
 
 @pytest.mark.parametrize("num_channels", [1, 5, FEW + 1])

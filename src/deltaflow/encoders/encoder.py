@@ -59,9 +59,13 @@ class Encoder(nn.Module, ABC):
     oscillates
         Whether the hidden state rotates and decays between observations, so that the state at a
         query hardly reveals that at the last observation.
+    length_ratio
+        The largest ratio between the lengths of series that had better be read in one batch, with
+        the shorter ones padded.
     """
 
     oscillates: ClassVar[bool] = False
+    length_ratio: ClassVar[float] = 4.0
 
     def __init__(self, num_channels: int, num_features: int, hidden_size: int) -> None:
         super().__init__()

@@ -75,6 +75,7 @@ class LinearFlowEncoder(Encoder):
     """
 
     oscillates = True
+    length_ratio = 8.0  # only the inputs are padded, not what is computed from them
     layer_of: Tensor
 
     def __init__(
@@ -219,6 +220,8 @@ class LinearFlowEncoder(Encoder):
             moved = self.flow.prepare()(t, oscillators)
         else:
             moved = carried(oscillators, *self.flow.exponent(), t)
+        if not others.shape[-1]:
+            return moved
         return torch.cat([moved, others.expand(*moved.shape[:-1], -1)], -1)
 
     def _tempo(self, layer: int, inner: Tensor) -> Tensor:

@@ -25,9 +25,6 @@ TIMESCALES = (2.0, 8.0, 32.0)
 TAME = 3.0
 """The absolute value up to which scaled values are hardly compressed before they are read."""
 
-PADDED = 4
-"""The largest ratio between the lengths of rows in a group that is read together."""
-
 FEW = 128
 """The number of channels up to which attention weights are computed all at once on a CPU."""
 
@@ -195,7 +192,7 @@ class ChannelwiseNetwork(ForecastNetwork[ChannelsEncoded]):
         state = state._replace(age=end.repeat(1, channels).view(-1, 1))
         # The rows (series, channel), the longest first, as the recurrence needs them.
         lengths, rows = batch.observed.sum(1).flatten().sort(descending=True, stable=True)
-        for group in _groups(lengths):
+        for group in _groups(lengths, self.encoder.length_ratio):
             own = self._read(batch, elapsed, rows[group], lengths[group])
             parts = zip(state, own, strict=True)
             state = State(*(part.index_copy(0, rows[group], new) for part, new in parts))
@@ -401,14 +398,14 @@ def _tamed(values: Tensor) -> Tensor:
     return TAME * torch.asinh(values / TAME)
 
 
-def _groups(lengths: Tensor) -> Iterator[slice]:
-    """Yield groups of rows whose lengths differ by a factor of at most `PADDED`, longest first.
+def _groups(lengths: Tensor, ratio: float) -> Iterator[slice]:
+    """Yield groups of rows whose lengths differ by a factor of at most ``ratio``, longest first.
 
     Rows of length 0 are in no group.
     """
     start = 0
     while start < len(lengths) and lengths[start] > 0:
-        stop = int((PADDED * lengths >= lengths[start]).sum())
+        stop = int((ratio * lengths >= lengths[start]).sum())
         yield slice(start, stop)
         start = stop
 
