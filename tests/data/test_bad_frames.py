@@ -197,7 +197,7 @@ def test_bad_arguments_are_refused(frame, options, message):
 
 @pytest.mark.parametrize("not_a_frame", [None, [1, 2], {"target": [1.0]}, np.zeros((3, 3))])
 def test_what_is_not_a_frame_is_refused(not_a_frame):
-    with pytest.raises(DataError, match="not a pandas DataFrame"):
+    with pytest.raises(DataError, match=r"not a pandas DataFrame; .* to_pandas\(\)"):
         IrregularDataset.from_long_dataframe(not_a_frame)
 
 

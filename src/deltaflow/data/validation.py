@@ -79,7 +79,8 @@ class TimeColumn(NamedTuple):
 def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the DataFrame") -> None:
     """Raise an error unless ``frame`` is a DataFrame with each of ``columns`` exactly once."""
     if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"{what} is a {type(frame).__name__}, not a pandas DataFrame")
+        raise DataError(f"{what} is a {type(frame).__name__}, not a pandas DataFrame",
+                        "convert it, one of polars by its to_pandas()")  # fmt: skip
     for column in columns:
         count = int((frame.columns == column).sum())
         if count == 0:
