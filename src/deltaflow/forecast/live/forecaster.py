@@ -34,6 +34,9 @@ class LiveForecaster:
     **Guarantee.** After any updates, in any batches, :meth:`forecast` returns the same as
     ``predict_df(live.predictor, history, future_df)``, where ``history`` has all rows of these
     updates, up to rounding in float32: 1e-5 of the scale, or 1e-4 for encoders that solve an ODE.
+    Rows at the end of an item in which nothing was observed are observation times here, and queries
+    for `predict_df`.
+
     ``live.predictor`` is the given predictor with unlimited context. The given one reads only the
     last ``context_length`` observations, so its forecasts differ once an item has more. A network
     may be less accurate on series much longer than in training: compare the two in a backtest, or
