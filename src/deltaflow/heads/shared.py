@@ -82,4 +82,4 @@ class SharedHead(Head):
         parts = layer.weight.split(self.parts, dim=1)
         of_features, of_shared = torch.cat(parts[::2], 1), torch.cat(parts[1::2], 1)
         by_row = functional.linear(shared, of_shared, layer.bias)
-        return functional.linear(features, of_features) + by_row.index_select(0, row)
+        return torch.addmm(by_row.index_select(0, row), features, of_features.T)
