@@ -21,7 +21,7 @@ def test_file_gets_a_line_for_each_epoch_and_run_as_it_ends(tiny):
     broken = {"[red]bad": {"model": {"encoder": "gru", "encoder_kwargs": {"depth": 3}}}}
     config = tiny(encoders=["gru", "[red]bad"], variants=broken, trainer={"max_epochs": 2})
     run_comparison(config, console)
-    lines = console.file.getvalue().splitlines()
+    lines = console.file.getvalue().strip().splitlines()
     expected = [
         r"\[1/3\] sine · hold · seed 0 · finished",
         r"\[2/3\] sine · gru · seed 0 · epoch 1 of 2, validation loss [\d.]+ · about .+ left",

@@ -393,7 +393,8 @@ def quantiles_of(distribution: Distribution, levels: Sequence[float]) -> np.ndar
         return distribution.icdf(wanted).numpy()
     # Like GluonTS's, whose setup by SciPy takes a millisecond longer.
     standard = torch.from_numpy(stdtrit(base.df.numpy(), wanted.numpy()))
-    standard = standard.where(wanted > 0, -torch.inf)  # where SciPy's is +inf
+    # At 0 and 1, SciPy's depend on its version: NaN up to 1.16, and +inf for both since then.
+    standard = standard.where(wanted > 0, -torch.inf).where(wanted < 1, torch.inf)
     quantiles = standard * base.scale + base.loc
     for transform in transforms:
         quantiles = transform(quantiles)
