@@ -57,6 +57,27 @@ def test_an_error_in_another_process_is_raised_here():
         estimator.with_settings(num_batches_per_epoch=2).train(regular_seasonal())
 
 
+PARENT = '''
+import subprocess, sys
+
+code = """
+import time
+from deltaflow.training import runs
+runs._end_with_parent()
+print("ready", flush=True)
+time.sleep(90)
+"""
+child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+child.stdout.readline()
+'''
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes keep the number of their parent")
+def test_processes_end_with_their_parent():
+    # The child keeps the pipe of its standard error open.
+    subprocess.run([sys.executable, "-c", PARENT], stderr=subprocess.PIPE, timeout=60, check=True)
+
+
 @pytest.fixture
 def prepared(monkeypatch):
     """Prepares three networks on a machine with four cores, with these options."""

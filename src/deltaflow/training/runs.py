@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import joblib
@@ -133,6 +137,20 @@ def processes_for(runs: Sequence[Run]) -> int:
 
 def _trained(run: Run) -> tuple[dict[str, Tensor], int]:
     """Train in a worker process; return the weights and the number of epochs."""
+    _end_with_parent()
     run.trainer_kwargs = {**run.trainer_kwargs, "enable_progress_bar": False}
     run.train()
     return run.module.state_dict(), run.epochs
+
+
+@cache
+def _end_with_parent() -> None:
+    """End this process when its parent is killed; joblib's would wait for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:  # on Windows always
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
