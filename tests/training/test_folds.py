@@ -435,6 +435,32 @@ def test_a_local_trend_takes_items_of_some_length(rows, processes):
     assert [one.process for one in chosen.fit(entries, 2)[1:]] == processes
 
 
+def test_intervals_follow_the_scale_of_each_item():
+    scale, number = 1.5, 24
+    data = noisy_items(number, 20, scale)
+    predictor = quick(folds=2, blend=True).train(data)
+    low, _, high = np.moveaxis(forecasts_of(predictor, data), 1, 0)
+    widths = (high - low).mean(axis=1) / scale ** np.arange(number)
+    assert widths.max() < 10 * widths.min()
+
+
+def test_of_items_of_any_scale_only_logarithms_have_simple_forecasts():
+    noise = list(noisy_items(24, 20, 1.5))
+    assert simple.SimpleForecasts.for_data(noise, [Support()], 2).fit(noise, 2) == []
+    random = np.random.default_rng(0)
+    frames = [
+        pd.DataFrame({"item_id": f"i{item}", "timestamp": np.arange(16.0), "target": values})
+        for item, values in enumerate(
+            3.0 ** np.arange(12)[:, None]
+            * np.exp(random.normal(0.2, 0.05, (12, 16)).cumsum(axis=1))
+        )
+    ]
+    growing = list(IrregularDataset.from_long_dataframe(pd.concat(frames)))
+    chosen = simple.SimpleForecasts.for_data(growing, [Support(low=0.0)], 2)
+    assert chosen == (("cycle", "trend"), [0.0], False)
+    assert [one.process for one in chosen.fit(growing, 2)] == ["cycle", "trend"]
+
+
 @pytest.mark.parametrize(("rows", "is_rehearsed"), [(60, True), (61, False)])
 def test_items_much_longer_than_the_horizon_are_not_rehearsed(rows, is_rehearsed):
     parts = folds.Folds(quick(), noisy_items(6, rows), seed=0)

@@ -22,6 +22,7 @@ from deltaflow.errors import DeltaflowError, check_registered, check_whole, need
 from deltaflow.forecast.auto import AutoPredictor
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.held_out import HeldOut, Pairs
+from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Supports
 from deltaflow.process import one_thread
@@ -210,10 +211,9 @@ class _Search:
             )
         network = self.folds.plan.settings.get("network")
         self.networks = (network,) if network else auto.preset.networks
-        entries = self.folds.whole
-        self.simple = self.folds.simple_forecasts(
-            entries if self.folds.plan.few else entries[:FEW_ITEMS]
-        )
+        entries = self.folds.whole if self.folds.plan.few else self.folds.whole[:FEW_ITEMS]
+        self.simple = self.folds.simple_forecasts(entries)
+        self.hold = HoldPredictor.fit(list(entries), auto.prediction_length)
         self.rehearsed: HeldOut | None = None
         self.trials: list[_Trial] = []
         self.console = Console(stderr=True)
@@ -306,7 +306,7 @@ class _Search:
         fold = number % len(self.folds.plan.left_out)
         estimator = planned(self._in_time(self._estimator(options)), self.folds.plan)
         member = self.folds.train(fold, estimator, number)
-        loss = compared_loss(member.predictor, self.simple[0], member.pairs)
+        loss = compared_loss(member.predictor, self.hold, member.pairs)
         seconds = time.monotonic() - begun
         self.trials.append(_Trial(options, fold, *member, loss, seconds))
         best = min(trial.loss for trial in self.trials)

@@ -149,7 +149,7 @@ def plan_for(
     settings = {
         **(SMALL if few else {}),
         **_channel_settings_for(some, len(reader.schema.target)),
-        "scaling": _scaling_for(some, len(reader.schema.target)),
+        "scaling": scaling_for([item.values[:, : len(reader.schema.target)] for item in some]),
     }
     if few:
         return Plan(left_out, settings, few, EPOCHS, PATIENCE, DECAY)
@@ -171,11 +171,17 @@ def _channel_settings_for(items: Sequence[Series], channels: int) -> dict[str, A
     return PER_CHANNEL if channels >= MANY_CHANNELS and seldom else {}
 
 
-def _scaling_for(items: Sequence[Series], channels: int) -> str:
-    """Choose one scale for all items, unless most channels' deviations differ between items."""
-    deviations = np.full((len(items), channels), np.nan)
-    for row, item in zip(deviations, items, strict=True):
-        for channel, own in enumerate(item.values[:, :channels].T):
+def scaling_for(items: Sequence[np.ndarray]) -> str:
+    """Choose one scale for all items, unless most channels' deviations differ between items.
+
+    Parameters
+    ----------
+    items
+        The values of each item ``(T, D)``.
+    """
+    deviations = np.full((len(items), items[0].shape[1]), np.nan)
+    for row, values in zip(deviations, items, strict=True):
+        for channel, own in enumerate(values.T):
             known = own[np.isfinite(own)]
             if len(known) >= FEWEST_VALUES and np.ptp(known) > 0:
                 row[channel] = np.std(known)

@@ -15,6 +15,7 @@ from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.support import Support
 from deltaflow.training.blend import losses_of_each
+from deltaflow.training.plan import scaling_for
 
 MOST_PROCESSES = 16
 """With more channels, Gaussian processes for all of them take too long to fit and to forecast."""
@@ -36,10 +37,13 @@ class SimpleForecasts(NamedTuple):
         The Gaussian processes, see `PROCESSES`.
     powers
         For each channel, the power of its values that they model, see `POWERS`.
+    hold
+        Whether a hold is among them.
     """
 
     processes: tuple[str, ...]
     powers: list[float]
+    hold: bool = True
 
     @classmethod
     def for_data(
@@ -48,18 +52,27 @@ class SimpleForecasts(NamedTuple):
         supports: Sequence[Support],
         prediction_length: int,
     ) -> SimpleForecasts:
-        """Choose the kinds that suit the items."""
+        """Choose the kinds that suit the items.
+
+        Those whose intervals have one scale for all items are left out where items differ in scale:
+        the intervals of small items would be many times too wide.
+        """
         values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
+        alike = scaling_for([np.atleast_2d(entry["target"]).T for entry in entries]) == "last"
         if values[0].size > MOST_PROCESSES:
-            return cls((), [])
+            return cls((), [], alike)
+        powers = powers_for(entries, supports, prediction_length)
+        if any(powers) and not alike:  # only logarithms have no scale
+            return cls((), [], alike)
         processes = ("cycle", "trend") if np.median(values) >= FEWEST_FOR_TREND else ("cycle",)
-        return cls(processes, powers_for(entries, supports, prediction_length))
+        return cls(processes, powers, alike)
 
     def fit(self, entries: Sequence[DataEntry], prediction_length: int) -> list[DeltaflowPredictor]:
         """Fit the forecasts to items."""
+        hold = [HoldPredictor.fit(list(entries), prediction_length)] if self.hold else []
         fit = GaussianProcessPredictor.fit
         return [
-            HoldPredictor.fit(list(entries), prediction_length),
+            *hold,
             *(fit(entries, prediction_length, self.powers, process) for process in self.processes),
         ]
 
