@@ -96,11 +96,18 @@ def test_each_item_is_left_out_by_one_network_which_it_validates(seen):
     assert len(predictor.predictor.members) == 5
 
 
-def test_of_many_items_a_tenth_is_put_aside(seen, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "networks", "kind"), [(40, 3, ConformalPredictor), (41, 1, IrregularPredictor)]
+)
+def test_of_many_items_each_network_holds_out_another_tenth(
+    number, networks, kind, seen, monkeypatch
+):
     monkeypatch.setattr(plans, "FEW_ITEMS", 30)
-    predictor = quick().train(noisy_items(40))
-    assert [tuple(map(len, pair)) for pair in seen] == [(36, 4)]
-    assert isinstance(predictor, IrregularPredictor)  # four items are too few to calibrate on
+    monkeypatch.setattr(plans, "SOME_ITEMS", 40)
+    predictor = quick().train(noisy_items(number))
+    assert [tuple(map(len, pair)) for pair in seen] == [(number - 4, 4)] * networks
+    assert len(set.union(*(left_out for _, left_out in seen))) == 4 * networks
+    assert isinstance(predictor, kind)  # four items are too few to calibrate on
 
 
 @pytest.mark.parametrize(
@@ -310,6 +317,7 @@ def test_many_channels_of_many_items_are_trained_on_more_windows(
 
 def test_their_settings_reach_the_network_and_the_trainer(monkeypatch):
     monkeypatch.setattr(plans, "FEW_ITEMS", 5)
+    monkeypatch.setattr(plans, "SOME_ITEMS", 5)
     data = seldom_observed(16, 0.2, items=8)
     plan = plan_of(data)
     assert plan.clip == 2.0

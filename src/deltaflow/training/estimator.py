@@ -116,13 +116,14 @@ class IrregularEstimator(Estimator):
         The number of networks that are trained, each on all folds of the items but one, if no
         validation data are given. Each stops when its forecasts of the held-out fold no longer
         improve; their forecasts are averaged. By default 5 (3 if items are long) for up to 250
-        items, and 1 for more, which holds out a tenth of the items. Fewer than five items with 30
-        rows or more in total are cut into stretches, which count as items. Options that are not
-        given are chosen from the data: the `scaling`; with many channels the `network`, `balance`
-        and `distr_output`; with few items `dropout`, `weight_decay`, `batch_size` and
-        `num_batches_per_epoch`; and with many channels of many items `lr`, `encoder_kwargs`, the
-        gradient clipping, and all of these but `dropout`. A printed line reports the choice. 0
-        trains one network on all items, without validation.
+        items, 3 for up to 1000, each of which holds out another tenth of the items, and 1 such
+        network for more. Fewer than five items with 30 rows or more in total are cut into
+        stretches, which count as items. Options that are not given are chosen from the data: the
+        `scaling`; with many channels the `network`, `balance` and `distr_output`; with few items
+        `dropout`, `weight_decay`, `batch_size` and `num_batches_per_epoch`; and with many channels
+        of many items `lr`, `encoder_kwargs`, the gradient clipping, and all of these but
+        `dropout`. A printed line reports the choice. 0 trains one network on all items, without
+        validation.
     calibrate
         Whether intervals are calibrated on the held-out items, see `ConformalPredictor`. Not done
         with fewer than five items or stretches.

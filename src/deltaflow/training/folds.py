@@ -305,7 +305,8 @@ def _described(
     items = f"{folds.items} {'item' if folds.items == 1 else 'items'}"
     items += f" in {len(folds.usable)} stretches" * bool(folds.cut)
     what = "1 network" if members < 2 else f"{members} networks on folds of the items"
-    aside = "each held out once" if members > 1 else f"{sum(map(len, plan.left_out))} held out"
+    held_out = sum(map(len, plan.left_out))
+    aside = "each held out once" if held_out == len(folds.usable) else f"{held_out} held out"
     last = ", and one without their last values as a rehearsal" if rehearsed else ""
     most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
     names = ["networks", *map(name_of, simple)]

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from deltaflow.training.estimator import IrregularEstimator
 
 FEW_ITEMS = 250
-"""Up to this many items, networks are trained on folds; with more, one network is trained."""
+"""Up to this many items, networks are trained on folds of all of them."""
+
+SOME_ITEMS, NETWORKS_OF_SOME = 1000, 3
+"""Up to this many items, so many networks are trained, and with more items one. For each, the
+`SHARE_ASIDE` of the items is held out."""
 
 FOLDS, FOLDS_OF_LONG_ITEMS = 5, 3
 """The number of folds, usually and for items with a context longer than `LONG`."""
@@ -141,7 +145,8 @@ def plan_for(
         left_out = []
     elif folds is None or folds == 1:
         aside = min(max(1, round(SHARE_ASIDE * count if not few else 0.2 * count)), MOST_ASIDE)
-        left_out = [order[:aside]]
+        networks = NETWORKS_OF_SOME if folds is None and count <= SOME_ITEMS else 1
+        left_out = [order[number * aside :][:aside] for number in range(networks)]
     else:
         folds = min(folds, count)
         left_out = [order[first::folds] for first in range(folds)]
