@@ -791,6 +791,15 @@ def test_an_argument_that_no_estimator_has_is_refused_with_its_place(options, me
     assert isinstance(caught.value, DeltaflowError)
 
 
+@pytest.mark.parametrize("name", ["prediction_length", "batch_size", "folds", "seed"])
+def test_a_fraction_is_not_rounded_to_a_whole_number(name):
+    with pytest.raises(DeltaflowError, match=f"{name} must be a whole number, got 2.5"):
+        GRUEstimator(**{"prediction_length": 4, name: 2.5})
+    with pytest.raises(DeltaflowError, match="prediction_length must be a whole number"):
+        GRUEstimator(2.5)
+    assert GRUEstimator(4.0).prediction_length == 4
+
+
 @pytest.mark.parametrize("cls", [GRUEstimator, HoldEstimator, ResampledEstimator])
 def test_a_misspelt_keyword_of_train_is_refused(cls, univariate):
     with pytest.raises(TypeError, match="validation_dta"):

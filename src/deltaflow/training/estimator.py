@@ -44,8 +44,13 @@ if TYPE_CHECKING:
 
 
 def _pointing_to_options(init: Callable[..., None]) -> Callable[..., None]:
-    """Make an estimator's constructor report where an unknown argument belongs."""
-    known = [name for name in signature(init).parameters if name != "self"]
+    """Make an estimator's constructor report where an unknown argument belongs.
+
+    It also rejects fractions where whole numbers are expected: pydantic would round them.
+    """
+    parameters = list(signature(init).parameters.values())[1:]
+    known = [parameter.name for parameter in parameters]
+    whole = {one.name for one in parameters if one.annotation in (int, int | None)}
 
     @wraps(init)
     def checked(self: "IrregularEstimator", *args: Any, **kwargs: Any) -> None:
@@ -57,6 +62,9 @@ def _pointing_to_options(init: Callable[..., None]) -> Callable[..., None]:
                     f"{type(self).__name__} has no argument {name!r}"
                     + _place_of(name, kwargs[name], known, encoder, network)
                 )
+        for name, value in {**dict(zip(known, args, strict=False)), **kwargs}.items():
+            if name in whole and isinstance(value, float) and not value.is_integer():
+                raise DeltaflowError(f"{name} must be a whole number, got {value!r}")
         init(self, *args, **kwargs)
 
     return checked
