@@ -140,7 +140,7 @@ def check_at_least(least: float, **values: float | None) -> None:
             raise DeltaflowError(f"{name} must be at least {least:g}, got {value}")
 
 
-def check_whole(least: int, **values: int | None) -> None:
+def check_whole(least: int, **values: float | None) -> None:
     """Raise an error that names the argument if a value is not a whole number, or too small.
 
     >>> check_whole(1, batch_size=2.5)  # doctest: +IGNORE_EXCEPTION_DETAIL

@@ -240,7 +240,7 @@ def _cutoffs(
         else:
             moments = sorted(_moment(cutoff, times) for cutoff in given)
         if not moments:
-            raise ValueError("there are none")
+            raise ValueError("not a single cutoff")
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError(
             f"{cutoffs!r} are not cutoffs of the times in {times.name!r} ({error})",

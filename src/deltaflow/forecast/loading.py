@@ -67,7 +67,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     DeltaflowError
-        If there is no such file, it is not such a checkpoint, or it has another format.
+        If the file is missing, is not a checkpoint of a module, or has another format.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

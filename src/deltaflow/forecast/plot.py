@@ -71,9 +71,9 @@ def plot_forecasts(
     from matplotlib.figure import Figure
 
     if item_id is None:
-        item_id, name = "item_id", {"item_id": ""}
-        forecasts = forecasts.assign(**name)
-        history = None if history is None else history.assign(**name)
+        item_id = "item_id"
+        forecasts = forecasts.assign(item_id="")
+        history = None if history is None else history.assign(item_id="")
     check_columns(forecasts, [item_id, timestamp, "target_name", "predictions"], "forecasts")
     drawn_items = _chosen(forecasts[item_id], items, item_id)
     drawn_channels = _chosen(forecasts["target_name"], channels, "target_name")

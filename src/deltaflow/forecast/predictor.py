@@ -42,9 +42,9 @@ class DeltaflowPredictor(RepresentablePredictor):
 
     A subclass has a constructor decorated by GluonTS's ``@validated()``, and implements
     :meth:`predict`. Its arguments are plain values, or predictors, alone or in a list, so that a
-    wrapper, such as an ensemble, is saved and loaded together with its members. Anything that is no
-    argument, such as weights, is saved by :meth:`write_state` and loaded by :meth:`restore`. To be
-    loaded, a class must be listed in `PREDICTORS`.
+    wrapper, such as an ensemble, is saved and loaded together with its members. Everything else,
+    such as weights, is saved by :meth:`write_state` and loaded by :meth:`restore`. To be loaded, a
+    class must be listed in `PREDICTORS`.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ def _pointing_to_options(init: Callable[..., None]) -> Callable[..., None]:
                 )
         for name, value in {**dict(zip(known, args, strict=False)), **kwargs}.items():
             if name in whole and isinstance(value, float) and not value.is_integer():
-                raise DeltaflowError(f"{name} must be a whole number, got {value!r}")
+                check_whole(0, **{name: value})
         init(self, *args, **kwargs)
 
     return checked

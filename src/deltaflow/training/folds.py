@@ -229,7 +229,7 @@ class Folds:
         stopping = EarlyStopping(monitor, patience=plan.patience, strict=False)
         callbacks = [stopping, engine.moving_average(plan.decay)]
         kwargs = {**settings, **estimator.trainer_kwargs}
-        return Run(module, data, kwargs, monitor, callbacks, derived_seed(seed, 0))
+        return Run(module, data, kwargs, monitor, callbacks)
 
 
 class Rehearsal(NamedTuple):

@@ -18,8 +18,8 @@ FEW_ITEMS = 250
 """Up to this many items, networks are trained on folds of all of them."""
 
 SOME_ITEMS, NETWORKS_OF_SOME = 1000, 3
-"""Up to this many items, so many networks are trained, and with more items one. For each, the
-`SHARE_ASIDE` of the items is held out."""
+"""Above `FEW_ITEMS` and up to this many items, this many networks are trained; above it, one. Each
+holds out a `SHARE_ASIDE` of the items, which no other holds out."""
 
 FOLDS, FOLDS_OF_LONG_ITEMS = 5, 3
 """The number of folds, usually and for items with a context longer than `LONG`."""

@@ -19,7 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from deltaflow.data import IrregularDataModule
-from deltaflow.randomness import seeded_run
 from deltaflow.training import engine
 from deltaflow.training.lightning_module import ForecastLightningModule
 
@@ -49,8 +48,6 @@ class Run:
         The logged value that is lowest at the best epoch.
     callbacks
         Further callbacks.
-    seed
-        Seed of everything random in training, such as dropout.
     epochs
         The number of epochs trained so far.
     """
@@ -60,19 +57,17 @@ class Run:
     trainer_kwargs: Mapping[str, Any]
     monitor: str
     callbacks: Sequence[Callback]
-    seed: int
     epochs: int = 0
 
     def train(self) -> None:
         """Train the module to its best epoch, see `deltaflow.training.engine.train`."""
-        with seeded_run(self.seed):
-            trainer = engine.train(
-                self.module,
-                self.data,
-                self.trainer_kwargs,
-                monitor=self.monitor,
-                callbacks=self.callbacks,
-            )
+        trainer = engine.train(
+            self.module,
+            self.data,
+            self.trainer_kwargs,
+            monitor=self.monitor,
+            callbacks=self.callbacks,
+        )
         self.epochs = trainer.current_epoch
 
 
@@ -112,10 +107,10 @@ def train_all(runs: Sequence[Run], processes: int | None = None) -> None:
 
 
 def processes_for(runs: Sequence[Run]) -> int:
-    """Return the number of processor cores, or 1 if networks are better trained here.
+    """Return in how many processes to train: one per processor core, or only the present one.
 
-    They are if they train on an accelerator, are `BOUND` to this process, take fewer steps than
-    `WORTH_A_PROCESS`, or if this is itself a process of several.
+    Networks stay in the present process if they train on an accelerator, are `BOUND` to it, or take
+    fewer steps than `WORTH_A_PROCESS`; or if it is itself one of several.
     """
     every = [{**engine.DEFAULTS, **run.trainer_kwargs} for run in runs]
     steps = sum(
@@ -149,7 +144,7 @@ def _end_with_parent() -> None:
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:  # on Windows always
+        while os.getppid() == parent:  # always true on Windows
             time.sleep(1)
         os._exit(1)
 
