@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
 from typing import overload
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -46,6 +48,30 @@ def derived_seed(seed, *part):
         return None
     sequence = np.random.SeedSequence(seed, spawn_key=part)
     return int(sequence.generate_state(1)[0])
+
+
+class ItemSeeds:
+    """The seeds of the items of one call, which depend neither on other items nor on their order.
+
+    Items with the same name and origin get different seeds, in the order in which they come.
+
+    >>> seeds, others = ItemSeeds(0), ItemSeeds(0)
+    >>> others.of("b", 3) == seeds.of("b", 3)
+    True
+    >>> others.of("b", 3) == seeds.of("a", 3)
+    False
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self._seed, self._met = seed, Counter[int]()
+
+    def of(self, item_id: str | None, origin: object) -> int | None:
+        """Return the seed of an item's forecast from one origin; None if the call has no seed."""
+        if self._seed is None:
+            return None
+        key = crc32(f"{item_id} {origin}".encode())
+        self._met[key] += 1
+        return derived_seed(self._seed, key, self._met[key])
 
 
 @contextmanager

@@ -15,13 +15,16 @@ from deltaflow import (
     DeltaflowError,
     DeltaflowPredictor,
     EnsemblePredictor,
+    GRUEstimator,
     HoldPredictor,
     load_predictor,
     predict_df,
 )
 from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.predictor import PREDICTORS
-from deltaflow.randomness import derived_seed, seeded
+from deltaflow.forecast.support import Support, SupportPredictor
+from deltaflow.forecast.widening import WideningPredictor
+from deltaflow.randomness import ItemSeeds, seeded
 
 
 class ShiftedPredictor(DeltaflowPredictor):
@@ -157,9 +160,64 @@ def test_the_samples_of_a_seed_are_drawn_by_the_forecasts_themselves(kind, univa
         predictor = ConformalPredictor.fit(HoldPredictor.fit(univariate, 4), pairs)
     else:
         predictor = GaussianProcessPredictor.fit(univariate, 4)
-    drawn = predictor.predict(entries, num_samples=7, seed=3)
-    forecasts = enumerate(predictor.predict(entries))
-    for (number, forecast), samples in zip(forecasts, drawn, strict=True):
-        with seeded(derived_seed(3, number)):
+    drawn, seeds = predictor.predict(entries, num_samples=7, seed=3), ItemSeeds(3)
+    for forecast, samples in zip(predictor.predict(entries), drawn, strict=True):
+        with seeded(seeds.of(forecast.item_id, forecast.start_date)):
             expected = forecast.to_sample_forecast(7).samples
         np.testing.assert_array_equal(samples.samples, expected)
+
+
+@pytest.fixture
+def sampler(univariate, trained, make_estimator):
+    """A function that returns a predictor of the named kind."""
+
+    def get(kind: str) -> DeltaflowPredictor:
+        if kind == "paths":
+            return make_estimator(GRUEstimator, sampling="path", batch_size=3).train(univariate)
+        pairs = split(univariate, offset=-4)[1].generate_instances(4)
+        hold, network = HoldPredictor.fit(univariate, 4), trained("GRUEstimator")
+        process = GaussianProcessPredictor.fit(univariate, 4)
+        return {
+            "network": network,
+            "hold": hold,
+            "gaussian process": process,
+            "conformal": ConformalPredictor.fit(network, pairs),
+            "ensemble": EnsemblePredictor([network, hold, process]),
+            "support": SupportPredictor.of(network, [Support(low=50.0)]),
+            "widening": WideningPredictor(network, 60.0, [0.5]),
+        }[kind]
+
+    return get
+
+
+SAMPLERS = [
+    "network", "paths", "hold", "gaussian process", "conformal", "ensemble", "support", "widening",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_the_samples_of_an_item_depend_neither_on_other_items_nor_on_their_order(
+    kind, sampler, univariate, instances
+):
+    predictor, entries = sampler(kind), instances(univariate)
+
+    def drawn(asked):
+        forecasts = predictor.predict(asked, num_samples=6, seed=3)
+        return {one.item_id: one.quantile(0.4) for one in forecasts}
+
+    together = drawn(entries)
+    for some in (entries[::-1], entries[2:5], entries[6:]):
+        for item, values in drawn(some).items():
+            np.testing.assert_allclose(values, together[item], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_the_callers_random_state_is_unchanged_even_between_two_forecasts(
+    kind, sampler, univariate, instances
+):
+    predictor, entries = sampler(kind), instances(univariate)
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    for _ in predictor.predict(entries, num_samples=3, seed=1):
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(torch.random.get_rng_state(), before)

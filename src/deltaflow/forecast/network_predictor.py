@@ -42,7 +42,7 @@ from deltaflow.heads import describe_output, has_quantiles, make_output
 from deltaflow.heads.head import distribution_of
 from deltaflow.model.networks import make_network
 from deltaflow.process import one_thread
-from deltaflow.randomness import check_seed, derived_seed, seeded
+from deltaflow.randomness import ItemSeeds, check_seed, seeded
 from deltaflow.saving import reading
 
 _WEIGHTS = "prediction-net-state.pt"
@@ -174,13 +174,14 @@ class IrregularPredictor(DeltaflowPredictor):
         """Forecast entries that this predictor, or one with the same reader, has :meth:`read`."""
         check_whole(1, num_samples=num_samples)
         check_seed(seed)
+        seeds = ItemSeeds(seed)
         unobserved: list[str | None] = []
         try:
-            for number, asked in enumerate(batches):
+            for asked in batches:
                 unobserved += [
                     one.item_id for one in asked.series if not np.isfinite(one.values).any()
                 ]
-                yield from self._forecast_batch(asked, num_samples, derived_seed(seed, number))
+                yield from self._forecast_batch(asked, num_samples, seeds)
         finally:
             # GluonTS's evaluation closes this generator instead of exhausting it.
             if unobserved:
@@ -211,27 +212,32 @@ class IrregularPredictor(DeltaflowPredictor):
         return self.batch_size * max(self.prediction_length, 64)
 
     def _forecast_batch(
-        self, asked: ReadBatch, num_samples: int | None, seed: int | None
+        self, asked: ReadBatch, num_samples: int | None, seeds: ItemSeeds
     ) -> Iterator[RealTimeForecast]:
-        with torch.no_grad(), one_thread(), seeded(seed, self.device), advising():
+        own = [seeds.of(item.series.item_id, item.origin) for item in asked.items]
+        with torch.no_grad(), one_thread(), advising():
             if self.sampling == "path":
-                forecasts = self._paths(asked, num_samples or self.num_parallel_samples)
+                forecasts = self._paths(asked, num_samples or self.num_parallel_samples, own)
             else:
-                forecasts = self._marginals(asked, num_samples)
+                forecasts = self._marginals(asked, num_samples, own)
 
         for item, forecast in zip(asked.items, forecasts, strict=True):
             yield item.answer(forecast)
 
-    def _paths(self, asked: ReadBatch, num_samples: int) -> Iterable[RealTimeForecast]:
+    def _paths(
+        self, asked: ReadBatch, num_samples: int, seeds: Sequence[int | None]
+    ) -> Iterable[RealTimeForecast]:
         """Sample trajectories through the queries, in order of time."""
-        drawn = self.network.sample_paths(self._on_device(asked.batch), num_samples)
+        drawn = self.network.sample_paths(self._on_device(asked.batch), num_samples, seeds)
         samples = finite(drawn).cpu().numpy()  # (B, N, Q, D)
         return [
             SampleForecast(own[:, : item.series.num_queries, item.found.channels])
             for own, item in zip(samples, asked.items, strict=True)
         ]
 
-    def _marginals(self, read: ReadBatch, num_samples: int | None) -> Iterable[RealTimeForecast]:
+    def _marginals(
+        self, read: ReadBatch, num_samples: int | None, seeds: Sequence[int | None]
+    ) -> Iterable[RealTimeForecast]:
         """Forecast each query independently, by a distribution, quantiles or samples."""
         batch = read.batch
         counts = np.array([one.num_queries for one in read.series])
@@ -242,7 +248,7 @@ class IrregularPredictor(DeltaflowPredictor):
         number = asked.nonzero()[:, 0]
         loc, scale = batch.loc[number], batch.scale[number]
         channels = [item.found.channels for item in read.items]
-        return self.forecasts_from(args, loc, scale, bounds, channels, num_samples)
+        return self.forecasts_from(args, loc, scale, bounds, channels, num_samples, seeds)
 
     def forecasts_from(
         self,
@@ -252,6 +258,7 @@ class IrregularPredictor(DeltaflowPredictor):
         bounds: np.ndarray,
         channels: Sequence[int | list[int]],
         num_samples: int | None = None,
+        seeds: Sequence[int | None] | None = None,
     ) -> Iterable[RealTimeForecast]:
         """Return the forecasts of several items, not yet labelled with their items.
 
@@ -268,6 +275,8 @@ class IrregularPredictor(DeltaflowPredictor):
             The channels of each item's forecast, in its order; see `Match`.
         num_samples
             See :meth:`predict`.
+        seeds
+            The seed of each item's samples; torch's random state is used where it is None.
         """
         head = self.network.head
         rows = [slice(*pair) for pair in itertools.pairwise(bounds.tolist())]
@@ -284,14 +293,14 @@ class IrregularPredictor(DeltaflowPredictor):
 
         family = partial(distribution_of, head.output)
         shared = SharedDistribution(family, [loc, scale, *args], bounds)
-        if num_samples or not self._has_quantiles(shared):
-            count = torch.Size((num_samples or self.num_parallel_samples,))
-            drawn = shared.at(slice(None)).sample(count).numpy()  # (N, R, D)
-            return (
-                SampleForecast(drawn[:, own][..., chosen])
-                for own, chosen in zip(rows, channels, strict=True)
-            )
-        return (DistributionForecast(shared, *numbered) for numbered in enumerate(channels))
+        exact = [DistributionForecast(shared, *numbered) for numbered in enumerate(channels)]
+        if not num_samples and self._has_quantiles(shared):
+            return exact
+        drawn = []
+        for forecast, seed in zip(exact, seeds or [None] * len(exact), strict=True):
+            with seeded(seed):
+                drawn.append(forecast.to_sample_forecast(num_samples or self.num_parallel_samples))
+        return drawn
 
     def _has_quantiles(self, shared: SharedDistribution) -> bool:
         if self._quantiles_known is None:

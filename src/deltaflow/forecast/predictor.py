@@ -23,7 +23,7 @@ from deltaflow.data.schema import Schema, unit_seconds
 from deltaflow.data.series import Series, entries_of, is_irregular, matched_series
 from deltaflow.errors import DeltaflowError, check_whole
 from deltaflow.forecast.forecasts import RealTimeForecast
-from deltaflow.randomness import check_seed, derived_seed, seeded
+from deltaflow.randomness import ItemSeeds, check_seed, seeded
 from deltaflow.saving import FORMAT, MARKER, check_format, reading, replacing
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class DeltaflowPredictor(RepresentablePredictor):
         num_samples
             Number of samples per series; if None, the most exact kind of forecast available.
         seed
-            Seed of the samples, which leaves the global random state unchanged.
+            Seed of the samples, which leaves the global random state unchanged. The samples of an
+            item depend neither on the other items of the data set nor on their order.
         """
 
     def summary(self) -> dict[str, Any]:
@@ -243,10 +244,15 @@ class ReadEntry(NamedTuple):
     series: Series
     found: Match
 
+    @property
+    def origin(self) -> Any:
+        """The nominal time of the first query."""
+        return self.entry["start"] + self.series.length
+
     def answer(self, forecast: F) -> F:
         """Label a forecast with the entry's item and times, and return it."""
         entry, series, found = self
-        forecast.start_date = entry["start"] + series.length
+        forecast.start_date = self.origin
         forecast.item_id, forecast.info = series.item_id, entry.get("info")
         queries = None
         if is_irregular(entry):
@@ -268,15 +274,15 @@ def sampled(
     num_samples: int | None,
     seed: int | None,
 ) -> Iterator[Any]:
-    """Yield the forecasts, or ``num_samples`` samples of each, drawn with separate seeds."""
+    """Yield the forecasts, or ``num_samples`` samples of each; see `DeltaflowPredictor.predict`."""
     check_whole(1, num_samples=num_samples)
     check_seed(seed)
-    for number, forecast in enumerate(forecasts):
+    seeds = ItemSeeds(seed)
+    for forecast in forecasts:
         if num_samples:
-            with seeded(derived_seed(seed, number)):
-                yield forecast.to_sample_forecast(num_samples)
-        else:
-            yield forecast
+            with seeded(seeds.of(forecast.item_id, forecast.start_date)):
+                forecast = forecast.to_sample_forecast(num_samples)
+        yield forecast  # outside of the context, whose random state is not the caller's
 
 
 def numbers_of(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

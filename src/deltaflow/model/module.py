@@ -15,6 +15,7 @@ from deltaflow.data.scaling import Rows
 from deltaflow.encoders import Encoder
 from deltaflow.errors import DeltaflowError
 from deltaflow.heads import Head
+from deltaflow.randomness import derived_seed, seeded
 
 E = TypeVar("E")
 """The encoded observations of a batch: named tuples of tensors whose first axis is that of the
@@ -135,8 +136,20 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         total = (losses * self.channel_weights[channel]).sum()
         return total, torch.tensor(len(channel), device=total.device)
 
-    def sample_paths(self, batch: Batch, num_samples: int) -> Tensor:
+    def sample_paths(
+        self, batch: Batch, num_samples: int, seeds: Sequence[int | None] | None = None
+    ) -> Tensor:
         """Draw coherent trajectories: sample at a query, read the sample, continue to the next.
+
+        Parameters
+        ----------
+        batch
+            The B series.
+        num_samples
+            The number of trajectories of each.
+        seeds
+            The seed of each series, whose trajectories then do not depend on the others of the
+            batch. If there are none, torch's random state is used.
 
         Returns
         -------
@@ -153,12 +166,21 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
 
         paths = []
         before = torch.zeros_like(gaps[:, 0])
-        for gap, known in zip(gaps.unbind(1), covariates.unbind(1), strict=True):
+        for step, (gap, known) in enumerate(zip(gaps.unbind(1), covariates.unbind(1), strict=True)):
             delta_t = gap - before
             args = self.decode(encoded, delta_t.unsqueeze(1), known.unsqueeze(1))
             args = tuple(arg.squeeze(1).double() for arg in args)
             loc, scale = (part[:, : self.num_targets] for part in self.scaling.outputs(memory))
-            drawn = self.head.distribution(args, loc, scale).sample()
+            parts = loc, scale, *args
+            if seeds is None or None in seeds:
+                drawn = self._drawn(*parts)
+            else:
+                pieces = zip(*(part.split(num_samples) for part in parts), strict=True)
+                each = []
+                for seed, piece in zip(seeds, pieces, strict=True):
+                    with seeded(derived_seed(seed, step), gaps.device):
+                        each.append(self._drawn(*piece))
+                drawn = torch.cat(each)
             paths.append(drawn)
             values = nn.functional.pad(drawn, (0, unread), value=torch.nan)
             rows, memory = self.scaling.read_next(memory, values)
@@ -167,6 +189,10 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         stacked = torch.stack(paths, dim=1)  # (B · num_samples, Q, D), in order of time
         place = order.argsort(dim=1).unsqueeze(-1).expand_as(stacked)
         return stacked.gather(1, place).unflatten(0, (-1, num_samples))
+
+    def _drawn(self, loc: Tensor, scale: Tensor, *args: Tensor) -> Tensor:
+        """Return one sample of each distribution."""
+        return self.head.distribution(args, loc, scale).sample()
 
 
 def _loss_weights(
