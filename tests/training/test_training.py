@@ -1012,3 +1012,20 @@ def test_a_worker_that_dies_is_an_error_and_no_deadlock():
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", done.stderr)
+
+
+def test_a_model_meets_only_data_that_are_read_as_it_was_built(univariate):
+    """Otherwise other data would be scaled by their own statistics, and forecast by the model's."""
+    trained_on, other = (
+        IrregularDataModule(data, data, prediction_length=4, num_batches_per_epoch=1)
+        for data in (univariate, univariate.select([0, 1]))
+    )
+    model = ForecastLightningModule(trained_on.reader, 4, hidden_size=8, seed=0)
+    trainer = pl.Trainer(fast_dev_run=True, accelerator="cpu", logger=False)
+    for run in (trainer.fit, trainer.validate):
+        with pytest.raises(DeltaflowError, match="give the data module reader=module.reader"):
+            run(model, datamodule=other)
+    again = IrregularDataModule(
+        univariate.select([0, 1]), prediction_length=4, reader=model.reader, batch_size=4
+    )
+    trainer.fit(model, datamodule=again)

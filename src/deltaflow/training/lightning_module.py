@@ -122,14 +122,21 @@ class ForecastLightningModule(pl.LightningModule):
         return self.network(batch)
 
     def setup(self, stage: str) -> None:
-        """Refuse Apple's GPU, which has no float64, before batches are moved to it.
+        """Check the device and the data module before the first batch.
 
         Raises
         ------
         DeltaflowError
-            If the trainer runs on it.
+            If the trainer runs on Apple's GPU, which has no float64; or if the data module scales
+            series, or arranges their channels, in another way than this module.
         """
         find_device(self.trainer.strategy.root_device)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if getattr(data, "reader", self.reader) != self.reader:
+            raise DeltaflowError(
+                "the data module reads series in another way than the module was built for, such "
+                "as with other channels or scales: give the data module reader=module.reader"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss over the observed targets of a batch."""
