@@ -1023,7 +1023,7 @@ def test_a_model_meets_only_data_that_are_read_as_it_was_built(univariate):
     model = ForecastLightningModule(trained_on.reader, 4, hidden_size=8, seed=0)
     trainer = pl.Trainer(fast_dev_run=True, accelerator="cpu", logger=False)
     for run in (trainer.fit, trainer.validate):
-        with pytest.raises(DeltaflowError, match="give the data module reader=module.reader"):
+        with pytest.raises(DeltaflowError, match=r"give the data module reader=module\.reader"):
             run(model, datamodule=other)
     again = IrregularDataModule(
         univariate.select([0, 1]), prediction_length=4, reader=model.reader, batch_size=4
