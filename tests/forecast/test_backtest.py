@@ -96,6 +96,20 @@ def test_what_came_stands_beside_what_was_forecast(elapsed, horizon, cutoffs):
         assert forecasts["t"].max() == df["t"].max()
 
 
+@pytest.mark.parametrize("elapsed", [False, True])
+def test_counted_cutoffs_lie_whole_horizons_before_the_last_row(elapsed):
+    df = walk(elapsed=elapsed)
+    span = 12.0 if elapsed else pd.Timedelta("12h")
+    forecasts, _ = backtest_df(
+        HoldEstimator(12), df, horizon=12 if elapsed else "12h", cutoffs=3, columns=ROLES, **NAMES
+    )
+    cutoffs = forecasts["cutoff"].drop_duplicates().tolist()
+    assert cutoffs == [df["t"].max() - number * span for number in (3, 2, 1)]
+    since = forecasts["t"] - forecasts["cutoff"]
+    assert (since > 0 * span).all()
+    assert (since <= span).all()
+
+
 def test_nothing_is_learned_or_read_from_behind_the_cutoff():
     df = walk()
 

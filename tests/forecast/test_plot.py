@@ -53,6 +53,16 @@ def test_a_figure_has_a_column_per_item_and_a_row_per_channel(frame, forecasts):
     figure.canvas.draw()
 
 
+@pytest.mark.parametrize("dtype", ["int64", "float64", "category", "str"])
+def test_the_items_of_the_history_may_have_another_type(dtype, frame, forecasts):
+    number = {"a": 0, "b": 1, "c": 2, "d": 3}
+    frame["item_id"] = frame["item_id"].map(number).astype(dtype)
+    forecasts["item_id"] = forecasts["item_id"].map(number)
+    figure = plot_forecasts(forecasts, frame, items=[1], channels=["HR"])
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["past"].get_ydata().tolist() == [81.0] * 8
+
+
 def test_past_median_and_actual_values_lie_on_their_times(frame, forecasts):
     figure = plot_forecasts(forecasts, frame, items=["b"], channels=["HR"], past="3h")
     lines = {line.get_label(): line for line in figure.axes[0].lines}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -129,9 +130,9 @@ def backtest_df(
         The horizon from each cutoff: a duration, or a number if times are elapsed numbers. Its end
         is excluded.
     cutoffs
-        The number of consecutive horizons that end with the last row. Or one or several points in
-        time: dates, or elapsed numbers. Or a list of durations such as ``"24h"``, counted from the
-        first row of each item.
+        The number of consecutive horizons that end with the last row; each begins after its cutoff,
+        and includes its end. Or one or several points in time: dates, or elapsed numbers. Or a
+        list of durations such as ``"24h"``, counted from the first row of each item.
     refit
         Whether an estimator is retrained at each cutoff, instead of only at the first one.
     columns
@@ -163,13 +164,16 @@ def backtest_df(
     reach = _span(horizon, "horizon", times)
     predictor = model if isinstance(model, DeltaflowPredictor) else None
     parts = []
-    for cutoff in _cutoffs(times, cutoffs, reach):
-        moment = cutoff
-        if isinstance(cutoff, pd.Timedelta):
-            by_item = None if item_id is None else times.groupby(df[item_id], observed=True)
-            moment = cutoff + (times.min() if by_item is None else by_item.transform("min"))
-        past = df[times < moment]
-        future = df[(times >= moment) & (times < moment + reach)]
+    for cutoff, end in _cutoffs(times, cutoffs, reach):
+        if end is not None:  # the last row is the end of the last horizon
+            past, future = df[times <= cutoff], df[(times > cutoff) & (times <= end)]
+        else:
+            moment = cutoff
+            if isinstance(cutoff, pd.Timedelta):
+                by_item = None if item_id is None else times.groupby(df[item_id], observed=True)
+                moment = cutoff + (times.min() if by_item is None else by_item.transform("min"))
+            past = df[times < moment]
+            future = df[(times >= moment) & (times < moment + reach)]
         if item_id is not None:
             future = future[future[item_id].isin(past[item_id].unique())]
         if past.empty or future.empty:
@@ -228,17 +232,18 @@ def _checked_times(df: pd.DataFrame, item_id: str | None, timestamp: str) -> pd.
 
 def _cutoffs(
     times: pd.Series, cutoffs: int | str | pd.Timestamp | Sequence[Any], reach: Any
-) -> list[Any]:
-    """Return the sorted cutoffs: points in time, or durations since the items' start."""
+) -> list[tuple[Any, Any]]:
+    """Return the sorted cutoffs: points in time, or durations since the items' start.
+
+    Beside each stands the end of its horizon, if it is to be included, and else None.
+    """
     given = [cutoffs] if isinstance(cutoffs, str) or not isinstance(cutoffs, Iterable) else cutoffs
     try:
         if isinstance(cutoffs, (int, np.integer)):
-            # The last row lies within the last horizon.
-            numeric, last = is_numeric_dtype(times), times.max()
-            end = np.nextafter(float(last), np.inf) if numeric else last + _in_unit_of(times, "1us")
-            moments = [end - number * reach for number in range(int(cutoffs), 0, -1)]
+            ends = [times.max() - number * reach for number in range(int(cutoffs), -1, -1)]
+            moments = list(itertools.pairwise(ends))
         else:
-            moments = sorted(_moment(cutoff, times) for cutoff in given)
+            moments = [(moment, None) for moment in sorted(_moment(c, times) for c in given)]
         if not moments:
             raise ValueError("not a single cutoff")
     except (ValueError, TypeError, OverflowError) as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from deltaflow.data.validation import check_columns
+from deltaflow.data.validation import as_text, check_columns
 from deltaflow.errors import DataError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def plot_forecasts(
     grid = figure.subplots(len(drawn_channels), len(drawn_items), squeeze=False, sharex="col")
     for column, item in enumerate(drawn_items):
         own = forecasts[forecasts[item_id] == item]
-        observed = None if history is None else history[history[item_id] == item]
+        observed = None if history is None else history[_is_item(history[item_id], item)]
         for row, channel in enumerate(drawn_channels):
             axes = grid[row, column]
             answers = own[own["target_name"] == channel]
@@ -182,6 +182,11 @@ def _intervals(answers: pd.DataFrame) -> list[tuple[float, Any, Any]]:
         for low, high in itertools.combinations(sorted(levels), 2)
         if abs(low + high - 1) < 1e-9
     ]
+
+
+def _is_item(column: pd.Series, item: Hashable) -> pd.Series:
+    """Return which rows belong to an item, whose identifiers may have another type: 1 or "1"."""
+    return column.isin([one for one in column.unique() if as_text(one) == as_text(item)])
 
 
 def _chosen(column: pd.Series, wanted: Sequence[Hashable] | int | None, field: str) -> list[Any]:
