@@ -23,6 +23,7 @@ from prometheus_client.exposition import generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import PlainTextResponse
+from starlette.routing import Match
 
 from deltaflow._version import __version__
 from deltaflow.errors import DataError, DeltaflowError
@@ -208,7 +209,7 @@ def make_app(
                 401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"}
             )
 
-    guarded = [Depends(check_token)] if token else []
+    guarded = [*([Depends(check_token)] if token else []), Depends(_check_parameters)]
 
     @app.exception_handler(DataError)
     async def on_bad_data(request: Request, error: DataError) -> Response:
@@ -226,7 +227,12 @@ def make_app(
 
     @app.exception_handler(StarletteHTTPException)
     async def on_refusal(request: Request, error: StarletteHTTPException) -> Response:
-        return refusal(error.status_code, error.detail, headers=error.headers)
+        headers = error.headers
+        if error.status_code == 405:  # Starlette's names the methods of only one route of the path
+            routes = [r for r in app.routes if r.matches(request.scope)[0] != Match.NONE]
+            methods = {method for route in routes for method in getattr(route, "methods", ())}
+            headers = {"Allow": ", ".join(sorted(methods))}
+        return refusal(error.status_code, error.detail, headers=headers)
 
     def refusal(status: int, problem: str, headers: Any = None, **where: Any) -> Response:
         """Return the problem and its place as the response."""
@@ -365,6 +371,15 @@ class _Answers:
 def _type_of(request: Request) -> str:
     """Return the type of a request's body."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _check_parameters(request: Request) -> None:
+    """Raise an error if the query string has a parameter that the route does not know."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            remedy = f"there are {known}" if known else "leave it out"
+            raise DataError("there is no such parameter", remedy, field=name)
 
 
 def _check_known(live: LiveForecaster, item_id: str) -> None:
