@@ -173,6 +173,7 @@ def test_a_bad_row_is_named_and_nothing_is_read(kind, client):
         ("", None, "not CSV"),
         (b"\xff\xfe\x00", None, "not CSV"),
         ("item_id,item_id,timestamp,dose\na,b,2024-03-01T08:00,1\n", "item_id", "two"),
+        ("item_id,timestamp,dose,HR\n,2024-03-01T08:00,1,80\n", "item_id", "empty"),
     ],
 )
 def test_bad_csv_is_refused(text, field, message, client):
@@ -193,8 +194,50 @@ def test_limits_and_kinds_are_kept(client):
         told = client.post(f"/forecast?quantile_levels={levels}", json={"rows": [question()]})
         assert (told.status_code, told.json()["field"]) == (422, "quantile_levels")
     assert client.post("/forecast", json={"rows": [question("x")]}).json()["item"] == "x"
+    assert client.post("/update", json={"rows": [observation("")]}).json()["field"] == "item_id"
     assert client.get("/nothing").status_code == 404
     assert client.get("/health").json()["items"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/update?dry_run=1", "no such parameter; leave it out"),
+        ("/forecast?quantiles=0.3", r"no such parameter; there are ['quantile_levels', 'seed']"),
+    ],
+)
+def test_an_unknown_parameter_is_refused(path, message, client):
+    told = client.post(path, json={"rows": [observation()]})
+    field = path.partition("?")[2].partition("=")[0]
+    assert (told.status_code, told.json()["field"]) == (422, field)
+    assert message in told.json()["error"]
+    assert client.get("/health").json()["items"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("POST", "/items/a", "DELETE, GET"), ("GET", "/update", "POST"), ("PUT", "/health", "GET")],
+)
+def test_a_refused_method_names_all_that_its_path_allows(method, path, allowed, client):
+    told = client.request(method, path)
+    assert (told.status_code, told.headers["allow"]) == (405, allowed)
+
+
+def test_a_category_is_the_same_in_csv_and_in_a_frame(make_frame):
+    frame = make_frame(("HR",))
+    frame["ward"] = frame["ward"].map({"icu": "1", "er": "01"})
+    data = IrregularDataset.from_long_dataframe(frame, target="HR", feat_static_cat=["ward"])
+    live = LiveForecaster(predictor_of(data))
+    text = "item_id,timestamp,HR,ward\n" + "".join(
+        f"{item},2024-03-01T08:00,80,{ward}\n"
+        for item, ward in {"a": "1", "b": "01", "c": "1.0"}.items()
+    )
+    with TestClient(make_app(live)) as client:
+        assert client.post("/update", content=text, headers=CSV).status_code == 200
+    asked = pd.DataFrame({"item_id": list("abc"), "timestamp": pd.Timestamp("2024-03-01 09:00")})
+    one, zero_one, as_float = live.forecast(asked)["predictions"]
+    assert as_float == pytest.approx(one, abs=1e-6)
+    assert abs(zero_one - one) > 1e-3
 
 
 def at_once(live, *requests):

@@ -3,6 +3,7 @@ import pytest
 
 from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
 from deltaflow.tasks import Columns, Split, load_task
+from deltaflow.tasks.datasets import read_dataset
 
 
 @pytest.fixture
@@ -41,6 +42,18 @@ def test_items_keep_their_names(suffix, make_frame, tmp_path):
     split = Split(after="24h", horizon="12h", test_share=0.0)
     task = load_task(str(path), columns=Columns(target=["HR"]), split=split)
     assert [entry["item_id"] for entry in task.training] == [f"{n:03d}" for n in range(10)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet"])
+def test_categories_are_text_as_in_the_file(suffix, make_frame, tmp_path):
+    frame = make_frame(("HR",), num_items=4)
+    frame["ward"] = frame["item_id"].map({"p0": "01", "p1": "1", "p2": "1"})
+    frame["site"] = frame["item_id"].map({"p0": 1, "p1": 2, "p2": 10})  # floats because of p3's
+    path = tmp_path / f"stays.{suffix}"
+    frame.to_parquet(path) if suffix == "parquet" else frame.to_csv(path, index=False)
+    columns = Columns(target=["HR"], feat_static_cat=["ward", "site"])
+    levels = read_dataset(path, columns).schema.feat_static_cat
+    assert levels == {"ward": ("01", "1"), "site": ("1", "10", "2")}
 
 
 def test_future_of_all_items_of_a_file_is_forecast(csv):

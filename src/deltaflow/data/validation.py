@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone, tzinfo
 from typing import Any, Literal, NamedTuple
@@ -161,19 +162,17 @@ def item_codes(frame: pd.DataFrame, item_id: str) -> tuple[np.ndarray, pd.Index]
     return codes, items if isinstance(items, pd.Index) else pd.Index(items)
 
 
-def gather_rows(
-    frame: pd.DataFrame, item_id: str | None, text: Callable[[Any], str] = str
-) -> FrameRows:
+def gather_rows(frame: pd.DataFrame, item_id: str | None) -> FrameRows:
     """Group the rows of ``frame`` by item, in their order within each item.
 
-    ``text`` returns the name of an item.
+    Names of items do not depend on the type of their column; see `as_text`.
     """
     if item_id is None:
         count = len(frame)
         bounds = np.array([0, count] if count else [0])
         return FrameRows(np.arange(count), bounds, ["0"] if count else [], frame.index)
     codes, items = item_codes(frame, item_id)
-    names = [text(item) for item in items]
+    names = list(map(as_text, items))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(
@@ -295,6 +294,17 @@ def as_text(value: Any) -> str:
     """Return an item or a level as text: the same for 1, 1.0 and "1"."""
     whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
     return str(int(value)) if whole else str(value)
+
+
+def level_of_cell(cell: str) -> str:
+    """Return a level as text, given its cell in a CSV file.
+
+    Whole numbers are written as 1.0 if another one is missing.
+
+    >>> level_of_cell("1.0"), level_of_cell("01"), level_of_cell("1.50")
+    ('1', '01', '1.50')
+    """
+    return re.sub(r"^(0|-?[1-9]\d*)\.0$", r"\1", cell)
 
 
 def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: FrameRows, field: str) -> None:

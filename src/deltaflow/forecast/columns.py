@@ -14,7 +14,6 @@ from deltaflow.data.schema import Schema, unit_seconds
 from deltaflow.data.validation import (
     FrameRows,
     TimeColumn,
-    as_text,
     check_columns,
     check_range,
     check_roles,
@@ -70,8 +69,8 @@ class FrameColumns:
         )
 
     def rows(self, frame: pd.DataFrame) -> FrameRows:
-        """Group rows by item; names of items do not depend on the type of their column."""
-        return gather_rows(frame, self.item_id, as_text)
+        """Group rows by item."""
+        return gather_rows(frame, self.item_id)
 
     def times(self, frame: pd.DataFrame, rows: FrameRows) -> TimeColumn:
         """Read the times of a frame, which must be of the kind of the training data."""

@@ -31,7 +31,7 @@ _MISSING = ("", "NA", "NaN", "nan", "null")
 """The representations of a missing number in a CSV file."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Item = str | Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Item = Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 Columns = dict[str, Sequence[Any]]
@@ -174,8 +174,12 @@ class Rows:
     def _parsed(self, column: str, cells: Sequence[str], items: Sequence[str | None]) -> Any:
         """Read the cells of a column; missing ones become None or NaN."""
         if column not in self.numeric:
-            missing = None if column in self.optional else ""
-            return [cell or missing for cell in cells]
+            if column not in self.optional and "" in cells:
+                raise DataError("the cell is empty", "fill it in",
+                                field=column, position=cells.index(""))  # fmt: skip
+            if column in self._given.static:
+                cells = list(map(validation.level_of_cell, cells))
+            return [cell or None for cell in cells]
         known = np.array([cell not in _MISSING for cell in cells])
         numbers = pd.to_numeric(pd.Series(cells).where(known), errors="coerce").to_numpy(np.float64)
         wrong = known & np.isnan(numbers)

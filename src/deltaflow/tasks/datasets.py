@@ -15,6 +15,7 @@ from gluonts.dataset.split import split as split_at
 from pandas.api.types import is_numeric_dtype
 
 from deltaflow.data import IrregularDataset, TimeSplitter
+from deltaflow.data.validation import level_of_cell
 from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
 from deltaflow.tasks.clinical import clinical_task
 from deltaflow.tasks.physiome_ode import physiome_ode_task
@@ -163,10 +164,10 @@ def _named_task(dataset: str) -> Callable[..., Task] | None:
     return partial(FOLDED_TASKS[collection], name, fold=int(fold or 0))
 
 
-def read_file(path: Path, item_id: str | None, timestamp: str) -> pd.DataFrame:
+def read_file(path: Path, columns: Columns) -> pd.DataFrame:
     """Read a CSV or Parquet file, with its times as timestamps if they are not numbers.
 
-    The identifiers of a CSV file are text, so that the items 007 and 7 differ.
+    The items and categories of a CSV file are text, so that 007 and 7 differ.
 
     Raises
     ------
@@ -180,10 +181,14 @@ def read_file(path: Path, item_id: str | None, timestamp: str) -> pd.DataFrame:
         if path.suffix == ".parquet":
             frame = pd.read_parquet(path)
         else:
-            frame = pd.read_csv(path, dtype={item_id: str})
+            texts = [columns.item_id, *columns.feat_static_cat]
+            frame = pd.read_csv(path, dtype=dict.fromkeys(texts, str))
+            for name in frame.columns.intersection(columns.feat_static_cat):
+                frame[name] = frame[name].map(level_of_cell, na_action="ignore")
     except ValueError as error:
         raise DataError(f"{path.name} cannot be read ({error})", "create the file again",
                         field="dataset") from error  # fmt: skip
+    timestamp = columns.timestamp
     if timestamp in frame and not is_numeric_dtype(frame[timestamp]):
         try:
             times = pd.to_datetime(frame[timestamp])  # CSV has no dates
@@ -200,7 +205,7 @@ def read_file(path: Path, item_id: str | None, timestamp: str) -> pd.DataFrame:
 def read_dataset(path: Path, columns: Columns) -> IrregularDataset:
     """Read a CSV or Parquet file as a data set, which is univariate if it has one target."""
     target = columns.target[0] if len(columns.target) == 1 else columns.target
-    frame = read_file(path, columns.item_id, columns.timestamp)
+    frame = read_file(path, columns)
     return IrregularDataset.from_long_dataframe(frame, **{**vars(columns), "target": target})
 
 
