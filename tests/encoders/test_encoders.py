@@ -112,6 +112,20 @@ def test_a_flow_becomes_an_encoder_by_one_line(monkeypatch):
         make_encoder("fade", 1, 0, 4, sped=2.0)
 
 
+def test_a_flow_may_ignore_the_time():
+    class Rest(Flow):
+        def prepare(self):
+            return lambda t, x: x
+
+        def inverse(self, t, y, *, tol=None, max_iter=1000):
+            return y
+
+    encoder = flow_encoder(Rest)(num_channels=1, num_features=0, hidden_size=4)
+    state = encoder.initial_state(2)
+    hidden = encoder.evolve(state, torch.ones(2, 3))
+    torch.testing.assert_close(hidden, state.hidden.unsqueeze(1).expand(2, 3, 4))
+
+
 def test_hidden_states_of_a_gru_flow_stay_in_the_unit_cube():
     # Theorem 1 needs states in [-1, 1]. Large weights, inputs and gaps drive them to the border;
     # a convex combination in float32 may pass it by its rounding, 1e-7.

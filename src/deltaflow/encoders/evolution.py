@@ -62,7 +62,8 @@ class Evolution(nn.Module, ABC):
         A flow reaches all queries in one call. An evolution that proceeds step by step overrides
         this method.
         """
-        return self.prepare()(hidden.unsqueeze(-2), delta_t)
+        evolved = self.prepare()(hidden.unsqueeze(-2), delta_t)
+        return evolved.expand(*delta_t.shape, hidden.shape[-1])  # if it does not depend on time
 
     def to_each(self, hidden: Tensor, delta_t: Tensor, row: Tensor) -> Tensor:
         """Evolve states ``(B, H)`` to any number of times each: ``(N, H)``.
