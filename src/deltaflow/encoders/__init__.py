@@ -9,15 +9,9 @@ from deltaflow.encoders.gru_ode import GRUField, gru_ode
 from deltaflow.encoders.linear_flow import LinearFlowEncoder
 from deltaflow.encoders.neural_cde import NeuralCDEEncoder
 from deltaflow.encoders.neural_ode import MLPField, ODEEvolution, Solver, ode_rnn
-from deltaflow.encoders.recurrent import (
-    RecurrentEncoder,
-    coupling_flow,
-    flow_encoder,
-    gru,
-    gru_flow,
-    resnet_flow,
-)
+from deltaflow.encoders.recurrent import RecurrentEncoder, flow_encoder, gru
 from deltaflow.errors import DeltaflowError, check_registered
+from deltaflow.flows import CouplingFlow, GRUFlow, ResNetFlow
 
 __all__ = [
     "ENCODERS",
@@ -67,9 +61,10 @@ def make_encoder(
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
-    "gru_flow": gru_flow,
-    "coupling_flow": coupling_flow,
-    "resnet_flow": resnet_flow,
+    "gru_flow": flow_encoder(GRUFlow),
+    # A coupling layer is a pair of affine steps, as deep as two layers of the other flows.
+    "coupling_flow": flow_encoder(CouplingFlow, num_layers=1, hidden_dims=None),
+    "resnet_flow": flow_encoder(ResNetFlow, hidden_dims=None),
     "linear_flow": LinearFlowEncoder,
     "gru": gru,
     "gru_d": GRUDEncoder,

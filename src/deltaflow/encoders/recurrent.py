@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
+from inspect import Signature, signature
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from deltaflow.encoders.fused.inputs import clock_of
 from deltaflow.encoders.fused.layout import Layout
 from deltaflow.encoders.fused.recurrence import recur
 from deltaflow.encoders.fused.stage import Stage
-from deltaflow.flows import CouplingFlow, Flow, GRUFlow, ResNetFlow
+from deltaflow.flows import Flow
 from deltaflow.flows.initial import orthogonal_
 from deltaflow.flows.time_embedding import is_transformed
 
@@ -133,72 +135,7 @@ class RecurrentEncoder(Encoder):
         return torch.lerp(candidate, hidden, keep)
 
 
-def gru_flow(
-    num_channels: int,
-    num_features: int,
-    hidden_size: int,
-    *,
-    num_layers: int = 2,
-    time_embedding: str = "tanh",
-    coefficient: float = 0.95,
-) -> RecurrentEncoder:
-    """GRU flow across the gaps; its states stay in [-1, 1]. Options as in `GRUFlow`."""
-    flow = GRUFlow(
-        hidden_size, num_layers=num_layers, time_embedding=time_embedding, coefficient=coefficient
-    )
-    return RecurrentEncoder(num_channels, num_features, hidden_size, FlowEvolution(flow))
-
-
-def resnet_flow(
-    num_channels: int,
-    num_features: int,
-    hidden_size: int,
-    *,
-    num_layers: int = 2,
-    hidden_dims: Sequence[int] | None = None,
-    time_embedding: str = "tanh",
-    lipschitz: float = 0.95,
-) -> RecurrentEncoder:
-    """ResNet flow across the gaps. Options as in `ResNetFlow`.
-
-    By default its networks have one hidden layer, as wide as the state.
-    """
-    flow = ResNetFlow(
-        hidden_size,
-        num_layers=num_layers,
-        hidden_dims=(hidden_size,) if hidden_dims is None else hidden_dims,
-        time_embedding=time_embedding,
-        lipschitz=lipschitz,
-    )
-    return RecurrentEncoder(num_channels, num_features, hidden_size, FlowEvolution(flow))
-
-
-def coupling_flow(
-    num_channels: int,
-    num_features: int,
-    hidden_size: int,
-    *,
-    num_layers: int = 1,
-    hidden_dims: Sequence[int] | None = None,
-    time_embedding: str = "tanh",
-    max_log_scale: float = 2.0,
-) -> RecurrentEncoder:
-    """Affine coupling flow across the gaps. Options as in `CouplingFlow`.
-
-    One layer is a pair of affine steps, as deep as two layers of the other flows. By default its
-    networks have one hidden layer, as wide as the state.
-    """
-    flow = CouplingFlow(
-        hidden_size,
-        num_layers=num_layers,
-        hidden_dims=(hidden_size,) if hidden_dims is None else hidden_dims,
-        time_embedding=time_embedding,
-        max_log_scale=max_log_scale,
-    )
-    return RecurrentEncoder(num_channels, num_features, hidden_size, FlowEvolution(flow))
-
-
-def flow_encoder(flow: Callable[..., Flow]) -> Callable[..., RecurrentEncoder]:
+def flow_encoder(flow: Callable[..., Flow], **defaults: Any) -> Callable[..., RecurrentEncoder]:
     """Return a function for `ENCODERS`, which builds a recurrent encoder with the given flow.
 
     Its ``encoder_kwargs`` are the options of the flow.
@@ -207,9 +144,12 @@ def flow_encoder(flow: Callable[..., Flow]) -> Callable[..., RecurrentEncoder]:
     ----------
     flow
         A flow class, or a function that makes a flow from a dimension and options.
+    defaults
+        Options of the flow whose defaults differ from the flow's own.
 
     Examples
     --------
+    >>> from deltaflow.flows import GRUFlow
     >>> make = flow_encoder(GRUFlow)
     >>> make(num_channels=2, num_features=0, hidden_size=8, num_layers=3).hidden_size
     8
@@ -218,9 +158,12 @@ def flow_encoder(flow: Callable[..., Flow]) -> Callable[..., RecurrentEncoder]:
     def make(
         num_channels: int, num_features: int, hidden_size: int, **options: Any
     ) -> RecurrentEncoder:
-        evolution = FlowEvolution(flow(hidden_size, **options))
+        evolution = FlowEvolution(flow(hidden_size, **{**defaults, **options}))
         return RecurrentEncoder(num_channels, num_features, hidden_size, evolution)
 
+    *sizes, _ = signature(make).parameters.values()
+    _, *options = signature(partial(flow, **defaults)).parameters.values()
+    vars(make)["__signature__"] = Signature([*sizes, *options])
     return make
 
 

@@ -77,7 +77,7 @@ class CouplingLayer(Flow):
     dim
         The number of features of the state.
     hidden_dims
-        The widths of the hidden layers, at least one.
+        The widths of the hidden layers, at least one; a single one as wide as the state if None.
     time_embedding
         The name of the time embedding in ``TIME_EMBEDDINGS``.
     max_log_scale
@@ -96,11 +96,12 @@ class CouplingLayer(Flow):
         self,
         dim: int,
         *,
-        hidden_dims: Sequence[int] = (64,),
+        hidden_dims: Sequence[int] | None = (64,),
         time_embedding: str = "tanh",
         max_log_scale: float = 2.0,
     ) -> None:
-        if not hidden_dims:
+        widths = (dim,) if hidden_dims is None else hidden_dims
+        if not widths:
             raise ValueError(
                 "hidden_dims must not be empty: a coupling layer needs a hidden layer, "
                 "which bounds the change of the state"
@@ -112,7 +113,7 @@ class CouplingLayer(Flow):
 
         parameters = partial(
             AffineParameters,
-            hidden_dims=hidden_dims,
+            hidden_dims=widths,
             time_embedding=time_embedding,
             max_log_scale=max_log_scale,
         )
@@ -179,7 +180,7 @@ class CouplingFlow(FlowStack):
         dim: int,
         *,
         num_layers: int = 2,
-        hidden_dims: Sequence[int] = (64,),
+        hidden_dims: Sequence[int] | None = (64,),
         time_embedding: str = "tanh",
         max_log_scale: float = 2.0,
     ) -> None:

@@ -25,7 +25,7 @@ class ResNetLayer(Flow):
     dim
         The number of features of the state.
     hidden_dims
-        The widths of the hidden layers of :math:`g`.
+        The widths of the hidden layers of :math:`g`; a single one as wide as the state if None.
     time_embedding
         The name of :math:`\varphi` in ``BOUNDED_TIME_EMBEDDINGS``.
     lipschitz
@@ -42,12 +42,13 @@ class ResNetLayer(Flow):
         self,
         dim: int,
         *,
-        hidden_dims: Sequence[int] = (64,),
+        hidden_dims: Sequence[int] | None = (64,),
         time_embedding: str = "tanh",
         lipschitz: float = 0.95,
     ) -> None:
         super().__init__(dim)
-        self.g = ContractiveMLP(dim, dim, hidden_dims, lipschitz=lipschitz)
+        widths = (dim,) if hidden_dims is None else hidden_dims
+        self.g = ContractiveMLP(dim, dim, widths, lipschitz=lipschitz)
         with torch.no_grad():
             self.g.weights[-1] *= INITIAL_STEP
         self.phi = make_time_embedding(time_embedding, dim, BOUNDED_TIME_EMBEDDINGS)
@@ -97,7 +98,7 @@ class ResNetFlow(FlowStack):
         dim: int,
         *,
         num_layers: int = 2,
-        hidden_dims: Sequence[int] = (64,),
+        hidden_dims: Sequence[int] | None = (64,),
         time_embedding: str = "tanh",
         lipschitz: float = 0.95,
     ) -> None:
