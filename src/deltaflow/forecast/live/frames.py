@@ -26,20 +26,16 @@ class Static(NamedTuple):
 
 
 class Observations(NamedTuple):
-    """N rows of I items, sorted by their numbers of rows.
+    """N rows of I items, grouped by item.
 
     Attributes
     ----------
     rows
-        The positions of the rows in the frame, for errors.
+        The items, and the positions of their rows in the frame.
     times, known, values
-        ``(N,)``, ``(N, K)`` covariates and ``(N, C)`` values, grouped by item.
-    names
-        The items, those with the most rows first.
-    starts, counts
-        ``(I,)`` the first row of each of these items, and the number of its rows.
+        ``(N,)``, ``(N, K)`` covariates and ``(N, C)`` values.
     static
-        The static features of these items.
+        The static features of the items.
     absent
         The static features that the frame lacks.
     """
@@ -48,20 +44,27 @@ class Observations(NamedTuple):
     times: TimeColumn
     known: np.ndarray
     values: np.ndarray
-    names: list[str]
-    starts: np.ndarray
-    counts: np.ndarray
     static: Static
     absent: list[str]
 
     @property
+    def starts(self) -> np.ndarray:
+        """The first row ``(I,)`` of each item."""
+        return self.rows.bounds[:-1]
+
+    @property
     def ends(self) -> np.ndarray:
         """The last row ``(I,)`` of each item."""
-        return self.starts + self.counts - 1
+        return self.rows.bounds[1:] - 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        """The number of rows ``(I,)`` of each item."""
+        return np.diff(self.rows.bounds)
 
     def rows_of(self, item: int) -> slice:
         """Return the rows of an item."""
-        return slice(self.starts[item], self.starts[item] + self.counts[item])
+        return slice(*self.rows.bounds[item : item + 2])
 
 
 def read_observations(columns: FrameColumns, df: pd.DataFrame) -> Observations:
@@ -79,19 +82,8 @@ def gather_observations(
 
     ``df`` has the static features, in the order of the frame.
     """
-    given, times, known = read
-    check_increasing(times, times.ticks, given, columns.timestamp)
+    check_increasing(read.times, read.times.ticks, read.rows, columns.timestamp)
     check_columns(df, [name for name in columns.static if name in df])
-    counts = np.diff(given.bounds)
-    turn = np.argsort(-counts, kind="stable")
-    return Observations(
-        rows=given,
-        times=times,
-        known=known,
-        values=values,
-        names=[given.items[number] for number in turn.tolist()],
-        starts=given.bounds[turn],
-        counts=counts[turn],
-        static=Static(*(part[turn] for part in read_static(df, given, columns.schema))),
-        absent=[name for name in columns.static if name not in df],
-    )
+    static = Static(*read_static(df, read.rows, columns.schema))
+    absent = [name for name in columns.static if name not in df]
+    return Observations(*read, values, static, absent)

@@ -183,18 +183,12 @@ class NetworkMember(Member):
         if arrived.new.any():
             began = self._start(Static(*(part[arrived.new] for part in given.static)))
             _put(parts, np.flatnonzero(arrived.new), began)
-        whole = arrived.new & (given.counts >= MANY_ROWS)
-        if not whole.any():
-            self._read_steps(parts, arrived, known, np.arange(len(whole)))
-            return
+        order = np.argsort(-given.counts, kind="stable")  # the items with the most rows first
+        whole = arrived.new[order] & (given.counts[order] >= MANY_ROWS)
         limit = VALUES_AT_ONCE // len(self._channels)
-        for group in _groups(np.flatnonzero(whole), given.counts, limit):
+        for group in _groups(order[whole], given.counts, limit):
             _put(parts, group, self._read_whole(arrived, known, group))
-        rest = np.flatnonzero(~whole)
-        others = [part[rest] for part in parts]
-        self._read_steps(others, arrived, known, rest)
-        for part, new in zip(parts, others, strict=True):
-            part[rest] = new
+        self._read_steps(parts, arrived, known, order[~whole])
 
     def _read_whole(self, arrived: Arrived, known: np.ndarray, items: np.ndarray) -> Running:
         """Return the states of new items after all their rows."""
@@ -217,18 +211,23 @@ class NetworkMember(Member):
     def _read_steps(
         self, parts: Sequence[Tensor], arrived: Arrived, known: np.ndarray, items: np.ndarray
     ) -> None:
-        """Read the rows of some items into the parts of their states, one row after the other."""
+        """Read the rows of some items into their states, one row after the other.
+
+        The items with the most rows come first, so those with further rows are the first ones.
+        """
         given = arrived.given
         starts, counts = given.starts[items], given.counts[items]
+        current = [part[items] for part in parts]
         for step in range(int(counts.max(initial=0))):
-            # The items with the most rows are first, so those with further rows are the first ones.
             own = slice(int(np.searchsorted(-counts, -step)))
             rows = starts[own] + step
-            running = self._running([part[own].to(self.predictor.device) for part in parts])
+            running = self._running([part[own].to(self.predictor.device) for part in current])
             ages = arrived.ages[rows][:, self._channels]
             values = given.values[rows][:, self._channels]
             read = self.network.read(running, arrived.gaps[rows], ages, values, known[rows])
-            _put(parts, own, read)
+            _put(current, own, read)
+        for part, new in zip(parts, current, strict=True):
+            part[items] = new
 
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
         """Return one forecast of all queries."""

@@ -96,10 +96,10 @@ class States:
         """Read all observations, or none if there is an error."""
         with self._lock:
             self._refine(given)
-            rows = self.table.find(given.names)
+            rows = self.table.find(given.rows.items)
             packed = self.table.take(rows)
             self._advance(given, rows.numpy() < 0, packed)
-            self.table.put(given.names, rows, packed)
+            self.table.put(given.rows.items, rows, packed)
 
     @one_thread()
     def answer(self, asked: Queries, levels: Sequence[float], seed: int | None) -> np.ndarray:
@@ -201,10 +201,9 @@ class States:
         self._check_later(given, times.ticks, ~new, common)
         _keep_static(given, new, common, self.predictor.schema)
 
-        starts, counts, observed = given.starts, given.counts, np.isfinite(given.values)
+        starts, ends, observed = given.starts, given.ends, np.isfinite(given.values)
         # For each row (N,): the item, the previous row, and when each channel was last seen.
-        turn = np.argsort(starts)
-        item = turn.repeat(counts[turn])
+        item = np.arange(len(starts)).repeat(given.counts)
         first, last, since = (common.moments[item, 0], common.moments[:, 1], common.moments[:, 2:])
         before = np.roll(times.ticks, 1)
         before[starts] = last
@@ -229,11 +228,10 @@ class States:
                 raise DeltaflowError(
                     "the network's state is not a number: train again, at a lower learning rate"
                 )
-        ends = given.ends
         common.moments[:, 1] = times.ticks[ends]
         common.moments[:, 2:] = known[ends]
         common.seen[:] |= newest[ends] >= 0
-        common.count[:, 0] += counts
+        common.count[:, 0] += given.counts
 
     def _queries(self, asked: Queries, common: _Common, clock: Clock) -> Asked:
         """Return the times of queries relative to the states of their items."""
