@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from typing_extensions import NotRequired, TypedDict
 
 from deltaflow.data import validation
 from deltaflow.data.dataset import check_known
@@ -60,15 +61,12 @@ class Rows:
         self.optional = [column for column, (_, optional) in columns.items() if optional]
         self.numeric = [column for column, (kind, _) in columns.items() if kind is Number]
         self._given, self.limit = given, limit
-        # Names of columns may be anything, those of attributes may not.
-        fields: dict[str, Any] = {}
-        for number, (column, (kind, optional)) in enumerate(columns.items()):
-            fields[f"column_{number}"] = (
-                (kind | None, Field(None, alias=column))
-                if optional
-                else (kind, Field(alias=column))
-            )
-        row = create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+        fields: dict[str, Any] = {
+            column: NotRequired[kind | None] if optional else kind
+            for column, (kind, optional) in columns.items()
+        }
+        row: Any = TypedDict(name, fields)  # pyright: ignore[reportArgumentType]
+        row.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
         rows: Any = Annotated[list[row], Field(min_length=1, max_length=limit)]
         self.model: type[BaseModel] = create_model(
             f"{name}Rows", __config__=ConfigDict(extra="forbid"), rows=(rows, ...)
@@ -138,8 +136,7 @@ class Rows:
             rows = self.model.model_validate_json(body).rows  # type: ignore[attr-defined]
         except ValidationError as error:
             raise self._refusal(error, body) from None
-        fields = enumerate(self.columns)
-        return {name: [getattr(row, f"column_{n}") for row in rows] for n, name in fields}
+        return {column: [row.get(column) for row in rows] for column in self.columns}
 
     def _read_csv(self, body: bytes) -> Columns:
         try:
