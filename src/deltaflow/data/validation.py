@@ -76,6 +76,20 @@ class TimeColumn(NamedTuple):
         """The kind of times: dates or numbers."""
         return "timestamp" if self.resolution else "elapsed"
 
+    def seconds(self, differences: np.ndarray, unit: float) -> np.ndarray:
+        """Return differences of ticks in seconds; ``unit`` is that of elapsed numbers."""
+        if self.kind == "elapsed":
+            return differences * unit
+        return differences / float(TICKS_PER_SECOND[self.resolution])
+
+    def moment(self, tick: Any) -> Any:
+        """Return a time in the caller's form: a timestamp, or an elapsed number."""
+        if self.kind == "elapsed":
+            return tick
+        moment = pd.Timestamp(np.datetime64(tick, self.resolution))
+        zone = self.time_zone
+        return moment if zone is None else moment.tz_localize("UTC").tz_convert(zone)
+
 
 def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the DataFrame") -> None:
     """Raise an error unless ``frame`` is a DataFrame with each of ``columns`` exactly once."""

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from deltaflow.data.dataset import MISSING_LEVEL
 from deltaflow.data.reader import FARTHEST
-from deltaflow.data.schema import Schema
-from deltaflow.data.validation import FrameRows, in_ticks_of
+from deltaflow.data.schema import TICKS_PER_SECOND, Schema, unit_seconds
+from deltaflow.data.validation import FrameRows, TimeColumn, in_ticks_of
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.columns import Queries
-from deltaflow.forecast.live.clock import Clock
 from deltaflow.forecast.live.frames import Observations
 from deltaflow.forecast.live.item_table import FrozenTable, ItemTable
 from deltaflow.forecast.live.members import Arrived, Asked, combined, members_of
@@ -64,7 +63,7 @@ class States:
     Attributes
     ----------
     clock
-        The clock, in the finest unit of all updates.
+        An empty column of times, in the finest unit of all updates.
     table
         The records of the items.
 
@@ -77,11 +76,13 @@ class States:
     def __init__(self, predictor: DeltaflowPredictor, timestamp: str) -> None:
         self.predictor, self.timestamp = predictor, timestamp
         self._channels = (*predictor.schema.target, *predictor.schema.past_feat_dynamic_real)
-        self.clock = Clock.of(predictor.schema)
         self.members = members_of(predictor, predictor.schema)
         schema, channels = predictor.schema, len(self._channels)
+        none = np.empty(0, np.float64 if schema.time == "elapsed" else np.int64)
+        self.clock = TimeColumn(none, "" if schema.time == "elapsed" else "s", schema.time_zone)
+        self._unit = unit_seconds(schema.time_unit)
         common = _Common(
-            moments=np.zeros((1, 2 + channels), self.clock.dtype),
+            moments=np.zeros((1, 2 + channels), none.dtype),
             count=np.zeros((1, 1), np.int64),
             seen=np.zeros((1, channels), np.bool_),
             static_real=np.zeros((1, len(schema.feat_static_real))),
@@ -153,7 +154,7 @@ class States:
         return {"num_observations": count, "first": first, "last": last, "observed": observed}
 
     @contextmanager
-    def frozen(self) -> Iterator[tuple[Clock, FrozenTable]]:
+    def frozen(self) -> Iterator[tuple[TimeColumn, FrozenTable]]:
         """Yield the clock and the records of one moment, while updates and forecasts continue."""
         with self._lock:
             clock, table = self.clock, self.table.freeze(self._lock)
@@ -172,7 +173,9 @@ class States:
             If the records do not fit.
         """
         with self._lock:
-            self.clock = self.clock.in_unit(resolution)
+            if resolution not in (TICKS_PER_SECOND if self.clock.resolution else [""]):
+                raise ValueError(f"{resolution!r} is not a unit of ticks")
+            self.clock = self.clock._replace(resolution=resolution)
             self.table.fill(names, packed)
 
     def _parts(self, packed: Tensor) -> tuple[_Common, list[list[Tensor]]]:
@@ -185,16 +188,16 @@ class States:
 
     def _refine(self, given: Observations) -> None:
         """Convert all times to the unit of new ones, if that is finer."""
-        moments = self.clock.column(self.table.all_of(0).numpy())
+        moments = self.clock._replace(ticks=self.table.all_of(0).numpy())
         refined = in_ticks_of(moments, given.times, self.timestamp)
         if refined is not moments:
             self.table.replace(0, torch.from_numpy(refined.ticks))
-            self.clock = self.clock.in_unit(refined.resolution)
+            self.clock = self.clock._replace(resolution=refined.resolution)
 
     def _advance(self, given: Observations, new: np.ndarray, packed: Tensor) -> None:
         """Read observations into the packed records of their items; ``new`` ones have none yet."""
         common, states = self._parts(packed)
-        times = in_ticks_of(given.times, self.clock.column(np.empty(0)), self.timestamp)
+        times = in_ticks_of(given.times, self.clock, self.timestamp)
         common.moments[new] = times.ticks[given.starts[new], None]
         common.seen[new] = False
         common.count[new] = 0
@@ -215,9 +218,9 @@ class States:
         arrived = Arrived(
             given,
             new,
-            elapsed=self.clock.seconds(times.ticks - first),
-            gaps=self.clock.seconds(times.ticks - before),
-            ages=self.clock.seconds(before[:, None] - earlier),
+            elapsed=times.seconds(times.ticks - first, self._unit),
+            gaps=times.seconds(times.ticks - before, self._unit),
+            ages=times.seconds(before[:, None] - earlier, self._unit),
             newest=newest,
         )
         self._check_near(arrived.gaps, given.rows)
@@ -233,31 +236,30 @@ class States:
         common.seen[:] |= newest[ends] >= 0
         common.count[:, 0] += given.counts
 
-    def _queries(self, asked: Queries, common: _Common, clock: Clock) -> Asked:
+    def _queries(self, asked: Queries, common: _Common, clock: TimeColumn) -> Asked:
         """Return the times of queries relative to the states of their items."""
-        stored = clock.column(common.moments)
+        stored = clock._replace(ticks=common.moments)
         moments = in_ticks_of(stored, asked.times, self.timestamp)
         times = in_ticks_of(asked.times, stored, self.timestamp)
-        clock = clock.in_unit(times.resolution)
         first, last = moments.ticks[:, 0], moments.ticks[:, 1]
         item = np.arange(len(last)).repeat(np.diff(asked.rows.bounds))
         if (early := times.ticks < last[item]).any():
             row = int(early.argmax())
             raise DataError(
                 f"the query lies before the last observation, at "
-                f"{clock.moment(last[item[row]].item())}",
+                f"{moments.moment(last[item[row]].item())}",
                 "ask for later times",
                 field=self.timestamp,
                 frame="future_df",
                 **asked.rows.where(row),
             )
-        gaps = clock.seconds(times.ticks - last[item])
+        gaps = times.seconds(times.ticks - last[item], self._unit)
         self._check_near(gaps, asked.rows)
         return Asked(
             bounds=asked.rows.bounds,
-            elapsed=clock.seconds(times.ticks - first[item]),
+            elapsed=times.seconds(times.ticks - first[item], self._unit),
             gaps=gaps,
-            ages=clock.seconds(last[:, None] - moments.ticks[:, 2:]),
+            ages=times.seconds(last[:, None] - moments.ticks[:, 2:], self._unit),
             times=times,
             known=asked.known,
         )
