@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltaflow.data import Reader
+from deltaflow.data import Batch, Reader
 from deltaflow.data.series import Series
 from deltaflow.encoders.encoder import replaced
-from deltaflow.model.module import ForecastNetwork
+from deltaflow.model.module import ForecastNetwork, mapped
 
 
 class Running(NamedTuple):
@@ -57,15 +57,14 @@ class RunningNetwork:
         static_real, static_cat
             ``(B, S)`` and ``(B, N)`` static features, as in `Series`.
         """
-        size = len(static_real)
         blank = self.reader.collate([self.reader.blank()])
-        batch = type(blank)(*(part.expand(size, *part.shape[1:]) for part in blank))
-        batch = batch._replace(
-            static_real=self.reader.scaled_static(static_real),
-            static_cat=torch.from_numpy(static_cat + 1),
+        batch = mapped(lambda part: part.expand(len(static_real), *part.shape[1:]), blank)
+        return self._encoded(
+            batch._replace(
+                static_real=self.reader.scaled_static(static_real),
+                static_cat=torch.from_numpy(static_cat + 1),
+            )
         )
-        batch = type(batch)(*map(self._on_device, batch))
-        return Running(_aged(self.network.encode(batch), None), batch.memory)
 
     @torch.no_grad()
     def read_whole(self, series: Sequence[Series]) -> Running:
@@ -73,9 +72,8 @@ class RunningNetwork:
 
         It equals the state after one call of :meth:`read` per observation, in much less time.
         """
-        batch = self.reader.collate([self.reader.window(one, one.length) for one in series])
-        batch = type(batch)(*map(self._on_device, batch))
-        return Running(_aged(self.network.encode(batch), None), batch.memory)
+        windows = [self.reader.window(one, one.length) for one in series]
+        return self._encoded(self.reader.collate(windows))
 
     @torch.no_grad()
     def read(
@@ -142,6 +140,11 @@ class RunningNetwork:
         loc, scale = self.network.scaling.outputs(running.memory)
         targets = slice(self.network.num_targets)
         return arguments, loc[:, targets], scale[:, targets]
+
+    def _encoded(self, batch: Batch) -> Running:
+        """Return the state of the series of a batch."""
+        batch = mapped(self._on_device, batch)
+        return Running(_aged(self.network.encode(batch), None), batch.memory)
 
     def _in_gaps(self, seconds: np.ndarray) -> Tensor:
         """Return times in typical gaps of the training set."""

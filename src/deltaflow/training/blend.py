@@ -40,8 +40,6 @@ class Finished(NamedTuple):
         The predictor.
     weights
         The weight of the networks together, and of each simple forecast; see `blend_weights`.
-    is_calibrated
-        Whether its intervals are calibrated.
     widened
         The largest factor, over the channels, by which intervals were widened for correlated
         errors.
@@ -49,7 +47,6 @@ class Finished(NamedTuple):
 
     predictor: DeltaflowPredictor
     weights: list[float]
-    is_calibrated: bool
     widened: float
 
 
@@ -114,7 +111,7 @@ def finish(
             rehearsal=rehearsed.averaged(weights) if rehearsed else None,
         )
         widened = max(predictor.widened)
-    return Finished(SupportPredictor.of(predictor, supports), weights, calibrate, widened)
+    return Finished(SupportPredictor.of(predictor, supports), weights, widened)
 
 
 def losses(held_out: HeldOut, weights: np.ndarray) -> np.ndarray:

@@ -326,6 +326,6 @@ def _described(
     return (
         f"Trained {what} ({items}, {aside}){last}, stopped after {most} epochs; "
         f"{settings}; {blend}"
-        f"intervals {'calibrated' if finished.is_calibrated else 'not calibrated'}{wider}. "
+        f"intervals {'calibrated' if folds.calibrate else 'not calibrated'}{wider}. "
         "folds=0 trains one network on all items."
     )
