@@ -21,13 +21,7 @@ import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 
-from deltaflow import (
-    ArrowDataset,
-    GRUFlowEstimator,
-    IrregularDataset,
-    TimeSplitter,
-    write_arrow,
-)
+from deltaflow import ArrowDataset, GRUFlowEstimator, IrregularDataset, TimeSplitter, write_arrow
 
 CHUNK = 1000
 

@@ -50,6 +50,4 @@ from deltaflow.training.estimator import LinearFlowEstimator as LinearFlowEstima
 from deltaflow.training.estimator import NeuralCDEEstimator as NeuralCDEEstimator
 from deltaflow.training.estimator import ODERNNEstimator as ODERNNEstimator
 from deltaflow.training.estimator import ResNetFlowEstimator as ResNetFlowEstimator
-from deltaflow.training.lightning_module import (
-    ForecastLightningModule as ForecastLightningModule,
-)
+from deltaflow.training.lightning_module import ForecastLightningModule as ForecastLightningModule

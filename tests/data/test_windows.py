@@ -18,12 +18,7 @@ from deltaflow.data.reader import Reader, Window
 from deltaflow.data.schema import LARGEST, Schema
 from deltaflow.data.series import Series, series_of
 from deltaflow.data.statistics import Statistics
-from deltaflow.data.windows import (
-    Horizon,
-    SlidingWindows,
-    SpreadWindows,
-    TrainingWindows,
-)
+from deltaflow.data.windows import Horizon, SlidingWindows, SpreadWindows, TrainingWindows
 
 SCHEMA = Schema(
     target=("HR",), univariate=True, time="elapsed", time_unit="s", feat_static_real=("number",)

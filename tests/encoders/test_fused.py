@@ -10,13 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from deltaflow import DeltaflowError
-from deltaflow.encoders import (
-    Encoder,
-    FlowEvolution,
-    RecurrentEncoder,
-    make_encoder,
-    recurrent,
-)
+from deltaflow.encoders import Encoder, FlowEvolution, RecurrentEncoder, make_encoder, recurrent
 from deltaflow.encoders.fused import recurrence
 from deltaflow.encoders.fused.recurrence import BLOCK, NARROWER
 from deltaflow.flows import TIME_EMBEDDINGS, Flow, FlowStack, ResNetFlow

@@ -8,13 +8,7 @@ import pytest
 from gluonts.dataset.split import split
 from gluonts.model.predictor import Predictor
 
-from deltaflow import (
-    ConformalPredictor,
-    DataError,
-    HoldPredictor,
-    IrregularDataset,
-    load_predictor,
-)
+from deltaflow import ConformalPredictor, DataError, HoldPredictor, IrregularDataset, load_predictor
 from deltaflow.forecast.conformal import LEVELS, conformal_quantiles, expected_quantiles
 
 ROWS, AHEAD = 8, 3

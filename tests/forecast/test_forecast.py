@@ -10,13 +10,7 @@ import torch
 from gluonts.torch.distributions.studentT import StudentT
 from torch.distributions import Laplace
 
-from deltaflow import (
-    DataError,
-    GRUFlowEstimator,
-    HoldPredictor,
-    IrregularDataset,
-    TimeSplitter,
-)
+from deltaflow import DataError, GRUFlowEstimator, HoldPredictor, IrregularDataset, TimeSplitter
 from deltaflow.compare.baselines import LinearPredictor
 from deltaflow.forecast.forecasts import EnsembleForecast, quantiles_of, tabulated
 

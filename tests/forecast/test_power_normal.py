@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from deltaflow.forecast.gaussian_process.power_normal import (
-    POWERS,
-    PowerNormal,
-)
+from deltaflow.forecast.gaussian_process.power_normal import POWERS, PowerNormal
 
 LEVELS = [0.1, 0.5, 0.9, 0.99]
 

@@ -13,14 +13,7 @@ from itertools import product
 import pytest
 import torch
 
-from deltaflow.flows import (
-    FLOWS,
-    TIME_EMBEDDINGS,
-    Flow,
-    FlowInversionError,
-    FlowStack,
-    LinearFlow,
-)
+from deltaflow.flows import FLOWS, TIME_EMBEDDINGS, Flow, FlowInversionError, FlowStack, LinearFlow
 from deltaflow.flows.flow import MAX_JACOBIAN_DIM
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other

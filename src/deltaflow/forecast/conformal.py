@@ -18,12 +18,7 @@ from deltaflow.forecast.forecasts import (
     even_levels,
 )
 from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
-from deltaflow.forecast.predictor import (
-    DeltaflowPredictor,
-    WrappedPredictor,
-    numbers_of,
-    sampled,
-)
+from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor, numbers_of, sampled
 
 LEVELS = np.round(np.arange(0.005, 0.9999, 0.005), 3)
 """The levels whose quantiles are calibrated; between them, quantiles are interpolated."""

@@ -12,12 +12,7 @@ from gluonts.dataset.common import DataEntry
 from deltaflow.data.dataset import read_entries
 from deltaflow.data.schema import elapsed_time, unit_seconds
 from deltaflow.data.splitter import cut_entry
-from deltaflow.data.validation import (
-    as_text,
-    check_columns,
-    in_ticks_of,
-    item_codes,
-)
+from deltaflow.data.validation import as_text, check_columns, in_ticks_of, item_codes
 from deltaflow.errors import DataError, DeltaflowError, located
 from deltaflow.forecast.columns import FrameColumns
 from deltaflow.forecast.forecasts import read_levels

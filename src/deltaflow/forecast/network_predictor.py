@@ -19,12 +19,7 @@ from torch import Tensor
 
 from deltaflow.data import Batch, Reader
 from deltaflow.data.series import Series
-from deltaflow.errors import (
-    DeltaflowError,
-    check_registered,
-    check_whole,
-    warn_once,
-)
+from deltaflow.errors import DeltaflowError, check_registered, check_whole, warn_once
 from deltaflow.forecast.forecasts import (
     DistributionForecast,
     QuantileForecast,
@@ -32,12 +27,7 @@ from deltaflow.forecast.forecasts import (
     SampleForecast,
     SharedDistribution,
 )
-from deltaflow.forecast.predictor import (
-    DeltaflowPredictor,
-    ReadEntry,
-    find_device,
-    read_data,
-)
+from deltaflow.forecast.predictor import DeltaflowPredictor, ReadEntry, find_device, read_data
 from deltaflow.heads import describe_output, has_quantiles, make_output
 from deltaflow.heads.head import distribution_of
 from deltaflow.model.networks import make_network

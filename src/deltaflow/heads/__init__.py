@@ -7,12 +7,7 @@ from typing import Any
 
 import gluonts.torch.distributions as gluonts_distributions
 from gluonts.core import serde
-from gluonts.torch.distributions import (
-    NegativeBinomialOutput,
-    NormalOutput,
-    Output,
-    StudentTOutput,
-)
+from gluonts.torch.distributions import NegativeBinomialOutput, NormalOutput, Output, StudentTOutput
 
 from deltaflow.errors import DeltaflowError, check_registered
 from deltaflow.heads.head import Head, has_quantiles, is_centred, is_discrete

@@ -9,12 +9,7 @@ from typing import Any
 from gluonts.torch.distributions import Output
 
 from deltaflow.encoders import ENCODERS
-from deltaflow.errors import (
-    check_at_least,
-    check_between,
-    check_registered,
-    check_whole,
-)
+from deltaflow.errors import check_at_least, check_between, check_registered, check_whole
 from deltaflow.heads import describe_output
 from deltaflow.model.networks import NETWORKS
 

@@ -17,12 +17,7 @@ from deltaflow.data import IrregularDataModule, Reader
 from deltaflow.data.options import DataOptions
 from deltaflow.data.schema import read_seconds
 from deltaflow.encoders import ENCODERS
-from deltaflow.errors import (
-    DeltaflowError,
-    UnknownArgumentError,
-    check_registered,
-    check_whole,
-)
+from deltaflow.errors import DeltaflowError, UnknownArgumentError, check_registered, check_whole
 from deltaflow.forecast.loading import read_checkpoint
 from deltaflow.forecast.network_predictor import SAMPLING, IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor

@@ -11,11 +11,7 @@ from deltaflow.data.series import Series, read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.errors import check_registered
 from deltaflow.forecast.forecasts import DistributionForecast
-from deltaflow.forecast.gaussian_process.power_normal import (
-    POWERS,
-    PowerNormal,
-    to_power,
-)
+from deltaflow.forecast.gaussian_process.power_normal import POWERS, PowerNormal, to_power
 from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, Curve, predictive
 from deltaflow.forecast.location_scale import LocationScalePredictor
 
