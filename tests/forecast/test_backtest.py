@@ -71,6 +71,14 @@ def test_a_grid_without_points_is_refused(options, message):
         future_df(walk(), **options, **NAMES)
 
 
+@pytest.mark.parametrize("dtype", ["datetime64[ns]", "timestamp[ns][pyarrow]"])
+def test_a_grid_beyond_the_range_of_its_timestamps_is_refused(dtype):
+    df = walk()
+    df["t"] = df["t"].dt.tz_localize(None).astype(dtype)
+    with pytest.raises(DataError, match=r"'t': .* beyond the range of .* datetime64\[us\]"):
+        future_df(df, horizon="91250D", every="91250D", **NAMES)
+
+
 @pytest.mark.parametrize(
     ("elapsed", "horizon", "cutoffs"),
     [

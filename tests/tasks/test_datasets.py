@@ -122,6 +122,8 @@ def test_what_is_no_data_set_is_refused(dataset, split, error, message, csv, tmp
          "'timestamp': holds a value that is not a timestamp"),
         ("x.csv", b"item_id,timestamp,HR\na,2024-01-01,1\na,2024-01-01T12:00Z,1\n",
          "'timestamp': holds a value that is not a timestamp|time zones are mixed"),
+        ("x.csv", b"item_id,timestamp,HR\na,03/04/2024 08:00,1\na,04/04/2024 08:00,1\n",
+         "'timestamp': '03/04/2024 08:00' may be read month first or day first"),
         ("x.parquet", b"no Parquet at all", "'dataset': x.parquet cannot be read"),
     ],
 )  # fmt: skip
@@ -132,6 +134,24 @@ def test_a_file_of_something_else_is_refused(name, content, message, tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_task(str(path), columns=Columns(target=["HR"]), split=Split(after="1h"))
+
+
+@pytest.mark.parametrize(
+    "days",
+    [
+        ("03/31/2024", "04/01/2024"),
+        ("31/03/2024", "01/04/2024"),
+        ("31 Mar 2024", "1 Apr 2024"),
+        ("2024-03-31", "2024-04-01"),
+        ("04/04/2024", "05/05/2024"),
+    ],
+)
+def test_dates_that_can_be_read_in_one_way_are_read(days, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("item_id,timestamp,target\n" + "".join(f"a,{day},1\n" for day in days))
+    (entry,) = read_dataset(path, Columns())
+    expected = 31 * 24 if days[0] == "04/04/2024" else 24
+    assert entry["feat_dynamic_real"].tolist() == [[0, expected]]
 
 
 def test_a_file_needs_a_target(csv):

@@ -101,7 +101,14 @@ def future_df(
         last = times.groupby(df[item_id], sort=False, observed=True).max().reset_index()
     grid = last.loc[last.index.repeat(count)].reset_index(drop=True)
     ahead = pd.Series(np.tile(np.arange(1, count + 1), len(last)))
-    grid[timestamp] = grid[timestamp] + ahead * step
+    try:
+        grid[timestamp] = grid[timestamp] + ahead * step
+    except (OverflowError, ValueError):  # the latter from Arrow
+        raise DataError(
+            f"a horizon of {horizon} ends beyond the range of {times.dtype}",
+            "convert the times to datetime64[us]",
+            field=timestamp,
+        ) from None
     return grid.assign(**dict.fromkeys(covariates, np.nan))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -198,8 +199,23 @@ def read_file(path: Path, columns: Columns) -> pd.DataFrame:
                 "write all times in one format, either all with a time zone or all without",
                 field=timestamp,
             ) from error
+        if not frame[timestamp].astype(str).str.match(r"\d{4}").all():
+            _check_order(frame[timestamp], times)
         frame[timestamp] = times
     return frame
+
+
+def _check_order(texts: pd.Series, times: pd.Series) -> None:
+    """Raise an error if dates such as 03/04/2024 can be read month first and day first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pandas warns where only the other order is possible
+        swapped = pd.to_datetime(texts, dayfirst=True, errors="coerce")
+    if swapped.notna().equals(times.notna()) and not swapped.equals(times):
+        raise DataError(
+            f"{texts[swapped != times].iloc[0]!r} may be read month first or day first",
+            "write dates as 2024-04-03",
+            field=str(texts.name),
+        )
 
 
 def read_dataset(path: Path, columns: Columns) -> IrregularDataset:

@@ -245,7 +245,10 @@ class _Search:
     def result(self) -> AutoPredictor:
         """Blend and calibrate the best networks."""
         if not self.trials:
-            raise DeltaflowError("the search ended before the first network was trained")
+            raise DeltaflowError(
+                "the search ended before the first network was trained: give it more time by "
+                "time_limit"
+            )
         # Networks of one fold are one member: each held-out item counts once.
         best = {trial.fold: self._best(trial.fold) for trial in self.trials}
         members = [
