@@ -57,3 +57,6 @@ def test_parts_and_parts_of_parts_have_seeds_of_their_own():
         check_seed(seed)
     with pytest.raises(DeltaflowError, match="seed must lie between 0 and 4294967295, got -1"):
         check_seed(-1)
+    for seed in (1.5, "a"):
+        with pytest.raises(DeltaflowError, match="seed must be a whole number"):
+            check_seed(seed)

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from threading import RLock
 from typing import overload
 from zlib import crc32
@@ -26,6 +27,8 @@ def check_seed(seed: int | None) -> None:
     Traceback (most recent call last):
     DeltaflowError: seed must lie between 0 and 4294967295, got -1
     """
+    if seed is not None and not isinstance(seed, Integral):
+        raise DeltaflowError(f"seed must be a whole number, got {seed!r}")
     if seed is not None and not 0 <= seed < 2**32:
         raise DeltaflowError(f"seed must lie between 0 and {2**32 - 1}, got {seed}")
 
