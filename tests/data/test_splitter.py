@@ -343,6 +343,18 @@ def test_a_split_of_items_by_what_is_not_there_is_refused(multivariate):
         split_items_by(multivariate, {"p0": "train"})
 
 
+def test_a_frame_is_no_data_set_to_split(univariate_frame):
+    splitter = TimeSplitter(after="20h", horizon="10h")
+    training, template = splitter.split(univariate_frame)
+    for use in (
+        lambda: splitter.prediction_length(univariate_frame),
+        lambda: list(training),
+        lambda: list(template.generate_instances(3)),
+    ):
+        with pytest.raises(DataError, match="a DataFrame is not a data set"):
+            use()
+
+
 def test_items_of_a_gluonts_data_set_are_split_into_lists():
     entries = [{"start": "2024-01-01", "target": [1.0, 2.0], "item_id": i} for i in range(8)]
     dataset = ListDataset(entries, freq="h")

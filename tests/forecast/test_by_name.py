@@ -236,3 +236,16 @@ def test_a_training_resumes_only_with_categories_in_the_same_order(
     resumed.train(data[0], ckpt_path=str(tmp_path / "one.ckpt"))
     with pytest.raises(DeltaflowError, match="was trained on other data"):
         resumed.train(data[1], ckpt_path=str(tmp_path / "one.ckpt"))
+
+
+def test_a_category_that_training_had_not_seen_is_told_once(multivariate, multivariate_frame):
+    predictor = HoldPredictor.fit(multivariate, 4)
+    past = multivariate_frame.groupby("item_id").head(16).assign(ward="another")
+    future = multivariate_frame.groupby("item_id").tail(4)
+    unseen = "categories that were not seen in training count as unknown: feat_static_cat 'ward'"
+    with pytest.warns(DeltaflowWarning, match=unseen):
+        predict_df(predictor, past, future)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict_df(predictor, past, future)
+        predict_df(HoldPredictor.fit(multivariate, 4), past.assign(ward=None), future)

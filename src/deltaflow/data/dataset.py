@@ -24,7 +24,7 @@ from deltaflow.data.validation import (
     read_roles,
     read_times,
 )
-from deltaflow.errors import DataError, check_registered
+from deltaflow.errors import DataError, check_registered, warn_once
 
 UNKNOWN_LEVEL, MISSING_LEVEL = -1, -2
 """The codes of a level that the schema does not know, and of a missing category, which entries
@@ -349,6 +349,12 @@ def read_static(
             own = read_constants(read_levels(dataframe[name]), rows)
             known = own.notna().to_numpy()
             codes[known, column] = [code_of.get(level, UNKNOWN_LEVEL) for level in own[known]]
+            if (codes[known, column] == UNKNOWN_LEVEL).any():
+                warn_once(
+                    "categories that were not seen in training count as unknown: ",
+                    [f"feat_static_cat {name!r}"],
+                    said=schema.said,
+                )
     return numbers, codes
 
 

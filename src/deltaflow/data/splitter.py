@@ -88,11 +88,15 @@ class TimeSplitter(AbstractBaseSplitter):
         """
         apart = self._apart(windows, distance)
         lengths = [1]
-        for entry in dataset:
+        for entry in entries_of(dataset):
             for window in range(windows):
                 low, high = self._bounds(entry, window * apart)
                 lengths.append(high - low)
         return max(lengths)
+
+    def generate_training_entries(self, dataset: Dataset) -> Iterator[DataEntry]:
+        """Yield the part of each item before the split."""
+        return map(self.training_entry, entries_of(dataset))
 
     def training_entry(self, entry: DataEntry) -> DataEntry:
         """Return the part of an item before the split."""
@@ -160,7 +164,7 @@ class TimeSplitter(AbstractBaseSplitter):
             The largest number of observations before a split.
         """
         apart = self._apart(windows, distance)
-        for entry in dataset:
+        for entry in entries_of(dataset):
             for window in range(windows):
                 past, label = self._pair(entry, prediction_length, window * apart)
                 length = past["target"].shape[-1]
