@@ -141,6 +141,7 @@ def test_time_zones_are_kept(tidy):
         (lambda f: f.assign(timestamp="today"), "string, not a timestamp", "timestamp"),
         (lambda f: f.assign(item_id=None), "identifier is missing", "item_id"),
         (lambda f: f.drop(columns="variable"), "no such column", "variable"),
+        (lambda f: f.assign(variable=f["variable"].where(f.index != 3)), "is missing", "variable"),
         (lambda f: f.assign(variable=[["HR"]] * len(f)), "two values at", "['HR']"),
         (lambda f: f.iloc[:0], "no rows", None),
     ],
@@ -150,6 +151,16 @@ def test_bad_tidy_rows_are_refused(tidy, change, message, field):
         read(change(tidy))
     if field is not None:
         assert caught.value.field == field
+
+
+def test_a_row_without_variable_and_value_is_a_time_at_which_nothing_was_measured(tidy):
+    nothing = tidy.iloc[[0]].assign(variable=None, value=np.nan)
+    nothing["timestamp"] = tidy["timestamp"].max() + (
+        tidy["timestamp"].max() - tidy["timestamp"].min()
+    )
+    before, after = read(tidy), read(pd.concat([tidy, nothing], ignore_index=True))
+    counts = [[entry["target"].shape[-1] for entry in data] for data in (before, after)]
+    assert sum(counts[1]) == sum(counts[0]) + 1
 
 
 def test_a_named_variable_without_rows_is_refused(tidy):

@@ -209,12 +209,17 @@ class IrregularDataset(Sequence[DataEntry]):
             raise DataError("the DataFrame has no rows", "give at least one measurement")
         rows = gather_rows(dataframe, item_id)
         variables = dataframe[variable].iloc[rows.order]
+        values = read_numbers(dataframe[value], rows)
+        unnamed = variables.isna().to_numpy() & ~np.isnan(values)
+        rows.refuse(
+            unnamed, "the variable of a value is missing", "name it, or drop the row", variable
+        )
         measured = pd.DataFrame(  # grouped by item, with fixed dtypes
             {
                 "item": np.repeat(np.arange(len(rows.items)), np.diff(rows.bounds)),
                 "time": read_times(dataframe[timestamp], rows).ticks,
                 "variable": variables.astype(str).where(variables.notna()).array,
-                "value": read_numbers(dataframe[value], rows),
+                "value": values,
             }
         )
         names = sorted(measured["variable"].dropna().unique())
