@@ -295,7 +295,6 @@ def fit_boosted_trees(
     )  # (N, D, len(SUMMARY))
     parameters = {**TREES, "seed": seed, "num_threads": num_threads, "deterministic": True}
     models: list[str | None] = []
-    scale = basis.spread / np.sqrt(2)
     num_leaves = 0
     for channel in range(num_channels):
         tell(f"channel {channel + 1} of {num_channels}", (channel + 0.5) / num_channels)
@@ -318,12 +317,7 @@ def fit_boosted_trees(
         models[-1] = booster.model_to_string(num_iteration=booster.best_iteration)
         trees = booster.dump_model(num_iteration=booster.best_iteration)["tree_info"]
         num_leaves += sum(tree["num_leaves"] for tree in trees)
-        features, values = sets[1]
-        scale[channel] = basis.scale(values - booster.predict(features), channel)
-    predictor = TreesPredictor(
-        **basis.arguments, models=models, recent=recent, scale=scale.tolist()
-    )
-    return predictor, num_leaves
+    return basis.scaled(TreesPredictor, models=models, recent=recent), num_leaves
 
 
 class _Forecasts(NamedTuple):
@@ -395,20 +389,19 @@ class _Basis(NamedTuple):
         validation = _Forecasts.of(task.validation, schema)
         return cls(arguments, training, validation, center, spread)
 
-    def scale(self, errors: np.ndarray, channel: int) -> float:
-        """Return the scale of a Laplace distribution of the errors, which must be positive."""
-        spread = self.spread[channel]
-        if not len(errors):
-            return float(spread / np.sqrt(2))
-        return float(max(np.abs(errors).mean(), 1e-9 * spread))
-
     def scaled(self, kind: type[P], **arguments: Any) -> P:
-        """Return a predictor with the scale of its validation errors."""
+        """Return a predictor with the mean absolute value of its validation errors as scale.
+
+        A channel without such errors gets the scale of its values in the training set.
+        """
         make = partial(kind, **self.arguments, **arguments)
         locate = make(scale=self.spread.tolist()).locate
         located = [locate(one, one.times[one.length :])[0] for one in self.validation.series]
-        errors = self.validation.values - np.concatenate(located)
-        return make(scale=[self.scale(e[np.isfinite(e)], n) for n, e in enumerate(errors.T)])
+        errors = np.abs(self.validation.values - np.concatenate(located))
+        count = np.isfinite(errors).sum(axis=0)
+        mean = np.nansum(errors, axis=0) / np.maximum(count, 1)
+        scale = np.where(count, np.maximum(mean, 1e-9 * self.spread), self.spread / np.sqrt(2))
+        return make(scale=scale.tolist())
 
 
 def _fit_lines(task: Task, fit: Callable[[np.ndarray, np.ndarray], Any]) -> LinearPredictor:
