@@ -236,7 +236,8 @@ class _Search:
                 break
             trial = study.ask()
             study.tell(trial, self._try(self._proposed(trial)))
-            if len(self.trials) == count and self._is_rehearsed():
+            may_rehearse = self.folds.plan.few and self.folds.enough and self._has_time()
+            if len(self.trials) == count and may_rehearse:
                 estimator = self._in_time(self.folds.estimator)
                 if rehearsal := self.folds.rehearsal(estimator):
                     rehearsal.run.train()
@@ -332,9 +333,6 @@ class _Search:
         timer = Timer(duration=timedelta(seconds=max(self._remaining(), 1.0)), verbose=False)
         given = {"enable_progress_bar": False, "callbacks": [timer]}
         return estimator.with_settings(trainer_kwargs=given)
-
-    def _is_rehearsed(self) -> bool:
-        return self.folds.plan.few and self.folds.enough and self._has_time()
 
     def _remaining(self) -> float:
         return self.end - time.monotonic()
