@@ -216,7 +216,7 @@ class IrregularDataset(Sequence[DataEntry]):
         )
         measured = pd.DataFrame(  # grouped by item, with fixed dtypes
             {
-                "item": np.repeat(np.arange(len(rows.items)), np.diff(rows.bounds)),
+                "item": rows.item,
                 "time": read_times(dataframe[timestamp], rows).ticks,
                 "variable": variables.astype(str).where(variables.notna()).array,
                 "value": values,
@@ -311,7 +311,7 @@ def read_entries(
 
     entries = []
     for number, item in enumerate(rows.items):
-        own = slice(int(rows.bounds[number]), int(rows.bounds[number + 1]))
+        own = rows.of(number)
         target = values[:, own]
         entry: dict[str, Any] = {
             "item_id": item,
@@ -394,8 +394,8 @@ def _clock(
     seconds, count = unit_seconds(time_unit), len(rows.items)
     if times.kind == "elapsed":
         return times.ticks, [None] * count, [pd.Period("1970-01-01", time_unit)] * count
-    first = times.ticks[rows.bounds[:-1]]
-    since_first = times.ticks - np.repeat(first, np.diff(rows.bounds))
+    first = times.ticks[rows.starts]
+    since_first = times.ticks - first[rows.item]
     dates = first.astype(f"datetime64[{times.resolution}]")
     zone = "Z" if times.time_zone else ""
     return (

@@ -43,6 +43,30 @@ class FrameRows(NamedTuple):
     items: list[str]
     labels: pd.Index
 
+    @property
+    def starts(self) -> np.ndarray:
+        """The first grouped row ``(I,)`` of each item."""
+        return self.bounds[:-1]
+
+    @property
+    def ends(self) -> np.ndarray:
+        """The last grouped row ``(I,)`` of each item."""
+        return self.bounds[1:] - 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        """The number of rows ``(I,)`` of each item, at least one."""
+        return np.diff(self.bounds)
+
+    @property
+    def item(self) -> np.ndarray:
+        """The number of the item ``(N,)`` of each grouped row."""
+        return np.arange(len(self.items)).repeat(self.counts)
+
+    def of(self, item: int) -> slice:
+        """Return the grouped rows of an item."""
+        return slice(*self.bounds[item : item + 2].tolist())
+
     def where(self, position: int) -> dict[str, Any]:
         """Return item and row label of a grouped row, as keyword arguments of `DataError`."""
         item = int(np.searchsorted(self.bounds, position, side="right")) - 1
@@ -287,8 +311,8 @@ def check_numbers(values: np.ndarray, field: str, refuse: Refuse) -> None:
 def read_constants(column: pd.Series, rows: FrameRows) -> pd.Series:
     """Read a column that is constant per item: ``(I,)`` values, missing if an item has none."""
     column = column.iloc[rows.order].reset_index(drop=True)
-    codes = np.repeat(np.arange(len(rows.items)), np.diff(rows.bounds))
-    changes = column.groupby(codes).nunique(dropna=True)
+    by_item = column.groupby(rows.item)
+    changes = by_item.nunique(dropna=True)
     if (changes > 1).any():
         raise DataError(
             "a static feature changes within the item",
@@ -296,7 +320,7 @@ def read_constants(column: pd.Series, rows: FrameRows) -> pd.Series:
             item=rows.items[int(changes.to_numpy().argmax())],
             field=str(column.name),
         )
-    return column.groupby(codes).first()
+    return by_item.first()
 
 
 def read_levels(column: pd.Series) -> pd.Series:
@@ -323,8 +347,8 @@ def level_of_cell(cell: str) -> str:
 
 def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: FrameRows, field: str) -> None:
     """Raise an error unless the times of each item increase strictly, even in float64."""
-    first = np.zeros(len(rows.order), dtype=bool)
-    first[rows.bounds[:-1][np.diff(rows.bounds) > 0]] = True
+    later = np.ones(len(rows.order), dtype=bool)
+    later[rows.starts] = False
     gaps = np.diff(times.ticks, prepend=times.ticks[:1])
     too_close = np.diff(elapsed, prepend=elapsed[:1]) <= 0
     for wrong, problem, remedy in (
@@ -337,7 +361,7 @@ def check_increasing(times: TimeColumn, elapsed: np.ndarray, rows: FrameRows, fi
             "split the series, or round and merge such timestamps",
         ),
     ):
-        rows.refuse(wrong & ~first, problem, remedy, field)
+        rows.refuse(wrong & later, problem, remedy, field)
 
 
 def check_range(elapsed: np.ndarray, unit: float, refuse: Refuse, field: str) -> None:

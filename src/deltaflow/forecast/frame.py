@@ -146,7 +146,7 @@ def _queries_within(past_df: pd.DataFrame, columns: FrameColumns) -> list[_Queri
         queried = []
         for number, entry in enumerate(entries):
             count = _count_observed(entry)
-            own = rows.order[rows.bounds[number] : rows.bounds[number + 1]]
+            own = rows.order[rows.of(number)]
             if count == 0:
                 raise DataError(
                     "nothing was observed, so it is unclear which rows are queries",
@@ -180,7 +180,7 @@ def _queries_after(
                 "has a query, but no past rows",
                 "give at least one row of its past, with missing values if necessary",
                 frame="future_df",
-                **future.where(int(future.bounds[number])),
+                **future.where(int(future.starts[number])),
             )
     past_times, future_times = (
         in_ticks_of(past_times, future_times, timestamp),
@@ -192,20 +192,18 @@ def _queries_after(
     owners = np.array([number_of[name] for name in future.items])
     elapsed = future_times.ticks
     if future_times.kind == "timestamp":  # as time since the first past row of each item
-        firsts = past_times.ticks[past.bounds[:-1]][owners]
-        since_first = elapsed - np.repeat(firsts, np.diff(future.bounds))
+        firsts = past_times.ticks[past.starts][owners]
         unit = unit_seconds(schema.time_unit)
-        elapsed = elapsed_time(since_first, future_times.resolution, unit)
+        elapsed = elapsed_time(elapsed - firsts[future.item], future_times.resolution, unit)
     queried = []
     for number, owner in enumerate(owners):
         entry = entries[owner]
-        own = slice(int(future.bounds[number]), int(future.bounds[number + 1]))
-        ticks = past_times.ticks[past.bounds[owner] : past.bounds[owner + 1]]
+        own, ticks = future.of(number), past_times.ticks[past.of(owner)]
         count = max(1, _count_observed(entry))  # later rows are queries
         if (early := future_times.ticks[own] < ticks[count - 1]).any():
             raise DataError(
                 "the query lies before the last observation, in row "
-                f"{past.where(int(past.bounds[owner]) + count - 1)['position']!r} of past_df",
+                f"{past.where(int(past.starts[owner]) + count - 1)['position']!r} of past_df",
                 "forecast from a shorter past, or at later times",
                 field=timestamp,
                 frame="future_df",

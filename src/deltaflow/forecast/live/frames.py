@@ -47,25 +47,6 @@ class Observations(NamedTuple):
     static: Static
     absent: list[str]
 
-    @property
-    def starts(self) -> np.ndarray:
-        """The first row ``(I,)`` of each item."""
-        return self.rows.bounds[:-1]
-
-    @property
-    def ends(self) -> np.ndarray:
-        """The last row ``(I,)`` of each item."""
-        return self.rows.bounds[1:] - 1
-
-    @property
-    def counts(self) -> np.ndarray:
-        """The number of rows ``(I,)`` of each item."""
-        return np.diff(self.rows.bounds)
-
-    def rows_of(self, item: int) -> slice:
-        """Return the rows of an item."""
-        return slice(*self.rows.bounds[item : item + 2])
-
 
 def read_observations(columns: FrameColumns, df: pd.DataFrame) -> Observations:
     """Read observations, sorted by time within each item."""

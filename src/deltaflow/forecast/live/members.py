@@ -15,7 +15,7 @@ from deltaflow.data.matching import match
 from deltaflow.data.reader import FARTHEST
 from deltaflow.data.schema import TICKS_PER_SECOND, Schema
 from deltaflow.data.series import Series, phases_at
-from deltaflow.data.validation import TimeColumn
+from deltaflow.data.validation import FrameRows, TimeColumn
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.forecast.gaussian_process.predictor import CONTEXT, GaussianProcessPredictor
@@ -69,8 +69,8 @@ class Asked(NamedTuple):
 
     Attributes
     ----------
-    bounds
-        ``(I + 1,)``: item ``i`` owns the queries ``bounds[i]:bounds[i + 1]``.
+    rows
+        The queries of each item.
     elapsed, gaps
         ``(N,)`` seconds since the first row of the item, and since its last one.
     ages
@@ -79,17 +79,12 @@ class Asked(NamedTuple):
         ``(N,)`` times and ``(N, K)`` covariates.
     """
 
-    bounds: np.ndarray
+    rows: FrameRows
     elapsed: np.ndarray
     gaps: np.ndarray
     ages: np.ndarray
     times: TimeColumn
     known: np.ndarray
-
-    @property
-    def item(self) -> np.ndarray:
-        """The item ``(N,)`` of each query."""
-        return np.arange(len(self.ages)).repeat(np.diff(self.bounds))
 
 
 class Member(ABC):
@@ -183,10 +178,10 @@ class NetworkMember(Member):
         if arrived.new.any():
             began = self._start(Static(*(part[arrived.new] for part in given.static)))
             _put(parts, np.flatnonzero(arrived.new), began)
-        order = np.argsort(-given.counts, kind="stable")  # the items with the most rows first
-        whole = arrived.new[order] & (given.counts[order] >= MANY_ROWS)
+        order = np.argsort(-given.rows.counts, kind="stable")  # the items with the most rows first
+        whole = arrived.new[order] & (given.rows.counts[order] >= MANY_ROWS)
         limit = VALUES_AT_ONCE // len(self._channels)
-        for group in _groups(order[whole], given.counts, limit):
+        for group in _groups(order[whole], given.rows.counts, limit):
             _put(parts, group, self._read_whole(arrived, known, group))
         self._read_steps(parts, arrived, known, order[~whole])
 
@@ -204,7 +199,7 @@ class NetworkMember(Member):
                     static_real=real,
                     static_cat=cat,
                 )
-                for own, real, cat in zip(map(given.rows_of, items), *static, strict=True)
+                for own, real, cat in zip(map(given.rows.of, items), *static, strict=True)
             ]
         )
 
@@ -216,7 +211,7 @@ class NetworkMember(Member):
         The items with the most rows come first, so those with further rows are the first ones.
         """
         given = arrived.given
-        starts, counts = given.starts[items], given.counts[items]
+        starts, counts = given.rows.starts[items], given.rows.counts[items]
         current = [part[items] for part in parts]
         for step in range(int(counts.max(initial=0))):
             own = slice(int(np.searchsorted(-counts, -step)))
@@ -232,12 +227,12 @@ class NetworkMember(Member):
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
         """Return one forecast of all queries."""
         covariates = self._covariates(asked.times, asked.known)
-        counts = np.diff(asked.bounds)
+        counts = asked.rows.counts
         numbers, pieces = [], []
         for own in _groups(np.argsort(-counts, kind="stable"), counts, QUERIES_AT_ONCE):
             most = int(counts[own[0]])
             # Items with fewer queries repeat their last one.
-            rows = asked.bounds[own, None] + np.minimum(np.arange(most), counts[own, None] - 1)
+            rows = asked.rows.starts[own, None] + np.minimum(np.arange(most), counts[own, None] - 1)
             running = self._running([part[own].to(self.predictor.device) for part in parts])
             ages = asked.ages[own][:, self._channels]
             args, loc, scale = self.network.forecast(
@@ -299,12 +294,12 @@ class HoldMember(Member):
         """Keep the last value of each channel, NaN if there is none yet."""
         last = parts[0].numpy()
         last[arrived.new] = np.nan
-        row = arrived.newest[arrived.given.ends][:, self._targets]  # (I, D)
+        row = arrived.newest[arrived.given.rows.ends][:, self._targets]  # (I, D)
         last[:] = np.where(row >= 0, arrived.given.values[row, self._targets], last)
 
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
         """Return one forecast of all queries."""
-        item = asked.item
+        item = asked.rows.item
         lead = asked.ages[item][:, self._targets] + asked.gaps[:, None]
         last = parts[0].numpy()[item]
         return self.predictor.forecast_from(last, lead, self._found.channels)
@@ -327,7 +322,7 @@ class GaussianProcessMember(Member):
         kept = parts[0].numpy()  # (I, D, 2, CONTEXT)
         kept[arrived.new] = np.nan
         for item, curves in enumerate(kept):
-            own = arrived.given.rows_of(item)
+            own = arrived.given.rows.of(item)
             for channel, curve in zip(self._targets, curves, strict=True):
                 more = np.stack([arrived.elapsed[own], arrived.given.values[own, channel]])
                 known = np.isfinite(more[1])
@@ -339,9 +334,9 @@ class GaussianProcessMember(Member):
         located = [
             self.predictor.locate_from(
                 [Curve(*curve[:, ~np.isnan(curve[0])]) for curve in curves],
-                asked.elapsed[start:stop],
+                asked.elapsed[asked.rows.of(item)],
             )
-            for curves, start, stop in zip(kept, asked.bounds[:-1], asked.bounds[1:], strict=True)
+            for item, curves in enumerate(kept)
         ]
         loc, scale = map(np.concatenate, zip(*located, strict=True))
         (forecast,) = self.predictor.forecasts_from([(loc, scale)], [self._found.channels])

@@ -112,7 +112,7 @@ class States:
                     "is not known",
                     "give at least one observation by update first",
                     frame="future_df",
-                    **asked.rows.where(int(asked.rows.bounds[unknown.argmax()])),
+                    **asked.rows.where(int(asked.rows.starts[unknown.argmax()])),
                 )
             packed = self.table.take(found)
             clock = self.clock
@@ -198,15 +198,15 @@ class States:
         """Read observations into the packed records of their items; ``new`` ones have none yet."""
         common, states = self._parts(packed)
         times = in_ticks_of(given.times, self.clock, self.timestamp)
-        common.moments[new] = times.ticks[given.starts[new], None]
+        common.moments[new] = times.ticks[given.rows.starts[new], None]
         common.seen[new] = False
         common.count[new] = 0
         self._check_later(given, times.ticks, ~new, common)
         _keep_static(given, new, common, self.predictor.schema)
 
-        starts, ends, observed = given.starts, given.ends, np.isfinite(given.values)
+        starts, observed = given.rows.starts, np.isfinite(given.values)
         # For each row (N,): the item, the previous row, and when each channel was last seen.
-        item = np.arange(len(starts)).repeat(given.counts)
+        item = given.rows.item
         first, last, since = (common.moments[item, 0], common.moments[:, 1], common.moments[:, 2:])
         before = np.roll(times.ticks, 1)
         before[starts] = last
@@ -231,10 +231,11 @@ class States:
                 raise DeltaflowError(
                     "the network's state is not a number: train again, at a lower learning rate"
                 )
+        ends = given.rows.ends
         common.moments[:, 1] = times.ticks[ends]
         common.moments[:, 2:] = known[ends]
         common.seen[:] |= newest[ends] >= 0
-        common.count[:, 0] += given.counts
+        common.count[:, 0] += given.rows.counts
 
     def _queries(self, asked: Queries, common: _Common, clock: TimeColumn) -> Asked:
         """Return the times of queries relative to the states of their items."""
@@ -242,7 +243,7 @@ class States:
         moments = in_ticks_of(stored, asked.times, self.timestamp)
         times = in_ticks_of(asked.times, stored, self.timestamp)
         first, last = moments.ticks[:, 0], moments.ticks[:, 1]
-        item = np.arange(len(last)).repeat(np.diff(asked.rows.bounds))
+        item = asked.rows.item
         if (early := times.ticks < last[item]).any():
             row = int(early.argmax())
             raise DataError(
@@ -256,7 +257,7 @@ class States:
         gaps = times.seconds(times.ticks - last[item], self._unit)
         self._check_near(gaps, asked.rows)
         return Asked(
-            bounds=asked.rows.bounds,
+            rows=asked.rows,
             elapsed=times.seconds(times.ticks - first[item], self._unit),
             gaps=gaps,
             ages=times.seconds(last[:, None] - moments.ticks[:, 2:], self._unit),
@@ -268,7 +269,7 @@ class States:
         self, given: Observations, ticks: np.ndarray, known: np.ndarray, common: _Common
     ) -> None:
         """Raise an error unless rows of known items begin after their last observation."""
-        first, last = ticks[given.starts], common.moments[:, 1]
+        first, last = ticks[given.rows.starts], common.moments[:, 1]
         early = known & (first <= last)
         if early.any():
             number = int(early.argmax())
@@ -278,7 +279,7 @@ class States:
                 f"the time {moment} {relation} the last observation, at {latest}",
                 "drop the row; to insert earlier rows, forget the item and give its whole history",
                 field=self.timestamp,
-                **given.rows.where(int(given.starts[number])),
+                **given.rows.where(int(given.rows.starts[number])),
             )
 
     def _check_near(self, gaps: np.ndarray, rows: FrameRows) -> None:
@@ -300,7 +301,7 @@ def _keep_static(given: Observations, new: np.ndarray, common: _Common, schema: 
             "the item is new, and its static feature is missing",
             "give the column with the first rows of an item, with missing values if necessary",
             field=given.absent[0],
-            **given.rows.where(int(given.starts[new.argmax()])),
+            **given.rows.where(int(given.rows.starts[new.argmax()])),
         )
     real, cat = given.static
     for mine, theirs, known, names in (
@@ -315,5 +316,5 @@ def _keep_static(given: Observations, new: np.ndarray, common: _Common, schema: 
                 "the static feature is not what it was when the item began",
                 "leave it out; to change it, forget the item and give its whole history",
                 field=names[column],
-                **given.rows.where(int(given.starts[number])),
+                **given.rows.where(int(given.rows.starts[number])),
             )
