@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
@@ -11,6 +12,7 @@ from deltaflow.data.reader import Batch
 from deltaflow.data.windows import Windows
 
 
+@dataclass(eq=False)
 class Batches(Dataset[Batch]):
     """Batches by number, or the share of each batch for one of several processes.
 
@@ -19,7 +21,7 @@ class Batches(Dataset[Batch]):
     batches as a single process, and no window twice. A process without a window in a batch gets a
     blank one, without observations or queries, so that all take the same number of steps.
 
-    Parameters
+    Attributes
     ----------
     windows
         The windows.
@@ -29,12 +31,6 @@ class Batches(Dataset[Batch]):
         Windows of a batch, of all processes together.
     rank, world_size
         The number of this process, and the number of processes.
-
-    Attributes
-    ----------
-    num_batches
-        Number of batches of an epoch. The length of a data set is counted in windows, as Lightning
-        expects when it looks for a batch size.
 
     Examples
     --------
@@ -48,21 +44,21 @@ class Batches(Dataset[Batch]):
     [2, 0]
     """
 
-    def __init__(
-        self,
-        windows: Windows,
-        num_windows: int,
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.windows = windows
-        self.num_windows = num_windows
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.num_batches = math.ceil(num_windows / batch_size)
+    windows: Windows
+    num_windows: int
+    _: KW_ONLY
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def num_batches(self) -> int:
+        """The number of batches of an epoch.
+
+        The length of the data set is counted in windows, as Lightning expects when it looks for a
+        batch size.
+        """
+        return math.ceil(self.num_windows / self.batch_size)
 
     def __len__(self) -> int:
         return self.num_windows
