@@ -77,11 +77,14 @@ def train_all(runs: Sequence[Run], processes: int | None = None) -> None:
     Parameters
     ----------
     runs
-        The networks, which get their weights and number of epochs.
+        The networks, which get their weights and number of epochs. The arguments of their trainers
+        are the same.
     processes
         The number of processes; by default, see `processes_for`.
     """
-    count = min(len(runs), processes_for(runs) if processes is None else processes)
+    if processes is None:
+        processes = processes_for(runs) if runs else 1
+    count = min(len(runs), processes)
     if count < 2:
         for run in runs:
             run.train()
@@ -97,7 +100,7 @@ def train_all(runs: Sequence[Run], processes: int | None = None) -> None:
     results: Any = parallel(joblib.delayed(_trained)(run) for run in runs)
     trained = zip(runs, results, strict=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    shown = all(run.trainer_kwargs.get("enable_progress_bar", True) for run in runs)
+    shown = runs[0].trainer_kwargs.get("enable_progress_bar", True)
     bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not shown)
     what = f"Training {len(runs)} networks in {count} processes"
     with bar:
@@ -112,18 +115,11 @@ def processes_for(runs: Sequence[Run]) -> int:
     Networks stay in the present process if they train on an accelerator, are `BOUND` to it, or take
     fewer steps than `WORTH_A_PROCESS`; or if it is itself one of several.
     """
-    every = [{**engine.DEFAULTS, **run.trainer_kwargs} for run in runs]
-    steps = sum(
-        (kwargs["max_epochs"] or 0) * run.data.num_batches_per_epoch
-        for run, kwargs in zip(runs, every, strict=True)
-    )
-    on_cpu = all(
-        engine.usable_accelerator(kwargs.get("accelerator", "auto")) == "cpu"
-        or not torch.cuda.is_available()
-        for kwargs in every
-    )
-    usual = None, False, "auto"
-    bound = any(kwargs.get(name) not in usual for kwargs in every for name in BOUND)
+    kwargs = {**engine.DEFAULTS, **runs[0].trainer_kwargs}
+    steps = (kwargs["max_epochs"] or 0) * sum(run.data.num_batches_per_epoch for run in runs)
+    accelerator = engine.usable_accelerator(kwargs.get("accelerator", "auto"))
+    on_cpu = accelerator == "cpu" or not torch.cuda.is_available()
+    bound = any(kwargs.get(name) not in (None, False, "auto") for name in BOUND)
     alone = multiprocessing.parent_process() is None
     if on_cpu and not bound and alone and steps >= WORTH_A_PROCESS:
         return joblib.cpu_count(only_physical_cores=True)
