@@ -31,7 +31,9 @@ def test_flows_and_encoders_import_torch_alone():
     assert "torch" in flows
 
 
-lazy_package = pytest.mark.parametrize("package", ["deltaflow", "deltaflow.data"])
+lazy_package = pytest.mark.parametrize(
+    "package", ["deltaflow", "deltaflow.data", "deltaflow.tasks"]
+)
 
 
 @lazy_package

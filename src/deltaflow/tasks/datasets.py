@@ -20,7 +20,7 @@ from deltaflow.data.validation import level_of_cell
 from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
 from deltaflow.tasks.clinical import clinical_task
 from deltaflow.tasks.physiome_ode import physiome_ode_task
-from deltaflow.tasks.physionet2012 import physionet2012_task
+from deltaflow.tasks.physionet import physionet2012_task
 from deltaflow.tasks.small import SMALL_SETS, small_task
 from deltaflow.tasks.synthetic import SYSTEMS, WAVES, synthetic_task
 from deltaflow.tasks.task import Task, unseen_items

@@ -1,0 +1,29 @@
+"""The public names of the package, each imported from its module when it is first used."""
+
+from deltaflow.tasks.clinical import VITALS as VITALS
+from deltaflow.tasks.clinical import clinical_dataset as clinical_dataset
+from deltaflow.tasks.clinical import clinical_sample as clinical_sample
+from deltaflow.tasks.clinical import clinical_task as clinical_task
+from deltaflow.tasks.data_module import TaskDataModule as TaskDataModule
+from deltaflow.tasks.datasets import FOLDED_TASKS as FOLDED_TASKS
+from deltaflow.tasks.datasets import TASKS as TASKS
+from deltaflow.tasks.datasets import Columns as Columns
+from deltaflow.tasks.datasets import Split as Split
+from deltaflow.tasks.datasets import load_task as load_task
+from deltaflow.tasks.physiome_ode import physiome_ode_task as physiome_ode_task
+from deltaflow.tasks.physionet import PARAMETERS as PARAMETERS
+from deltaflow.tasks.physionet import physionet2012 as physionet2012
+from deltaflow.tasks.physionet import physionet2012_task as physionet2012_task
+from deltaflow.tasks.physionet import read_physionet2012 as read_physionet2012
+from deltaflow.tasks.small import SMALL_SETS as SMALL_SETS
+from deltaflow.tasks.small import small_set as small_set
+from deltaflow.tasks.small import small_task as small_task
+from deltaflow.tasks.synthetic import SYSTEMS as SYSTEMS
+from deltaflow.tasks.synthetic import WAVES as WAVES
+from deltaflow.tasks.synthetic import irregular_sine as irregular_sine
+from deltaflow.tasks.synthetic import irregular_wave as irregular_wave
+from deltaflow.tasks.synthetic import regular_seasonal as regular_seasonal
+from deltaflow.tasks.synthetic import sparse_multivariate as sparse_multivariate
+from deltaflow.tasks.synthetic import synthetic_task as synthetic_task
+from deltaflow.tasks.task import Task as Task
+from deltaflow.tasks.task import unseen_items as unseen_items
