@@ -68,15 +68,12 @@ class FrameColumns:
             }
         )
 
-    def rows(self, frame: pd.DataFrame) -> FrameRows:
-        """Group rows by item."""
-        return gather_rows(frame, self.item_id)
-
-    def times(self, frame: pd.DataFrame, rows: FrameRows) -> TimeColumn:
-        """Read the times of a frame, which must be of the kind of the training data."""
+    def rows(self, frame: pd.DataFrame) -> tuple[FrameRows, TimeColumn]:
+        """Group rows by item, and read their times, of the same kind as in the training data."""
+        rows = gather_rows(frame, self.item_id)
         times = read_times(frame[self.timestamp], rows)
         check_time(times.kind, times.time_zone, self.schema, self.timestamp)
-        return times
+        return rows, times
 
     def queries(self, future_df: pd.DataFrame) -> Queries:
         """Read queries, in any order."""
@@ -88,8 +85,7 @@ class FrameColumns:
 
     def read(self, frame: pd.DataFrame) -> Queries:
         """Read the columns that queries and observations have in common."""
-        rows = self.rows(frame)
-        times = self.times(frame, rows)
+        rows, times = self.rows(frame)
         if times.kind == "elapsed":
             unit = unit_seconds(self.schema.time_unit)
             check_range(times.ticks, unit, rows.refuse, self.timestamp)

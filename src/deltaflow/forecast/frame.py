@@ -140,8 +140,7 @@ class _Queried(NamedTuple):
 def _queries_within(past_df: pd.DataFrame, columns: FrameColumns) -> list[_Queried]:
     """Return the queries in the last rows of each item, in which nothing was observed."""
     with located(frame="past_df"):
-        rows = columns.rows(past_df)
-        times = columns.times(past_df, rows)
+        rows, times = columns.rows(past_df)
         entries = read_entries(past_df, rows, times, columns.timestamp, columns.schema)
         queried = []
         for number, entry in enumerate(entries):
@@ -171,9 +170,8 @@ def _queries_after(
     future, future_times, known = columns.queries(future_df)
     with located(frame="past_df"):
         past_df = _of_items(past_df, item_id, set(future.items))
-        past = columns.rows(past_df)
+        past, past_times = columns.rows(past_df)
         number_of = {name: number for number, name in enumerate(past.items)}
-        past_times = columns.times(past_df, past)
     for number, name in enumerate(future.items):
         if name not in number_of:
             raise DataError(
