@@ -18,7 +18,7 @@ from deltaflow import (
     predict_df,
 )
 from deltaflow.forecast import predictor
-from deltaflow.forecast.forecasts import EnsembleForecast, QuantileForecast
+from deltaflow.forecast.forecasts import EnsembleForecast, QuantileForecast, even_levels
 from deltaflow.randomness import derived_seed
 from deltaflow.saving import FORMAT
 
@@ -173,6 +173,24 @@ def test_parts_that_are_not_described_are_refused(arguments, message, members, t
     (tmp_path / "predictor.json").write_text(json.dumps(description))
     with pytest.raises(DeltaflowError, match=message):
         load_predictor(tmp_path)
+
+
+def test_samples_of_averaged_paths_are_paths(members, multivariate, instances):
+    predictor = EnsemblePredictor(members("paths"))
+    assert predictor.draws_paths
+    for forecast in predictor.predict(instances(multivariate), seed=0):
+        paths, samples = forecast.paths(), forecast.to_sample_forecast().samples
+        assert paths.shape == samples.shape == (50, 4, 2)
+        own = {path.tobytes() for member in forecast.members for path in member.samples}
+        assert {path.tobytes() for path in paths} <= own
+        np.testing.assert_array_equal(samples.argsort(axis=0), paths.argsort(axis=0))
+        levels = even_levels(len(samples))
+        np.testing.assert_array_equal(np.sort(samples, axis=0), forecast.quantiles(levels))
+    distributions = EnsemblePredictor(members("distribution"))
+    assert not distributions.draws_paths
+    for forecast in distributions.predict(instances(multivariate), num_samples=9):
+        assert forecast.paths() is None
+        assert forecast.to_sample_forecast(30).samples.shape == (30, 4, 2)
 
 
 def test_members_draw_samples_that_no_other_seed_draws(members, multivariate, instances):

@@ -408,17 +408,18 @@ def test_several_channels_and_heads(multivariate):
             assert head == "quantile" or (quantiles == quantiles.round()).all()
 
 
-def test_paths_stay_paths_when_they_are_calibrated():
+@pytest.mark.parametrize("folds", [1, 2])
+def test_paths_stay_paths_when_they_are_calibrated(folds):
     """The samples of a query are in the order of those that were drawn for it."""
-    predictor = quick(folds=1, sampling="path", num_parallel_samples=400).train(noisy_items(30))
+    predictor = quick(folds=folds, sampling="path", num_parallel_samples=400).train(noisy_items(30))
     assert isinstance(predictor, ConformalPredictor)
     data = noisy_items(3)
     inputs = split(data, offset=-2)[1].generate_instances(2).input
     bare = predictor.predictor.predict(inputs, seed=1)
     for forecast, before in zip(predictor.predict(inputs, seed=1), bare, strict=True):
-        order = before.samples.argsort(axis=0)
+        order = before.paths().argsort(axis=0)
         assert (np.diff(np.take_along_axis(forecast.samples, order, axis=0), axis=0) >= 0).all()
-        assert not np.allclose(forecast.samples, before.samples)
+        assert not np.allclose(forecast.samples, before.paths())
     (few, *_) = predictor.predict(inputs, num_samples=7, seed=1)
     assert few.samples.shape == (7, 2)
 

@@ -11,12 +11,7 @@ from scipy.special import ndtri
 from deltaflow.errors import DataError
 from deltaflow.forecast.common_errors import widening_for
 from deltaflow.forecast.ensemble import EnsemblePredictor
-from deltaflow.forecast.forecasts import (
-    RealTimeForecast,
-    SampleForecast,
-    WrappedForecast,
-    even_levels,
-)
+from deltaflow.forecast.forecasts import RealTimeForecast, WrappedForecast
 from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
 from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor, numbers_of, sampled
 
@@ -240,12 +235,11 @@ class ConformalPredictor(WrappedPredictor):
         """Forecast each entry: quantiles, or ``num_samples`` samples drawn with ``seed``.
 
         Quantile forecasts keep the mean of the predictor. Paths that the predictor draws stay
-        coherent, see :meth:`ConformalForecast.reordered`.
+        coherent, see `RealTimeForecast.to_sample_forecast`.
         """
-        if getattr(self.predictor, "sampling", "marginal") == "marginal":
+        if not self.draws_paths:
             return sampled(super().predict(dataset, seed=seed), num_samples, seed)
-        calibrated = super().predict(dataset, num_samples, seed)
-        return (one.reordered(one.forecast.samples) for one in calibrated)  # pyright: ignore[reportAttributeAccessIssue]
+        return (one.to_sample_forecast() for one in super().predict(dataset, num_samples, seed))
 
     def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> "ConformalForecast":
         """Calibrate a forecast; see `WrappedPredictor.adjusted`."""
@@ -312,22 +306,6 @@ class ConformalForecast(WrappedForecast):
         own = slice(dim, dim + 1)
         parts = self.scores[own], self.ranges[:, own], self.least[own]
         return ConformalForecast(self.forecast.copy_dim(dim), *parts)
-
-    def reordered(self, samples: np.ndarray) -> SampleForecast:
-        """Return as many calibrated samples, with the same ranks at each query as the given ones.
-
-        Paths thus keep the dependence between queries and channels, which quantiles do not describe
-        (Schefzik, Thorarinsdottir & Gneiting, *Uncertainty Quantification in Complex Simulation
-        Models Using Ensemble Copula Coupling*, 2013).
-
-        Parameters
-        ----------
-        samples
-            ``(N, Q)`` or ``(N, Q, D)``, those of the wrapped forecast.
-        """
-        ranks = samples.argsort(axis=0, kind="stable").argsort(axis=0)
-        quantiles = self.quantiles(even_levels(len(samples)))
-        return self.sampled(np.take_along_axis(quantiles, ranks, axis=0))
 
     def _at(self, score: np.ndarray) -> np.ndarray:
         side = np.where(score < 0, self._below, self._above)

@@ -114,7 +114,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
 
     def sampled(self, samples: np.ndarray) -> SampleForecast:
         """Return samples ``(N, Q)`` or ``(N, Q, D)`` as a forecast of the same queries."""
-        return SampleForecast(samples).labelled_like(self)
+        return SampleForecast(samples, self.paths() is not None).labelled_like(self)
 
     def __repr__(self) -> str:
         channels = ", ".join(self.target)
@@ -224,15 +224,30 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         return QuantileForecast(np.stack(values), quantiles).labelled_like(self)
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
-        """Draw independent samples at each query and channel.
+        """Draw samples at each query and channel.
 
-        They are quantiles at evenly spread levels from a random start, in a random order for each
-        query and channel.
+        They are quantiles at evenly spread levels: from a random start, in a random order for each
+        query and channel; or, if the model draws paths, with the ranks of the :meth:`paths`, and as
+        many. Paths thus keep the dependence between queries and channels, which quantiles do not
+        describe (Schefzik, Thorarinsdottir & Gneiting, *Uncertainty Quantification in Complex
+        Simulation Models Using Ensemble Copula Coupling*, 2013).
         """
-        first = torch.rand((), dtype=torch.float64).item()
-        quantiles = self.quantiles(even_levels(num_samples, first))
-        order = torch.rand(quantiles.shape).argsort(dim=0).numpy()
-        return self.sampled(np.take_along_axis(quantiles, order, axis=0))
+        paths = self.paths()
+        if paths is None:
+            first = torch.rand((), dtype=torch.float64).item()
+            quantiles = self.quantiles(even_levels(num_samples, first))
+            ranks = torch.rand(quantiles.shape).argsort(dim=0).numpy()
+        else:
+            quantiles = self.quantiles(even_levels(len(paths)))
+            ranks = paths.argsort(axis=0, kind="stable").argsort(axis=0)
+        return self.sampled(np.take_along_axis(quantiles, ranks, axis=0))
+
+    def paths(self) -> np.ndarray | None:
+        """Return the sampled paths ``(N, Q)`` or ``(N, Q, D)`` behind the forecast, None without.
+
+        They need not be calibrated: their ranks alone are used, see :meth:`to_sample_forecast`.
+        """
+        return None
 
     def log_prob(self, values: np.ndarray) -> np.ndarray | None:
         """Return the log-density of values ``(Q,)`` or ``(Q, D)``, None if there is no density.
@@ -507,6 +522,13 @@ class EnsembleForecast(RealTimeForecast):
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
         return self._averaged([member.quantiles(levels, cells) for member in self.members])
 
+    def paths(self) -> np.ndarray | None:
+        """Return an equal share of the paths of each member; see `RealTimeForecast.paths`."""
+        paths = [member.paths() for member in self.members]
+        if any(own is None for own in paths):
+            return None
+        return np.concatenate([own[number :: len(paths)] for number, own in enumerate(paths)])
+
     def copy_dim(self, dim: int) -> EnsembleForecast:
         """Return the forecast of one channel."""
         return EnsembleForecast([member.copy_dim(dim) for member in self.members], self.weights)
@@ -542,11 +564,24 @@ class WrappedForecast(RealTimeForecast):
         """Return the mean of the wrapped forecast; see `RealTimeForecast.mean_within`."""
         return self.forecast.mean_within(nearest)
 
+    def paths(self) -> np.ndarray | None:
+        """Return the paths of the wrapped forecast; see `RealTimeForecast.paths`."""
+        return self.forecast.paths()
+
 
 class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):
-    """A forecast of sampled values: ``(num_samples, Q)`` or ``(num_samples, Q, D)``."""
+    """A forecast of sampled values: ``(num_samples, Q)`` or ``(num_samples, Q, D)``.
 
-    def __init__(self, samples: np.ndarray) -> None:
+    Parameters
+    ----------
+    samples
+        The samples.
+    coherent
+        Whether each sample is a path through all queries, instead of independent values.
+    """
+
+    def __init__(self, samples: np.ndarray, coherent: bool = False) -> None:
+        self.coherent = coherent
         # As in GluonTS, which checks the arguments of each forecast, and requires a start.
         self.samples = samples
         self._sorted_samples_value = self._mean = self._dim = None
@@ -565,16 +600,21 @@ class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):
     def copy_dim(self, dim: int) -> SampleForecast:
         """Return the forecast of one channel."""
         samples = self.samples if self.samples.ndim == 2 else self.samples[..., dim]
-        return SampleForecast(samples).labelled_like(self, self.target[dim : dim + 1])
+        forecast = SampleForecast(samples, self.coherent)
+        return forecast.labelled_like(self, self.target[dim : dim + 1])
 
     def copy_aggregate(self, agg_fun: Callable) -> SampleForecast:
         """Return the forecast of an aggregate over the channels."""
         samples = super().copy_aggregate(agg_fun).samples
-        return SampleForecast(samples).labelled_like(self, ["aggregate"])
+        return SampleForecast(samples, self.coherent).labelled_like(self, ["aggregate"])
 
     def to_sample_forecast(self, num_samples: int = 200) -> SampleForecast:
         """Return the forecast itself; the number of its samples does not change."""
         return self
+
+    def paths(self) -> np.ndarray | None:
+        """Return the samples if they are paths; see `RealTimeForecast.paths`."""
+        return self.samples if self.coherent else None
 
 
 class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):

@@ -138,6 +138,11 @@ class IrregularPredictor(DeltaflowPredictor):
         unlimited.network = self.network
         return unlimited
 
+    @property
+    def draws_paths(self) -> bool:
+        """Whether samples are coherent trajectories."""
+        return self.sampling == "path"
+
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
     ) -> Iterator[RealTimeForecast]:
@@ -221,7 +226,7 @@ class IrregularPredictor(DeltaflowPredictor):
         drawn = self.network.sample_paths(self._on_device(asked.batch), num_samples, seeds)
         samples = finite(drawn).cpu().numpy()  # (B, N, Q, D)
         return [
-            SampleForecast(own[:, : item.series.num_queries, item.found.channels])
+            SampleForecast(own[:, : item.series.num_queries, item.found.channels], coherent=True)
             for own, item in zip(samples, asked.items, strict=True)
         ]
 

@@ -112,6 +112,11 @@ class DeltaflowPredictor(RepresentablePredictor):
         _replaced(self._arguments(), found.append)
         return found
 
+    @property
+    def draws_paths(self) -> bool:
+        """Whether samples are coherent trajectories, see `IrregularPredictor`."""
+        return bool(self.members) and all(member.draws_paths for member in self.members)
+
     def combine(self, forecasts: Sequence[RealTimeForecast], lead: np.ndarray) -> RealTimeForecast:
         """Compute the forecast from those of the `members`, in their order.
 
