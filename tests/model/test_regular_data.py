@@ -164,3 +164,14 @@ def test_any_frequency_is_read(freq, make_estimator):
     (forecast,) = make_estimator(GRUFlowEstimator).train(dataset).predict(dataset)
     assert forecast.start_date == index[-1] + 1
     assert np.isfinite(forecast.mean).all()
+
+
+@pytest.mark.parametrize(("freq", "length"), [("M", 3100), ("W", 13_400)])
+def test_series_may_reach_beyond_the_range_of_nanoseconds(freq, length, make_estimator):
+    """As the yearly series of the M4 competition, which GluonTS dates from 1750 on."""
+    values = np.sin(np.arange(length))
+    series = [{"start": pd.Period("2010-01", freq), "target": values}] * 2
+    forecast = next(make_estimator(GRUEstimator).train(series).predict(series))
+    first = forecast.timestamps[0]
+    assert first.year == (series[0]["start"] + length).year > 2262
+    assert forecast.to_dataframe()["timestamp"][0] == first

@@ -36,8 +36,9 @@ class DataOptions:
         out with that probability, so that no two windows are alike. This keeps a network from
         memorising the items, especially if there are few.
     seasonality
-        Calendar cycles as covariates, out of ``"hour"``, ``"day"``, ``"week"`` and ``"year"``. If
-        None, a regular data set gets those that fit its frequency, and an irregular one none.
+        Calendar cycles as covariates, out of ``"hour"``, ``"day"``, ``"week"`` and ``"year"``, in
+        UTC if times have a zone. If None, a regular data set gets those that fit its frequency, and
+        an irregular one none.
     scaling
         ``"running"``: values are scaled by the mean and standard deviation of the values so far;
         ``"last"``: the change from the last value is forecast, in units of the typical variation in

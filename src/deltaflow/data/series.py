@@ -516,6 +516,11 @@ def seconds_per_period(freq: str) -> float:
     return (starts[-1] - starts[0]).total_seconds() / count
 
 
+def starts_of(periods: pd.PeriodIndex) -> pd.DatetimeIndex:
+    """Return the starts of periods in whole seconds, which reach further than nanoseconds."""
+    return pd.DatetimeIndex(periods.asfreq("s", how="S").asi8.astype("datetime64[s]"))
+
+
 def calendar_phases(entry: DataEntry, times: np.ndarray, seasonality: Iterable[str]) -> np.ndarray:
     """Return sine and cosine of each calendar cycle's phase (in UTC), and of its overtone's.
 
@@ -537,8 +542,7 @@ def calendar_phases(entry: DataEntry, times: np.ndarray, seasonality: Iterable[s
     if not cycles:
         return np.empty((0, len(times)))
     if not is_irregular(entry):
-        index = pd.period_range(entry["start"], periods=len(times))
-        seconds = index.to_timestamp().to_numpy("datetime64[s]").astype(np.float64)
+        seconds = starts_of(pd.period_range(entry["start"], periods=len(times))).asi8
     elif entry["info"]["time_origin"] is None:
         raise DataError(
             "elapsed times have no calendar",

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, StudentT
 
 from deltaflow.data.schema import TICKS_PER_SECOND, unit_seconds
+from deltaflow.data.series import starts_of
 from deltaflow.data.validation import check_columns
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.plot import draw_forecast
@@ -177,7 +178,11 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         Timestamps in the time zone of the data, or elapsed numbers; NaT or NaN for padding.
         """
         if self.query_times is None:
-            return cast(pd.PeriodIndex, self.index).to_timestamp()
+            periods = cast(pd.PeriodIndex, self.index)
+            try:
+                return periods.to_timestamp()
+            except pd.errors.OutOfBoundsDatetime:
+                return starts_of(periods)
         info = cast(dict, self.info)
         if info["time_origin"] is None:
             return pd.Index(self.query_times)
