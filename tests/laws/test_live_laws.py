@@ -15,6 +15,7 @@ from deltaflow import (
     LiveForecaster,
     predict_df,
 )
+from deltaflow.data.reader import FEW_ROWS
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.windows import Horizon
 from deltaflow.encoders import ENCODERS
@@ -173,7 +174,8 @@ USUAL = 1e-5
 def predictor_of(data, encoder, network="joint", distr_output="student_t", seed=0, **options):
     """A predictor whose weights are all at work, as after a training."""
     random = torch.Generator().manual_seed(seed)
-    module = IrregularDataModule(data, prediction_length=4, context_length=3, **options)
+    options = {"context_length": FEW_ROWS + 1, **options}
+    module = IrregularDataModule(data, prediction_length=4, **options)
     predictor = IrregularPredictor(
         reader=module.reader.to_dict(),
         prediction_length=4,
@@ -242,6 +244,24 @@ def test_a_live_forecast_is_that_of_the_whole_history(
         multivariate, encoder, network, scaling=scaling, seasonality=("day", "week")
     )
     check_law(predictor, frame, rounding=ROUNDING.get(encoder, USUAL))
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("context", [{}, {"context": "3h"}])
+def test_a_short_context_stays_short(network, scaling, context, multivariate, frame):
+    predictor = predictor_of(
+        multivariate, "gru_flow", network, scaling=scaling, seasonality=("day",),
+        context_length=4, **context,
+    )  # fmt: skip
+    frame = frame.copy()
+    frame.loc[frame["item_id"] == "p1", "MAP"] = np.nan  # never observed
+    frame.loc[frame.index % 20 > 12, "HR"] = np.nan  # not within the context
+    live = check_law(predictor, frame)
+    assert live.predictor is predictor
+    size = live.bytes_per_item
+    live.update(frame.groupby("item_id").tail(1).assign(timestamp=pd.Timestamp("2025-01-01")))
+    assert live.bytes_per_item == size
 
 
 @pytest.mark.parametrize("distr_output", ["quantile", "mean_quantile", "normal"])

@@ -51,6 +51,13 @@ def noisy_items(number: int, rows: int = 8, scale: float = 1.0, seed: int = 0) -
     return IrregularDataset.from_long_dataframe(pd.concat(frames))
 
 
+def with_gaps(entry):
+    """An entry that lacks a tenth of its values."""
+    target = entry["target"].copy()
+    target[::10] = np.nan
+    return {**entry, "target": target}
+
+
 def quick(**options) -> GRUEstimator:
     settings = {
         "prediction_length": 2,
@@ -84,7 +91,7 @@ def seen(monkeypatch) -> list[tuple[set, set]]:
 
 
 def test_each_item_is_left_out_by_one_network_which_it_validates(seen):
-    data = noisy_items(11)
+    data = noisy_items(11, 7)
     predictor = quick().train(data)
     everyone = {entry["item_id"] for entry in data}
     assert len(seen) == 5
@@ -199,7 +206,7 @@ def test_a_rehearsal_is_not_widened(monkeypatch):
     calls = []
     widened = folds.widened
     monkeypatch.setattr(folds, "widened", lambda *args: calls.append(args) or widened(*args))
-    quick(folds=2, blend=True, widening=True).train(noisy_items(8, 9))
+    quick(folds=2, blend=True, widening=True, context_length=64).train(noisy_items(8, 9))
     assert len(calls) == 2
 
 
@@ -635,3 +642,32 @@ def test_intervals_of_folds_are_never_narrower_than_those_of_the_predictor():
         own, calibrated = forecasts_of(wide, data), forecasts_of(fitted, data)
         assert (np.ptp(calibrated, axis=1) < 0.5 * np.ptp(own, axis=1)).all() == is_narrower
         assert is_narrower or (np.ptp(calibrated, axis=1) >= np.ptp(own, axis=1) - 1e-9).all()
+
+
+@pytest.mark.parametrize(("worse", "length"), [(0.0, 64), (np.inf, plans.SHORT_CONTEXT)])
+def test_the_context_is_chosen_by_the_first_folds(worse, length, monkeypatch, caplog):
+    monkeypatch.setattr(folds, "WORSE", worse)
+    data = noisy_items(8, 12)
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        chosen = quick(blend=True).train(data)
+    assert ("context_length=5" in caplog.text) == (length == 5)
+    given = quick(blend=True, context_length=length).train(data)
+    np.testing.assert_array_equal(forecasts_of(chosen, data), forecasts_of(given, data))
+
+
+@pytest.mark.parametrize(
+    ("options", "data"),
+    [
+        ({"context_length": 7}, noisy_items(8, 12)),
+        ({"context": "3d"}, noisy_items(8, 12)),
+        ({"folds": 1}, noisy_items(8, 12)),
+        ({}, noisy_items(8, 7)),  # hardly more rows than a short context
+        ({}, noisy_items(1, 200)),  # cut into stretches
+        ({}, noisy_items(8, 61)),  # much longer than the horizon
+        ({}, [with_gaps(entry) for entry in noisy_items(8, 12)]),
+    ],
+)
+def test_a_short_context_is_not_tried(options, data):
+    estimator = quick(**options)
+    parts = folds.Folds(estimator, data, seed=0)
+    assert parts.contexts(estimator) == [estimator]

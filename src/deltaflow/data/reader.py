@@ -24,6 +24,10 @@ from deltaflow.errors import DataError, check_registered
 FARTHEST = 1e30
 """The largest Δt in typical gaps; sums of such fit into float32."""
 
+FEW_ROWS = 8
+"""Of a context of at most so many rows, live forecasts keep the rows; of a longer one, a state that
+is updated with each row and then depends on all of them."""
+
 _FAR = 1e6
 """The bound at which scaled training targets are clipped, far outside any useful range, to stay
 finite in float32."""

@@ -30,7 +30,7 @@ from deltaflow.randomness import check_seed, seeded_run
 from deltaflow.training.blend import Member, compared_loss, finish
 from deltaflow.training.estimator import IrregularEstimator
 from deltaflow.training.folds import Folds
-from deltaflow.training.plan import FEW_ITEMS, planned
+from deltaflow.training.plan import FEW_ITEMS, TRIED, planned
 
 if TYPE_CHECKING:
     import optuna
@@ -202,7 +202,7 @@ class _Search:
     """
 
     def __init__(self, auto: AutoEstimator, training_data: Dataset, seed: int, end: float) -> None:
-        self.auto, self.seed, self.end = auto, seed, end
+        self.auto, self.seed, self.end, self.fixed = auto, seed, end, dict(auto.fixed)
         self.folds = Folds(self._estimator({}), training_data, seed)
         if len(self.folds.usable) < 2:
             raise DeltaflowError(
@@ -229,19 +229,36 @@ class _Search:
         study = optuna.create_study(sampler=sampler)
         default = self._default_options()
         count = len(self.folds.plan.left_out)
-        for _ in range(count):  # the default options on every fold
+        self._choose_context(default, pressed)
+        for _ in range(len(self.trials), count):  # the default options on every fold
             study.enqueue_trial(default)
-        while not pressed.is_set() and self._remaining() > 0:
-            if self.trials and not self._has_time():
-                break
+        while not pressed.is_set() and self._has_time():
             trial = study.ask()
             study.tell(trial, self._try(self._proposed(trial)))
             may_rehearse = self.folds.plan.few and self.folds.enough and self._has_time()
             if len(self.trials) == count and may_rehearse:
-                estimator = self._in_time(self.folds.estimator)
+                estimator = self._in_time(self.folds.estimator.with_settings(**self.fixed))
                 if rehearsal := self.folds.rehearsal(estimator):
                     rehearsal.run.train()
                     self.rehearsed = self.folds.rehearsed(estimator, rehearsal)
+
+    def _choose_context(self, default: dict[str, Any], pressed: threading.Event) -> None:
+        """Choose the context as estimators do, and keep its networks of the first folds."""
+        usual, *shorter = self.folds.contexts(self.folds.estimator)
+        if not shorter:
+            return
+        trials: list[list[_Trial]] = [[], []]
+        try:
+            for own, one in zip(trials, (usual, *shorter), strict=True):
+                self.trials, self.fixed["context_length"] = own, one.data.context_length
+                while len(own) < TRIED and not pressed.is_set() and self._has_time():
+                    self._try(default)
+        finally:  # also after Ctrl-C
+            members = [[Member(one.predictor, one.pairs) for one in own] for own in trials]
+            tried = all(len(own) == TRIED for own in trials)
+            chosen = int(tried and self.folds.suits(members[1], members[0]))
+            self.trials = trials[chosen]
+            self.fixed["context_length"] = shorter[0].data.context_length if chosen else None
 
     def result(self) -> AutoPredictor:
         """Blend and calibrate the best networks."""
@@ -310,7 +327,8 @@ class _Search:
         fold = number % len(self.folds.plan.left_out)
         estimator = planned(self._in_time(self._estimator(options)), self.folds.plan)
         member = self.folds.train(fold, estimator, number)
-        loss = compared_loss(member.predictor, self.hold, member.pairs)
+        held_out = HeldOut.of([member.predictor, self.hold], member.pairs, self.hold.schema)
+        loss = compared_loss(held_out, len(self.hold.schema.target))
         seconds = time.monotonic() - begun
         self.trials.append(_Trial(options, fold, *member, loss, seconds))
         best = min(trial.loss for trial in self.trials)
@@ -325,7 +343,7 @@ class _Search:
         return share if math.isfinite(share) else 1e9
 
     def _estimator(self, options: dict[str, Any]) -> IrregularEstimator:
-        given = {**self.auto.fixed, **options}
+        given = {**self.fixed, **options}
         return IrregularEstimator(self.auto.prediction_length, supports=self.auto.supports, **given)
 
     def _in_time(self, estimator: IrregularEstimator) -> IrregularEstimator:
@@ -339,6 +357,8 @@ class _Search:
 
     def _has_time(self) -> bool:
         """Return whether another network can probably be trained in time."""
+        if not self.trials:
+            return self._remaining() > 0
         return self._remaining() > 0.7 * float(np.median([one.seconds for one in self.trials]))
 
     def _tell(self, line: str) -> None:

@@ -139,10 +139,12 @@ def shares(held_out: HeldOut, weights: np.ndarray, channels: int) -> np.ndarray:
     return share / np.maximum(usual, np.finfo(float).tiny)[held_out.channel] / channels
 
 
-def compared_loss(predictor: DeltaflowPredictor, other: DeltaflowPredictor, pairs: Pairs) -> float:
-    """Return a predictor's quantile loss relative to another's, averaged over channels."""
-    schema = predictor.schema
-    own, others = losses_of_each(HeldOut.of([predictor, other], pairs, schema), len(schema.target))
+def compared_loss(held_out: HeldOut, channels: int) -> float:
+    """Return the quantile loss of the first of two predictors relative to that of the second.
+
+    It is averaged over channels.
+    """
+    own, others = losses_of_each(held_out, channels)
     seen = others > 0
     return float((own[seen] / others[seen]).mean()) if seen.any() else math.inf
 

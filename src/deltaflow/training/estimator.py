@@ -123,10 +123,11 @@ class IrregularEstimator(Estimator):
         network for more. Fewer than five items with 30 rows or more in total are cut into
         stretches, which count as items. Options that are not given are chosen from the data: the
         `scaling`; with many channels the `network`, `balance` and `distr_output`; with few items
-        `dropout`, `weight_decay`, `batch_size` and `num_batches_per_epoch`; and with many channels
-        of many items `lr`, `encoder_kwargs`, the gradient clipping, and all of these but
-        `dropout`. A printed line reports the choice. 0 trains one network on all items, without
-        validation.
+        `dropout`, `weight_decay`, `batch_size`, `num_batches_per_epoch`, and the `context_length`,
+        which is 5 unless the usual one is clearly better on held-out items; and with many channels
+        of many items `lr`, `encoder_kwargs`, the gradient clipping, and all of these but `dropout`
+        and `context_length`. A printed line reports the choice. 0 trains one network on all items,
+        without validation.
     calibrate
         Whether intervals are calibrated on the held-out items, see `ConformalPredictor`. Not done
         with fewer than five items or stretches.

@@ -24,8 +24,17 @@ from deltaflow.forecast.support import supports_of
 from deltaflow.heads import is_centred, make_output
 from deltaflow.randomness import derived_seed, seeded_run
 from deltaflow.training import engine
-from deltaflow.training.blend import Finished, Member, finish
-from deltaflow.training.plan import FEW_ITEMS, Plan, plan_for, planned
+from deltaflow.training.blend import Finished, Member, compared_loss, finish
+from deltaflow.training.plan import (
+    FEW_ITEMS,
+    OBSERVED,
+    SHORT_CONTEXT,
+    TRIED,
+    WORSE,
+    Plan,
+    plan_for,
+    planned,
+)
 from deltaflow.training.runs import Run, train_all
 from deltaflow.training.simple import SimpleForecasts, name_of, observed
 from deltaflow.training.stretches import Stretch, stretches
@@ -35,8 +44,8 @@ if TYPE_CHECKING:
     from deltaflow.training.estimator import IrregularEstimator
 
 LONG_IN_HORIZONS = 30
-"""If the median item is longer than this many horizons, there is no rehearsal: the values to
-forecast lie only slightly beyond the times seen in training."""
+"""If the median item is longer than this many horizons, the values to forecast lie only slightly
+beyond the ages seen in training."""
 
 
 class Folds:
@@ -116,6 +125,50 @@ class Folds:
         """Whether enough items are left out to calibrate on."""
         return sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
 
+    def contexts(self, estimator: IrregularEstimator) -> list[IrregularEstimator]:
+        """Return the estimator, and one with a short context if that is worth trying.
+
+        It is, if items are few, forecasts go beyond their ages, the last rows tell the last values,
+        and no context is given.
+        """
+        given, data = self._given, self._base.training_windows.data
+        is_given = given.data.context_length or given.data.context
+        if is_given or not self.plan.few or not self._goes_beyond:
+            return [estimator]
+        lengths = [data[int(item)].length for item in self.usable]
+        targets = slice(len(self._base.reader.schema.target))
+        values = np.concatenate([data[int(item)].values[:, targets] for item in self.usable])
+        if (
+            len(self.plan.left_out) < TRIED
+            or np.median(lengths) - given.prediction_length <= SHORT_CONTEXT
+            or np.isfinite(values).mean() < OBSERVED
+        ):
+            return [estimator]
+        return [estimator, estimator.with_settings(context_length=SHORT_CONTEXT)]
+
+    def suits(self, short: Sequence[Member], usual: Sequence[Member]) -> bool:
+        """Return whether the members of some folds are hardly worse with a short context.
+
+        Where both contexts are as good, networks with the short one are better at times beyond the
+        training data, which held-out items do not show.
+        """
+        schema = self._base.reader.schema
+        held_out = [
+            HeldOut.of([one.predictor, other.predictor], one.pairs, schema)
+            for one, other in zip(short, usual, strict=True)
+        ]
+        return compared_loss(HeldOut.joined(held_out), len(schema.target)) <= WORSE
+
+    @property
+    def _goes_beyond(self) -> bool:
+        """Whether forecasts lie at ages beyond those of all training data, see `LONG_IN_HORIZONS`.
+
+        A stretch lies among other stretches of its item.
+        """
+        lengths = [entry["target"].shape[-1] for entry in self.whole]
+        longest = LONG_IN_HORIZONS * self._given.prediction_length
+        return not self.cut and bool(np.median(lengths) <= longest)
+
     def train(self, fold: int, estimator: IrregularEstimator, number: int) -> Member:
         """Train a network on all folds but one; ``number`` determines its seed."""
         run = self.prepare(fold, estimator, number)
@@ -124,8 +177,9 @@ class Folds:
 
     def prepare(self, fold: int, estimator: IrregularEstimator, number: int) -> Run:
         """Prepare the training of a network on all folds but one; see :meth:`train`."""
-        left_out = self.plan.left_out[fold]
-        reader = replace(self._base.reader, scaling=estimator.data.scaling)
+        left_out, options = self.plan.left_out[fold], estimator.data
+        length = options.context_length_for(estimator.prediction_length)
+        reader = replace(self._base.reader, scaling=options.scaling, context_length=length)
         inside = np.setdiff1d(self.usable, left_out)
         return self._prepare(estimator, self.entries, inside, left_out, number, reader)
 
@@ -171,7 +225,7 @@ class Folds:
         Held-out items show how well a network forecasts other items, but not later times than those
         of the training data. Where all items change in the same way, only this rehearsal shows the
         errors at later times. Stretches need none: a held-out one already lies at other times than
-        the others. Nor do items that are much longer than the horizon, see `LONG_IN_HORIZONS`.
+        the others. Nor do items that are much longer than the horizon.
 
         Returns
         -------
@@ -181,7 +235,7 @@ class Folds:
         """
         length = estimator.prediction_length
         ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
-        if self.cut or np.median([end for _, end in ends]) > LONG_IN_HORIZONS * length:
+        if not self._goes_beyond:
             return None
         cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
         pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
@@ -269,11 +323,13 @@ def train_folds(
             f"into as many stretches; the training data have {count}: the intervals will cover "
             "less than they should"
         )
-    careful = folds.estimator
+    careful, runs = _with_context(folds)
+    tried, every = len(runs), len(folds.plan.left_out)
     blended = estimator.blend and folds.plan.few and estimator.sampling == "marginal"
-    runs = [folds.prepare(number, careful, number) for number in range(len(folds.plan.left_out))]
+    runs += [folds.prepare(number, careful, number) for number in range(tried, every)]
     rehearsal = folds.rehearsal(careful) if blended else None
-    train_all([*runs, rehearsal.run] if rehearsal else runs, estimator.processes)
+    others = [*runs[tried:], rehearsal.run] if rehearsal else runs[tried:]
+    train_all(others, estimator.processes)
     members = [folds.member(number, careful, run) for number, run in enumerate(runs)]
     epochs = [run.epochs for run in runs]
     if not members:
@@ -283,8 +339,24 @@ def train_folds(
     simple = folds.simple_forecasts(folds.whole) if blended else []
     rehearsed = folds.rehearsed(careful, rehearsal) if rehearsal else None
     finished = finish(members, simple, rehearsed, folds.supports, folds.calibrate)
-    rank_zero_info(_described(folds, epochs, simple, finished, rehearsal is not None))
+    rank_zero_info(_described(folds, careful, epochs, simple, finished, rehearsal is not None))
     return finished.predictor
+
+
+def _with_context(folds: Folds) -> tuple[IrregularEstimator, list[Run]]:
+    """Return the estimator with a context that suits the data, and its networks trained so far."""
+    usual, *shorter = folds.contexts(folds.estimator)
+    if not shorter:
+        return usual, []
+    both = [usual, *shorter]
+    runs = [[folds.prepare(number, one, number) for number in range(TRIED)] for one in both]
+    train_all([run for own in runs for run in own], usual.processes)
+    of_usual, of_short = (
+        [folds.member(number, one, run) for number, run in enumerate(own)]
+        for one, own in zip(both, runs, strict=True)
+    )
+    chosen = int(folds.suits(of_short, of_usual))
+    return both[chosen], runs[chosen]
 
 
 def _count(entry: DataEntry) -> int:
@@ -294,13 +366,14 @@ def _count(entry: DataEntry) -> int:
 
 def _described(
     folds: Folds,
+    estimator: IrregularEstimator,
     epochs: list[int],
     simple: Sequence[DeltaflowPredictor],
     finished: Finished,
     rehearsed: bool,
 ) -> str:
     """Describe in one line what was done."""
-    plan, estimator = folds.plan, folds.estimator
+    plan = folds.plan
     members = len(plan.left_out)
     items = f"{folds.items} {'item' if folds.items == 1 else 'items'}"
     items += f" in {len(folds.usable)} stretches" * bool(folds.cut)
@@ -322,7 +395,8 @@ def _described(
         else ""
     )
     options = {**vars(estimator.data), **vars(estimator.model), **vars(estimator.optimizer)}
-    settings = ", ".join(f"{name}={options[name]!r}" for name in plan.settings)
+    chosen = [*plan.settings, *(["context_length"] if estimator.data.context_length else [])]
+    settings = ", ".join(f"{name}={options[name]!r}" for name in chosen)
     return (
         f"Trained {what} ({items}, {aside}){last}, stopped after {most} epochs; "
         f"{settings}; {blend}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltaflow.data.dataset import UNKNOWN_LEVEL
 from deltaflow.data.matching import match
-from deltaflow.data.reader import FARTHEST
+from deltaflow.data.reader import FARTHEST, FEW_ROWS
 from deltaflow.data.schema import TICKS_PER_SECOND, Schema
 from deltaflow.data.series import Series, phases_at
 from deltaflow.data.validation import FrameRows, TimeColumn
@@ -233,8 +233,7 @@ class NetworkMember(Member):
             most = int(counts[own[0]])
             # Items with fewer queries repeat their last one.
             rows = asked.rows.starts[own, None] + np.minimum(np.arange(most), counts[own, None] - 1)
-            running = self._running([part[own].to(self.predictor.device) for part in parts])
-            ages = asked.ages[own][:, self._channels]
+            running, ages = self._present([part[own] for part in parts], asked.ages[own])
             args, loc, scale = self.network.forecast(
                 running, asked.gaps[rows], ages, covariates[rows]
             )
@@ -253,6 +252,11 @@ class NetworkMember(Member):
     def is_finite(self, parts: Sequence[Tensor]) -> bool:
         """Return whether all hidden states are finite."""
         return bool(self._running(parts).encoded.state.hidden.isfinite().all())
+
+    def _present(self, parts: Sequence[Tensor], ages: np.ndarray) -> tuple[Running, np.ndarray]:
+        """Return the states of some items, and the ages of the values of the network's channels."""
+        running = self._running([part.to(self.predictor.device) for part in parts])
+        return running, ages[:, self._channels]
 
     def _start(self, static: Static) -> Running:
         """Return the states of items before their first row."""
@@ -280,6 +284,58 @@ class NetworkMember(Member):
         """Return the state whose parts these are."""
         leaves = iter(parts)
         return mapped(lambda _: next(leaves), self._started)
+
+
+class ShortNetworkMember(NetworkMember):
+    """A network with a short context: the last rows are kept, and read anew for each forecast."""
+
+    def __init__(self, predictor: IrregularPredictor, schema: Schema) -> None:
+        super().__init__(predictor, schema)
+        self._length = predictor.reader.context_length
+        known = len(predictor.reader.statistics.covariate_center)
+        rows = torch.zeros(1, self._length, 1 + len(self._channels) + known, dtype=torch.float64)
+        real = torch.zeros(1, len(self._real), dtype=torch.float64)
+        self.parts = [rows, real, torch.zeros(1, len(self._cat), dtype=torch.int64)]
+
+    def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
+        """Keep the last rows: the time since the first one, values and covariates."""
+        given, (kept, *static) = arrived.given, (part.numpy() for part in parts)
+        kept[arrived.new] = np.nan
+        new_static = self._static(Static(*(part[arrived.new] for part in given.static)))
+        for part, new in zip(static, new_static, strict=True):
+            part[arrived.new] = new
+        known = self._covariates(given.times, given.known)
+        rows = np.column_stack([arrived.elapsed, given.values[:, self._channels], known])
+        # Of each kept row, the number among the new rows; negative for one that was kept before.
+        number = given.rows.counts[:, None] + np.arange(-self._length, 0)
+        before = np.minimum(number + self._length, self._length - 1)[..., None]
+        kept[:] = np.where(
+            number[..., None] < 0,
+            np.take_along_axis(kept, before, axis=1),
+            rows[given.rows.starts[:, None] + np.maximum(number, 0)],
+        )
+
+    def is_finite(self, parts: Sequence[Tensor]) -> bool:
+        """Return True: nothing that is kept can overflow."""
+        return True
+
+    def _present(self, parts: Sequence[Tensor], ages: np.ndarray) -> tuple[Running, np.ndarray]:
+        """Read the kept rows; ages are those within them."""
+        series, since, reader = [], [], self.predictor.reader
+        for rows, real, cat in zip(*(part.numpy() for part in parts), strict=True):
+            rows = rows[~np.isnan(rows[:, 0])]
+            times, values, known = np.split(rows, [1, 1 + len(self._channels)], axis=1)
+            one = Series(None, times[:, 0], values, known, real, cat)
+            times, values = (part[reader.context_of(one, one.length)] for part in (times, values))
+            since.append(times[-1] - np.where(np.isnan(values), times[0], times).max(axis=0))
+            series.append(one)
+        return self.network.read_whole(series), np.stack(since)
+
+
+def network_member(predictor: IrregularPredictor, schema: Schema) -> NetworkMember:
+    """Return the live member of a network, by the length of its context."""
+    short = predictor.reader.context_length <= FEW_ROWS
+    return (ShortNetworkMember if short else NetworkMember)(predictor, schema)
 
 
 class HoldMember(Member):
@@ -344,11 +400,11 @@ class GaussianProcessMember(Member):
 
 
 KINDS: dict[type[DeltaflowPredictor], Callable[[Any, Schema], Member]] = {
-    IrregularPredictor: NetworkMember,
+    IrregularPredictor: network_member,
     HoldPredictor: HoldMember,
     GaussianProcessPredictor: GaussianProcessMember,
 }
-"""The classes of live members, by predictor class."""
+"""What makes the live member of a predictor, by its class."""
 
 
 def members_of(predictor: DeltaflowPredictor, schema: Schema) -> list[Member]:
