@@ -81,12 +81,13 @@ PRESETS: dict[str, Preset] = {
 class AutoEstimator(Estimator):
     """Searches for the options that suit a data set, and blends the best networks.
 
-    The search first trains a network with the default options on each fold, and then networks with
-    options proposed by Optuna's TPE. Each is evaluated on its held-out fold, by its quantile loss
-    relative to that of a `HoldPredictor`. The networks of the defaults, and the best of the others
-    unless they are much worse on the same fold, are blended with simple forecasts and calibrated on
-    their held-out items, as in `IrregularEstimator`, after the same rehearsal. Ctrl-C ends the
-    search and keeps the best networks so far.
+    The search first trains a network with the default options on each fold, whose context is
+    chosen as in `IrregularEstimator`, and then networks with options proposed by Optuna's TPE.
+    Each is evaluated on its held-out fold, by its quantile loss relative to that of a
+    `HoldPredictor`. The networks of the defaults, and the best of the others unless they are
+    much worse on the same fold, are blended with simple forecasts and calibrated on their
+    held-out items, as in `IrregularEstimator`, after the same rehearsal. Ctrl-C ends the search
+    and keeps the best networks so far.
 
     Needs the extra ``auto``.
 
@@ -332,7 +333,8 @@ class _Search:
         seconds = time.monotonic() - begun
         self.trials.append(_Trial(options, fold, *member, loss, seconds))
         best = min(trial.loss for trial in self.trials)
-        words = ", ".join(f"{name} {_short(value)}" for name, value in options.items())
+        given = {name: value for name, value in self.fixed.items() if value}
+        words = ", ".join(f"{name} {_short(value)}" for name, value in {**options, **given}.items())
         self._tell(
             f"{number + 1}: {loss:.3f} × hold's quantile loss in {seconds:.0f} s ({words}); best "
             f"{best:.3f}, {max(self._remaining(), 0):.0f} s left"
