@@ -47,7 +47,7 @@ def test_other_processes_train_the_same_networks(tmp_path):
     script.write_text(SCRIPT)
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "the same", done.stderr
-    assert "Training 4 networks in 2 processes" in done.stderr  # two folds with two contexts
+    assert "Training 2 networks in 2 processes" in done.stderr
     assert "Traceback" not in done.stderr
 
 
