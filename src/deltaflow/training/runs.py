@@ -22,7 +22,7 @@ from deltaflow.data import IrregularDataModule
 from deltaflow.training import engine
 from deltaflow.training.lightning_module import ForecastLightningModule
 
-WORTH_A_PROCESS = 1500
+WORTH_A_PROCESS = 1000
 """With fewer steps of the optimiser altogether, starting processes, each of which imports all
 libraries, takes longer than it saves."""
 
