@@ -25,8 +25,7 @@ FARTHEST = 1e30
 """The largest Δt in typical gaps; sums of such fit into float32."""
 
 FEW_ROWS = 8
-"""Of a context of at most so many rows, live forecasts keep the rows; of a longer one, a state that
-is updated with each row and then depends on all of them."""
+"""The longest context that is short, see `Reader.is_short`."""
 
 _FAR = 1e6
 """The bound at which scaled training targets are clipped, far outside any useful range, to stay
@@ -201,6 +200,15 @@ class Reader:
             gap *= seconds_per_period(self.schema.time_unit)
         cycles = (CALENDAR_CYCLES[name] / gap for name in self.seasonality)
         return [cycle for cycle in cycles if 2 <= cycle <= self.span]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the context is so short that a live forecaster keeps its rows.
+
+        For a longer context it keeps a state, which is updated with each row and so depends on the
+        whole history.
+        """
+        return self.context_length <= FEW_ROWS
 
     def read(self, entry: DataEntry, num_queries: int | None = None) -> Series:
         """Check an entry and turn it into arrays; see `series_of`."""

@@ -248,7 +248,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         return self.sampled(np.take_along_axis(quantiles, ranks, axis=0))
 
     def paths(self) -> np.ndarray | None:
-        """Return the sampled paths ``(N, Q)`` or ``(N, Q, D)`` behind the forecast, None without.
+        """Return the sampled paths ``(N, Q)`` or ``(N, Q, D)``, or None if none were sampled.
 
         They need not be calibrated: their ranks alone are used, see :meth:`to_sample_forecast`.
         """

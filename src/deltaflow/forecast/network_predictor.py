@@ -18,7 +18,6 @@ from gluonts.torch.distributions import QuantileOutput
 from torch import Tensor
 
 from deltaflow.data import Batch, Reader
-from deltaflow.data.reader import FEW_ROWS
 from deltaflow.data.series import Series
 from deltaflow.errors import DeltaflowError, check_registered, check_whole, warn_once
 from deltaflow.forecast.forecasts import (
@@ -133,7 +132,7 @@ class IrregularPredictor(DeltaflowPredictor):
 
     def with_unlimited_context(self) -> "IrregularPredictor":
         """See `DeltaflowPredictor.with_unlimited_context`; both predictors share one network."""
-        if self.reader.context_length <= FEW_ROWS:
+        if self.reader.is_short:
             return self
         arguments = self._arguments()
         reader = {**arguments["reader"], "context_length": sys.maxsize, "context": None}

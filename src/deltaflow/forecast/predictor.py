@@ -140,8 +140,8 @@ class DeltaflowPredictor(RepresentablePredictor):
         """Return a predictor with the same weights that reads whole series of any length.
 
         By default, predictors read at most the last ``context_length`` observations, within
-        ``context``. Networks that read at most `FEW_ROWS` of them still do: they have never seen
-        longer series.
+        ``context``. Networks with a short context keep it, see `Reader.is_short`: they have never
+        seen longer series.
         """
         arguments = _replaced(self._arguments(), lambda member: member.with_unlimited_context())
         return type(self)(**arguments)

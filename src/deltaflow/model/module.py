@@ -148,8 +148,8 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         num_samples
             The number of trajectories of each.
         seeds
-            The seed of each series, whose trajectories then do not depend on the others of the
-            batch. If there are none, torch's random state is used.
+            The seed of each series, so that its trajectories do not depend on the other series of
+            the batch. If they are None, torch's random state is used.
 
         Returns
         -------
@@ -171,16 +171,10 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
             args = self.decode(encoded, delta_t.unsqueeze(1), known.unsqueeze(1))
             args = tuple(arg.squeeze(1).double() for arg in args)
             loc, scale = (part[:, : self.num_targets] for part in self.scaling.outputs(memory))
-            parts = loc, scale, *args
-            if seeds is None or None in seeds:
-                drawn = self._drawn(*parts)
-            else:
-                pieces = zip(*(part.split(num_samples) for part in parts), strict=True)
-                each = []
-                for seed, piece in zip(seeds, pieces, strict=True):
-                    with seeded(derived_seed(seed, step), gaps.device):
-                        each.append(self._drawn(*piece))
-                drawn = torch.cat(each)
+            own = None
+            if seeds is not None and None not in seeds:
+                own = [derived_seed(seed, step) for seed in seeds]
+            drawn = self._drawn([loc, scale, *args], own)
             paths.append(drawn)
             values = nn.functional.pad(drawn, (0, unread), value=torch.nan)
             rows, memory = self.scaling.read_next(memory, values)
@@ -190,9 +184,21 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         place = order.argsort(dim=1).unsqueeze(-1).expand_as(stacked)
         return stacked.gather(1, place).unflatten(0, (-1, num_samples))
 
-    def _drawn(self, loc: Tensor, scale: Tensor, *args: Tensor) -> Tensor:
-        """Return one sample of each distribution."""
-        return self.head.distribution(args, loc, scale).sample()
+    def _drawn(self, parts: Sequence[Tensor], seeds: Sequence[int | None] | None) -> Tensor:
+        """Return one sample of each distribution, drawn with the seed of its series.
+
+        ``parts`` are locations, scales and arguments, with the same number of rows per series. If
+        ``seeds`` is None, all are drawn together from torch's random state.
+        """
+        if seeds is None:
+            loc, scale, *args = parts
+            return self.head.distribution(args, loc, scale).sample()
+        each = []
+        pieces = zip(*(part.chunk(len(seeds)) for part in parts), strict=True)
+        for seed, own in zip(seeds, pieces, strict=True):
+            with seeded(seed, own[0].device):
+                each.append(self._drawn(own, None))
+        return torch.cat(each)
 
 
 def _loss_weights(

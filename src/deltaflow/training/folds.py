@@ -128,8 +128,8 @@ class Folds:
     def contexts(self, estimator: IrregularEstimator) -> list[IrregularEstimator]:
         """Return the estimator, and one with a short context if that is worth trying.
 
-        It is, if items are few, forecasts go beyond their ages, the last rows tell the last values,
-        and no context is given.
+        That is the case if items are few, forecasts lie at ages beyond the training data, nearly
+        all target values are observed, and no context is given.
         """
         given, data = self._given, self._base.training_windows.data
         is_given = given.data.context_length or given.data.context
@@ -233,10 +233,10 @@ class Folds:
             None if there are too few items with earlier values than the last
             ``prediction_length``, or if no rehearsal is needed.
         """
-        length = estimator.prediction_length
-        ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
         if not self._goes_beyond:
             return None
+        length = estimator.prediction_length
+        ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
         cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
         pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
         early = [known for known, _ in pairs]
@@ -323,15 +323,16 @@ def train_folds(
             f"into as many stretches; the training data have {count}: the intervals will cover "
             "less than they should"
         )
-    careful, runs = _with_context(folds)
-    tried, every = len(runs), len(folds.plan.left_out)
+    careful, tried, members = _with_context(folds)
+    others = range(len(tried), len(folds.plan.left_out))
     blended = estimator.blend and folds.plan.few and estimator.sampling == "marginal"
-    runs += [folds.prepare(number, careful, number) for number in range(tried, every)]
+    runs = [folds.prepare(number, careful, number) for number in others]
     rehearsal = folds.rehearsal(careful) if blended else None
-    others = [*runs[tried:], rehearsal.run] if rehearsal else runs[tried:]
-    train_all(others, estimator.processes)
-    members = [folds.member(number, careful, run) for number, run in enumerate(runs)]
-    epochs = [run.epochs for run in runs]
+    train_all([*runs, rehearsal.run] if rehearsal else runs, estimator.processes)
+    members += [
+        folds.member(number, careful, run) for number, run in zip(others, runs, strict=True)
+    ]
+    epochs = [run.epochs for run in (*tried, *runs)]
     if not members:
         output = careful.train_model(folds.entries, validation_data=None)
         members, epochs = [Member(output.predictor, [])], [output.trainer.current_epoch]
@@ -343,20 +344,20 @@ def train_folds(
     return finished.predictor
 
 
-def _with_context(folds: Folds) -> tuple[IrregularEstimator, list[Run]]:
+def _with_context(folds: Folds) -> tuple[IrregularEstimator, list[Run], list[Member]]:
     """Return the estimator with a context that suits the data, and its networks trained so far."""
     usual, *shorter = folds.contexts(folds.estimator)
     if not shorter:
-        return usual, []
+        return usual, [], []
     both = [usual, *shorter]
     runs = [[folds.prepare(number, one, number) for number in range(TRIED)] for one in both]
     train_all([run for own in runs for run in own], usual.processes)
-    of_usual, of_short = (
+    members = [
         [folds.member(number, one, run) for number, run in enumerate(own)]
         for one, own in zip(both, runs, strict=True)
-    )
-    chosen = int(folds.suits(of_short, of_usual))
-    return both[chosen], runs[chosen]
+    ]
+    chosen = int(folds.suits(short=members[1], usual=members[0]))
+    return both[chosen], runs[chosen], members[chosen]
 
 
 def _count(entry: DataEntry) -> int:

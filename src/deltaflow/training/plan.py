@@ -27,15 +27,16 @@ FOLDS, FOLDS_OF_LONG_ITEMS = 5, 3
 LONG = 48
 
 SHORT_CONTEXT, WORSE = 5, 1.05
-"""The context length that is tried if items are few, and the largest loss on held-out items,
-relative to the usual context, at which it is chosen. With the usual one, networks learn at which
-ages of the items which changes are usual; at ages beyond the training data, that misleads them."""
+"""The short context that is tried if items are few, and the largest loss on held-out items,
+relative to that with the usual context, at which it is chosen. Networks with the usual context also
+learn how items change at each age, which misleads them at ages beyond the training data."""
 
 TRIED = 2
 """The number of folds on which both contexts are tried."""
 
 OBSERVED = 0.95
-"""With fewer of the values in the rows of the targets, a short context may lack the last ones."""
+"""The smallest share of observed target values at which a short context is tried. If more are
+missing, it may not contain the last value of each channel."""
 
 SHARE_ASIDE = 0.1
 """The share of many items that is held out for validation and calibration."""

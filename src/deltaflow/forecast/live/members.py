@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deltaflow.data.dataset import UNKNOWN_LEVEL
 from deltaflow.data.matching import match
-from deltaflow.data.reader import FARTHEST, FEW_ROWS
+from deltaflow.data.reader import FARTHEST
 from deltaflow.data.schema import TICKS_PER_SECOND, Schema
 from deltaflow.data.series import Series, phases_at
 from deltaflow.data.validation import FrameRows, TimeColumn
@@ -334,8 +334,8 @@ class ShortNetworkMember(NetworkMember):
 
 def network_member(predictor: IrregularPredictor, schema: Schema) -> NetworkMember:
     """Return the live member of a network, by the length of its context."""
-    short = predictor.reader.context_length <= FEW_ROWS
-    return (ShortNetworkMember if short else NetworkMember)(predictor, schema)
+    kind = ShortNetworkMember if predictor.reader.is_short else NetworkMember
+    return kind(predictor, schema)
 
 
 class HoldMember(Member):
