@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.util
+import warnings
 from datetime import timedelta, timezone
 from zoneinfo import ZoneInfo
 
@@ -13,7 +14,7 @@ from gluonts.dataset.split import split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaflow import HoldPredictor, IrregularDataset
+from deltaflow import DeltaflowWarning, HoldPredictor, IrregularDataset
 from deltaflow.data.schema import TIME_UNITS, unit_seconds
 
 has_pyarrow = importlib.util.find_spec("pyarrow") is not None
@@ -281,3 +282,14 @@ def test_slices_and_selections_are_data_sets(univariate):
     assert univariate[1:3].schema == univariate.schema
     assert "8 items" in repr(univariate)
     assert "160 observation times" in repr(univariate)
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(1, "s"), (10**3, "ms")])
+def test_unix_time_that_would_count_as_hours_gives_a_warning(factor, unit):
+    frame = two_items([1_732_733_100 * factor, 1_732_733_160 * factor, 1_732_736_000 * factor])
+    with pytest.warns(DeltaflowWarning, match=f"Unix time in {unit}, .*time_unit='{unit}'"):
+        read(frame)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(frame, time_unit=unit).schema.time_unit == unit
+        read(two_items([1e5, 2e5, 3e5]))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.schema import ROLES, Schema, elapsed_time, unit_seconds
+from deltaflow.data.schema import ROLES, TICKS_PER_SECOND, Schema, elapsed_time, unit_seconds
 from deltaflow.data.validation import (
     FrameRows,
     TimeColumn,
@@ -29,6 +29,9 @@ from deltaflow.errors import DataError, check_registered, warn_once
 UNKNOWN_LEVEL, MISSING_LEVEL = -1, -2
 """The codes of a level that the schema does not know, and of a missing category, which entries
 store as an unknown level."""
+
+_UNIX_YEARS = 946_684_800, 4_102_444_800
+"""The years 2000 and 2100 in Unix time, in seconds."""
 
 
 class IrregularDataset(Sequence[DataEntry]):
@@ -266,6 +269,8 @@ def schema_from(
     univariate: bool,
 ) -> Schema:
     """Return the schema of columns by their roles, with the levels of the categories."""
+    if times.kind == "elapsed":
+        _question_unit(times.ticks, time_unit)
     return Schema(
         **{role: roles[role] for role in ROLES[:-1]},
         univariate=univariate,
@@ -274,6 +279,19 @@ def schema_from(
         time_zone=times.time_zone,
         feat_static_cat=levels,
     )
+
+
+def _question_unit(elapsed: np.ndarray, time_unit: str) -> None:
+    """Warn if elapsed numbers look like Unix time of a finer unit than the given one."""
+    for unit, ticks in TICKS_PER_SECOND.items():
+        first, last = (year * ticks for year in _UNIX_YEARS)
+        finer = unit_seconds(time_unit) > 1 / ticks
+        if finer and len(elapsed) and first <= elapsed.min() and elapsed.max() < last:
+            warn_once(
+                f"times such as {elapsed[0]:.0f} look like Unix time in {unit}, but count as "
+                f"{time_unit}: convert them with pd.to_datetime(..., unit={unit!r}), or give "
+                f"time_unit={unit!r}"
+            )
 
 
 def read_entries(
