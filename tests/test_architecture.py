@@ -1,7 +1,6 @@
 """Imports point one way: a module knows nothing of what is built on top of it."""
 
 import ast
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -39,21 +38,11 @@ def modules() -> dict[str, Path]:
     }
 
 
-def executed(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node of a tree but what only a type checker reads."""
-    yield node
-    children = ast.iter_child_nodes(node)
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-        children = node.orelse
-    for child in children:
-        yield from executed(child)
-
-
 def imports_of(path: Path, names: set[str]) -> set[str]:
     """The modules of deltaflow that a file imports, wherever it does, as keys of `modules`."""
     package = path.relative_to(SOURCE.parent).parent.parts
     imported = set()
-    for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -30,6 +30,7 @@ from deltaflow.randomness import check_seed, seeded_run
 from deltaflow.training.blend import Member, compared_loss, finish
 from deltaflow.training.estimator import IrregularEstimator
 from deltaflow.training.folds import Folds
+from deltaflow.training.network_estimator import NetworkEstimator
 from deltaflow.training.plan import FEW_ITEMS, TRIED, planned
 
 if TYPE_CHECKING:
@@ -348,7 +349,7 @@ class _Search:
         given = {**self.fixed, **options}
         return IrregularEstimator(self.auto.prediction_length, supports=self.auto.supports, **given)
 
-    def _in_time(self, estimator: IrregularEstimator) -> IrregularEstimator:
+    def _in_time(self, estimator: NetworkEstimator) -> NetworkEstimator:
         """Return an estimator whose training ends when the search does."""
         timer = Timer(duration=timedelta(seconds=max(self._remaining(), 1.0)), verbose=False)
         given = {"enable_progress_bar": False, "callbacks": [timer]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from gluonts.dataset.common import DataEntry, Dataset
@@ -25,6 +25,7 @@ from deltaflow.heads import is_centred, make_output
 from deltaflow.randomness import derived_seed, seeded_run
 from deltaflow.training import engine
 from deltaflow.training.blend import Finished, Member, compared_loss, finish
+from deltaflow.training.network_estimator import NetworkEstimator
 from deltaflow.training.plan import (
     FEW_ITEMS,
     OBSERVED,
@@ -39,9 +40,6 @@ from deltaflow.training.runs import Run, train_all
 from deltaflow.training.simple import SimpleForecasts, name_of, observed
 from deltaflow.training.stretches import Stretch, stretches
 from deltaflow.training.widening import widened
-
-if TYPE_CHECKING:
-    from deltaflow.training.estimator import IrregularEstimator
 
 LONG_IN_HORIZONS = 30
 """If the median item is longer than this many horizons, the values to forecast lie only slightly
@@ -74,7 +72,7 @@ class Folds:
         The support of each channel.
     """
 
-    def __init__(self, estimator: IrregularEstimator, training_data: Dataset, seed: int) -> None:
+    def __init__(self, estimator: NetworkEstimator, training_data: Dataset, seed: int) -> None:
         self.seed = seed
         self._given = estimator
         self.whole = self.entries = by_number(training_data)
@@ -107,7 +105,7 @@ class Folds:
         return plan._replace(epochs=int(engine.DEFAULTS["max_epochs"])) if self.cut else plan
 
     @cached_property
-    def estimator(self) -> IrregularEstimator:
+    def estimator(self) -> NetworkEstimator:
         """The estimator, with the settings of the plan."""
         return planned(self._given, self.plan)
 
@@ -125,7 +123,7 @@ class Folds:
         """Whether enough items are left out to calibrate on."""
         return sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
 
-    def contexts(self, estimator: IrregularEstimator) -> list[IrregularEstimator]:
+    def contexts(self, estimator: NetworkEstimator) -> list[NetworkEstimator]:
         """Return the estimator, and one with a short context if that is worth trying.
 
         That is the case if items are few, forecasts lie at ages beyond the training data, nearly
@@ -169,13 +167,13 @@ class Folds:
         longest = LONG_IN_HORIZONS * self._given.prediction_length
         return not self.cut and bool(np.median(lengths) <= longest)
 
-    def train(self, fold: int, estimator: IrregularEstimator, number: int) -> Member:
+    def train(self, fold: int, estimator: NetworkEstimator, number: int) -> Member:
         """Train a network on all folds but one; ``number`` determines its seed."""
         run = self.prepare(fold, estimator, number)
         run.train()
         return self.member(fold, estimator, run)
 
-    def prepare(self, fold: int, estimator: IrregularEstimator, number: int) -> Run:
+    def prepare(self, fold: int, estimator: NetworkEstimator, number: int) -> Run:
         """Prepare the training of a network on all folds but one; see :meth:`train`."""
         left_out, options = self.plan.left_out[fold], estimator.data
         length = options.context_length_for(estimator.prediction_length)
@@ -183,7 +181,7 @@ class Folds:
         inside = np.setdiff1d(self.usable, left_out)
         return self._prepare(estimator, self.entries, inside, left_out, number, reader)
 
-    def member(self, fold: int, estimator: IrregularEstimator, run: Run) -> Member:
+    def member(self, fold: int, estimator: NetworkEstimator, run: Run) -> Member:
         """Return the trained network of a fold."""
         left_out = self.plan.left_out[fold]
         predictor: DeltaflowPredictor = estimator.create_predictor(run.module)
@@ -219,7 +217,7 @@ class Folds:
         some, length = list(self.whole[:FEW_ITEMS]), self._given.prediction_length
         return SimpleForecasts.for_data(some, self.supports, length)
 
-    def rehearsal(self, estimator: IrregularEstimator) -> Rehearsal | None:
+    def rehearsal(self, estimator: NetworkEstimator) -> Rehearsal | None:
         """Prepare the training of a network without the last values of all items.
 
         Held-out items show how well a network forecasts other items, but not later times than those
@@ -250,7 +248,7 @@ class Folds:
             return None
         return Rehearsal(self._prepare(estimator, early, inside, aside, folds, base.reader), pairs)
 
-    def rehearsed(self, estimator: IrregularEstimator, rehearsal: Rehearsal) -> HeldOut:
+    def rehearsed(self, estimator: NetworkEstimator, rehearsal: Rehearsal) -> HeldOut:
         """Forecast the last values of all items, after the training of a rehearsal."""
         network = estimator.create_predictor(rehearsal.run.module)
         simple = self.simple_forecasts([known for known, _ in rehearsal.pairs])
@@ -258,7 +256,7 @@ class Folds:
 
     def _prepare(
         self,
-        estimator: IrregularEstimator,
+        estimator: NetworkEstimator,
         entries: Sequence[DataEntry],
         inside: np.ndarray,
         left_out: np.ndarray,
@@ -302,7 +300,7 @@ class Rehearsal(NamedTuple):
 
 
 def train_folds(
-    estimator: IrregularEstimator, training_data: Dataset, seed: int
+    estimator: NetworkEstimator, training_data: Dataset, seed: int
 ) -> DeltaflowPredictor:
     """Train a network for each fold, on all others; average and calibrate them.
 
@@ -344,7 +342,7 @@ def train_folds(
     return finished.predictor
 
 
-def _with_context(folds: Folds) -> tuple[IrregularEstimator, list[Run], list[Member]]:
+def _with_context(folds: Folds) -> tuple[NetworkEstimator, list[Run], list[Member]]:
     """Return the estimator with a context that suits the data, and its networks trained so far."""
     usual, *shorter = folds.contexts(folds.estimator)
     if not shorter:
@@ -367,7 +365,7 @@ def _count(entry: DataEntry) -> int:
 
 def _described(
     folds: Folds,
-    estimator: IrregularEstimator,
+    estimator: NetworkEstimator,
     epochs: list[int],
     simple: Sequence[DeltaflowPredictor],
     finished: Finished,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deltaflow.data import Reader
 from deltaflow.data.series import Series
 from deltaflow.training import engine
-
-if TYPE_CHECKING:
-    from deltaflow.training.estimator import IrregularEstimator
+from deltaflow.training.network_estimator import NetworkEstimator
 
 FEW_ITEMS = 250
 """Up to this many items, networks are trained on folds of all of them."""
@@ -212,7 +210,7 @@ def scaling_for(items: Sequence[np.ndarray]) -> str:
     return "running" if middle > MOST_UNLIKE else "last"
 
 
-def planned(estimator: IrregularEstimator, plan: Plan) -> IrregularEstimator:
+def planned(estimator: NetworkEstimator, plan: Plan) -> NetworkEstimator:
     """Return the estimator with those settings of a plan that it was not given itself."""
     free = [name for name in estimator.free_options if name in plan.settings]
     return estimator.with_settings(**{name: plan.settings[name] for name in free})
