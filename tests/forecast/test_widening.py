@@ -14,6 +14,7 @@ from deltaflow import (
 )
 from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.predictor import leads_of
+from deltaflow.forecast.widening import LARGEST_POWER
 from deltaflow.tasks import regular_seasonal, synthetic_task
 from deltaflow.training.widening import SHARE, reach_of
 
@@ -103,6 +104,39 @@ def test_the_power_is_the_least_that_covers_what_it_is_fitted_to(task, hold):
         covered = (score <= (scored.lead[own] / reach) ** power).mean()
         assert covered >= 0.8
         assert power == 0 or covered < 0.8 + 2 / own.sum()
+
+
+def held_out(value, width, lead) -> HeldOut:
+    """Values of the first channel, which are all forecast by 0 and an interval up to ``width``."""
+    value, width, lead = (np.asarray(part, dtype=float) for part in (value, width, lead))
+    quantiles = np.stack([np.zeros_like(width), np.zeros_like(width), width])[None]
+    count = np.arange(len(value))
+    return HeldOut(count.astype(str), 0 * count, lead * HOUR, lead * HOUR, value, quantiles)
+
+
+def test_values_that_no_power_covers_do_not_decide_on_it(task, hold, monkeypatch):
+    """Quantiles of counts coincide: an interval without width has none at any lead time."""
+    double = held_out(np.full(7, 2.0), np.ones(7), np.full(7, 4.0))  # covered by a power of 1/2
+    unreachable = held_out(np.ones(3), np.zeros(3), np.full(3, 4.0))
+    monkeypatch.setattr(HeldOut, "of", lambda *_: HeldOut.joined([double, unreachable]))
+    assert WideningPredictor.fit(hold, HOUR, []).powers[0] == pytest.approx(0.5)
+
+
+def test_intervals_that_are_too_narrow_at_the_reach_give_no_enormous_power(task, hold, monkeypatch):
+    close = held_out(np.full(9, 2.0), np.ones(9), np.full(9, 1 + 1e-6))
+    monkeypatch.setattr(HeldOut, "of", lambda *_: close)
+    wide = WideningPredictor.fit(hold, HOUR, [])
+    assert wide.powers[0] == LARGEST_POWER
+
+
+def test_intervals_are_finite_at_any_lead_time(task, hold):
+    entry = next(iter(task.tests["sink"].input))
+    times = np.array(entry["feat_dynamic_real"])
+    times[0, -1] += 1e15
+    far = next(iter(WideningPredictor(hold, 1.0, [3881.0, 8.0]).predict(
+        [{**entry, "feat_dynamic_real": times}]
+    )))  # fmt: skip
+    assert np.isfinite(far.quantiles([0.1, 0.5, 0.9])).all()
 
 
 def test_items_that_end_too_early_teach_nothing(task, hold):

@@ -15,6 +15,13 @@ from deltaflow.forecast.predictor import DeltaflowPredictor, WrappedPredictor, n
 LEVEL = 0.8
 """The nominal coverage of the interval between the quantiles of levels 0.1 and 0.9."""
 
+LARGEST_POWER = 8.0
+"""The largest fitted power. Close to the reach, where lead times hardly grow, only an enormous
+power would make up for intervals that are too narrow from the start."""
+
+LARGEST_FACTOR = 1e100
+"""The largest factor by which distances are multiplied, so that quantiles stay finite."""
+
 
 class WideningPredictor(WrappedPredictor):
     r"""Widens a predictor's intervals at lead times beyond its training data.
@@ -25,7 +32,8 @@ class WideningPredictor(WrappedPredictor):
     all targets of training windows lie. At a lead time :math:`t` beyond it, the distance of each
     quantile from the median is multiplied by :math:`(t / T)^p`, with the smallest power :math:`p`
     for which the interval between the quantiles of levels 0.1 and 0.9 covers 80 % of the held-out
-    values beyond the reach. Up to the reach, forecasts do not change.
+    values beyond the reach, or 8 if that is smaller. Values on a side where the interval has no
+    width, which no power widens, do not count. Up to the reach, forecasts do not change.
 
     Beyond the lead times of the held-out items, this is an extrapolation without any guarantee,
     plausible if errors continue to grow in the same way.
@@ -74,7 +82,9 @@ class WideningPredictor(WrappedPredictor):
         target = predictor.schema.target
         scored = HeldOut.of([predictor], held_out, predictor.schema, INNER)
         ratio = scored.lead / reach
-        score = np.abs(scored.errors(1e-300).error)
+        low, median, high = scored.inner
+        side = np.where(scored.value < median, median - low, high - median)
+        distance = np.abs(scored.value - median)
         if not (ratio > 1).any():
             raise DataError(
                 "no held-out item extends beyond the learned lead times",
@@ -82,18 +92,19 @@ class WideningPredictor(WrappedPredictor):
             )
         powers = []
         for number in range(len(target)):
-            own = (scored.channel == number) & (ratio > 1)
-            # A value is covered if its score is at most ratio ** power.
-            needed = np.log(np.maximum(score[own], 1e-9)) / np.log(ratio[own])
+            own = (scored.channel == number) & (ratio > 1) & ((side > 0) | (distance == 0))
+            # A value is covered if its distance is at most side * ratio ** power.
+            logs = [np.log(np.maximum(part[own], 1e-300)) for part in (distance, side)]
+            needed = (logs[0] - logs[1]) / np.log(ratio[own])
             power = float(np.quantile(needed, LEVEL, method="higher")) if len(needed) else 0.0
-            powers.append(max(0.0, power))
+            powers.append(min(max(0.0, power), LARGEST_POWER))
         return cls(predictor, float(reach), powers)
 
     def adjusted(self, forecast: RealTimeForecast, lead: np.ndarray) -> RealTimeForecast:
         """Widen a forecast; see `WrappedPredictor.adjusted`."""
         powers = self.powers[[self.schema.target.index(name) for name in forecast.target]]
         ratio = np.fmax(lead / self.reach, 1.0)  # 1 for padding, whose lead is NaN
-        factor = ratio[:, None] ** powers
+        factor = np.exp(np.minimum(powers * np.log(ratio[:, None]), np.log(LARGEST_FACTOR)))
         return forecast if (factor == 1).all() else widened(forecast, factor)
 
     def summary(self) -> dict[str, Any]:
