@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from threading import RLock
 from typing import overload
@@ -16,8 +16,11 @@ import torch
 
 from deltaflow.errors import DeltaflowError
 
-_ONE_AT_A_TIME = RLock()
+ONE_AT_A_TIME = RLock()
 """All threads share torch's random state, so only one at a time may replace it."""
+
+_ONE_RUN = RLock()
+"""Held by the thread whose seeded run goes on; only `seeded` draws may come in between."""
 
 
 def check_seed(seed: int | None) -> None:
@@ -88,7 +91,7 @@ def seeded(seed: int | None, device: str | torch.device = "cpu") -> Iterator[Non
         return
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
-    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=devices):
+    with ONE_AT_A_TIME, torch.random.fork_rng(devices=devices):
         if device.type == "cpu":
             # torch.manual_seed would prepare the seeds of all other devices, which takes longer
             # than anything else here.
@@ -103,18 +106,23 @@ def seeded_run(seed: int | None) -> Iterator[int]:
     """Seed Python, NumPy and torch inside, on all devices, and restore their states afterwards.
 
     Yields the seed. If it is None, all random states are used and advanced; the seed is drawn from
-    torch's.
+    torch's. Threads share these states, so their seeded runs take turns.
     """
     if seed is None:
         yield int(torch.randint(2**31, ()))
         return
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
+    forked = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+    with _ONE_RUN, ExitStack() as ends:
+        with ONE_AT_A_TIME:  # the end of another thread's draws would undo the seed
+            states = random.getstate(), np.random.get_state()  # noqa: NPY002
+            ends.enter_context(forked)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            torch.manual_seed(seed)
         try:
             yield seed
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
+            with ONE_AT_A_TIME:
+                ends.close()
+                random.setstate(states[0])
+                np.random.set_state(states[1])  # noqa: NPY002

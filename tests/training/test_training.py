@@ -901,6 +901,22 @@ def test_threads_share_no_random_numbers(univariate, instances, make_estimator):
             np.testing.assert_array_equal(drawn, samples(0))
 
 
+def test_a_seed_gives_the_same_weights_in_several_threads(univariate, instances, make_estimator):
+    entries = instances(univariate)
+
+    def medians(seed: int) -> np.ndarray:
+        predictor = make_estimator(GRUEstimator, seed=seed).train(univariate)
+        return np.stack([forecast.quantile(0.5) for forecast in predictor.predict(entries)])
+
+    seeds = [0, 1, 2, 3]
+    expected = [medians(seed) for seed in seeds]
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(medians, seeds))
+    np.testing.assert_array_equal(found, expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 COUNTS = ("prediction_length", "context_length", "batch_size", "num_batches_per_epoch")
 
 

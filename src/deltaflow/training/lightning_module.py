@@ -26,7 +26,7 @@ from deltaflow.model.networks import make_network, with_time_scales
 from deltaflow.model.options import ModelOptions
 from deltaflow.options import documents, options_from
 from deltaflow.process import ignore_notes
-from deltaflow.randomness import check_seed, derived_seed, seeded
+from deltaflow.randomness import ONE_AT_A_TIME, check_seed, derived_seed, seeded
 from deltaflow.saving import FORMAT, check_format
 from deltaflow.training.metrics import ForecastScores, score_table
 from deltaflow.training.options import OptimizerOptions
@@ -97,7 +97,7 @@ class ForecastLightningModule(pl.LightningModule):
         self.reader = reader if isinstance(reader, Reader) else Reader.from_dict(reader)
         self.prediction_length = prediction_length
         self.network_arguments = with_time_scales(model.network_arguments, self.reader)
-        with seeded(seed):
+        with ONE_AT_A_TIME, seeded(seed):
             self.network = make_network(
                 self.reader, make_output(distr_output), **self.network_arguments
             )
