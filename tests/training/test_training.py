@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, islice
 
 import lightning.pytorch as pl
 import numpy as np
@@ -433,6 +433,38 @@ def test_some_batches_can_be_overfitted(share, univariate):
     trainer = pl.Trainer(max_epochs=2, overfit_batches=share, **QUIET)
     trainer.fit(module, data)
     assert np.isfinite(trainer.callback_metrics["val_loss"].item())
+
+
+class Targets(pl.Callback):
+    """Keeps the targets of every training batch."""
+
+    def __init__(self) -> None:
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.batches.append(batch.target)
+
+
+@pytest.mark.parametrize(("share", "count"), [(2, 2), (0.5, 3)])
+def test_every_epoch_overfits_the_same_batches(share, count, univariate, tmp_path):
+    options = {**SMALL, "batch_size": 4, "num_batches_per_epoch": 6}
+    step = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    weights = []
+    for path in (None, tmp_path / f"step={count + 1}.ckpt"):  # a batch after the first epoch
+        data = IrregularDataModule(univariate, univariate, **options)
+        first = [batch.target for batch in islice(data.train_dataloader(), count)]
+        module = ForecastLightningModule(data.reader, 4, encoder="gru", hidden_size=8, seed=0)
+        seen = Targets()
+        callbacks = [seen] if path else [seen, step]
+        settings = {**QUIET, "enable_checkpointing": path is None, "callbacks": callbacks}
+        pl.Trainer(max_epochs=2, overfit_batches=share, **settings).fit(
+            module, data, ckpt_path=path
+        )
+        expected = first[1:] if path else first + first
+        assert len(seen.batches) == len(expected)
+        assert all(map(torch.equal, seen.batches, expected))
+        weights.append(module.state_dict())
+    assert_same_weights(*weights)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])

@@ -97,18 +97,21 @@ class EpochSampler(DistributedSampler[int]):
         return self.num_batches
 
     def __iter__(self) -> Iterator[int]:
-        epoch, place = self._begin
-        first = place if self.epoch == epoch else 0
         size = len(self)
-        return iter(range(self.epoch * size + first, (self.epoch + 1) * size))
+        return iter(range(self.epoch * size + self._first(), (self.epoch + 1) * size))
+
+    def _first(self) -> int:
+        """Return the batch at which the present epoch begins."""
+        epoch, place = self._begin
+        return place if self.epoch == epoch else 0
 
 
 class InOrder(EpochSampler, SequentialSampler):
     """The same batches in every epoch, in order.
 
-    This is a `SequentialSampler` because Lightning replaces others to overfit some batches, by one
-    that counts windows.
+    Used to evaluate, and to overfit some training batches. This is a `SequentialSampler` because
+    Lightning replaces others to overfit, by one that counts windows.
     """
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.num_batches))
+        return iter(range(self._first(), self.num_batches))

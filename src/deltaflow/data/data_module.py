@@ -266,7 +266,8 @@ class IrregularDataModule(pl.LightningDataModule):
         else:
             num_windows = len(windows)
         batches = self._batches(windows, num_windows)
-        return self._loader(batches, EpochSampler(batches, *self._begin))
+        order = InOrder if getattr(self.trainer, "overfit_batches", 0) > 0 else EpochSampler
+        return self._loader(batches, order(batches, *self._begin))
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return the loader of the validation windows, or an empty list."""
