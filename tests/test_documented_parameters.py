@@ -3,6 +3,7 @@
 import inspect
 import re
 from itertools import chain
+from typing import ForwardRef
 
 import pytest
 
@@ -26,3 +27,11 @@ def test_docstring_names_every_parameter(name):
     except ValueError:  # a warning's constructor has no signature
         parameters = {}
     assert set(parameters) <= known
+
+
+@pytest.mark.parametrize("name", OFFERED)
+def test_the_types_of_checked_arguments_are_known(name):
+    """Otherwise GluonTS's check refuses every value."""
+    model = getattr(OFFERED[name].__init__, "Model", None)
+    types = [field.type_ for field in model.__fields__.values()] if model else []
+    assert not [one for one in types if isinstance(one, ForwardRef)]

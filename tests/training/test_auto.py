@@ -8,6 +8,7 @@ from contextlib import suppress
 import numpy as np
 import pandas as pd
 import pytest
+from gluonts.core import serde
 
 from deltaflow import DeltaflowError, IrregularDataset, UnknownNameError, load_predictor
 from deltaflow.cli import main
@@ -66,6 +67,19 @@ def test_a_search_ends_in_time_with_a_blend_and_a_leaderboard(tmp_path, capsys):
     ):
         np.testing.assert_array_equal(first.quantile(0.9), second.quantile(0.9))
         assert np.isfinite(first.quantile(0.9)).all()
+
+
+def test_supports_may_be_given(monkeypatch):
+    monkeypatch.setattr(auto._Search, "_has_time", lambda search: search.rehearsed is None)
+    given = {"target": [-3.0, 0.5]}
+    estimator = AutoEstimator(2, time_limit=600.0, supports=given, seed=0, verbose=False)
+    estimator = serde.load_json(serde.dump_json(estimator))
+    data = IrregularDataset(
+        [{**entry, "target": np.minimum(entry["target"], 0.5)} for entry in waves()],
+        waves().schema,
+    )
+    for forecast in estimator.train(data).predict(asked(data)):
+        assert forecast.quantile(0.999).max() <= 0.5
 
 
 def test_a_search_without_time_for_more_is_the_default_estimator(monkeypatch):

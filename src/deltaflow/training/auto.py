@@ -1,7 +1,5 @@
 """A search for the options that suit a data set, within a time limit."""
 
-from __future__ import annotations
-
 import math
 import signal
 import threading
@@ -305,7 +303,7 @@ class _Search:
         searched = "encoder", "network", "hidden_size", "dropout", "weight_decay", "lr"
         return {name: options[name] for name in searched}
 
-    def _proposed(self, trial: optuna.Trial) -> dict[str, Any]:
+    def _proposed(self, trial: "optuna.Trial") -> dict[str, Any]:
         """Return the options to try next.
 
         The scaling is not searched for, but chosen from the data: with a scaling by the level of an
