@@ -188,9 +188,25 @@ def test_samples_of_averaged_paths_are_paths(members, multivariate, instances):
         np.testing.assert_array_equal(np.sort(samples, axis=0), forecast.quantiles(levels))
     distributions = EnsemblePredictor(members("distribution"))
     assert not distributions.draws_paths
-    for forecast in distributions.predict(instances(multivariate), num_samples=9):
+    for forecast in distributions.predict(instances(multivariate)):
         assert forecast.paths() is None
         assert forecast.to_sample_forecast(30).samples.shape == (30, 4, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_many_samples_are_drawn_as_asked(kind, members, multivariate, instances):
+    """From the average, for every kind of forecast, as GluonTS's evaluation asks for them."""
+    entries = instances(multivariate)
+    predictor = EnsemblePredictor(members(kind))
+    drawn = list(predictor.predict(entries, num_samples=600, seed=1))
+    again = list(predictor.predict(entries, num_samples=600, seed=1))
+    averages = predictor.predict(entries, seed=1)
+    for forecast, same, average in zip(drawn, again, averages, strict=True):
+        assert forecast.samples.shape == (600, 4, 2)
+        np.testing.assert_array_equal(forecast.samples, same.samples)
+        assert (forecast.paths() is None) == (kind != "paths")
+        low, median, high = average.quantiles([0.2, 0.5, 0.8])
+        assert (np.abs(forecast.quantile(0.5) - median) < 0.3 * (high - low)).all()
 
 
 def test_members_draw_samples_that_no_other_seed_draws(members, multivariate, instances):

@@ -57,6 +57,8 @@ def test_every_head_gives_finite_ordered_quantiles(
         assert quantiles.shape == (5, *shape)
         assert np.isfinite(quantiles).all()
         assert (np.diff(quantiles, axis=0) >= 0).all()
+    drawn = predictor.predict(entries, num_samples=7, seed=0)
+    assert [forecast.samples.shape for forecast in drawn] == [(7, *shape)] * len(entries)
 
     predictor.serialize(tmp_path)
     again = load_predictor(tmp_path).predict(entries, seed=0)

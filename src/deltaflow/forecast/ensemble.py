@@ -14,7 +14,7 @@ from deltaflow.data.series import entries_of
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.forecasts import EnsembleForecast, RealTimeForecast
 from deltaflow.forecast.network_predictor import IrregularPredictor
-from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.predictor import DeltaflowPredictor, sampled
 from deltaflow.randomness import check_seed, derived_seed
 
 
@@ -98,11 +98,22 @@ class EnsemblePredictor(DeltaflowPredictor):
 
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
-    ) -> Iterator[EnsembleForecast]:
+    ) -> Iterator[RealTimeForecast]:
         """Forecast each entry by every predictor; see `DeltaflowPredictor.predict`.
 
-        Each predictor draws its own samples, with a seed derived from ``seed``.
+        Each predictor draws its own samples, with a seed derived from ``seed``. ``num_samples`` are
+        those of the average, see `RealTimeForecast.to_sample_forecast`.
         """
+        if num_samples is None:
+            return self._averages(dataset, None, seed)
+        if self.draws_paths:
+            paths = self._averages(dataset, num_samples, seed)
+            return (forecast.to_sample_forecast() for forecast in paths)
+        return sampled(self._averages(dataset, None, seed), num_samples, seed)
+
+    def _averages(
+        self, dataset: Dataset, num_samples: int | None, seed: int | None
+    ) -> Iterator[EnsembleForecast]:
         check_seed(seed)
         count = len(self.predictors)
         seeds = [derived_seed(seed, number) for number in range(count)]

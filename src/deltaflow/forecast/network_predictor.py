@@ -283,15 +283,17 @@ class IrregularPredictor(DeltaflowPredictor):
             keys = ["mean"] * len(mean) + [str(level) for level in head.quantile_levels]
             scaled = torch.stack([*mean, *quantiles.unbind(-1)])
             values = (loc + scale * scaled).numpy()  # (K, R, D)
-            return (
+            exact: list[RealTimeForecast] = [
                 QuantileForecast(values[:, own][..., chosen], keys)
                 for own, chosen in zip(rows, channels, strict=True)
-            )
-
-        family = partial(distribution_of, head.output)
-        shared = SharedDistribution(family, [loc, scale, *args], bounds)
-        exact = [DistributionForecast(shared, *numbered) for numbered in enumerate(channels)]
-        if not num_samples and self._has_quantiles(shared):
+            ]
+            is_drawn = num_samples and len(head.quantile_levels) > 1  # a single one has no samples
+        else:
+            family = partial(distribution_of, head.output)
+            shared = SharedDistribution(family, [loc, scale, *args], bounds)
+            exact = [DistributionForecast(shared, *numbered) for numbered in enumerate(channels)]
+            is_drawn = num_samples or not self._has_quantiles(shared)
+        if not is_drawn:
             return exact
         drawn = []
         for forecast, seed in zip(exact, seeds or [None] * len(exact), strict=True):
