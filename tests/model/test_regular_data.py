@@ -76,6 +76,24 @@ def test_lists_and_tensors_are_read_as_arrays(seasonal, make_estimator):
     assert np.isfinite(answers[2]).all()
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint16"])
+def test_whole_numbers_of_any_type_are_read_as_floats(dtype, make_estimator):
+    random = np.random.default_rng(0)
+    low, high = (0, 2) if dtype == "bool" else (0, 120)
+    values = [random.integers(low, high, size=60) for _ in range(12)]
+    signs = [1 if dtype != "int8" else random.choice([-1, 1], 60) for _ in values]
+    start = pd.Period("2024-01-01", freq="D")
+    answers = []
+    for kind in (dtype, "float64"):
+        data = [
+            {"start": start, "item_id": str(number), "target": (own * sign).astype(kind)}
+            for number, (own, sign) in enumerate(zip(values, signs, strict=True))
+        ]
+        predictor = make_estimator(GRUEstimator, folds=2, blend=True).train(data)
+        answers.append([forecast.quantile(0.8) for forecast in predictor.predict(data)])
+    np.testing.assert_array_equal(answers[0], answers[1])
+
+
 @pytest.fixture(scope="module")
 def featured() -> list[dict]:
     """Two channels with features of every kind, in ten daily series."""

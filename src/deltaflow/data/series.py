@@ -115,7 +115,7 @@ def _checked(entry: Any) -> Any:
     lists = [
         field
         for field in ("target", "feat_dynamic_real", "past_feat_dynamic_real")
-        if entry.get(field) is not None and not _is_numeric(entry[field])
+        if entry.get(field) is not None and not _is_float(entry[field])
     ]
     if not lists:
         return entry
@@ -123,14 +123,14 @@ def _checked(entry: Any) -> Any:
         return {**entry, **{field: _array(entry[field], field) for field in lists}}
 
 
-def _is_numeric(values: Any) -> bool:
-    return isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
+def _is_float(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.dtype.kind == "f"
 
 
 def _array(values: Any, field: str) -> np.ndarray:
-    """Return a list, a tensor or an array of objects as an array of numbers, NaN for None."""
+    """Return a list, a tensor or an array of any kind as an array of floats, NaN for None."""
     array = _numbers(values, None, field)
-    return array if _is_numeric(array) else _numbers(array, np.float64, field)
+    return array if _is_float(array) else _numbers(array, np.float64, field)
 
 
 def schema_of(entries: Iterable[DataEntry]) -> Schema:
