@@ -4,6 +4,7 @@ import datetime
 import importlib.util
 import warnings
 from datetime import timedelta, timezone
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -14,7 +15,7 @@ from gluonts.dataset.split import split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltaflow import DeltaflowWarning, HoldPredictor, IrregularDataset
+from deltaflow import DataError, DeltaflowWarning, HoldPredictor, IrregularDataset
 from deltaflow.data.schema import TIME_UNITS, unit_seconds
 
 has_pyarrow = importlib.util.find_spec("pyarrow") is not None
@@ -215,6 +216,7 @@ MISSING = {
     "object with None": pd.Series([80, np.int8(82), None], dtype=object),
     "object with NA": pd.Series([80.0, 82, pd.NA], dtype=object),
 }
+MISSING["decimals"] = pd.Series([Decimal(80), Decimal("82.0"), Decimal("NaN")], dtype=object)
 if has_pyarrow:
     MISSING["int64[pyarrow]"] = pd.Series([80, 82, None], dtype="int64[pyarrow]")
     MISSING["double[pyarrow]"] = pd.Series([80, 82, None], dtype="double[pyarrow]")
@@ -266,6 +268,29 @@ def test_item_identifiers_may_be_of_any_type(dtype):
     frame = two_items([0, 1, 2])
     frame["item_id"] = frame["item_id"].map({"b": 7, "a": 3}).astype(dtype)
     assert [entry["item_id"] for entry in read(frame)] == ["7", "3"]
+
+
+@needs_pyarrow
+def test_entries_of_a_dictionary_without_rows_are_no_items():
+    """Such as those of the rows that a filter has left out."""
+    import pyarrow
+
+    frame = two_items([0, 1, 2])
+    dtype = pd.ArrowDtype(pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))
+    frame["item_id"] = frame["item_id"].astype(dtype)
+    for rows, items in ((frame.iloc[1:], ["a", "b"]), (frame.iloc[1::2], ["a"])):
+        assert [entry["item_id"] for entry in read(rows)] == items
+
+
+@needs_pyarrow
+def test_names_of_columns_may_be_of_any_type():
+    frame = two_items([0, 1, 2])
+    expected = [entry["target"] for entry in read(frame)]
+    for dtype in ("string", "string[pyarrow]", "category"):
+        other = frame.set_axis(pd.Index(frame.columns, dtype=dtype), axis="columns")
+        np.testing.assert_equal([entry["target"] for entry in read(other)], expected)
+        with pytest.raises(DataError, match="field 'MAP': the DataFrame has no such column"):
+            read(other, target="MAP")
 
 
 def test_static_features_may_be_missing():

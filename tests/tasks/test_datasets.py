@@ -1,6 +1,8 @@
 import numpy as np
+import pandas as pd
 import pytest
 
+from deltaflow import IrregularDataset
 from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
 from deltaflow.tasks import Columns, Split, load_task
 from deltaflow.tasks.datasets import read_dataset
@@ -152,6 +154,29 @@ def test_dates_that_can_be_read_in_one_way_are_read(days, tmp_path):
     (entry,) = read_dataset(path, Columns())
     expected = 31 * 24 if days[0] == "04/04/2024" else 24
     assert entry["feat_dynamic_real"].tolist() == [[0, expected]]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
+@pytest.mark.filterwarnings("error")
+def test_times_across_a_change_of_the_clocks_are_read_as_written(suffix, zone, tmp_path):
+    """Where pandas writes offsets that differ, and fractions of some seconds alone."""
+    times = ["2024-03-31 00:30", "2024-03-31 01:30:00.5", "2024-03-31 04:00"]
+    times = pd.to_datetime(times, format="ISO8601", utc=True).tz_convert(zone)
+    frame = pd.DataFrame({"item_id": "a", "timestamp": times, "target": [1.0, 2.0, 3.0]})
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(path)
+    dataset = read_dataset(path, Columns())
+    expected = IrregularDataset.from_long_dataframe(frame)
+    kept = zone == "UTC" or suffix == ".parquet"
+    assert dataset.schema.time_zone == (zone if kept or zone is None else "UTC")
+    (own,), (other,) = dataset, expected
+    np.testing.assert_array_equal(own["feat_dynamic_real"], other["feat_dynamic_real"])
+    assert own["info"]["time_origin"] == other["info"]["time_origin"]
 
 
 def test_a_file_needs_a_target(csv):

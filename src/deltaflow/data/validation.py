@@ -6,6 +6,7 @@ import numbers
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone, tzinfo
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +18,9 @@ from deltaflow.errors import DataError
 YEAR_1, YEAR_10000 = -62135596800, 253402300800
 """Seconds since 1970. Between them, a year has four digits, as ISO 8601 requires."""
 
+
+OFFSET = re.compile(r":\d{2}(?:\.\d+)?\s*(?P<offset>Z|[+-]\d{2}(?::?\d{2})?)$", re.IGNORECASE)
+"""The end of a text that gives a time of day with its offset from UTC."""
 
 Refuse = Callable[[np.ndarray, str, str, str], None]
 """Raises an error that names the first place where something is wrong: of a mask ``(N,)``, what the
@@ -120,15 +124,16 @@ def check_columns(frame: pd.DataFrame, columns: Iterable[str], what: str = "the 
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"{what} is a {type(frame).__name__}, not a pandas DataFrame",
                         "convert it, one of polars by its to_pandas()")  # fmt: skip
+    names = list(frame.columns)  # a comparison of the index depends on its type
     for column in columns:
-        count = int((frame.columns == column).sum())
+        count = names.count(column)
         if count == 0:
             in_index = column in frame.index.names
             raise DataError(
                 f"{what} has no such column",
                 "it is in the index: call reset_index()"
                 if in_index
-                else f"its columns are {list(frame.columns)}",
+                else f"its columns are {names}",
                 field=str(column),
             )
         if count > 1:
@@ -197,6 +202,10 @@ def item_codes(frame: pd.DataFrame, item_id: str) -> tuple[np.ndarray, pd.Index]
             field=item_id,
             position=frame.index[int(np.argmax(codes < 0))],
         )
+    if isinstance(frame[item_id].dtype, pd.ArrowDtype):
+        # Of a dictionary, pandas returns all entries, in their order, even those of no row.
+        codes, used = pd.factorize(codes)
+        items = items.take(used)
     return codes, items if isinstance(items, pd.Index) else pd.Index(items)
 
 
@@ -277,7 +286,8 @@ def read_numbers(column: pd.Series, rows: FrameRows) -> np.ndarray:
     field = str(column.name)
     if column.dtype == object:
         wrong = [
-            not (v is None or v is pd.NA or isinstance(v, (numbers.Real, np.bool_))) for v in column
+            not (v is None or v is pd.NA or isinstance(v, (numbers.Real, Decimal, np.bool_)))
+            for v in column
         ]
         wrong = np.array(wrong, dtype=bool)[rows.order]
         if wrong.any():

@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
@@ -24,9 +23,6 @@ from deltaflow.errors import DataError
 from deltaflow.forecast.columns import FrameColumns, Queries
 from deltaflow.forecast.live import LiveForecaster
 from deltaflow.forecast.live.frames import Observations, gather_observations
-
-_OFFSET = re.compile(r":\d{2}(\.\d+)?\s*(Z|[+-]\d{2}(:?\d{2})?)$", re.IGNORECASE)
-"""The end of a time of day with an offset from UTC."""
 
 _MISSING = ("", "NA", "NaN", "nan", "null")
 """The representations of a missing number in a CSV file."""
@@ -206,7 +202,7 @@ class Rows:
             "is not a timestamp in ISO 8601 from the years 1678 to 2261",
             "give one such as 2024-01-01T08:00:00",
         )
-        offset = np.array([bool(_OFFSET.search(text)) for text in texts])
+        offset = np.array([bool(validation.OFFSET.search(text)) for text in texts])
         if schema.time_zone is None:
             refuse(offset, "has an offset from UTC", "the training data have none")
         else:

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 from gluonts.dataset.common import load_datasets
 from gluonts.dataset.split import split as split_at
-from pandas.api.types import is_numeric_dtype
+from pandas.api.types import is_datetime64_any_dtype, is_numeric_dtype
 
 from deltaflow.data import IrregularDataset, TimeSplitter
-from deltaflow.data.validation import level_of_cell
+from deltaflow.data.validation import OFFSET, level_of_cell
 from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
 from deltaflow.tasks.clinical import clinical_task
 from deltaflow.tasks.physiome_ode import physiome_ode_task
@@ -190,19 +190,34 @@ def read_file(path: Path, columns: Columns) -> pd.DataFrame:
         raise DataError(f"{path.name} cannot be read ({error})", "create the file again",
                         field="dataset") from error  # fmt: skip
     timestamp = columns.timestamp
-    if timestamp in frame and not is_numeric_dtype(frame[timestamp]):
-        try:
-            times = pd.to_datetime(frame[timestamp])  # CSV has no dates
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                f"holds a value that is not a timestamp ({error})",
-                "write all times in one format, either all with a time zone or all without",
-                field=timestamp,
-            ) from error
-        if not frame[timestamp].astype(str).str.match(r"\d{4}").all():
-            _check_order(frame[timestamp], times)
-        frame[timestamp] = times
+    if timestamp in frame:
+        kind = frame[timestamp].dtype
+        if not is_numeric_dtype(kind) and not is_datetime64_any_dtype(kind):
+            frame[timestamp] = _read_texts(frame[timestamp])  # CSV has no dates
     return frame
+
+
+def _read_texts(column: pd.Series) -> pd.Series:
+    """Read times that are written as text; those with different offsets from UTC are in UTC."""
+    texts = column.astype(str)
+    offsets = texts.str.extract(OFFSET)["offset"]
+    try:
+        if offsets.notna().any() and (offsets.isna() & column.notna()).any():
+            raise ValueError("only some have an offset from UTC")
+        in_utc = len(offsets.dropna().unique()) > 1  # around a change of the clocks, for example
+        try:
+            times = pd.to_datetime(column, utc=in_utc)
+        except ValueError:  # pandas writes fractions of a second only where there are some
+            times = pd.to_datetime(column, format="ISO8601", utc=in_utc)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"holds a value that is not a timestamp ({error})",
+            "write all times in one format, either all with a time zone or all without",
+            field=str(column.name),
+        ) from error
+    if not texts.str.match(r"\d{4}").all():
+        _check_order(column, times)
+    return times
 
 
 def _check_order(texts: pd.Series, times: pd.Series) -> None:
