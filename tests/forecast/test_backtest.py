@@ -247,3 +247,43 @@ def test_columns_in_the_index_are_named():
     for frame in (walk().set_index("t"), walk().set_index(["id", "t"])):
         with pytest.raises(DataError, match=r"in the index: call reset_index\(\)"):
             IrregularDataset.from_long_dataframe(frame, **NAMES, **ROLES)
+
+
+def test_a_cutoff_at_which_the_clocks_change_is_refused():
+    df = walk()
+    df["t"] += pd.Timedelta("89D")  # the last Sunday in March comes after three days
+    options = {"horizon": "6h", "columns": ROLES, **NAMES}
+    with pytest.raises(DataError, match=r"clocks of Europe/Berlin change.*'2024-03-31 02:30"):
+        backtest_df(HoldEstimator(6), df, cutoffs="2024-03-31 02:30", **options)
+    for moment in ("2024-03-31 03:30", "2024-03-31 01:30+00:00"):
+        scores = backtest_df(HoldEstimator(6), df, cutoffs=moment, **options).scores
+        assert (scores["cutoff"] == pd.Timestamp("2024-03-31 01:30", tz="UTC")).all()
+
+
+def test_items_may_be_a_dictionary_with_entries_of_no_row():
+    pa = pytest.importorskip("pyarrow")
+    df = walk()
+    coded = df["id"].astype(pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string())))
+    df, coded = df[df["id"] != "i1"], df.assign(id=coded)[df["id"] != "i1"]
+    expected = future_df(df, horizon="6h", every="2h", **NAMES)
+    future = future_df(coded, horizon="6h", every="2h", **NAMES)
+    assert future["id"].dtype == coded["id"].dtype
+    pd.testing.assert_frame_equal(future.astype({"id": str}), expected)
+    for cutoffs in (2, "24h", "2024-01-04"):
+        options = {"horizon": "6h", "cutoffs": cutoffs, "columns": ROLES, **NAMES}
+        one, other = (backtest_df(HoldEstimator(6), frame, **options) for frame in (df, coded))
+        pd.testing.assert_frame_equal(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("column", ["actual", "cutoff"])
+def test_columns_of_the_result_are_no_keys(column):
+    for key, name in NAMES.items():
+        df, names = walk().rename(columns={name: column}), {**NAMES, key: column}
+        with pytest.raises(DataError, match=f"field '{column}': is also the name of a column"):
+            backtest_df(HoldEstimator(6), df, horizon="6h", columns=ROLES, **names)
+
+
+def test_scores_need_levels():
+    with pytest.raises(DataError, match="'quantile_levels': there are none"):
+        backtest_df(HoldEstimator(6), walk(), horizon="6h", columns=ROLES, quantile_levels=[],
+                    **NAMES)  # fmt: skip

@@ -84,7 +84,7 @@ def future_df(
     2       b        5.0
     3       b        6.0
     """
-    times = _checked_times(df, item_id, timestamp)
+    times, item = _read_frame(df, item_id, timestamp)
     if df.empty:
         raise DataError("df has no rows", "give at least one observation")
     step, reach = _span(every, "every", times), _span(horizon, "horizon", times)
@@ -95,14 +95,14 @@ def future_df(
             field="every",
         )
     count = int(np.floor(reach / step * (1 + 1e-12)))
-    if item_id is None:
-        last = times[times == times.max()].iloc[:1].to_frame().reset_index(drop=True)
-    else:
-        last = times.groupby(df[item_id], sort=False, observed=True).max().reset_index()
-    grid = last.loc[last.index.repeat(count)].reset_index(drop=True)
+    last = times.groupby(item).max()
     ahead = pd.Series(np.tile(np.arange(1, count + 1), len(last)))
+    grid = pd.DataFrame(index=ahead.index)
+    if item_id is not None:
+        first_rows = np.unique(item, return_index=True)[1]
+        grid[item_id] = df[item_id].iloc[first_rows.repeat(count)].array
     try:
-        grid[timestamp] = grid[timestamp] + ahead * step
+        grid[timestamp] = pd.Series(last.repeat(count).array) + ahead * step
     except (OverflowError, ValueError):  # the latter from Arrow
         raise DataError(
             f"a horizon of {horizon} ends beyond the range of {times.dtype}",
@@ -165,24 +165,29 @@ def backtest_df(
     ['cutoff', 'target_name', 'values', 'mae', 'quantile_loss', 'coverage']
     """
     levels = read_levels(quantile_levels)
+    if not levels:
+        raise DataError("there are none to score", "give some such as [0.1, 0.9]",
+                        field="quantile_levels")  # fmt: skip
     keys = [timestamp] if item_id is None else [item_id, timestamp]
+    for key in keys:
+        if key in ("actual", "cutoff"):
+            raise DataError("is also the name of a column of the result", "rename", field=key)
     roles = {**(columns or {}), "item_id": item_id, "timestamp": timestamp}
-    times = _checked_times(df, item_id, timestamp)
+    times, item = _read_frame(df, item_id, timestamp)
     reach = _span(horizon, "horizon", times)
     predictor = model if isinstance(model, DeltaflowPredictor) else None
     parts = []
     for cutoff, end in _cutoffs(times, cutoffs, reach):
         if end is not None:  # the last row is the end of the last horizon
-            past, future = df[times <= cutoff], df[(times > cutoff) & (times <= end)]
+            is_past, within = times <= cutoff, times <= end
         else:
             moment = cutoff
             if isinstance(cutoff, pd.Timedelta):
-                by_item = None if item_id is None else times.groupby(df[item_id], observed=True)
-                moment = cutoff + (times.min() if by_item is None else by_item.transform("min"))
-            past = df[times < moment]
-            future = df[(times >= moment) & (times < moment + reach)]
-        if item_id is not None:
-            future = future[future[item_id].isin(past[item_id].unique())]
+                moment = cutoff + times.groupby(item).transform("min")
+            is_past, within = times < moment, times < moment + reach
+        is_past = is_past.to_numpy(dtype=bool)
+        is_future = within.to_numpy(dtype=bool) & ~is_past & np.isin(item, item[is_past])
+        past, future = df[is_past], df[is_future]
         if past.empty or future.empty:
             where = "before" if past.empty else "after"
             raise DataError(f"nothing lies {where} the cutoff {cutoff}", "choose another cutoff",
@@ -229,12 +234,20 @@ def _scores(forecasts: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _checked_times(df: pd.DataFrame, item_id: str | None, timestamp: str) -> pd.Series:
-    """Return the times of a frame, checked to be timestamps or numbers."""
+def _read_frame(
+    df: pd.DataFrame, item_id: str | None, timestamp: str
+) -> tuple[pd.Series, np.ndarray]:
+    """Return the times of a frame, checked to be timestamps or numbers, and each row's item.
+
+    Items are numbered in their order of appearance.
+    """
     check_columns(df, [timestamp] if item_id is None else [item_id, timestamp], "df")
     with located(frame="df"):
-        read_times(df[timestamp], gather_rows(df, item_id))
-    return df[timestamp].infer_objects()
+        rows = gather_rows(df, item_id)
+        read_times(df[timestamp], rows)
+    item = np.empty(len(df), dtype=np.int64)
+    item[rows.order] = rows.item
+    return df[timestamp].infer_objects(), item
 
 
 def _cutoffs(
@@ -272,7 +285,14 @@ def _moment(cutoff: Any, times: pd.Series) -> Any:
         date, zone = read_date(cutoff, "cutoffs"), times.dt.tz
         if date.tz is not None and zone is None:
             raise ValueError("they have a time zone, and the data none") from None
-        return date.tz_localize(zone) if zone and date.tz is None else date
+        if zone is None or date.tz is not None:
+            return date
+        moment = date.tz_localize(zone, ambiguous="NaT", nonexistent="NaT")
+        if moment is pd.NaT:
+            raise ValueError(
+                f"the clocks of {zone} change then: add the offset from UTC, as in '{date}+00:00'"
+            ) from None
+        return moment
 
 
 def _span(value: Span, field: str, times: pd.Series) -> Any:
