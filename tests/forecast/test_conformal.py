@@ -185,6 +185,28 @@ def test_folds_are_calibrated_by_the_member_that_left_them_out():
     assert calibrated.summary()["calibrated_on_items"] == {"x0": 30}
 
 
+@pytest.mark.parametrize(("rise", "corrected"), [(0.1, False), (30.0, True)])
+def test_folds_correct_only_a_large_bias(rise, corrected):
+    """If members are a little too low on held-out items, they need not be so later on. A single
+    member is corrected for any bias, and keeps the promise at every level."""
+    random = np.random.default_rng(7)
+    low = narrow_hold(random)
+    rising = [{**entry, "target": entry["target"] + rise * np.arange(ROWS)}
+              for entry in items(30, random)]  # fmt: skip
+    test = list(split(rising, offset=-AHEAD)[1].generate_instances(AHEAD))
+    several = ConformalPredictor.fit_folds([low, low], [test[::2], test[1::2]])
+    single = ConformalPredictor.fit_folds([low], [test])
+    entries = [past for past, _ in test]
+    shifts = []
+    for model in (several, single):
+        forecasts = zip(model.predict(entries), low.predict(entries), strict=True)
+        shifts.append([own.quantile(0.5) - plain.quantile(0.5) for own, plain in forecasts])
+    assert (np.array(shifts[1]) > 0).all()
+    assert (np.array(shifts[0]) > 0).all() == corrected
+    assert np.any(shifts[0]) == corrected
+    assert covered(several, test, 0.1, 0.9).mean() > 0.75
+
+
 def test_several_origins_of_an_item_are_one_item():
     data = items(12, np.random.default_rng(4))
     predictor = HoldPredictor.fit(data, 1)

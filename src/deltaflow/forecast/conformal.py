@@ -28,6 +28,9 @@ ROUNDING = 1e-9
 """Lead times that differ by at most this share count as equal, since they are differences of
 rounded times."""
 
+TOLERATED = 0.5
+"""The bias of several members, in units of the scores, up to which medians are not shifted."""
+
 FEWEST_ITEMS = 5
 """With fewer items, a channel is not calibrated."""
 
@@ -154,7 +157,9 @@ class ConformalPredictor(WrappedPredictor):
         makes intervals much wider than necessary. A single member keeps the guarantee.
 
         Intervals are widened where they cover too little, but never made narrower than those of the
-        predictor: the future is seldom easier to forecast than the past.
+        predictor: the future is seldom easier to forecast than the past. And they are not shifted
+        for a bias of up to half a unit of the scores: the bias at the earlier times of held-out
+        items says little about that at later ones. A single member is corrected for any bias.
 
         Parameters
         ----------
@@ -202,7 +207,8 @@ class ConformalPredictor(WrappedPredictor):
         narrowest
             ``(len(LEVELS),)`` the scores of the narrowest intervals.
         """
-        quantiles = conformal_quantiles if len(folds) == 1 else expected_quantiles
+        exact = len(folds) == 1
+        quantiles = conformal_quantiles if exact else expected_quantiles
         known = HeldOut.joined(folds)
         if not len(known.value):
             raise DataError("nothing was observed after the origins of the calibration",
@@ -214,6 +220,8 @@ class ConformalPredictor(WrappedPredictor):
             floor = float(max(usual, least[number] if least else 0.0, 1e-300))
             errors = own.errors(floor)
             bounds, table = _calibrate(own.item, own.lead, errors.error, quantiles)
+            if not exact:
+                table -= table[:, LEVELS == 0.5].clip(-TOLERATED, TOLERATED)
             table = np.where(LEVELS < 0.5, np.minimum(table, narrowest), table)
             table = np.where(LEVELS > 0.5, np.maximum(table, narrowest), table)
             factor = (
