@@ -619,9 +619,9 @@ def test_where_items_err_together_intervals_are_widened_and_it_is_said(common, c
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         predictor = quick(folds=2, blend=True).train(IrregularDataset.from_long_dataframe(frame))
     (line,) = [text for text in caplog.messages if text.startswith("Trained")]
-    factor = predictor.summary().get("widened_for_common_errors", {"target": 1.0})["target"]
-    assert (factor > 1.2) == ("because the errors of items are correlated" in line) == (common > 0)
-    assert common or factor == 1
+    factor = predictor.summary()["widened_for_common_errors"]["target"]
+    assert f"widened {factor:.3g} times for errors that items share" in line
+    assert factor > 1.2 if common else factor == pytest.approx(np.sqrt(1.2), abs=1e-3)
 
 
 def test_a_negative_number_of_folds_is_refused():

@@ -20,6 +20,10 @@ LARGEST = 4.0
 SIGNIFICANT = 2.0
 """The number of standard errors above which a correlation is significant."""
 
+ASSUMED = 0.2
+"""The smallest common part of later errors that is assumed, as a share of the mean square of those
+on held-out items: a rehearsal shows a single future."""
+
 FEWEST_TOGETHER = 9
 """With fewer items, the quantiles of levels 0.1 and 0.9 already lie beyond all errors."""
 
@@ -99,25 +103,28 @@ def _estimates(items: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> tupl
 def widening_for(left_out: "Errors", rehearsed: "Errors") -> float:
     r"""Return the factor by which intervals widen for the errors that items will share.
 
-    Intervals widen if the errors of held-out items are correlated at the `SIGNIFICANT` level, which
-    shows that their common part is no course learned from other items, and if the errors beyond the
-    training data have a common part. With its variance :math:`B` in the rehearsal, and the mean
-    squared error :math:`S` of held-out items, intervals become :math:`\sqrt{1 + B / S}` times as
-    wide.
+    With :math:`B`, the variance of the common part of errors beyond the training data, and
+    :math:`S`, the mean squared error of held-out items, intervals become :math:`\sqrt{1 + B / S}`
+    times as wide. In the rehearsal :math:`B` is estimated if the errors of held-out items are
+    correlated at the `SIGNIFICANT` level, which shows that their common part is no course learned
+    from other items. At least `ASSUMED` is taken for :math:`B / S`: the rehearsal is a single
+    future, in which the common part may by chance be small. There is no guarantee; over many data
+    sets, coverage is much closer to nominal.
 
-    The rehearsal is a single future, in which the common part may by chance be small or large, so
-    that there is no guarantee; over many data sets, coverage is much closer to nominal.
+    With fewer than `FEWEST_TOGETHER` items, intervals do not widen.
 
     Parameters
     ----------
     left_out, rehearsed
         Errors on held-out items, and on the last values of all items.
     """
-    known, beyond = common(*left_out), common(*rehearsed)
-    if known is None or beyond is None or known.correlation <= SIGNIFICANT * known.error:
+    if len(np.unique(left_out.item)) < FEWEST_TOGETHER:
         return 1.0
-    square = float((np.clip(left_out.error, -LARGEST, LARGEST) ** 2).mean())
-    return float(np.sqrt(1 + max(beyond.variance, 0.0) / square))
+    share, known, beyond = ASSUMED, common(*left_out), common(*rehearsed)
+    if known and beyond and known.correlation > SIGNIFICANT * known.error:
+        square = float((np.clip(left_out.error, -LARGEST, LARGEST) ** 2).mean())
+        share = max(share, beyond.variance / square)
+    return float(np.sqrt(1 + share))
 
 
 class Errors(NamedTuple):

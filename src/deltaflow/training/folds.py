@@ -389,7 +389,7 @@ def _described(
     ]
     blend = f"blended from {', '.join(parts)}; " if simple else ""
     wider = (
-        f" and widened {finished.widened:.3g} times, because the errors of items are correlated"
+        f" and widened {finished.widened:.3g} times for errors that items share at the same time"
         if finished.widened > 1
         else ""
     )
