@@ -30,6 +30,7 @@ def test_a_comparison_of_several_sets_has_one_table_over_them(tiny):
     assert text.startswith("## Quantile loss as a share of the last value's\n\n|  | ")
     assert "| mean of the sets | " in text.split("##")[1]
     assert " 1.000 |" in text.split("##")[1]
+    assert "****" not in text  # hold's ratio to itself, which is not shown, is no best cell
     assert (config.output / "figures" / "coverage_against_size.png").exists()
     page = (config.output / "index.html").read_text()
     assert page.count("coverage against size") == 1

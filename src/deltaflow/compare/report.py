@@ -155,7 +155,7 @@ def _about_test(runs: Sequence[Run], test: str) -> Part:
     return Part(
         test,
         overview,
-        table.best(runs, test).loc[overview.index, overview.columns],
+        table.best(runs, test).loc[overview.index, overview.columns] & (overview != ""),
         {title: shown for title, shown in details.items() if len(shown)},
         {title: _png(figure) for title, figure in drawn.items() if figure is not None},
         prefix=f"{test}-",
