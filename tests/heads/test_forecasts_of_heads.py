@@ -7,6 +7,7 @@ from gluonts.torch.distributions import (
     LaplaceOutput,
     PiecewiseLinearOutput,
     PoissonOutput,
+    SplicedBinnedParetoOutput,
 )
 
 from deltaflow import (
@@ -24,6 +25,9 @@ HEADS_AND_INSTANCES = {
     "isqf": ISQFOutput(num_pieces=3, qk_x=[0.1, 0.5, 0.9]),
     "piecewise linear": PiecewiseLinearOutput(num_pieces=3),
     "laplace": LaplaceOutput(),
+    "spliced binned pareto": SplicedBinnedParetoOutput(
+        bins_lower_bound=-4.0, bins_upper_bound=4.0, num_bins=20, tail_percentile_gen_pareto=0.05
+    ),
     "three quantiles": MonotoneQuantileOutput([0.1, 0.5, 0.9]),
 }
 LEVELS = [0.1, 0.3, 0.5, 0.7, 0.9]

@@ -8,6 +8,7 @@ import torch
 from gluonts.torch.distributions import (
     DistributionOutput,
     GammaOutput,
+    ImplicitQuantileNetworkOutput,
     ISQFOutput,
     LaplaceOutput,
     NegativeBinomialOutput,
@@ -120,6 +121,18 @@ def test_an_output_that_cannot_be_stored_is_refused():
 
     with pytest.raises(DeltaflowError, match=r"OwnOutput .*register yours in .*HEADS"):
         describe_output(OwnOutput())
+
+
+def test_an_output_with_layers_of_its_own_is_refused(monkeypatch):
+    """A head would leave them out; GluonTS's implicit quantiles are then not a number."""
+    output = ImplicitQuantileNetworkOutput("Real")
+    monkeypatch.setitem(HEADS, "implicit", lambda: output)
+    described = {"output": "ImplicitQuantileNetworkOutput", "arguments": {"output_domain": "Real"}}
+    for description in (output, "implicit", described):
+        with pytest.raises(DeltaflowError, match=r"ImplicitQuantileNetworkOutput .*of its own"):
+            make_output(description)
+    with pytest.raises(DeltaflowError, match="of its own"):
+        describe_output(output)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import gluonts.torch.model.forecast as gluonts_torch_forecast
 import numpy as np
 import pandas as pd
 import torch
+from gluonts.torch.distributions import BinnedUniforms
 from scipy.special import stdtrit
 from torch import Tensor
 from torch.distributions import Distribution, StudentT
@@ -409,6 +410,9 @@ def quantiles_of(distribution: Distribution, levels: Sequence[float]) -> np.ndar
     shape = (len(levels), *[1] * len(distribution.batch_shape))
     wanted = torch.tensor(levels, dtype=torch.float64).reshape(shape)
     base, transforms = (getattr(distribution, name, None) for name in ("base_dist", "transforms"))
+    if isinstance(base or distribution, BinnedUniforms):  # which broadcasts no levels
+        each = [distribution.icdf(level.expand(distribution.batch_shape)) for level in wanted]
+        return torch.stack(each).numpy()
     if transforms is None or not isinstance(base, StudentT):
         return distribution.icdf(wanted).numpy()
     # Like GluonTS's, whose setup by SciPy takes a millisecond longer.

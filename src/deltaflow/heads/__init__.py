@@ -36,7 +36,8 @@ def make_output(description: str | Mapping[str, Any] | Output) -> Output:
     UnknownNameError
         If no head of this name is registered.
     DeltaflowError
-        If a description names neither an output of GluonTS nor one of deltaflow.
+        If a description names neither an output of GluonTS nor one of deltaflow; or if the output
+        brings a projection of its own, like GluonTS's implicit quantile network.
 
     Examples
     --------
@@ -44,15 +45,26 @@ def make_output(description: str | Mapping[str, Any] | Output) -> Output:
     'StudentTOutput'
     """
     if isinstance(description, Output):
-        return description
+        return _projected_by_heads(description)
     if isinstance(description, str):
         check_registered("head", description, HEADS)
-        return HEADS[description]()
+        return _projected_by_heads(HEADS[description]())
     name = description.get("output")
     cls = _known_class(str(name))
     if cls is None:
         raise DeltaflowError(f"{name!r} is not an output of gluonts.torch.distributions")
-    return cls(**description["arguments"])
+    return _projected_by_heads(cls(**description["arguments"]))
+
+
+def _projected_by_heads(output: Output) -> Output:
+    """Return an output, unless it replaces the layers that map features to its arguments."""
+    if type(output).get_args_proj is not Output.get_args_proj:
+        raise DeltaflowError(
+            f"{type(output).__name__} computes the arguments of its distribution by layers of its "
+            "own (get_args_proj), which heads do not use: choose another output, such as "
+            "'mean_quantile'"
+        )
+    return output
 
 
 def _known_class(name: str) -> type[Output] | None:
@@ -75,6 +87,7 @@ def describe_output(output: str | Mapping[str, Any] | Output) -> str | dict[str,
     if isinstance(output, str):
         make_output(output)
         return output
+    _projected_by_heads(output)
     arguments = {
         key: value for key, value in getattr(output, "__init_args__", {}).items() if key != "self"
     }
