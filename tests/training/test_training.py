@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 import re
 import subprocess
 import sys
@@ -414,6 +415,16 @@ def test_forecasts_of_a_module_are_those_of_its_weights(univariate, instances):
     (expected, *_) = module.to_predictor().predict(entries)
     np.testing.assert_array_equal(module.predict_step(entries)[0].mean, expected.mean)
     assert (expected.mean != predicted[0].mean).all()
+
+
+def test_what_has_been_trained_can_be_sent_to_other_processes(univariate):
+    """Lightning pickles a data module with its last trainer, to spawn processes for another one."""
+    data = IrregularDataModule(univariate, **SMALL)
+    module = ForecastLightningModule(data.reader, 4, encoder="gru", hidden_size=8)
+    pl.Trainer(max_epochs=1, **QUIET).fit(module, data)
+    sent = pickle.loads(pickle.dumps([module, data]))
+    assert_same_weights(sent[0].state_dict(), module.state_dict())
+    assert sent[1].reader == data.reader
 
 
 def test_a_learning_rate_that_lightning_has_found_is_used(univariate, tmp_path):

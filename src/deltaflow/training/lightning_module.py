@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -346,16 +347,18 @@ class ForecastLightningModule(pl.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             return optimizer
-        warm_up = max(1, int(_WARM_UP * steps))
-
-        def rate(step: int) -> float:
-            if step < warm_up:
-                return (step + 1) / warm_up
-            done = min(1.0, (step - warm_up) / max(1, steps - warm_up))
-            return _FINAL + (1 - _FINAL) * (1 + math.cos(math.pi * done)) / 2
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        # Not a closure: Lightning pickles an earlier trainer to spawn processes.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate_at, steps=steps))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def _rate_at(step: int, steps: float) -> float:
+    """Return the learning rate of a step out of ``steps``, as a share of the highest one."""
+    warm_up = max(1, int(_WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    done = min(1.0, (step - warm_up) / max(1, steps - warm_up))
+    return _FINAL + (1 - _FINAL) * (1 + math.cos(math.pi * done)) / 2
