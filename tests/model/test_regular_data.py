@@ -11,6 +11,7 @@ from gluonts.ev.metrics import MSE, MeanWeightedSumQuantileLoss
 from gluonts.model.evaluation import evaluate_model
 
 from deltaflow import (
+    ConformalPredictor,
     CouplingFlowEstimator,
     DataError,
     DeltaflowWarning,
@@ -164,6 +165,25 @@ def test_too_few_covariates_for_the_forecast_are_refused(featured, make_estimato
     predictor = make_estimator(GRUEstimator).train(train)
     with pytest.raises(DataError, match=r"item '0', field 'feat_dynamic_real': has 40 columns"):
         list(predictor.predict(train))
+
+
+def test_items_shorter_than_two_horizons_train_with_covariates(seasonal, make_estimator):
+    """The targets of held-out items then end before the last query, and so do covariates."""
+    short = [
+        {**entry, "target": entry["target"][:10], "feat_dynamic_real": np.ones((1, 10))}
+        for entry in seasonal
+    ]
+    estimator = make_estimator(GRUEstimator, prediction_length=6, folds=2)
+    predictor = estimator.train(short)
+    entries = [{**entry, "feat_dynamic_real": np.ones((1, 16))} for entry in short]
+    for forecast in predictor.predict(entries):
+        assert np.isfinite(forecast.quantiles([0.1, 0.5, 0.9])).all()
+    with pytest.raises(DataError, match=r"expected 16; .* also need"):
+        list(predictor.predict(short))
+    asked = [({**entry, "target": entry["target"][:5]}, entry) for entry in short]
+    few = [({**past, "feat_dynamic_real": np.ones((1, 5))}, label) for past, label in asked]
+    with pytest.raises(DataError, match="has 5 columns, expected 11"):
+        ConformalPredictor.fit(predictor, few)
 
 
 def test_an_irregular_entry_is_refused_by_a_predictor_of_regular_data(

@@ -61,7 +61,8 @@ class HeldOut(NamedTuple):
                 "an entry is not a pair of context and targets",
                 "give a GluonTS TestData, such as template.generate_instances(prediction_length)",
             )
-        known = [past for past, _ in pairs]
+        length = predictors[0].prediction_length
+        known = [_with_every_query(past, label, length) for past, label in pairs]
         forecasts = [predictor.predict(known, seed=0) for predictor in predictors]
         empty = np.empty(0)
         nothing = np.empty((len(predictors), len(levels), 0))
@@ -116,6 +117,24 @@ class HeldOut(NamedTuple):
         low, median, high = self.inner
         side = np.where(self.value < median, median - low, high - median)
         return Errors(self.item, self.time, (self.value - median) / np.maximum(side, floor))
+
+
+def _with_every_query(past: DataEntry, label: DataEntry, prediction_length: int) -> DataEntry:
+    """Return a context with covariates known in advance at all queries.
+
+    A regular entry always has ``prediction_length`` queries, but targets may end earlier. After
+    them the covariates keep their last values, as no forecast of a target depends on them.
+    """
+    field = "feat_dynamic_real"
+    if is_irregular(past) or field not in past:
+        return past
+    covariates, length = np.asarray(past[field]), np.shape(past["target"])[-1]
+    asked = length + np.shape(label["target"])[-1]
+    missing = length + prediction_length - covariates.shape[-1]
+    if missing <= 0 or covariates.shape[-1] < asked:  # too few for the targets is an error
+        return past
+    width = [(0, 0)] * (covariates.ndim - 1) + [(0, missing)]
+    return {**past, field: np.pad(covariates, width, mode="edge")}
 
 
 def query_times(entry: DataEntry, prediction_length: int) -> np.ndarray:
