@@ -75,10 +75,10 @@ def measured(folder: Path, name: str) -> dict[str, float]:
         "rows": len(next(iter(known))["target"]),
         "horizon": length,
         "hold": losses[0],
-        "seasonal naive": losses[1],
+        "naive": losses[1],
         "defaults": losses[2],
         "ratio": losses[2] / min(losses[:2]),
-        "80 % interval covers": scores[2][1],
+        "80 % covers": scores[2][1],
     }
 
 
