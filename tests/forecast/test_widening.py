@@ -115,7 +115,7 @@ def held_out(value, width, lead) -> HeldOut:
 
 
 def test_values_that_no_power_covers_do_not_decide_on_it(task, hold, monkeypatch):
-    """Quantiles of counts coincide: an interval without width has none at any lead time."""
+    """As for counts, whose quantiles may coincide: no power widens an interval of width 0."""
     double = held_out(np.full(7, 2.0), np.ones(7), np.full(7, 4.0))  # covered by a power of 1/2
     unreachable = held_out(np.ones(3), np.zeros(3), np.full(3, 4.0))
     monkeypatch.setattr(HeldOut, "of", lambda *_: HeldOut.joined([double, unreachable]))

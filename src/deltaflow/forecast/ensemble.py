@@ -104,9 +104,7 @@ class EnsemblePredictor(DeltaflowPredictor):
         Each predictor draws its own samples, with a seed derived from ``seed``. ``num_samples`` are
         those of the average, see `RealTimeForecast.to_sample_forecast`.
         """
-        if num_samples is None:
-            return self._averages(dataset, None, seed)
-        if self.draws_paths:
+        if num_samples and self.draws_paths:
             paths = self._averages(dataset, num_samples, seed)
             return (forecast.to_sample_forecast() for forecast in paths)
         return sampled(self._averages(dataset, None, seed), num_samples, seed)

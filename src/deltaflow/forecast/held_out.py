@@ -112,11 +112,18 @@ class HeldOut(NamedTuple):
         """The `INNER` quantiles ``(3, n)`` of the first predictor."""
         return self.quantiles[0, [0, self.quantiles.shape[1] // 2, -1]]
 
+    @property
+    def side(self) -> np.ndarray:
+        """The distance ``(n,)`` from the median to the end of the `INNER` interval on the side of
+        the value.
+        """
+        low, median, high = self.inner
+        return np.where(self.value < median, median - low, high - median)
+
     def errors(self, floor: float) -> Errors:
         """Return the scores, see `ConformalPredictor`, with units of at least ``floor``."""
-        low, median, high = self.inner
-        side = np.where(self.value < median, median - low, high - median)
-        return Errors(self.item, self.time, (self.value - median) / np.maximum(side, floor))
+        error = (self.value - self.inner[1]) / np.maximum(self.side, floor)
+        return Errors(self.item, self.time, error)
 
 
 def _with_every_query(past: DataEntry, label: DataEntry, prediction_length: int) -> DataEntry:

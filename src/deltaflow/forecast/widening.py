@@ -82,9 +82,7 @@ class WideningPredictor(WrappedPredictor):
         target = predictor.schema.target
         scored = HeldOut.of([predictor], held_out, predictor.schema, INNER)
         ratio = scored.lead / reach
-        low, median, high = scored.inner
-        side = np.where(scored.value < median, median - low, high - median)
-        distance = np.abs(scored.value - median)
+        side, distance = scored.side, np.abs(scored.value - scored.inner[1])
         if not (ratio > 1).any():
             raise DataError(
                 "no held-out item extends beyond the learned lead times",
