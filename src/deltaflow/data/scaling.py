@@ -228,7 +228,7 @@ class LastScaling(Scaling):
 
     def read(self, values: Tensor) -> tuple[Rows, Tensor]:
         """Read whole series; see `Scaling.read`."""
-        last = last_known(values.numpy(), np.nan)
+        last = last_known(values.numpy())
         return self._rows(values), torch.from_numpy(last).unsqueeze(1)
 
     def read_next(self, memory: Tensor, values: Tensor) -> tuple[Rows, Tensor]:

@@ -180,14 +180,13 @@ class Statistics:
         )
 
 
-def last_known(values: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
-    """Return the last value ``(…, C)`` that is not NaN in each column of ``(…, T, C)``, if any."""
-    known = np.isfinite(values)
+def last_known(values: np.ndarray) -> np.ndarray:
+    """Return the last value ``(…, C)`` in each column of ``(…, T, C)``, NaN if there is none."""
     if values.shape[-2] == 0:
-        return np.broadcast_to(otherwise, (*values.shape[:-2], values.shape[-1]))
-    row = values.shape[-2] - 1 - known[..., ::-1, :].argmax(axis=-2)
-    last = np.take_along_axis(values, row[..., None, :], axis=-2).squeeze(-2)
-    return np.where(known.any(axis=-2), last, otherwise)
+        return np.full((*values.shape[:-2], values.shape[-1]), np.nan)
+    # Without a value, the first maximum is that of the last row, which is NaN.
+    row = values.shape[-2] - 1 - np.isfinite(values[..., ::-1, :]).argmax(axis=-2)
+    return np.take_along_axis(values, row[..., None, :], axis=-2).squeeze(-2)
 
 
 class _Moments(NamedTuple):

@@ -173,7 +173,7 @@ class HoldPredictor(DeltaflowPredictor):
         queries = finite_queries(series)
         values = series.values[:, : len(self.center)]
         observed = np.where(np.isfinite(values), series.times[: len(values), None], np.nan)
-        last, since = (last_known(part, np.nan) for part in (values, observed))
+        last, since = map(last_known, (values, observed))
         return np.tile(last, (len(queries), 1)), queries[:, None] - since
 
     def _change(self, lead: np.ndarray, channel: int) -> np.ndarray:
