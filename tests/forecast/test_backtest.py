@@ -275,7 +275,7 @@ def test_items_may_be_a_dictionary_with_entries_of_no_row():
         pd.testing.assert_frame_equal(one.scores, other.scores)
 
 
-@pytest.mark.parametrize("column", ["actual", "cutoff"])
+@pytest.mark.parametrize("column", ["actual", "cutoff", "target_name", "predictions", "0.9"])
 def test_columns_of_the_result_are_no_keys(column):
     for key, name in NAMES.items():
         df, names = walk().rename(columns={name: column}), {**NAMES, key: column}

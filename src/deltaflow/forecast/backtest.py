@@ -14,6 +14,7 @@ from deltaflow.data.dataset import IrregularDataset
 from deltaflow.data.schema import read_date, read_duration
 from deltaflow.data.validation import check_columns, gather_rows, read_numbers, read_times
 from deltaflow.errors import DataError, located
+from deltaflow.forecast.columns import check_answer
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.frame import predict_df
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -169,9 +170,7 @@ def backtest_df(
         raise DataError("there are none to score", "give some such as [0.1, 0.9]",
                         field="quantile_levels")  # fmt: skip
     keys = [timestamp] if item_id is None else [item_id, timestamp]
-    for key in keys:
-        if key in ("actual", "cutoff"):
-            raise DataError("is also the name of a column of the result", "rename", field=key)
+    check_answer(keys, ["predictions", "mean", *map(str, levels), "actual", "cutoff"])
     roles = {**(columns or {}), "item_id": item_id, "timestamp": timestamp}
     times, item = _read_frame(df, item_id, timestamp)
     reach = _span(horizon, "horizon", times)

@@ -31,6 +31,13 @@ class Queries(NamedTuple):
     known: np.ndarray
 
 
+def check_answer(keys: Iterable[str], names: Iterable[str]) -> None:
+    """Raise an error if a column of an answer has the name of the item or time column."""
+    for key in keys:
+        if key in ("target_name", *names):
+            raise DataError("is also the name of a column of the answer", "rename", field=key)
+
+
 class FrameColumns:
     """The columns of observations and queries, named as in the training data.
 
@@ -91,12 +98,6 @@ class FrameColumns:
             check_range(times.ticks, unit, rows.refuse, self.timestamp)
         known = read_known(frame, rows, self.schema.feat_dynamic_real)
         return Queries(rows, times, known.T)
-
-    def check_answer(self, names: Iterable[str]) -> None:
-        """Raise if one of these columns of a result has the name of the item or time column."""
-        for key in self.keys:
-            if key in ("target_name", *names):
-                raise DataError("is also the name of a column of the answer", "rename", field=key)
 
     def answer(
         self, asked: pd.DataFrame, rows: np.ndarray, values: Mapping[str, np.ndarray]

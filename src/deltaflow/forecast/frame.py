@@ -14,7 +14,7 @@ from deltaflow.data.schema import elapsed_time, unit_seconds
 from deltaflow.data.splitter import cut_entry
 from deltaflow.data.validation import as_text, check_columns, in_ticks_of, item_codes
 from deltaflow.errors import DataError, DeltaflowError, located
-from deltaflow.forecast.columns import FrameColumns
+from deltaflow.forecast.columns import FrameColumns, check_answer
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.predictor import DeltaflowPredictor
 
@@ -92,7 +92,7 @@ def predict_df(
     levels = read_levels(quantile_levels)
     columns = FrameColumns(schema, item_id, timestamp)
     names = ["predictions", "mean", *map(str, levels)]
-    columns.check_answer(names)
+    check_answer(columns.keys, names)
     check_columns(past_df, [*columns.known, *columns.channels, *columns.static], "past_df")
     if future_df is None:
         asked_df = past_df

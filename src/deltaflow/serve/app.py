@@ -27,6 +27,7 @@ from starlette.routing import Match
 
 from deltaflow._version import __version__
 from deltaflow.errors import DataError, DeltaflowError
+from deltaflow.forecast.columns import check_answer
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.live import LiveForecaster
 from deltaflow.serve.rows import Columns, Rows, observations, queries
@@ -352,7 +353,7 @@ class _Answers:
         """Forecast the queries of all requests, or of none if there is an error."""
         live, levels = self.live, read_levels(levels)
         names = ["predictions", *map(str, levels)]
-        live.columns.check_answer(names)
+        check_answer(live.columns.keys, names)
         answers = live.states.answer(self.asked.queries(requests), levels, seed)  # (L, N, D)
         stop, parts = 0, []
         for one in requests:

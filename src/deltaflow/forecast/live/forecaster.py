@@ -13,7 +13,7 @@ import torch
 
 from deltaflow.data.schema import Schema
 from deltaflow.data.validation import as_text
-from deltaflow.forecast.columns import FrameColumns
+from deltaflow.forecast.columns import FrameColumns, check_answer
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.frame import check_real_time
 from deltaflow.forecast.live.frames import read_observations
@@ -168,7 +168,7 @@ class LiveForecaster:
         levels = read_levels(quantile_levels)
         check_seed(seed)
         names = ["predictions", *map(str, levels)]
-        self.columns.check_answer(names)
+        check_answer(self.columns.keys, names)
         answers = self.states.answer(self.columns.queries(future_df), levels, seed)  # (L, N, D)
         rows = np.arange(len(future_df))
         return self.columns.answer(future_df, rows, dict(zip(names, answers, strict=True)))
