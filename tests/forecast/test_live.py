@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from gluonts.core.component import validated
-from gluonts.torch.distributions import GammaOutput
+from gluonts.torch.distributions import GammaOutput, PoissonOutput
 
 from deltaflow import (
     ConformalPredictor,
@@ -318,6 +318,22 @@ def test_samples_stand_for_a_distribution_without_quantiles(make_frame, output):
     first, second = (live.forecast(future, seed=1) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
     assert (torch.random.get_rng_state() == state).all()
+
+
+@pytest.mark.parametrize("output", [PoissonOutput(), GammaOutput()])
+def test_the_samples_of_an_item_do_not_depend_on_other_items(make_frame, output):
+    frame = make_frame().assign(HR=lambda f: f["HR"].round())
+    data = IrregularDataset.from_long_dataframe(frame, target="HR")
+    live = LiveForecaster(predictor_of(data, distr_output=output))
+    live.update(pd.concat([frame, frame.assign(item_id="twin of " + frame["item_id"])]))
+    options = {"seed": 1, "quantile_levels": np.arange(1, 20) / 20}
+    future = frame.assign(timestamp=frame["timestamp"] + pd.Timedelta("90d"))
+    together = live.forecast(future, **options)
+    for item, own in future.groupby("item_id"):
+        expected = together[together["item_id"] == item].reset_index(drop=True)
+        pd.testing.assert_frame_equal(live.forecast(own, **options), expected)
+    twins = live.forecast(future.assign(item_id="twin of " + future["item_id"]), **options)
+    assert not twins.iloc[:, 3:].equals(together.iloc[:, 3:])
 
 
 def test_forgotten_items_may_begin_anew(single):

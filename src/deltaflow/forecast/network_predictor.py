@@ -28,7 +28,7 @@ from deltaflow.forecast.forecasts import (
     SharedDistribution,
 )
 from deltaflow.forecast.predictor import DeltaflowPredictor, ReadEntry, find_device, read_data
-from deltaflow.heads import describe_output, has_quantiles, make_output
+from deltaflow.heads import describe_output, make_output
 from deltaflow.heads.head import distribution_of
 from deltaflow.model.networks import make_network
 from deltaflow.process import one_thread
@@ -118,7 +118,6 @@ class IrregularPredictor(DeltaflowPredictor):
         self.sampling = sampling
         self.num_parallel_samples = num_parallel_samples
         self.batch_size = batch_size
-        self._quantiles_known: bool | None = None
         # The initial weights are never used, so they must not change the caller's random state.
         with seeded(0):
             self.network = make_network(self.reader, output, **network).eval()
@@ -256,7 +255,7 @@ class IrregularPredictor(DeltaflowPredictor):
         channels: Sequence[int | list[int]],
         num_samples: int | None = None,
         seeds: Sequence[int | None] | None = None,
-    ) -> Iterable[RealTimeForecast]:
+    ) -> Sequence[RealTimeForecast]:
         """Return the forecasts of several items, not yet labelled with their items.
 
         Parameters
@@ -292,7 +291,7 @@ class IrregularPredictor(DeltaflowPredictor):
             family = partial(distribution_of, head.output)
             shared = SharedDistribution(family, [loc, scale, *args], bounds)
             exact = [DistributionForecast(shared, *numbered) for numbered in enumerate(channels)]
-            is_drawn = num_samples or not self._has_quantiles(shared)
+            is_drawn = num_samples or not head.has_quantiles
         if not is_drawn:
             return exact
         drawn = []
@@ -300,11 +299,6 @@ class IrregularPredictor(DeltaflowPredictor):
             with seeded(seed):
                 drawn.append(forecast.to_sample_forecast(num_samples or self.num_parallel_samples))
         return drawn
-
-    def _has_quantiles(self, shared: SharedDistribution) -> bool:
-        if self._quantiles_known is None:
-            self._quantiles_known = has_quantiles(shared.at(slice(0, 1)))
-        return self._quantiles_known
 
     def _decoded(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the arguments ``(B, Q, D)`` at any number of queries, in chunks that fit."""

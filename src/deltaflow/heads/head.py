@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from gluonts.torch.distributions import (
@@ -29,15 +30,6 @@ def is_centred(output: Output) -> bool:
     return not is_discrete(output) and (
         support is constraints.real or not isinstance(support, constraints.Constraint)
     )
-
-
-def has_quantiles(distribution: Distribution) -> bool:
-    """Return whether a distribution implements ``icdf``, its quantile function."""
-    try:
-        distribution.icdf(torch.tensor(0.5))
-    except NotImplementedError:
-        return False
-    return True
 
 
 class Head(nn.Module):
@@ -119,6 +111,19 @@ class Head(nn.Module):
     def distribution(self, args: Sequence[Tensor], loc: Tensor, scale: Tensor) -> Distribution:
         """Return the distribution for the result of :meth:`forward`; see `distribution_of`."""
         return distribution_of(self.output, loc, scale, *args)
+
+    @cached_property
+    def has_quantiles(self) -> bool:
+        """Whether quantiles can be computed, instead of only samples drawn."""
+        if self.quantile_levels is not None:
+            return True
+        one = torch.ones(1, 1, dtype=torch.float64)
+        args = self.arguments(one.expand(1, 1, sum(self.sizes)))
+        try:
+            self.distribution(args, one, one).icdf(one / 2)
+        except NotImplementedError:
+            return False
+        return True
 
     @property
     def quantile_levels(self) -> list[float] | None:

@@ -22,7 +22,7 @@ from deltaflow.forecast.forecasts import RealTimeForecast, quantiles_of
 from deltaflow.forecast.loading import FORMAT_KEY
 from deltaflow.forecast.network_predictor import IrregularPredictor, advising, load_weights
 from deltaflow.forecast.predictor import find_device
-from deltaflow.heads import DECILES, describe_output, has_quantiles, make_output
+from deltaflow.heads import DECILES, describe_output, make_output
 from deltaflow.model.networks import make_network, with_time_scales
 from deltaflow.model.options import ModelOptions
 from deltaflow.options import documents, options_from
@@ -311,7 +311,7 @@ class ForecastLightningModule(pl.LightningModule):
             mean = loc + scale * mean[0] if mean else quantiles[len(DECILES) // 2]
         else:
             joint = head.distribution(args, loc, scale)
-            if has_quantiles(joint):
+            if head.has_quantiles:
                 mean = joint.mean
                 quantiles = torch.from_numpy(quantiles_of(joint, DECILES))
             else:

@@ -153,7 +153,8 @@ class LiveForecaster:
         quantile_levels
             The levels, between 0 and 1.
         seed
-            Seed of the samples, for distributions without a quantile function.
+            Seed of the samples, for distributions without a quantile function. Those of an item do
+            not depend on the other items.
 
         Returns
         -------

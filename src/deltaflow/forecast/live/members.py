@@ -17,7 +17,7 @@ from deltaflow.data.schema import TICKS_PER_SECOND, Schema
 from deltaflow.data.series import Series, phases_at
 from deltaflow.data.validation import FrameRows, TimeColumn
 from deltaflow.errors import DeltaflowError
-from deltaflow.forecast.forecasts import RealTimeForecast
+from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
 from deltaflow.forecast.gaussian_process.predictor import CONTEXT, GaussianProcessPredictor
 from deltaflow.forecast.gaussian_process.processes import Curve
 from deltaflow.forecast.hold import HoldPredictor
@@ -26,6 +26,7 @@ from deltaflow.forecast.network_predictor import IrregularPredictor, finite
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.model.module import mapped
 from deltaflow.model.running import Running, RunningNetwork
+from deltaflow.randomness import ItemSeeds
 
 QUERIES_AT_ONCE = 2**14
 """The approximate number of queries that are forecast together."""
@@ -77,6 +78,8 @@ class Asked(NamedTuple):
         ``(I, C)`` seconds from the last value of each channel to the last row.
     times, known
         ``(N,)`` times and ``(N, K)`` covariates.
+    seed
+        Seed of the samples, if any.
     """
 
     rows: FrameRows
@@ -85,6 +88,7 @@ class Asked(NamedTuple):
     ages: np.ndarray
     times: TimeColumn
     known: np.ndarray
+    seed: int | None = None
 
 
 class Member(ABC):
@@ -245,9 +249,16 @@ class NetworkMember(Member):
         first = torch.from_numpy(np.unique(np.concatenate(numbers), return_index=True)[1])
         columns = (torch.cat(column).cpu() for column in zip(*pieces, strict=True))
         loc, scale, *args = (column[first] for column in columns)
-        whole = np.array([0, len(first)])
-        (forecast,) = self.predictor.forecasts_from(args, loc, scale, whole, [self._found.channels])
-        return forecast
+        bounds, seeds = np.array([0, len(first)]), None
+        if asked.seed is not None and not self.predictor.network.head.has_quantiles:
+            bounds, each = asked.rows.bounds, ItemSeeds(asked.seed)
+            seeds = [each.of(item, None) for item in asked.rows.items]
+        channels = [self._found.channels] * (len(bounds) - 1)
+        forecasts = self.predictor.forecasts_from(args, loc, scale, bounds, channels, seeds=seeds)
+        if len(forecasts) == 1:
+            return forecasts[0]
+        samples = [one.samples for one in forecasts]  # pyright: ignore[reportAttributeAccessIssue]
+        return SampleForecast(np.concatenate(samples, axis=1))
 
     def is_finite(self, parts: Sequence[Tensor]) -> bool:
         """Return whether all hidden states are finite."""

@@ -24,7 +24,7 @@ from deltaflow.forecast.live.members import Arrived, Asked, combined, members_of
 from deltaflow.forecast.network_predictor import advising
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.process import one_thread
-from deltaflow.randomness import derived_seed, seeded
+from deltaflow.randomness import derived_seed
 
 
 class _Common(NamedTuple):
@@ -121,8 +121,8 @@ class States:
         answers = []
         with torch.inference_mode(), advising():
             for number, (member, parts) in enumerate(zip(self.members, states, strict=True)):
-                with seeded(derived_seed(seed, number)):
-                    forecast = member.forecast(parts, queries)
+                own = queries._replace(seed=derived_seed(seed, number))
+                forecast = member.forecast(parts, own)
                 answers.append(forecast.labelled(None, self.predictor.schema.target))
             forecast = combined(self.predictor, iter(answers), queries.gaps)
             values = forecast.quantiles([0.5, *levels])
