@@ -10,7 +10,7 @@ from gluonts.core import serde
 from gluonts.torch.distributions import NegativeBinomialOutput, NormalOutput, Output, StudentTOutput
 
 from deltaflow.errors import DeltaflowError, check_registered
-from deltaflow.heads.head import Head, is_centred, is_discrete
+from deltaflow.heads.head import Head, has_quantiles, is_centred, is_discrete
 from deltaflow.heads.quantile import MeanQuantileOutput, MonotoneQuantileOutput
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "MeanQuantileOutput",
     "MonotoneQuantileOutput",
     "describe_output",
+    "has_quantiles",
     "is_centred",
     "is_discrete",
     "make_output",

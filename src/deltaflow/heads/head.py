@@ -32,6 +32,15 @@ def is_centred(output: Output) -> bool:
     )
 
 
+def has_quantiles(distribution: Distribution) -> bool:
+    """Return whether a distribution implements ``icdf``, its quantile function."""
+    try:
+        distribution.icdf(torch.tensor(0.5))
+    except NotImplementedError:
+        return False
+    return True
+
+
 class Head(nn.Module):
     """A small network for all channels, whose result a GluonTS output turns into distributions.
 
@@ -119,11 +128,7 @@ class Head(nn.Module):
             return True
         one = torch.ones(1, 1, dtype=torch.float64)
         args = self.arguments(one.expand(1, 1, sum(self.sizes)))
-        try:
-            self.distribution(args, one, one).icdf(one / 2)
-        except NotImplementedError:
-            return False
-        return True
+        return has_quantiles(self.distribution(args, one, one))
 
     @property
     def quantile_levels(self) -> list[float] | None:
