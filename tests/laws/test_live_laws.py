@@ -171,7 +171,9 @@ steps. How matrices are multiplied, and so how they are rounded, differs between
 USUAL = 1e-5
 
 
-def predictor_of(data, encoder, network="joint", distr_output="student_t", seed=0, **options):
+def predictor_of(
+    data, encoder, network="joint", distr_output="student_t", seed=0, encoder_kwargs=None, **options
+):
     """A predictor whose weights are all at work, as after a training."""
     random = torch.Generator().manual_seed(seed)
     options = {"context_length": FEW_ROWS + 1, **options}
@@ -179,7 +181,12 @@ def predictor_of(data, encoder, network="joint", distr_output="student_t", seed=
     predictor = IrregularPredictor(
         reader=module.reader.to_dict(),
         prediction_length=4,
-        network={"encoder": encoder, "network": network, "hidden_size": 8},
+        network={
+            "encoder": encoder,
+            "network": network,
+            "hidden_size": 8,
+            "encoder_kwargs": encoder_kwargs or {},
+        },
         distr_output=distr_output,
     )
     with torch.no_grad():
@@ -262,6 +269,11 @@ def test_a_short_context_stays_short(network, scaling, context, multivariate, fr
     size = live.bytes_per_item
     live.update(frame.groupby("item_id").tail(1).assign(timestamp=pd.Timestamp("2025-01-01")))
     assert live.bytes_per_item == size
+
+
+def test_a_short_context_suits_an_encoder_that_cannot_read_one_row(multivariate, frame):
+    hermite = {"encoder_kwargs": {"interpolation": "hermite"}, "context_length": 4}
+    check_law(predictor_of(multivariate, "neural_cde", **hermite), frame)
 
 
 @pytest.mark.parametrize("distr_output", ["quantile", "mean_quantile", "normal"])

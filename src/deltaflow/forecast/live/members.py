@@ -155,33 +155,32 @@ class NetworkMember(Member):
         self._known = [schema.feat_dynamic_real.index(name) for name in own.feat_dynamic_real]
         self._real = [schema.feat_static_real.index(name) for name in own.feat_static_real]
         self._cat = [list(schema.feat_static_cat).index(name) for name in own.feat_static_cat]
-        self._started = self._start(
-            Static(
-                np.full((1, len(schema.feat_static_real)), np.nan),
-                np.full((1, len(schema.feat_static_cat)), UNKNOWN_LEVEL),
-            )
-        )
-        count = len(predictor.reader.statistics.covariate_center)
+        self.parts = self._prepare()
+
+    def _prepare(self) -> list[Tensor]:
+        """Prepare the states, and return an example of their parts."""
+        static = np.full((1, len(self._real)), np.nan), np.full((1, len(self._cat)), UNKNOWN_LEVEL)
+        self._started = self.network.start(*static)
         nothing = np.full((1, len(self._channels)), np.nan)
-        ages = np.zeros_like(nothing)
+        known = np.zeros((1, len(self.predictor.reader.statistics.covariate_center)))
         try:
             read = self.network.read(
-                self._started, np.zeros(1), ages, nothing, np.zeros((1, count))
+                self._started, np.zeros(1), np.zeros_like(nothing), nothing, known
             )
         except DeltaflowError as error:
             raise DeltaflowError(
-                f"the encoder {predictor.network_arguments['encoder']!r} cannot read one "
+                f"the encoder {self.predictor.network_arguments['encoder']!r} cannot read one "
                 f"observation at a time: {error}"
             ) from error
-        self.parts = [leaf.cpu() for leaf in _leaves(read)]
+        return [leaf.cpu() for leaf in _leaves(read)]
 
     def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
         """Read rows: those of new items with many rows all at once, others row by row."""
         given = arrived.given
         known = self._covariates(given.times, given.known)
         if arrived.new.any():
-            began = self._start(Static(*(part[arrived.new] for part in given.static)))
-            _put(parts, np.flatnonzero(arrived.new), began)
+            static = self._static(Static(*(part[arrived.new] for part in given.static)))
+            _put(parts, np.flatnonzero(arrived.new), self.network.start(*static))
         order = np.argsort(-given.rows.counts, kind="stable")  # the items with the most rows first
         whole = arrived.new[order] & (given.rows.counts[order] >= MANY_ROWS)
         limit = VALUES_AT_ONCE // len(self._channels)
@@ -269,10 +268,6 @@ class NetworkMember(Member):
         running = self._running([part.to(self.predictor.device) for part in parts])
         return running, ages[:, self._channels]
 
-    def _start(self, static: Static) -> Running:
-        """Return the states of items before their first row."""
-        return self.network.start(*self._static(static))
-
     def _static(self, static: Static) -> Static:
         """Return the static features in the network's order."""
         codes = [
@@ -300,13 +295,14 @@ class NetworkMember(Member):
 class ShortNetworkMember(NetworkMember):
     """A network with a short context: the last rows are kept, and read anew for each forecast."""
 
-    def __init__(self, predictor: IrregularPredictor, schema: Schema) -> None:
-        super().__init__(predictor, schema)
-        self._length = predictor.reader.context_length
-        known = len(predictor.reader.statistics.covariate_center)
-        rows = torch.zeros(1, self._length, 1 + len(self._channels) + known, dtype=torch.float64)
+    def _prepare(self) -> list[Tensor]:
+        """Return an example of what is kept: rows, and static features."""
+        reader = self.predictor.reader
+        self._length = reader.context_length
+        columns = 1 + len(self._channels) + len(reader.statistics.covariate_center)
+        rows = torch.zeros(1, self._length, columns, dtype=torch.float64)
         real = torch.zeros(1, len(self._real), dtype=torch.float64)
-        self.parts = [rows, real, torch.zeros(1, len(self._cat), dtype=torch.int64)]
+        return [rows, real, torch.zeros(1, len(self._cat), dtype=torch.int64)]
 
     def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
         """Keep the last rows: the time since the first one, values and covariates."""
