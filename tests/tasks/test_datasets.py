@@ -70,6 +70,20 @@ def test_future_of_all_items_of_a_file_is_forecast(csv):
     assert max(np.nanmax(times) for times in fitted) < 18
 
 
+def test_last_rows_of_all_items_of_a_file_are_forecast(csv):
+    task = load_task(csv, columns=Columns(target=["HR"]), split=Split(last=2))
+    whole = load_task(csv, columns=Columns(target=["HR"]), split=Split(last=1))
+    assert task.prediction_length == 2
+    (past, label), (earlier, validated) = (
+        next(iter(task.tests["stays"])),
+        next(iter(task.validation)),
+    )
+    joined = np.concatenate([earlier["target"], validated["target"], label["target"]])
+    (past_of_one, last), *_ = whole.tests["stays"]
+    np.testing.assert_array_equal(joined, [*past_of_one["target"], *last["target"]])
+    np.testing.assert_array_equal(past["target"], joined[:-2])
+
+
 @pytest.mark.parametrize(
     "split", [{"after": "9h"}, {"after": "13h"}, {"date": "2024-03-01 13:00"}], ids=str
 )
@@ -101,7 +115,10 @@ def test_parquet_is_read(make_frame, tmp_path):
     [
         ("sawtoth", {}, UnknownNameError, "did you mean 'sawtooth'"),
         ("nowhere/x.csv", {}, DataError, "no file or folder"),
-        ("{csv}", {}, DataError, "needs a forecast origin"),
+        ("{csv}", {}, DataError, "needs one forecast origin"),
+        ("{csv}", {"after": "8h", "last": 2}, DataError, "needs one forecast origin"),
+        ("{csv}", {"last": 0}, DeltaflowError, "split.last must be at least 1"),
+        ("{csv}", {"last": 1000}, DataError, "no item has more than 3000 rows"),
         ("{csv}", {"after": "24h", "test_share": 0}, DataError, "needs a horizon"),
         ("{csv}", {"after": "8h", "horizon": "8h", "test_share": 0}, DataError, "nothing is left"),
         ("{folder}/x.txt", {}, DataError, "is not a .csv"),

@@ -87,6 +87,6 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_set_of_series_too_short_to_be_judged_is_refused(tmp_path):
-    frame_of("milk", [4, 2]).to_csv(tmp_path / "milk.csv", index=False)
-    with pytest.raises(DataError, match="no item has more than the 4 values"):
+    frame_of("milk", [12, 2]).to_csv(tmp_path / "milk.csv", index=False)
+    with pytest.raises(DataError, match="no item has more than 12 rows"):
         small_task("milk", tmp_path)

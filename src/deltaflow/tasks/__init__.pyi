@@ -26,4 +26,5 @@ from deltaflow.tasks.synthetic import regular_seasonal as regular_seasonal
 from deltaflow.tasks.synthetic import sparse_multivariate as sparse_multivariate
 from deltaflow.tasks.synthetic import synthetic_task as synthetic_task
 from deltaflow.tasks.task import Task as Task
+from deltaflow.tasks.task import last_rows as last_rows
 from deltaflow.tasks.task import unseen_items as unseen_items

@@ -17,13 +17,13 @@ from pandas.api.types import is_datetime64_any_dtype, is_numeric_dtype
 
 from deltaflow.data import IrregularDataset, TimeSplitter
 from deltaflow.data.validation import OFFSET, level_of_cell
-from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
+from deltaflow.errors import DataError, DeltaflowError, UnknownNameError, check_whole
 from deltaflow.tasks.clinical import clinical_task
 from deltaflow.tasks.physiome_ode import physiome_ode_task
 from deltaflow.tasks.physionet import physionet2012_task
 from deltaflow.tasks.small import SMALL_SETS, small_task
 from deltaflow.tasks.synthetic import SYSTEMS, WAVES, synthetic_task
-from deltaflow.tasks.task import Task, unseen_items
+from deltaflow.tasks.task import Task, last_rows, unseen_items
 
 TASKS: dict[str, Callable[..., Task]] = {
     **{name: partial(synthetic_task, name) for name in (*WAVES, *SYSTEMS)},
@@ -78,14 +78,17 @@ class Columns:
 
 @dataclass
 class Split:
-    """The origin, horizon and test items of a file.
+    """The origin, horizon and test items of a file. Give one of ``after``, ``date`` and ``last``.
 
     Attributes
     ----------
     after
         The forecast origin of the test, as a duration since the start of each item, such as 24h.
     date
-        The forecast origin of the test, as a date. Give either ``after`` or ``date``.
+        The forecast origin of the test, as a date.
+    last
+        The number of last rows of every item that are forecast from its earlier ones, see
+        `last_rows`; the other options do not apply.
     horizon
         The horizon, as a duration; to the end of each item if null.
     test_share
@@ -100,6 +103,7 @@ class Split:
 
     after: str | None = None
     date: str | None = None
+    last: int | None = None
     horizon: str | None = None
     test_share: float = 0.2
     validation_share: float = 0.2
@@ -244,9 +248,13 @@ def _file_task(path: Path, columns: Columns, given: Split) -> Task:
     """Return the task to forecast unseen items of a file, or the last part of all items."""
     data = read_dataset(path, columns)
     name = path.name.removesuffix("".join(path.suffixes))
-    if given.after is None and given.date is None:
-        raise DataError("a file needs a forecast origin", "give split.after or split.date",
+    if [given.after, given.date, given.last].count(None) != 2:
+        raise DataError("a file needs one forecast origin",
+                        "give one of split.after, split.date and split.last",
                         field="split")  # fmt: skip
+    if given.last is not None:
+        check_whole(1, **{"split.last": given.last})
+        return last_rows(name, data, given.last)
     origin = TimeSplitter(after=given.after, date=given.date, horizon=given.horizon)
     if given.test_share:
         return unseen_items(

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from gluonts.dataset.split import TestData
-from gluonts.dataset.split import split as split_at
 
 from deltaflow.data import IrregularDataset
 from deltaflow.errors import DataError, check_registered
-from deltaflow.tasks.task import Task
+from deltaflow.tasks.task import Task, last_rows
 
 
 @dataclass(frozen=True)
@@ -110,42 +108,11 @@ def small_set(name: str, path: str | Path) -> IrregularDataset:
 
 
 def small_task(name: str, path: str | Path) -> Task:
-    """Return the task to forecast the last values of every item from all of its earlier ones.
-
-    The values just before them are for validation, and the rest for training. An item that is too
-    short for this is only used for training.
+    """Return the task to forecast the last values of every item of a set, see `last_rows`.
 
     Parameters
     ----------
     name, path
         See `small_set`.
     """
-    data, length = small_set(name, path), SMALL_SETS[name].held_out
-    known, test = _held_out(data, length)
-    training, validation = _held_out(known, length)
-    return Task(
-        name=f"small:{name}",
-        training=training,
-        training_forecasts=_held_out(training, length)[1],
-        validation=validation,
-        tests={name: test},
-        prediction_length=length,
-    )
-
-
-def _held_out(data: IrregularDataset, length: int) -> tuple[IrregularDataset, TestData]:
-    """Return the items without their last ``length`` values, and the forecasts of these values.
-
-    Items with at most ``length`` values are kept whole and not forecast.
-    """
-    is_long = [entry["target"].shape[-1] > length for entry in data]
-    if not any(is_long):
-        raise DataError(
-            f"no item has more than the {length} values that are held out", "give longer series"
-        )
-    earlier, template = split_at(data.select(np.flatnonzero(is_long)), offset=-length)
-    shortened = iter(earlier)
-    entries = [
-        next(shortened) if long else entry for long, entry in zip(is_long, data, strict=True)
-    ]
-    return IrregularDataset(entries, data.schema), template.generate_instances(length)
+    return last_rows(name, small_set(name, path), SMALL_SETS[name].held_out)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from gluonts.dataset.common import DataEntry, Dataset
 from gluonts.dataset.split import TestData
+from gluonts.dataset.split import split as split_at
 
 from deltaflow.data import IrregularDataset, TimeSplitter, split_items
 from deltaflow.data.windows import joined
+from deltaflow.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,44 @@ def unseen_items(
     return task_after(name, splitter, training, validation, {name: test}, length)
 
 
+def last_rows(name: str, data: IrregularDataset, count: int) -> Task:
+    """Return the task to forecast the last rows of every item from all of its earlier ones.
+
+    The rows just before them are for validation, and the rest for training. An item that is too
+    short for this is only used for training.
+
+    Parameters
+    ----------
+    name
+        The name of the task.
+    data
+        All items.
+    count
+        The number of rows of each item that are forecast.
+
+    Raises
+    ------
+    DataError
+        If no item has more than three times as many rows.
+    """
+    if max(entry["target"].shape[-1] for entry in data) <= 3 * count:
+        raise DataError(
+            f"no item has more than {3 * count} rows; test, validation and training forecasts take "
+            f"{count} each",
+            "give longer series, or forecast fewer rows",
+        )
+    known, test = _without_last(data, count)
+    training, validation = _without_last(known, count)
+    return Task(
+        name=name,
+        training=training,
+        training_forecasts=_without_last(training, count)[1],
+        validation=validation,
+        tests={name: test},
+        prediction_length=count,
+    )
+
+
 def task_after(
     name: str,
     splitter: TimeSplitter,
@@ -111,6 +151,20 @@ def task_after(
         prediction_length=prediction_length,
         scale=scale,
     )
+
+
+def _without_last(data: IrregularDataset, count: int) -> tuple[IrregularDataset, TestData]:
+    """Return the items without their last rows, and the forecasts of these rows.
+
+    Items with at most ``count`` rows are kept whole and not forecast.
+    """
+    is_long = [entry["target"].shape[-1] > count for entry in data]
+    earlier, template = split_at(data.select(np.flatnonzero(is_long)), offset=-count)
+    shortened = iter(earlier)
+    entries = [
+        next(shortened) if long else entry for long, entry in zip(is_long, data, strict=True)
+    ]
+    return IrregularDataset(entries, data.schema), template.generate_instances(count)
 
 
 def known_before(task: Task) -> list[DataEntry]:

@@ -1,0 +1,158 @@
+"""Measure the default estimator on panels of real data, as R's packages hold them.
+
+    python scripts/panels.py FOLDER [NAME ...]
+
+The folder holds PACKAGE/DATASET.csv, as the folder csv of github.com/vincentarelbundock/Rdatasets
+and that of the Python package pydataset do. The last rows of every item are forecast from its
+earlier ones. Quantile losses are those of the deciles, averaged over the channels, relative to that
+of the last value as a point forecast; `ratio` is that of the defaults to the best of the last
+value, item mean, item trend, hold and a Gaussian process per item; `covers` is the share of the
+values within the 80 % interval. The table is also written to panels.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from deltaflow import IrregularDataset
+from deltaflow.compare.config import CompareConfig
+from deltaflow.compare.models import train_row
+from deltaflow.compare.run import execute
+from deltaflow.compare.score import channel_units
+from deltaflow.tables import as_rich
+from deltaflow.tasks import Task, last_rows
+
+BASELINES = "last_value", "item_mean", "item_trend", "hold", "gaussian_process"
+
+LOSS, COVERAGE = "balanced_mean_weighted_quantile_loss", "balanced_coverage_80"
+
+
+class Panel(NamedTuple):
+    """A panel.
+
+    Attributes
+    ----------
+    file
+        PACKAGE/DATASET.
+    item
+        The column of the items, or several, separated by commas.
+    time, target
+        The columns of the times, and of the channels, separated by commas. Rows with the same item
+        and time are averaged.
+    last
+        The number of last rows of every item that are forecast.
+    most
+        The largest number of items; if there are more, so many are chosen at random.
+    """
+
+    file: str
+    item: str
+    time: str
+    target: str
+    last: int
+    most: int | None = None
+
+
+PANELS = {
+    "airline": Panel("Ecdat/Airline", "airline", "year", "cost", 3),
+    "blackmoor": Panel("car/Blackmoor", "subject", "age", "exercise", 1),
+    "cigar, sales": Panel("plm/Cigar", "state", "year", "sales", 5),
+    "cigar, price": Panel("plm/Cigar", "state", "year", "price", 5),
+    "dietox": Panel("geepack/dietox", "Pig", "Time", "Weight", 3),
+    "epil": Panel("MASS/epil", "subject", "period", "y", 1),
+    "gasoline": Panel("plm/Gasoline", "country", "year", "lgaspcar", 4),
+    "grunfeld, investment": Panel("plm/Grunfeld", "firm", "year", "inv", 4),
+    "grunfeld, value": Panel("plm/Grunfeld", "firm", "year", "value", 4),
+    "grunfeld, capital": Panel("plm/Grunfeld", "firm", "year", "capital", 4),
+    "macro, unemployment": Panel("Zelig/macro", "country", "year", "unem", 4),
+    "macro, gdp": Panel("Zelig/macro", "country", "year", "gdp", 4),
+    "macro, trade": Panel("Zelig/macro", "country", "year", "trade", 4),
+    "produc, product": Panel("plm/Produc", "state", "year", "gsp", 4),
+    "produc, employment": Panel("plm/Produc", "state", "year", "emp", 4),
+    "produc, unemployment": Panel("plm/Produc", "state", "year", "unemp", 4),
+    "prussian": Panel("pscl/prussian", "corp", "year", "y", 4),
+    "sitka": Panel("MASS/Sitka", "tree", "Time", "size", 1),
+    "sitka89": Panel("geepack/sitka89", "tree", "time", "size", 2),
+    "sleepstudy": Panel("lme4/sleepstudy", "Subject", "Days", "Reaction", 3),
+    "spruce": Panel("geepack/spruce", "id", "time", "logsize", 4),
+    "crime": Panel("Ecdat/Crime", "county", "year", "crmrte", 2),
+    "crime, 3 channels": Panel("Ecdat/Crime", "county", "year", "crmrte,polpc,prbarr", 2),
+    "fatality": Panel("Ecdat/Fatality", "state", "year", "mrall", 2),
+    "fatality, 3 channels": Panel("Ecdat/Fatality", "state", "year", "mrall,unrate,perinc", 2),
+    "hestons, gdp": Panel("Ecdat/SumHes", "country", "year", "gdp", 4),
+    "hestons, savings": Panel("Ecdat/SumHes", "country", "year", "sr", 4),
+    "firms, employees": Panel("plm/EmplUK", "firm", "year", "emp", 2),
+    "firms, wages": Panel("plm/EmplUK", "firm", "year", "wage", 2),
+    "french fries": Panel("reshape2/french_fries", "treatment,subject", "time", "potato", 3),
+    "baseball": Panel("plyr/baseball", "id", "year", "h", 3, most=200),
+    "doctor visits": Panel("COUNT/rwm5yr", "id", "year", "docvis", 1, most=240),
+}
+"""The panels; the Gaussian process takes cubic time in the length of the items, which is short."""
+
+
+def main() -> None:
+    """Train on each panel, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", default=list(PANELS))
+    arguments = parser.parse_args()
+    rows = {}
+    for name in arguments.names:
+        rows[name] = measured(task_of(arguments.folder, name))
+        print(name, rows[name], flush=True)
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        table.to_csv("panels.csv", index_label="panel")
+    Console().print(as_rich(table.round(3).astype(str), "panels"))
+
+
+def task_of(folder: Path, name: str) -> Task:
+    """Return the task of a panel."""
+    panel = PANELS[name]
+    keys, target = panel.item.split(","), panel.target.split(",")
+    frame = pd.read_csv(folder / f"{panel.file}.csv", dtype=dict.fromkeys(keys, str))
+    frame["item_id"] = frame[keys].agg("-".join, axis=1)
+    frame = frame.groupby(["item_id", panel.time], as_index=False)[target].mean().dropna()
+    items = frame["item_id"].drop_duplicates()
+    if panel.most is not None:
+        items = items.sample(panel.most, random_state=0)
+    data = IrregularDataset.from_long_dataframe(
+        frame[frame["item_id"].isin(items)],
+        timestamp=panel.time,
+        target=target if len(target) > 1 else target[0],
+        time_unit="D",
+    )
+    return last_rows(name, data, panel.last)
+
+
+def measured(task: Task) -> dict[str, float | str]:
+    """Return losses and coverage of the defaults and the baselines."""
+    scores = {row: scored(row, task) for row in (*BASELINES, "defaults")}
+    losses = {row: own[LOSS] / scores["last_value"][LOSS] for row, own in scores.items()}
+    best = min(BASELINES, key=lambda row: losses[row])
+    return {
+        "items": len(task.training),
+        "values": sum(np.isfinite(label["target"]).sum() for label in task.tests[task.name].label),
+        "best": best,
+        "loss": losses[best],
+        "defaults": losses["defaults"],
+        "ratio": losses["defaults"] / losses[best],
+        "covers": scores["defaults"][COVERAGE],
+    }
+
+
+def scored(row: str, task: Task) -> dict[str, float]:
+    """Return the scores of a row."""
+    train = partial(train_row, row, CompareConfig().row_options(row), 0, lambda *_: None)
+    run = execute(train, 0, task, channel_units(task))
+    return run["scores"][task.name]
+
+
+if __name__ == "__main__":
+    main()
