@@ -16,7 +16,7 @@ from deltaflow.compare.score import (
     check_channels,
     squared_errors,
 )
-from deltaflow.forecast.forecasts import DistributionForecast, SharedDistribution
+from deltaflow.forecast.forecasts import DistributionForecast, QuantileForecast, SharedDistribution
 
 LOC, SCALE = (70.0, 37.0), (10.0, 0.5)
 
@@ -75,6 +75,18 @@ def test_scores_are_those_of_their_formulas(test_data):
     assert scores["coverage_50[HR]"] == pytest.approx(1 / 3)
     assert scores["coverage_95[HR]"] == pytest.approx(2 / 3)
     assert scores["coverage_95"] == pytest.approx(4 / 5)
+
+
+def test_an_interval_includes_its_ends():
+    frame = pd.DataFrame({"item_id": "a", "timestamp": [0.0, 25, 26, 27], "count": [1.0, 0, 2, 3]})
+    data = IrregularDataset.from_long_dataframe(frame, target="count")
+    test = TimeSplitter(after="24h").split(data)[1].generate_instances(3)
+    keys = ["mean", *ALL_LEVELS]
+    values = np.repeat([[1.0], *([0.0 if level < 0.5 else 2.0] for level in ALL_LEVELS)], 3, axis=1)
+    forecast = QuantileForecast(values, keys)
+    forecast.start_date, forecast.item_id = pd.Period("2024", "h"), "a"
+    scores = accuracy([forecast.labelled(None, ("count",))], test, ("count",), np.ones(1))
+    assert scores["coverage_80"] == pytest.approx(2 / 3)
 
 
 def test_balanced_error_follows_from_the_sums_of_the_items(test_data):

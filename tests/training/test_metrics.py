@@ -47,6 +47,13 @@ def test_scores_of_the_test_are_those_of_the_comparison(head):
         assert logged[f"test_{name}"] == pytest.approx(expected[name], rel=1e-5), name
 
 
+def test_an_interval_includes_its_ends():
+    scores, deciles = ForecastScores(["count"]), torch.tensor([0.0] * 5 + [2.0] * 4)
+    values = torch.tensor([0.0, 2.0, 3.0])
+    scores.update(values, torch.zeros(3, dtype=torch.int64), values, deciles[:, None].expand(9, 3))
+    assert float(scores.compute()["coverage_80"]) == pytest.approx(2 / 3)
+
+
 def test_counts_without_quantile_function_are_scored_by_samples(make_frame, tmp_path):
     make_frame(num_items=10).round({"HR": 0}).to_csv(tmp_path / "counts.csv", index=False)
     data = TaskDataModule(

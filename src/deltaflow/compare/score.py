@@ -7,7 +7,8 @@ import io
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gluonts.model.forecast as gluonts_forecast
@@ -15,7 +16,8 @@ import numpy as np
 import pandas as pd
 from gluonts.dataset.common import DataEntry
 from gluonts.dataset.split import TestData
-from gluonts.ev.metrics import MAE, MSE, Coverage, MeanSumQuantileLoss
+from gluonts.ev.aggregations import Mean
+from gluonts.ev.metrics import MAE, MSE, DirectMetric, MeanSumQuantileLoss
 from gluonts.model import evaluate_forecasts
 
 from deltaflow.compare.models import Trained
@@ -192,7 +194,7 @@ def _evaluate(forecasts: Sequence[RealTimeForecast], test: TestData) -> pd.DataF
                 MeanSumQuantileLoss(DECILES),
                 MSE(),
                 MAE(),
-                *(Coverage(level) for pair in INTERVALS.values() for level in pair),
+                *(partial(_coverage, name) for name in INTERVALS),
             ],
             axis=(items, last_axis),
         )
@@ -201,12 +203,23 @@ def _evaluate(forecasts: Sequence[RealTimeForecast], test: TestData) -> pd.DataF
             "sum_quantile_loss": raw["mean_sum_quantile_loss"],
             "mse": raw["MSE[mean]"],
             "mae": raw["MAE[0.5]"],
-            **{
-                name: raw[f"coverage[{high}]"] - raw[f"coverage[{low}]"]
-                for name, (low, high) in INTERVALS.items()
-            },
+            **{name: raw[name] for name in INTERVALS},
         }
     )
+
+
+def _coverage(name: str, axis: Any = None) -> DirectMetric:
+    """Return the metric of the share of the labels within an interval, its ends included.
+
+    The difference of GluonTS's coverage at both levels would leave out labels at the lower end,
+    such as the zeros among counts.
+    """
+    low, high = map(str, INTERVALS[name])
+
+    def inside(data: Mapping[str, np.ndarray]) -> np.ndarray:
+        return ((data[low] <= data["label"]) & (data["label"] <= data[high])).astype(float)
+
+    return DirectMetric(name=name, stat=inside, aggregate=Mean(axis=axis))
 
 
 def _tabulated(forecast: RealTimeForecast, label: DataEntry) -> gluonts_forecast.QuantileForecast:

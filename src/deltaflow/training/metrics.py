@@ -57,7 +57,7 @@ class ForecastScores(Metric):
         levels = torch.tensor(DECILES, dtype=torch.float64, device=values.device).unsqueeze(-1)
         error = values - quantiles.double()  # (9, N)
         losses = 2 * torch.maximum(levels * error, (levels - 1) * error).mean(dim=0)
-        inside = (quantiles[0] < values) & (values <= quantiles[-1])
+        inside = (quantiles[0] <= values) & (values <= quantiles[-1])
         squared, absolute = (values - mean).square(), (values - quantiles[4]).abs()
         parts = torch.ones_like(values), values.abs(), squared, absolute, losses, inside
         count = len(self.channels)
