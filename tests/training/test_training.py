@@ -19,6 +19,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
+    LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
@@ -435,6 +436,49 @@ def test_a_learning_rate_that_lightning_has_found_is_used(univariate, tmp_path):
     assert found not in (None, 1e-4)
     trainer.fit(module, data)
     assert trainer.optimizers[0].param_groups[0]["initial_lr"] == found
+
+
+class Rates(pl.Callback):
+    """Keeps the learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.of_steps = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.of_steps.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_a_callback_that_finds_a_learning_rate_sets_that_of_training(univariate, tmp_path):
+    data = IrregularDataModule(univariate, **{**SMALL, "num_batches_per_epoch": 30})
+
+    def rates_of(lr: float, *callbacks: pl.Callback) -> list[float]:
+        module = ForecastLightningModule(data.reader, 4, encoder="gru", hidden_size=8, lr=lr)
+        rates = Rates()
+        options = {**QUIET, "callbacks": [*callbacks, rates], "default_root_dir": tmp_path}
+        pl.Trainer(max_epochs=2, **options).fit(module, data)
+        return rates.of_steps
+
+    finder = LearningRateFinder(max_lr=0.01, num_training_steps=30)
+    rates = rates_of(1e-4, finder)
+    assert finder.optimal_lr is not None
+    found = finder.optimal_lr.suggestion()
+    assert found not in (None, 1e-4)
+    assert rates == rates_of(found)
+
+
+def test_processes_started_by_lightning_return_the_best_epoch(
+    univariate, surprises, instances, make_estimator
+):
+    """The first epoch is the best one. Of their weights, only the module's come back."""
+
+    def forecast(**options) -> list[np.ndarray]:
+        settings = {"max_epochs": 3, "enable_progress_bar": False, "accelerator": "cpu", **options}
+        estimator = make_estimator(GRUEstimator, lr=0.03, trainer_kwargs=settings)
+        predictor = estimator.train(univariate, validation_data=surprises)
+        return [one.quantile(0.3) for one in predictor.predict(instances(univariate))]
+
+    forked = forecast(strategy="ddp_fork", devices=1)
+    np.testing.assert_allclose(forked, forecast(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("share", [3, 1.0])

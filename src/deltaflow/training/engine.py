@@ -77,15 +77,17 @@ def train(
     settings = {**DEFAULTS, **(trainer_kwargs or {})}
     settings["accelerator"] = usable_accelerator(settings.get("accelerator", "auto"))
     given = settings.pop("callbacks", None) or []
-    best = BestWeights(monitor)
-    every = [best, *(given if isinstance(given, (list, tuple)) else [given]), *callbacks]
+    every = [
+        BestWeights(monitor),
+        *(given if isinstance(given, (list, tuple)) else [given]),
+        *callbacks,
+    ]
     _renew(every)
     settings.setdefault("enable_checkpointing", any(isinstance(c, Checkpoint) for c in every))
     with quiet():
         trainer = pl.Trainer(callbacks=every, **settings)
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
-    if best.weights and not _is_averaged(trainer):
-        module.load_state_dict(best.weights)
+    trainer.datamodule = data  # pyright: ignore[reportAttributeAccessIssue]  # in this process, too
     return trainer
 
 
@@ -109,7 +111,7 @@ def moving_average(decay: float) -> WeightAveraging:
 class BestWeights(Callback):
     """Keeps the weights with the lowest validation loss, as they were when they were validated.
 
-    It must come before callbacks that swap the weights for their average during validation.
+    It leaves the module with them at the end of training. It must come before callbacks that swap the weights for their average during validation.
 
     Parameters
     ----------
@@ -142,6 +144,15 @@ class BestWeights(Callback):
         if not trainer.sanity_checking and loss < self.loss:
             self.loss, self.weights = loss, self._validated
         self._validated = {}
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the kept weights, unless Lightning's SWA has just averaged the last epochs.
+
+        A strategy such as ``ddp_spawn`` trains in processes of its own, of which only the module's
+        weights come back.
+        """
+        if self.weights and not _is_averaged(trainer):
+            pl_module.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best weights and their loss, for a checkpoint."""

@@ -139,6 +139,14 @@ class ForecastLightningModule(pl.LightningModule):
                 "as with other channels or scales: give the data module reader=module.reader"
             )
 
+    def on_train_start(self) -> None:
+        """Make the optimiser anew if ``LearningRateFinder`` has found another learning rate.
+
+        Lightning changes that of the optimiser, which the next step of the schedule would undo.
+        """
+        if self.trainer.optimizers[0].defaults["lr"] != self.hparams["lr"]:
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss over the observed targets of a batch."""
         noise = derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
