@@ -111,7 +111,8 @@ def moving_average(decay: float) -> WeightAveraging:
 class BestWeights(Callback):
     """Keeps the weights with the lowest validation loss, as they were when they were validated.
 
-    It leaves the module with them at the end of training. It must come before callbacks that swap the weights for their average during validation.
+    It leaves the module with them at the end of training. It must come before callbacks that swap
+    the weights for their average during validation.
 
     Parameters
     ----------
