@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -194,6 +196,18 @@ def test_times_across_a_change_of_the_clocks_are_read_as_written(suffix, zone, t
     (own,), (other,) = dataset, expected
     np.testing.assert_array_equal(own["feat_dynamic_real"], other["feat_dynamic_real"])
     assert own["info"]["time_origin"] == other["info"]["time_origin"]
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "univariate"),
+    [("HR", ("HR",), True), ("[HR]", ("HR",), True), ("[HR, MAP]", ("HR", "MAP"), False)],
+)
+def test_targets_on_the_command_line_are_a_name_or_a_list(given, names, univariate, csv):
+    parser = pytest.importorskip("jsonargparse").ArgumentParser()
+    parser.add_class_arguments(Columns)
+    columns = Columns(**vars(parser.parse_args(["--target", given])))
+    schema = read_dataset(Path(csv), columns).schema
+    assert (schema.target, schema.univariate) == (names, univariate)
 
 
 def test_a_file_needs_a_target(csv):

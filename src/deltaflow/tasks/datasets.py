@@ -53,7 +53,7 @@ class Columns:
     timestamp
         Column of timestamps, or of elapsed numbers.
     target
-        Columns of the channels to forecast.
+        Column of the channel to forecast, or a list of such columns.
     time_unit
         Unit of the elapsed time.
     feat_dynamic_real
@@ -68,7 +68,7 @@ class Columns:
 
     item_id: str | None = "item_id"
     timestamp: str = "timestamp"
-    target: list[str] = field(default_factory=lambda: ["target"])
+    target: list[str] | str = field(default_factory=lambda: ["target"])
     time_unit: str = "h"
     feat_dynamic_real: list[str] = field(default_factory=list)
     past_feat_dynamic_real: list[str] = field(default_factory=list)
@@ -239,7 +239,8 @@ def _check_order(texts: pd.Series, times: pd.Series) -> None:
 
 def read_dataset(path: Path, columns: Columns) -> IrregularDataset:
     """Read a CSV or Parquet file as a data set, which is univariate if it has one target."""
-    target = columns.target[0] if len(columns.target) == 1 else columns.target
+    names = [columns.target] if isinstance(columns.target, str) else columns.target
+    target = names[0] if len(names) == 1 else names
     frame = read_file(path, columns)
     return IrregularDataset.from_long_dataframe(frame, **{**vars(columns), "target": target})
 
