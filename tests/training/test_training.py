@@ -11,6 +11,7 @@ from itertools import chain, islice
 
 import lightning.pytorch as pl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning.fabric.accelerators import MPSAccelerator
@@ -25,12 +26,13 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from deltaflow import (
     DataError,
     DeltaflowError,
     ForecastLightningModule,
+    ForecastWriter,
     GRUEstimator,
     GRUFlowEstimator,
     HoldEstimator,
@@ -418,6 +420,29 @@ def test_forecasts_of_a_module_are_those_of_its_weights(univariate, instances):
     assert (expected.mean != predicted[0].mean).all()
 
 
+class Streamed(IterableDataset):
+    """Entries without numbers."""
+
+    def __init__(self, entries: list[dict]) -> None:
+        self.entries = entries
+
+    def __iter__(self):
+        return iter(self.entries)
+
+
+def test_forecasts_of_numbered_entries_are_written(univariate, instances, tmp_path):
+    data = IrregularDataModule(univariate, **SMALL)
+    module = ForecastLightningModule(data.reader, 4, encoder="gru", hidden_size=8)
+    entries = instances(univariate)
+    trainer = pl.Trainer(**{**QUIET, "callbacks": [ForecastWriter(tmp_path / "forecasts.csv")]})
+    trainer.predict(module, DataLoader(entries, batch_size=3, collate_fn=list))
+    written = pd.read_csv(tmp_path / "forecasts.csv", dtype={"item_id": str})
+    expected = [one.quantile(0.9) for one in module.predict_step(entries)]
+    np.testing.assert_allclose(written["0.9"], np.concatenate(expected), rtol=1e-5)
+    with pytest.raises(DeltaflowError, match="list"):
+        trainer.predict(module, DataLoader(Streamed(entries), batch_size=3, collate_fn=list))
+
+
 def test_what_has_been_trained_can_be_sent_to_other_processes(univariate):
     """Lightning pickles a data module with its last trainer, to spawn processes for another one."""
     data = IrregularDataModule(univariate, **SMALL)
@@ -479,6 +504,21 @@ def test_processes_started_by_lightning_return_the_best_epoch(
 
     forked = forecast(strategy="ddp_fork", devices=1)
     np.testing.assert_allclose(forked, forecast(), rtol=1e-6)
+
+
+class Plain(ForecastLightningModule):
+    """A module with an optimiser of its own."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def test_a_subclass_keeps_its_own_optimiser(univariate):
+    data = IrregularDataModule(univariate, **SMALL)
+    module = Plain(data.reader, 4, encoder="gru", hidden_size=8, lr=0.02)
+    rates = Rates()
+    pl.Trainer(max_epochs=1, **{**QUIET, "callbacks": [rates]}).fit(module, data)
+    assert set(rates.of_steps) == {0.01}
 
 
 @pytest.mark.parametrize("share", [3, 1.0])

@@ -60,8 +60,18 @@ class ForecastWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep the table of a batch; its index is the position of each series in the data."""
-        assert batch_indices is not None
+        """Keep the table of a batch; its index is the position of each series in the data.
+
+        Raises
+        ------
+        DeltaflowError
+            If the loader does not number the series.
+        """
+        if not batch_indices:
+            raise DeltaflowError(
+                "forecasts are written in the order of the data, which this loader does not tell: "
+                "give a DataLoader of a list, such as list(entries), instead of an iterable"
+            )
         table = tabulated(prediction, self.quantile_levels)
         self._tables.append(table.set_axis(np.array(batch_indices)[table.index]))
 

@@ -117,6 +117,7 @@ class ForecastLightningModule(pl.LightningModule):
         channels = self.reader.schema.target
         self.val_scores, self.test_scores = ForecastScores(channels), ForecastScores(channels)
         self._predictor: IrregularPredictor | None = None
+        self._planned_lr: float | None = None  # of the optimiser and its schedule
 
     def forward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the distribution's arguments at the queries of a batch."""
@@ -139,12 +140,12 @@ class ForecastLightningModule(pl.LightningModule):
                 "as with other channels or scales: give the data module reader=module.reader"
             )
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         """Make the optimiser anew if ``LearningRateFinder`` has found another learning rate.
 
         Lightning changes that of the optimiser, which the next step of the schedule would undo.
         """
-        if self.trainer.optimizers[0].defaults["lr"] != self.hparams["lr"]:
+        if self._planned_lr not in (None, self.hparams["lr"]):
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -349,6 +350,7 @@ class ForecastLightningModule(pl.LightningModule):
         """Return AdamW, with a warm-up and a cosine decay over the known length of training."""
         # Lightning's search for a learning rate sets hparams["lr"].
         options = {name: self.hparams[name] for name in ("lr", "weight_decay")}
+        self._planned_lr = options["lr"]
         # One call for all parameters. Mixed precision could not clip the gradients before it.
         fused = self.device.type == "cpu" and "mixed" not in str(self.trainer.precision)
         optimizer = torch.optim.AdamW(self.parameters(), **options, fused=fused)
