@@ -67,7 +67,7 @@ class ForecastWriter(BasePredictionWriter):
         DeltaflowError
             If the loader does not number the series.
         """
-        if not batch_indices:
+        if len(batch_indices or ()) != len(prediction):
             raise DeltaflowError(
                 "forecasts are written in the order of the data, which this loader does not tell: "
                 "give a DataLoader of a list, such as list(entries), instead of an iterable"
