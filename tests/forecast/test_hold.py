@@ -159,6 +159,17 @@ def test_a_query_at_the_last_observation_and_padding_are_finite():
     assert forecast.quantile(0.9)[1] == forecast.quantile(0.9)[2]
 
 
+def test_the_mean_includes_drift_if_asked_for(tmp_path):
+    noise = np.random.default_rng(0).normal(scale=0.1, size=200)
+    dataset = read(np.arange(200.0), HR=2 * np.arange(200) + noise, MAP=noise)
+    hold = HoldPredictor.fit(dataset, 2).with_drift()
+    hold.serialize(tmp_path / "hold")
+    for predictor in (hold, load_predictor(tmp_path / "hold")):
+        (forecast,) = predictor.predict([ask(dataset, 200.0, 209.0)])
+        change = forecast.mean - dataset[0]["target"][:, -1]
+        np.testing.assert_allclose(change, [[2, 0], [20, 0]], atol=0.2)
+
+
 def test_constant_series_have_some_spread():
     dataset = read([0.0, 1, 2], HR=[5.0] * 3)
     (forecast,) = HoldPredictor.fit(dataset, 1).predict([ask(dataset, 3.0)])

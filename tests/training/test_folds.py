@@ -26,6 +26,7 @@ from deltaflow import (
     load_predictor,
 )
 from deltaflow.data import IrregularDataModule
+from deltaflow.data.splitter import cut_entry
 from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.support import Support
 from deltaflow.training import blend, folds, simple
@@ -521,6 +522,16 @@ def test_growth_decides_on_the_powers(how, power):
     assert simple.powers_for(entries, [Support()] * 2, 3) == [1.0, 1.0]
     entries[0]["target"][0, 0] = 0.0  # has no logarithm
     assert simple.powers_for(entries, supports, 3) == [0.5, 1.0]
+
+
+def test_means_of_simple_forecasts_follow_growth_as_their_medians_do():
+    entries, supports = growing("in a line")
+    known = [cut_entry(entry, 13, 16)[0] for entry in entries]
+    for one in simple.SimpleForecasts.for_data(entries, supports, 3).fit(entries, 3):
+        for forecast, entry in zip(one.predict(known), known, strict=True):
+            last = entry["target"][:, -1]
+            change = forecast.quantile(0.5) - last
+            np.testing.assert_allclose(forecast.mean - last, change, rtol=0.2, atol=0.5)
 
 
 def test_the_fewer_the_items_the_more_alike_are_the_weights():

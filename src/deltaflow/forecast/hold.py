@@ -39,12 +39,13 @@ ROWS_APART = tuple(sorted({round(2 ** (power / 2)) for power in range(30)}))
 class HoldPredictor(DeltaflowPredictor):
     """Forecasts the last observed value of each channel, with intervals for its change since then.
 
-    The mean is the last value. The quantiles are the last value plus those of the changes in the
-    training set over the same time, including drift: so the intervals have their nominal coverage,
-    and a model with a lower quantile loss has learned something. Between the fitted lead times,
-    quantiles are interpolated; beyond them they grow like those of a random walk, with the square
-    root of time. Time counts from the last observation of the channel. A channel that was never
-    observed is forecast by the mean and the quantiles of its values in the training set.
+    The mean is the last value, unless ``drift`` is set. The quantiles are the last value plus those
+    of the changes in the training set over the same time, including drift: so the intervals have
+    their nominal coverage, and a model with a lower quantile loss has learned something. Between
+    the fitted lead times, quantiles are interpolated; beyond them they grow like those of a random
+    walk, with the square root of time. Time counts from the last observation of the channel. A
+    channel that was never observed is forecast by the mean and the quantiles of its values in the
+    training set.
 
     Usually created by :meth:`fit`.
 
@@ -64,6 +65,8 @@ class HoldPredictor(DeltaflowPredictor):
         ``(D, K)`` quantiles of each channel's values.
     center
         ``(D,)`` mean of each channel.
+    drift
+        Whether the mean includes the average change, as the quantiles do.
     """
 
     @validated()
@@ -76,6 +79,7 @@ class HoldPredictor(DeltaflowPredictor):
         changes: list,
         values: list,
         center: list,
+        drift: bool = False,
     ) -> None:
         super().__init__(prediction_length, Schema.from_dict(data_schema))
         self.levels = numbers_of(levels, (len(levels),), "levels")
@@ -87,6 +91,9 @@ class HoldPredictor(DeltaflowPredictor):
         channels = len(self.schema.target)
         self.values = numbers_of(values, (channels, len(levels)), "values")
         self.center = numbers_of(center, (channels,), "center")
+        self.drift = drift
+        # The probability that each quantile stands for.
+        self._shares = np.diff([0.0, *(self.levels[1:] + self.levels[:-1]) / 2, 1.0])
         if len(self.leads) != channels or not all(map(len, [self.levels, *self.leads])):
             raise ValueError(f"leads, changes and levels are not those of {channels} channels")
         if not ((self.levels > 0) & (self.levels < 1)).all():
@@ -129,6 +136,10 @@ class HoldPredictor(DeltaflowPredictor):
             center=statistics.center[: len(schema.target)],
         )
 
+    def with_drift(self) -> HoldPredictor:
+        """Return the predictor with a mean that includes the average change."""
+        return HoldPredictor(**{**self._arguments(), "drift": True})
+
     def without_width(self) -> HoldPredictor:
         """Return the predictor as a point forecast: every quantile is the mean."""
         changes = [np.zeros_like(own).tolist() for own in self.changes]
@@ -165,6 +176,8 @@ class HoldPredictor(DeltaflowPredictor):
         for channel, own in enumerate(seen.T):
             change = self._change(lead[own, channel], channel)
             quantiles[:, own, channel] = last[own, channel] + change
+            if self.drift:
+                mean[own, channel] += self._shares @ change
         parts = np.concatenate([mean[None], quantiles])[..., channels]
         return QuantileForecast(parts, ["mean", *map(str, self.levels)])
 

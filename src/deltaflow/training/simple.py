@@ -69,10 +69,13 @@ class SimpleForecasts(NamedTuple):
 
     def fit(self, entries: Sequence[DataEntry], prediction_length: int) -> list[DeltaflowPredictor]:
         """Fit the forecasts to items."""
-        hold = [HoldPredictor.fit(list(entries), prediction_length)] if self.hold else []
-        fit = GaussianProcessPredictor.fit
+        hold, fit = (
+            HoldPredictor.fit(list(entries), prediction_length),
+            GaussianProcessPredictor.fit,
+        )
         return [
-            *hold,
+            # A blend averages means as it does quantiles, which include drift.
+            *([hold.with_drift()] if self.hold else []),
             *(fit(entries, prediction_length, self.powers, process) for process in self.processes),
         ]
 
