@@ -64,9 +64,11 @@ def test_a_grid_can_be_asked():
         ({"horizon": "1h", "every": "2h"}, "no room"),
         ({"horizon": "1h", "every": "0h"}, "no room"),
         ({"horizon": 3, "every": "1h"}, "not a duration"),
+        ({"horizon": "3h", "every": "1h", "covariates": "dose"}, "'dose' is not a list of columns"),
+        ({"horizon": "3h", "every": "1h", "covariates": ["t"]}, "field 't': is the column of"),
     ],
 )
-def test_a_grid_without_points_is_refused(options, message):
+def test_a_grid_without_points_or_of_other_columns_is_refused(options, message):
     with pytest.raises(DataError, match=message):
         future_df(walk(), **options, **NAMES)
 
@@ -281,6 +283,35 @@ def test_columns_of_the_result_are_no_keys(column):
         df, names = walk().rename(columns={name: column}), {**NAMES, key: column}
         with pytest.raises(DataError, match=f"field '{column}': is also the name of a column"):
             backtest_df(HoldEstimator(6), df, horizon="6h", columns=ROLES, **names)
+
+
+def test_a_cutoff_that_is_given_twice_is_scored_once():
+    given = {"horizon": "6h", "columns": ROLES, **NAMES}
+    once, twice = (
+        backtest_df(HoldEstimator(6), walk(), cutoffs=["30h"] * count, **given) for count in (1, 2)
+    )
+    pd.testing.assert_frame_equal(twice.forecasts, once.forecasts)
+    pd.testing.assert_frame_equal(twice.scores, once.scores)
+
+
+def test_without_actual_values_there_is_an_empty_table_of_scores():
+    df = walk()
+    predictor = HoldPredictor.fit(IrregularDataset.from_long_dataframe(df, **NAMES, **ROLES), 6)
+    late = df["t"] >= df.groupby("id")["t"].transform("min") + pd.Timedelta("30h")
+    hidden = df.assign(A=df["A"].mask(late), B=df["B"].mask(late))
+    forecasts, scores = backtest_df(predictor, hidden, horizon="6h", cutoffs=["30h"], **NAMES)
+    assert len(forecasts) == 4 * 6 * 2
+    assert len(scores) == 0
+    assert scores["mae"].empty
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_lengths_of_time_may_be_numbers_of_numpy(kind):
+    df = walk(elapsed=True)
+    given = {"columns": ROLES, **NAMES}
+    expected = backtest_df(HoldEstimator(6), df, horizon=6, cutoffs=2, **given).scores
+    scores = backtest_df(HoldEstimator(6), df, horizon=kind(6), cutoffs=2, **given).scores
+    pd.testing.assert_frame_equal(scores, expected)
 
 
 def test_scores_need_levels():

@@ -14,6 +14,7 @@ from deltaflow import (
 )
 
 pytest.importorskip("matplotlib").use("Agg")
+from matplotlib.figure import Figure  # noqa: E402
 
 START = pd.Timestamp("2024-01-01")
 
@@ -86,11 +87,13 @@ def test_without_a_history_the_forecast_stands_alone(forecasts):
     assert set(labels(figure)) == {"median", "80% interval", "90% interval"}
 
 
-def test_elapsed_numbers_are_a_time_axis_too():
-    frame = pd.DataFrame({"item_id": 1, "timestamp": [0.0, 1, 2, 3], "target": [1.0, 2, 1, 2]})
+@pytest.mark.parametrize("dtype", [float, int])
+def test_elapsed_numbers_are_a_time_axis_too(dtype):
+    frame = pd.DataFrame({"item_id": 1, "timestamp": [0, 1, 2, 3], "target": [1.0, 2, 1, 2]})
+    frame = frame.astype({"timestamp": dtype})
     predictor = HoldPredictor.fit(IrregularDataset.from_long_dataframe(frame), 4)
     asked = pd.DataFrame({"item_id": 1, "timestamp": [4.5, 3.5]})
-    figure = plot_forecasts(predict_df(predictor, frame, asked), frame, past=1.6)
+    figure = plot_forecasts(predict_df(predictor, frame, asked), frame, past=np.float32(1.6))
     lines = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines}
     assert lines == {"median": [3.5, 4.5], "past": [2.0, 3.0]}
 
@@ -114,6 +117,16 @@ def test_what_cannot_be_drawn_is_named(frame, forecasts):
         plot_forecasts(forecasts, frame.drop(columns="HR"))
     with pytest.raises(DataError, match="field 'predictions': forecasts has no such column"):
         plot_forecasts(frame.assign(target_name="HR"))
+    with pytest.raises(DataError, match="field 'past': 5 is not a duration"):
+        plot_forecasts(forecasts, frame, past=5)
+    for nothing in ({"items": []}, {"items": 0}, {"channels": []}):
+        with pytest.raises(DataError, match="nothing to draw"):
+            plot_forecasts(forecasts, **nothing)
+
+
+def test_a_single_item_or_channel_need_not_be_in_a_list(forecasts):
+    figure = plot_forecasts(forecasts, items="b", channels="HR")
+    assert [(axes.get_title(), axes.get_ylabel()) for axes in figure.axes] == [("b", "HR")]
 
 
 def test_a_forecast_draws_its_own_history(frame):
@@ -132,3 +145,13 @@ def test_a_forecast_draws_its_own_history(frame):
     ticks = [tick.get_text() for tick in axes.get_xticklabels()]
     assert len(ticks) == len(set(ticks)) <= 7
     plt.close(figure)
+
+
+def test_a_forecast_without_queries_draws_nothing(frame):
+    dataset = IrregularDataset.from_long_dataframe(frame, target=["HR", "T"])
+    instances = TimeSplitter(after="20h").split(dataset)[1].generate_instances(6)
+    forecast = next(iter(HoldPredictor.fit(dataset, 6).predict(instances.input)))
+    assert forecast.timestamps.isna().all()
+    axes = Figure().subplots()
+    forecast.plot(ax=axes, channel="HR", history=frame[frame["item_id"] == "a"])
+    assert [len(line.get_xdata()) for line in axes.lines] == [0]

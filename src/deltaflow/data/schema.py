@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Number
+from numbers import Number, Real
 from typing import Any, ClassVar, Literal, overload
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from deltaflow.errors import DataError
 
@@ -83,6 +84,32 @@ def read_duration(value: Duration, field: str) -> pd.Timedelta:
     if duration is None or not duration >= pd.Timedelta(0):
         raise DataError(f"{value!r} is not a duration", "give one such as '24h'", field=field)
     return duration
+
+
+Span = str | float | pd.Timedelta
+"""A length of time: a duration such as ``"24h"``, or a number if times are elapsed numbers."""
+
+
+def read_span(value: Any, field: str, times: pd.Series) -> Any:
+    """Read a `Span` in the type of a time column: a number, or a duration.
+
+    >>> read_span(36, "horizon", pd.Series([0, 12, 24]))
+    36.0
+    """
+    if not is_numeric_dtype(times):
+        return in_unit_of(times, read_duration(value, field))
+    if not isinstance(value, Real) or not float(value) >= 0:
+        raise DataError(
+            f"{value!r} is not a length of time in the numbers of {times.name!r}",
+            "give a number, in their unit",
+            field=field,
+        )
+    return float(value)
+
+
+def in_unit_of(times: pd.Series, duration: pd.Timedelta) -> pd.Timedelta:
+    """Return a duration that can be added to timestamps outside the range of nanoseconds, too."""
+    return duration if times.dt.unit == "ns" else duration.as_unit("us")
 
 
 def read_date(value: str | pd.Timestamp, field: str) -> pd.Timestamp:

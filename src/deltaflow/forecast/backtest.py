@@ -11,16 +11,19 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from deltaflow.data.dataset import IrregularDataset
-from deltaflow.data.schema import read_date, read_duration
-from deltaflow.data.validation import check_columns, gather_rows, read_numbers, read_times
+from deltaflow.data.schema import Span, in_unit_of, read_date, read_duration, read_span
+from deltaflow.data.validation import (
+    check_columns,
+    column_names,
+    gather_rows,
+    read_numbers,
+    read_times,
+)
 from deltaflow.errors import DataError, located
 from deltaflow.forecast.columns import check_answer
 from deltaflow.forecast.forecasts import read_levels
 from deltaflow.forecast.frame import predict_df
 from deltaflow.forecast.predictor import DeltaflowPredictor
-
-Span = str | float | pd.Timedelta
-"""A length of time: a duration such as ``"24h"``, or a number if times are elapsed numbers."""
 
 
 class Trainable(Protocol):
@@ -85,10 +88,15 @@ def future_df(
     2       b        5.0
     3       b        6.0
     """
+    names = column_names("covariates", covariates)
+    for name in names:
+        if name in (item_id, timestamp):
+            raise DataError("is the column of items or times", "leave it out of the covariates",
+                            field=name)  # fmt: skip
     times, item = _read_frame(df, item_id, timestamp)
     if df.empty:
         raise DataError("df has no rows", "give at least one observation")
-    step, reach = _span(every, "every", times), _span(horizon, "horizon", times)
+    step, reach = read_span(every, "every", times), read_span(horizon, "horizon", times)
     if not step > 0 * step or reach < step:
         raise DataError(
             f"a horizon of {horizon} has no room for a query every {every}",
@@ -110,7 +118,7 @@ def future_df(
             "convert the times to datetime64[us]",
             field=timestamp,
         ) from None
-    return grid.assign(**dict.fromkeys(covariates, np.nan))
+    return grid.assign(**dict.fromkeys(names, np.nan))
 
 
 def backtest_df(
@@ -173,7 +181,7 @@ def backtest_df(
     check_answer(keys, ["predictions", "mean", *map(str, levels), "actual", "cutoff"])
     roles = {**(columns or {}), "item_id": item_id, "timestamp": timestamp}
     times, item = _read_frame(df, item_id, timestamp)
-    reach = _span(horizon, "horizon", times)
+    reach = read_span(horizon, "horizon", times)
     predictor = model if isinstance(model, DeltaflowPredictor) else None
     parts = []
     for cutoff, end in _cutoffs(times, cutoffs, reach):
@@ -230,7 +238,8 @@ def _scores(forecasts: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
                 "coverage": ((low <= actual) & (actual <= high)).mean(),
             }
         )
-    return pd.DataFrame(rows)
+    columns = ["cutoff", "target_name", "values", "mae", "quantile_loss", "coverage"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _read_frame(
@@ -262,7 +271,7 @@ def _cutoffs(
             ends = [times.max() - number * reach for number in range(int(cutoffs), -1, -1)]
             moments = list(itertools.pairwise(ends))
         else:
-            moments = [(moment, None) for moment in sorted(_moment(c, times) for c in given)]
+            moments = [(moment, None) for moment in sorted({_moment(c, times) for c in given})]
         if not moments:
             raise ValueError("not a single cutoff")
     except (ValueError, TypeError, OverflowError) as error:
@@ -279,7 +288,7 @@ def _moment(cutoff: Any, times: pd.Series) -> Any:
     if is_numeric_dtype(times):
         return float(cutoff)
     try:
-        return _in_unit_of(times, read_duration(cutoff, "cutoffs"))
+        return in_unit_of(times, read_duration(cutoff, "cutoffs"))
     except DataError:
         date, zone = read_date(cutoff, "cutoffs"), times.dt.tz
         if date.tz is not None and zone is None:
@@ -292,22 +301,3 @@ def _moment(cutoff: Any, times: pd.Series) -> Any:
                 f"the clocks of {zone} change then: add the offset from UTC, as in '{date}+00:00'"
             ) from None
         return moment
-
-
-def _span(value: Span, field: str, times: pd.Series) -> Any:
-    """Return a length of time in the type of the time column."""
-    if is_numeric_dtype(times):
-        if isinstance(value, (int, float)) and value >= 0:
-            return float(value)
-        raise DataError(
-            f"{value!r} is not a length of time in the numbers of {times.name!r}",
-            "give a number, in their unit",
-            field=field,
-        )
-    return _in_unit_of(times, read_duration(value, field))  # pyright: ignore[reportArgumentType]
-
-
-def _in_unit_of(times: pd.Series, duration: str | pd.Timedelta) -> pd.Timedelta:
-    """Return a duration that can also be added to timestamps outside the nanosecond range."""
-    duration = pd.Timedelta(duration)
-    return duration if times.dt.unit == "ns" else duration.as_unit("us")

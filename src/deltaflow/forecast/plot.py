@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from deltaflow.data.schema import read_span
 from deltaflow.data.validation import as_text, check_columns
 from deltaflow.errors import DataError
 
@@ -159,13 +161,13 @@ def draw_forecast(
             alpha=0.5 - 0.4 * probability,
             label=(f"{name}, {label}" if name else label) if show_label else None,
         )  # fmt: skip
-    if observed is None:
+    if observed is None or times.empty:
         return
     observed = observed.dropna()
     later = observed.index >= times[0]
     before, actual = observed[~later], observed[later & (observed.index <= times[-1])]
-    if past is not None and len(before):
-        length = past if isinstance(before.index[0], (int, float)) else pd.Timedelta(past)
+    if past is not None:
+        length = read_span(past, "past", pd.Series(times, name=timestamp))
         before = before[before.index >= times[0] - length]
     point = {"ls": "", "marker": "o", "ms": 3.2, "color": "0.25"}
     axes.plot(before.index, before.to_numpy(), label="past", **point)
@@ -189,11 +191,15 @@ def _is_item(column: pd.Series, item: Hashable) -> pd.Series:
     return column.isin([one for one in column.unique() if as_text(one) == as_text(item)])
 
 
-def _chosen(column: pd.Series, wanted: Sequence[Hashable] | int | None, field: str) -> list[Any]:
+def _chosen(column: pd.Series, wanted: Any, field: str) -> list[Any]:
     """Return the items or channels to draw: the chosen ones, the first few, or all."""
     there = list(column.unique())
-    if wanted is None or isinstance(wanted, int):
-        return there[:wanted]
+    if wanted is None or isinstance(wanted, Integral):
+        wanted = there[:wanted]
+    if isinstance(wanted, str):
+        wanted = [wanted]
+    if not len(wanted):
+        raise DataError("there is nothing to draw", "give at least one forecast", field=field)
     for value in wanted:
         if value not in there:
             raise DataError(f"there is no forecast of {value!r}", f"there are {there[:10]}",
