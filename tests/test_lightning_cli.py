@@ -179,6 +179,7 @@ def test_other_channels_than_trained_on_are_refused(trained, capsys):
         (["test", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
         (["predict", "--ckpt_path", "tiny.yaml"], "not a checkpoint of weights"),
         (["predict", "--ckpt_path", "best"], "no checkpoint 'checkpoints/best.ckpt'"),
+        (["fit", "--data.reader.schema", "{}"], "data.reader is that of a checkpoint"),
         (["fit", "--data.dataset", "sinne"], "did you mean 'sine'"),
         (["fit", "--data.dataset", "nowhere/x.csv"], "no file or folder"),
         (["fit", "--model.encoder", "gru_flo"], "did you mean 'gru_flow'"),
@@ -220,6 +221,25 @@ def test_unknown_option_and_wrong_type_are_named(options, tiny, capsys):
     assert "Traceback" not in error
     assert error.splitlines()[-1].startswith("deltaflow fit: ")
     assert "usage:" not in error  # of all options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data.columns.tagret", "[HR]"], ["data.columns", "'tagret' is not accepted"]),
+        (["--data.columns.target", "HR"], ["data.columns", '"target"', "<class 'list'>", "HR"]),
+        (["--data.context_length", "x"], ["data.context_length", "<class 'int'>", "value: x"]),
+    ],
+)
+def test_value_of_none_of_several_types_is_refused_in_a_sentence(options, words, tiny, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", tiny, *options])
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("deltaflow fit: ")
+    assert all(word in error for word in words)
+    assert "Union" not in error
+    assert "NoneType" not in error
+    assert len(error) < 250
 
 
 def test_file_is_learned_from_by_its_column_names(make_frame, tiny, tmp_path):

@@ -88,6 +88,8 @@ class ForecastCLI(LightningCLI):
         given = self.config[self.config.subcommand]
         check_seed(given.seed_everything)
         check_whole(1, check_val_every_n_epoch=given.trainer.check_val_every_n_epoch)
+        if given.data.reader is not None:
+            raise DeltaflowError("data.reader is that of a checkpoint: give --ckpt_path instead")
 
     def _parse_ckpt_path(self) -> None:
         """Leave this to `before_instantiate_classes`, since the `reader` is not an option."""

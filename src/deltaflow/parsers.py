@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import re
 import sys
+from argparse import ArgumentError
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import NoReturn
+
+_ASIDE = re.compile(
+    r"^[ -]*(Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:"
+    r"|Given value: NestedArg).*",
+    re.MULTILINE,
+)
+"""The lines of jsonargparse besides the reasons why a value is of none of several types."""
 
 
 class OneLineErrors:
     """Makes a jsonargparse parser report errors in one line, without listing its options."""
 
     prog: str
+    exit_on_error: bool
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message, and exit."""
+        if not self.exit_on_error:  # of a nested group, which the outer parser names
+            raise ArgumentError(None, message) from ex
         parser = getattr(ex, "subcommand_parser", None) or self
         name = parser.prog.replace(" [options]", "")
-        print(
-            f"{name}: {' '.join(message.split())}; {name} --help lists the options", file=sys.stderr
-        )
+        words = " ".join(_ASIDE.sub("", message).split())
+        print(f"{name}: {words}; {name} --help lists the options", file=sys.stderr)
         raise SystemExit(2)
 
 
