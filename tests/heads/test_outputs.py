@@ -221,3 +221,9 @@ def test_making_a_distribution_of_counts_leaves_the_arguments_alone():
     head.loss(torch.ones(1, 1, 1), args, torch.ones(1, 1, 1))
     for arg, original in zip(args, before, strict=True):
         assert torch.equal(arg, original)
+
+
+@pytest.mark.parametrize("head", [StudentTOutput, ["quantile"], 0.5])
+def test_what_is_no_output_is_refused(head):
+    with pytest.raises(DeltaflowError, match=r"is not a head: .* such as StudentTOutput\(\)"):
+        describe_output(head)

@@ -58,6 +58,10 @@ def make_output(description: str | Mapping[str, Any] | Output) -> Output:
 
 def _projected_by_heads(output: Output) -> Output:
     """Return an output, unless it replaces the layers that map features to its arguments."""
+    if not isinstance(output, Output):
+        raise DeltaflowError(
+            f"{output!r} is not a head: give the name of one, or an output such as StudentTOutput()"
+        )
     if type(output).get_args_proj is not Output.get_args_proj:
         raise DeltaflowError(
             f"{type(output).__name__} computes the arguments of its distribution by layers of its "
