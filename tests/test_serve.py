@@ -73,7 +73,7 @@ def question(item="a", time="2024-03-01T10:00:00"):
     return {"item_id": item, "timestamp": time, "dose": 0.5}
 
 
-CSV = {"Content-Type": "text/csv"}
+CSV, JSON = {"Content-Type": "text/csv"}, {"Content-Type": "application/json"}
 
 
 def test_observations_go_in_and_forecasts_come_out(client, predictor):
@@ -115,6 +115,33 @@ def test_items_may_be_numbers(client):
     assert client.post("/update", json={"rows": [observation(7)]}).status_code == 200
     told = client.post("/forecast", json={"rows": [question(7), question("7")]}).json()
     assert [row["item_id"] for row in told["rows"]] == [7, 7, "7", "7"]
+
+
+def test_items_and_levels_read_the_same_as_in_frames(client, predictor):
+    update = client.post("/update", json={"rows": [observation(7.0), observation(7, 1)]})
+    assert update.json() == {"rows": 2, "items": 1}
+    told = client.post("/forecast", json={"rows": [question(7.0), question("7")]}).json()
+    assert [row["item_id"] for row in told["rows"]] == [7.0, 7.0, "7", "7"]
+    assert told["rows"][0]["predictions"] == told["rows"][2]["predictions"]
+    for wrong in (2**63, 1e30, True, ""):
+        refused = client.post("/update", json={"rows": [observation(wrong)]})
+        assert refused.status_code == 422
+        assert refused.json()["field"] == "item_id"
+        assert refused.json()["item"] == wrong
+    nan = client.post("/update", content='{"rows": [{"item_id": NaN}]}', headers=JSON)
+    assert nan.json()["item"] == "NaN"
+    for level in (1, 1.0, True):  # all of them unknown here
+        row = observation("b", ward=level)
+        client.post("/update", json={"rows": [row]})
+        alone = LiveForecaster(predictor)
+        frame = pd.DataFrame([row]).assign(MAP=np.nan, lab=np.nan)
+        alone.update(frame.assign(timestamp=pd.to_datetime(frame["timestamp"])))
+        once = alone.forecast(
+            pd.DataFrame([question("b")]).assign(timestamp=pd.Timestamp("2024-03-01T10:00"))
+        )
+        told = client.post("/forecast", json={"rows": [question("b")]}).json()["rows"]
+        assert [one["0.9"] for one in told] == pytest.approx(once["0.9"].tolist())
+        client.delete("/items/b")
 
 
 def test_an_item_tells_when_it_was_seen_and_may_be_forgotten(client):

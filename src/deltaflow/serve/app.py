@@ -26,6 +26,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Match
 
 from deltaflow._version import __version__
+from deltaflow.data.validation import as_text
 from deltaflow.errors import DataError, DeltaflowError
 from deltaflow.forecast.columns import check_answer
 from deltaflow.forecast.forecasts import read_levels
@@ -341,7 +342,7 @@ class _Answers:
     def to_updates(self, requests: list[Columns]) -> list[None]:
         """Read the observations of all requests, or of none if there is an error."""
         key = self.live.item_id
-        items = [{"0"} if key is None else set(map(str, one[key])) for one in requests]
+        items = [{"0"} if key is None else set(map(as_text, one[key])) for one in requests]
         if sum(map(len, items)) > len(set().union(*items)):
             raise ValueError("an item occurs in two requests, which must be read one by one")
         self.live.states.read(self.observed.observations(requests))

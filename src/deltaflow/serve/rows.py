@@ -28,7 +28,7 @@ _MISSING = ("", "NA", "NaN", "nan", "null")
 """The representations of a missing number in a CSV file."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Item = Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Item = Annotated[str, Field(min_length=1)] | Annotated[int | float, Field(ge=-(2**63), lt=2**63)]
 
 
 Columns = dict[str, Sequence[Any]]
@@ -220,11 +220,12 @@ class Rows:
         item = None
         if row is not None:
             with suppress(ValueError, AttributeError):  # such as a row that is not an object
-                item = json.loads(body)["rows"][row].get(self._given.item_id)
+                rows = json.loads(body, parse_constant=str)["rows"]  # NaN is not JSON
+                item = rows[row].get(self._given.item_id)
         return DataError(
             problem[0].lower() + problem[1:],
             "the page /docs lists the fields",
-            item=item if isinstance(item, (str, int)) else None,
+            item=item if isinstance(item, (str, int, float)) else None,
             field=field,
             position=row,
         )
@@ -237,7 +238,7 @@ def observations(live: LiveForecaster, limit: int) -> Rows:
         **_known(live),
         **dict.fromkeys(live.columns.channels, (Number, True)),
         **dict.fromkeys(schema.feat_static_real, (Number, True)),
-        **dict.fromkeys(schema.feat_static_cat, (str | int, True)),
+        **dict.fromkeys(schema.feat_static_cat, (str | bool | int | Number, True)),
     }
     return Rows("Observation", columns, live.columns, limit)
 
