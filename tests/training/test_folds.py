@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from gluonts.dataset.common import Dataset
 from gluonts.dataset.split import split
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
@@ -362,11 +363,11 @@ def seldom_observed(channels: int, rate: float, items: int) -> IrregularDataset:
     return IrregularDataset.from_long_dataframe(frame, target=names)
 
 
-def plan_of(data: IrregularDataset) -> Plan:
+def plan_of(data: Dataset, folds: int | None = None) -> Plan:
     """What is chosen for a data set."""
     module = IrregularDataModule(data, prediction_length=2, context_length=8)
     items = np.arange(len(data))
-    return plan_for(module.training_windows.data, items, module.reader, None, seed=0)
+    return plan_for(module.training_windows.data, items, module.reader, folds, seed=0)
 
 
 def test_long_items_are_split_into_fewer_folds():
@@ -684,3 +685,21 @@ def test_a_short_context_is_not_tried(options, data):
     estimator = quick(**options)
     parts = folds.Folds(estimator, data, seed=0)
     assert parts.contexts(estimator) == [estimator]
+
+
+@pytest.mark.parametrize("folds", [None, 1, 3])
+def test_entries_of_one_item_are_left_out_together(folds):
+    def entries(names):
+        start = pd.Period("2024-01-01", freq="D")
+        target = np.arange(20.0)
+        return [{"item_id": name, "start": start, "target": target} for name in names]
+
+    names = [f"item {number % 10}" for number in range(30)]
+    left_out = plan_of(entries(names), folds).left_out
+    for own in left_out:
+        assert len(own) == 3 * len({names[entry] for entry in own})
+    apart = plan_of(entries([f"{n} {k}" for k, n in enumerate(names)]), folds).left_out
+    # Of a single item, and of items without names, entries are held out one by one.
+    for same in (["item"] * 30, [None] * 30):
+        for own, expected in zip(plan_of(entries(same), folds).left_out, apart, strict=True):
+            np.testing.assert_array_equal(own, expected)

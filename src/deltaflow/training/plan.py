@@ -134,7 +134,7 @@ def plan_for(
     Parameters
     ----------
     data
-        The items.
+        The entries. Those of one item, such as rolled windows, are held out together.
     usable
         The numbers of those with values to forecast.
     reader
@@ -144,11 +144,12 @@ def plan_for(
     seed
         Seed of the folds.
     """
-    count = len(usable)
-    order = np.random.default_rng(seed).permutation(usable)
+    items = _by_item(data, usable)
+    count = len(items)
+    order = [items[number] for number in np.random.default_rng(seed).permutation(count)]
     few = count <= FEW_ITEMS
     if folds is None and few:
-        sample = [data[int(item)].length for item in order[:100]]
+        sample = [data[entries[0]].length for entries in order[:100]]
         length = min(float(np.median(sample)), reader.context_length)
         folds = FOLDS if length <= LONG else FOLDS_OF_LONG_ITEMS
     if count < 2:
@@ -156,10 +157,10 @@ def plan_for(
     elif folds is None or folds == 1:
         aside = min(max(1, round(SHARE_ASIDE * count if not few else 0.2 * count)), MOST_ASIDE)
         networks = NETWORKS_OF_SOME if folds is None and count <= SOME_ITEMS else 1
-        left_out = [order[number * aside :][:aside] for number in range(networks)]
+        left_out = [np.hstack(order[number * aside :][:aside]) for number in range(networks)]
     else:
         folds = min(folds, count)
-        left_out = [order[first::folds] for first in range(folds)]
+        left_out = [np.hstack(order[first::folds]) for first in range(folds)]
     some = [data[int(item)] for item in usable[:1000]]
     settings = {
         **(SMALL if few else {}),
@@ -176,6 +177,15 @@ def plan_for(
     settings = {**settings, **PER_CHANNEL_OF_MANY, "num_batches_per_epoch": int(batches)}
     # A quantile loss would ignore the mean, which the head learns besides the quantiles.
     return plan._replace(settings=settings, clip=CLIP, monitor="val_loss")
+
+
+def _by_item(data: Sequence[Series], usable: np.ndarray) -> list[list[int]]:
+    """Return the entries of each item, or each entry alone if they have no names or one name."""
+    items: dict[Any, list[int]] = {}
+    for number in usable.tolist():
+        name = data[number].item_id
+        items.setdefault((name, number if name is None else None), []).append(number)
+    return list(items.values()) if len(items) > 1 else [[number] for number in usable.tolist()]
 
 
 def _channel_settings_for(items: Sequence[Series], channels: int) -> dict[str, Any]:
