@@ -3,11 +3,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from gluonts.dataset.common import ListDataset, MetaData, TrainDatasets
+from gluonts.dataset.jsonl import JsonLinesWriter
 
 from deltaflow import IrregularDataset
 from deltaflow.errors import DataError, DeltaflowError, UnknownNameError
 from deltaflow.tasks import Columns, Split, load_task
 from deltaflow.tasks.datasets import read_dataset
+from deltaflow.tasks.task import known_before
 
 
 @pytest.fixture
@@ -213,3 +216,14 @@ def test_targets_on_the_command_line_are_a_name_or_a_list(given, names, univaria
 def test_a_file_needs_a_target(csv):
     with pytest.raises(DataError, match="no target is named"):
         load_task(csv, columns=Columns(target=[]), split=Split(after="24h"))
+
+
+@pytest.mark.parametrize("names", [{}, {"item_id": "the same"}])
+def test_all_entries_of_a_gluonts_data_set_are_known_whatever_their_names(names, tmp_path):
+    series = [np.arange(20.0 + number) for number in range(4)]
+    entries = [{"start": "2024-01-01", "target": one, **names} for one in series]
+    data = ListDataset(entries, freq="D")
+    stored = TrainDatasets(MetaData(freq="D", prediction_length=3), data, data)
+    stored.save(str(tmp_path / "daily"), JsonLinesWriter())
+    known = known_before(load_task(str(tmp_path / "daily")))
+    assert [len(entry["target"]) for entry in known] == [len(one) for one in series]

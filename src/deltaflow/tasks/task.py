@@ -172,6 +172,6 @@ def known_before(task: Task) -> list[DataEntry]:
 
     An item in both is returned once, including its validation values.
     """
-    validated = {past.get("item_id"): joined(past, label) for past, label in task.validation}
-    training = [entry for entry in task.training if entry.get("item_id") not in validated]
-    return [*training, *validated.values()]
+    names = {past.get("item_id") for past in task.validation.input}
+    training = [entry for entry in task.training if entry.get("item_id") not in names]
+    return [*training, *(joined(*pair) for pair in task.validation)]
