@@ -201,6 +201,7 @@ def test_other_channels_than_trained_on_are_refused(trained, capsys):
         (["fit", "--weight_averaging.decay", "2"], "decay must lie between 0 and 1, got 2"),
         (["fit", "--config", "latin.yaml"], "'utf-8' codec can't decode"),
         (["fit", "--seed_everything", "-1"], "seed must lie between 0 and"),
+        (["fit", "--best.save_top_k=2"], "the latest over the best: give best.filename"),
     ],
 )
 def test_errors_are_one_line(options, message, tiny, capsys):
@@ -227,7 +228,10 @@ def test_unknown_option_and_wrong_type_are_named(options, tiny, capsys):
     ("options", "words"),
     [
         (["--data.columns.tagret", "[HR]"], ["data.columns", "'tagret' is not accepted"]),
-        (["--data.columns.target", "HR"], ["data.columns", '"target"', "<class 'list'>", "HR"]),
+        (
+            ["--data.columns.feat_static_cat", "x"],
+            ["data.columns", '"feat_static_cat"', "<class 'list'>", "x"],
+        ),
         (["--data.context_length", "x"], ["data.context_length", "<class 'int'>", "value: x"]),
     ],
 )

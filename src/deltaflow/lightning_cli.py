@@ -88,6 +88,11 @@ class ForecastCLI(LightningCLI):
         given = self.config[self.config.subcommand]
         check_seed(given.seed_everything)
         check_whole(1, check_val_every_n_epoch=given.trainer.check_val_every_n_epoch)
+        if given.best.save_top_k not in (0, 1) and given.best.filename == "best":
+            raise DeltaflowError(
+                f"best.save_top_k={given.best.save_top_k} would write all of them to best.ckpt, "
+                "the latest over the best: give best.filename, such as '{epoch}', too"
+            )
         if given.data.reader is not None:
             raise DeltaflowError("data.reader is that of a checkpoint: give --ckpt_path instead")
 
