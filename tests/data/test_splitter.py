@@ -367,3 +367,14 @@ def test_items_of_a_gluonts_data_set_are_split_into_lists():
         split_items_by(dataset, "ward")
     with pytest.raises(DataError, match="a DataFrame is not a data set"):
         split_items(pd.DataFrame({"target": [1.0]}))
+
+
+def test_entries_of_one_item_stay_together():
+    rows = [{"item_id": f"item {number % 5}", "start": "2024-01-01", "target": np.arange(4.0)}
+            for number in range(15)]  # fmt: skip
+    rest, test = split_items(list(ListDataset(rows, freq="D")), test_share=0.4)
+    names = [{entry["item_id"] for entry in part} for part in (rest, test)]
+    assert list(map(len, names)) == [3, 2]
+    assert list(map(len, (rest, test))) == [9, 6]
+    with pytest.raises(DataError, match="of 1 items"):
+        split_items(list(ListDataset(rows[:1] * 3, freq="D")))

@@ -235,7 +235,8 @@ def split_items(dataset: _Items, test_share: float = 0.2, seed: int = 0) -> tupl
     Parameters
     ----------
     dataset
-        The items. The parts of a data set that is not one of deltaflow's are lists of entries.
+        The items. The parts of a data set that is not one of deltaflow's are lists of entries;
+        those with the same ``item_id`` are one item.
     test_share
         Share of the items in the second part. Both parts get at least one item.
     seed
@@ -243,15 +244,31 @@ def split_items(dataset: _Items, test_share: float = 0.2, seed: int = 0) -> tupl
     """
     check_seed(seed)
     dataset = _numbered(dataset)
-    if not 0 < test_share < 1 or len(dataset) < 2:
+    items = [[number] for number in range(len(dataset))]
+    if isinstance(dataset, list):
+        items = by_item([entry.get("item_id") for entry in dataset])
+    if not 0 < test_share < 1 or len(items) < 2:
         raise DataError(
-            f"cannot set aside a share of {test_share} of {len(dataset)} items",
+            f"cannot set aside a share of {test_share} of {len(items)} items",
             "give at least two items and a share between 0 and 1",
             field="test_share",
         )
-    count = min(max(1, round(test_share * len(dataset))), len(dataset) - 1)
-    order = np.random.default_rng(seed).permutation(len(dataset))
-    return select(dataset, np.sort(order[count:])), select(dataset, np.sort(order[:count]))
+    count = min(max(1, round(test_share * len(items))), len(items) - 1)
+    order = [items[number] for number in np.random.default_rng(seed).permutation(len(items))]
+    rest, test = (np.sort(np.hstack(part)) for part in (order[count:], order[:count]))
+    return select(dataset, rest), select(dataset, test)
+
+
+def by_item(names: Iterable[str | None]) -> list[list[int]]:
+    """Return the numbers of the entries of each item, given their names.
+
+    >>> by_item(["a", "b", "a", None, None])
+    [[0, 2], [1], [3], [4]]
+    """
+    items: dict[Any, list[int]] = {}
+    for number, name in enumerate(names):
+        items.setdefault((name, number if name is None else None), []).append(number)
+    return list(items.values())
 
 
 def _numbered(dataset: _Items) -> _Items:

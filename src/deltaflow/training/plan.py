@@ -9,6 +9,7 @@ import numpy as np
 
 from deltaflow.data import Reader
 from deltaflow.data.series import Series
+from deltaflow.data.splitter import by_item
 from deltaflow.training import engine
 from deltaflow.training.network_estimator import NetworkEstimator
 
@@ -144,9 +145,11 @@ def plan_for(
     seed
         Seed of the folds.
     """
-    items = _by_item(data, usable)
+    items = by_item([data[number].item_id for number in usable.tolist()])
+    if len(items) == 1:  # its entries are all there is to hold out
+        items = [[place] for place in range(len(usable))]
     count = len(items)
-    order = [items[number] for number in np.random.default_rng(seed).permutation(count)]
+    order = [usable[items[place]] for place in np.random.default_rng(seed).permutation(count)]
     few = count <= FEW_ITEMS
     if folds is None and few:
         sample = [data[entries[0]].length for entries in order[:100]]
@@ -177,15 +180,6 @@ def plan_for(
     settings = {**settings, **PER_CHANNEL_OF_MANY, "num_batches_per_epoch": int(batches)}
     # A quantile loss would ignore the mean, which the head learns besides the quantiles.
     return plan._replace(settings=settings, clip=CLIP, monitor="val_loss")
-
-
-def _by_item(data: Sequence[Series], usable: np.ndarray) -> list[list[int]]:
-    """Return the entries of each item, or each entry alone if they have no names or one name."""
-    items: dict[Any, list[int]] = {}
-    for number in usable.tolist():
-        name = data[number].item_id
-        items.setdefault((name, number if name is None else None), []).append(number)
-    return list(items.values()) if len(items) > 1 else [[number] for number in usable.tolist()]
 
 
 def _channel_settings_for(items: Sequence[Series], channels: int) -> dict[str, Any]:
