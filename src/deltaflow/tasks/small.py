@@ -91,14 +91,13 @@ def small_set(name: str, path: str | Path) -> IrregularDataset:
             "give the folder of the small sets as the option path",
             field="path",
         )
-    static = [*about.feat_static_real, *about.feat_static_cat]
     frame = pd.read_csv(file, dtype={"item_id": str, **dict.fromkeys(about.feat_static_cat, str)})
     if "time" in frame and not pd.api.types.is_numeric_dtype(frame["time"]):
         frame["time"] = pd.to_datetime(frame["time"])
     if about.kept < 1:
         frame = frame[np.random.default_rng(0).random(len(frame)) < about.kept]
     return IrregularDataset.from_long_dataframe(
-        frame[[column for column in frame if column in ("item_id", "time", about.target, *static)]],
+        frame,
         timestamp="time",
         target=about.target,
         time_unit=about.time_unit,
