@@ -495,6 +495,8 @@ def test_what_is_wrong_with_the_command_is_said_in_a_line(tmp_path, capsys, monk
     assert "holds no predictor" in capsys.readouterr().err
     assert main(["serve", str(tmp_path), "--every", "0"]) == 2
     assert "--every" in capsys.readouterr().err
+    assert main(["serve", str(tmp_path), "--port", "65536"]) == 2
+    assert "port must lie between 0 and 65535, got 65536" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "deltaflow.serve.command")
     assert main(["serve", str(tmp_path)]) == 2
