@@ -622,6 +622,15 @@ def test_without_room_for_the_last_values_there_is_no_rehearsal():
     assert folds.Folds(estimator, noisy_items(8, 3), 0).rehearsal(estimator) is None
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+def test_windows_of_the_same_items_are_not_rehearsed(repeated):
+    estimator, entries = quick(folds=2), list(noisy_items(8))
+    named = [{**entry, "item_id": f"i{number % 4}"} for number, entry in enumerate(entries)]
+    data = named if repeated else entries
+    rehearsal = folds.Folds(estimator, data, 0).rehearsal(estimator)
+    assert (rehearsal is None) == repeated
+
+
 @pytest.mark.parametrize("common", [0.0, 4.0])
 def test_where_items_err_together_intervals_are_widened_and_it_is_said(common, caplog):
     random = np.random.default_rng(0)

@@ -38,13 +38,16 @@ def parsed_level(level: float | str) -> gluonts_forecast.Quantile:
 
 
 def read_levels(quantile_levels: Sequence[float]) -> list[float]:
-    """Parse the levels of quantiles.
+    """Parse the levels of quantiles; their names have no digits that only rounding adds.
 
-    >>> read_levels([0.1, "0.9"])
-    [0.1, 0.9]
+    >>> read_levels([0.1, "0.9", np.float32(0.2), 3 * 0.1])
+    [0.1, 0.9, 0.2, 0.3]
     """
     try:
-        levels = [float(level) for level in quantile_levels]
+        levels = [
+            round(float(str(level) if isinstance(level, np.floating) else level), 12)
+            for level in quantile_levels
+        ]
     except (TypeError, ValueError):
         raise DataError(
             f"{quantile_levels!r} is not a list of numbers",

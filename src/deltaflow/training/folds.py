@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from deltaflow.data import Reader
 from deltaflow.data.data_module import by_number
-from deltaflow.data.splitter import cut_entry, select
+from deltaflow.data.splitter import by_item, cut_entry, select
 from deltaflow.data.windows import SpreadWindows
 from deltaflow.errors import warn_once
 from deltaflow.forecast.conformal import FEWEST_ITEMS
@@ -223,7 +223,8 @@ class Folds:
         Held-out items show how well a network forecasts other items, but not later times than those
         of the training data. Where all items change in the same way, only this rehearsal shows the
         errors at later times. Stretches need none: a held-out one already lies at other times than
-        the others. Nor do items that are much longer than the horizon.
+        the others. Nor do items that are much longer than the horizon. And if an item has several
+        entries, such as rolled windows, the last values of one are known from another.
 
         Returns
         -------
@@ -231,7 +232,8 @@ class Folds:
             None if there are too few items with earlier values than the last
             ``prediction_length``, or if no rehearsal is needed.
         """
-        if not self._goes_beyond:
+        names = [entry.get("item_id") for entry in self.whole]
+        if not self._goes_beyond or len(by_item(names)) < len(names):
             return None
         length = estimator.prediction_length
         ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
