@@ -33,7 +33,7 @@ from deltaflow.forecast.support import Support
 from deltaflow.training import blend, folds, simple
 from deltaflow.training import plan as plans
 from deltaflow.training.plan import Plan, plan_for
-from deltaflow.training.stretches import stretches
+from deltaflow.training.stretches import cut_into_stretches
 
 QUICK = {"max_epochs": 1, "enable_progress_bar": False, "logger": False}
 
@@ -184,7 +184,7 @@ def test_whole_items_decide_on_the_kinds_of_simple_forecasts():
     frame = pd.DataFrame({"item_id": "one", "timestamp": time, "target": values})
     parts = folds.Folds(quick(), IrregularDataset.from_long_dataframe(frame), seed=0)
     counts = [np.isfinite(entry["target"]).sum() for entry in parts.entries]
-    assert parts.cut
+    assert parts.stretches
     assert np.median(counts) < simple.FEWEST_FOR_TREND
     assert "local trend" in map(simple.name_of, parts.simple_forecasts(parts.whole))
 
@@ -215,7 +215,7 @@ def test_a_rehearsal_is_not_widened(monkeypatch):
 
 def test_stretches_of_an_item_hold_each_of_its_rows_once():
     whole = [*noisy_items(2, 100), *noisy_items(1, 5, seed=1)]
-    cut = stretches(whole, prediction_length=6, context_length=9)
+    cut = cut_into_stretches(whole, prediction_length=6, context_length=9)
     assert [len(one.entry["target"]) for one in cut] == [16, 17, 17] * 4 + [5]
     for field in ("target", "feat_dynamic_real"):
         joined = np.concatenate([one.entry[field] for one in cut], axis=-1)
@@ -228,13 +228,13 @@ def test_stretches_of_an_item_hold_each_of_its_rows_once():
     ("rows", "lengths"), [(108, [21, 22, 21, 22, 22]), (30, [6] * 5), (20, [6, 7, 7])]
 )
 def test_a_short_item_is_cut_into_five_stretches_if_its_rows_suffice(rows, lengths):
-    cut = stretches(list(noisy_items(1, rows)), prediction_length=12, context_length=64)
+    cut = cut_into_stretches(list(noisy_items(1, rows)), prediction_length=12, context_length=64)
     assert [len(one.entry["target"]) for one in cut] == lengths
 
 
 def test_what_is_known_at_an_origin_in_a_stretch_begins_where_the_item_does():
     (item,) = noisy_items(1, 40)
-    stretch = stretches([item], prediction_length=4, context_length=8)[2]
+    stretch = cut_into_stretches([item], prediction_length=4, context_length=8)[2]
     known, later = stretch.split(3, 7)
     start = stretch.start + 3
     np.testing.assert_array_equal(known["target"], item["target"][:start])

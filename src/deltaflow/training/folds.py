@@ -38,7 +38,7 @@ from deltaflow.training.plan import (
 )
 from deltaflow.training.runs import Run, train_all
 from deltaflow.training.simple import SimpleForecasts, name_of, observed
-from deltaflow.training.stretches import Stretch, stretches
+from deltaflow.training.stretches import Stretch, cut_into_stretches
 from deltaflow.training.widening import widened
 
 LONG_IN_HORIZONS = 30
@@ -62,7 +62,7 @@ class Folds:
     ----------
     items
         The number of items with values to forecast.
-    cut
+    stretches
         The stretches into which few items are cut; they then count as items.
     whole, entries
         The items, by number; and the same items or their stretches.
@@ -76,7 +76,7 @@ class Folds:
         self.seed = seed
         self._given = estimator
         self.whole = self.entries = by_number(training_data)
-        self.cut: list[Stretch] = []
+        self.stretches: list[Stretch] = []
         self._base = estimator.create_data_module(self.whole, seed=seed)
         self.items = len(self._base.training_windows.items)
         if self.items < FEWEST_ITEMS:
@@ -89,12 +89,12 @@ class Folds:
         """Cut few items into stretches, unless they are too short."""
         whole = list(select(self.whole, self._base.training_windows.items))
         length = self._given.prediction_length
-        cut = stretches(whole, length, self._base.reader.context_length)
+        cut = cut_into_stretches(whole, length, self._base.reader.context_length)
         if len(cut) >= FEWEST_ITEMS:
             entries = [one.entry for one in cut]
             base = self._given.create_data_module(entries, seed=self.seed)
             if len(base.training_windows.items) >= FEWEST_ITEMS:
-                self.cut, self.entries, self._base = cut, entries, base
+                self.stretches, self.entries, self._base = cut, entries, base
 
     @cached_property
     def plan(self) -> Plan:
@@ -102,7 +102,7 @@ class Folds:
         data, reader = self._base.training_windows.data, self._base.reader
         plan = plan_for(data, self.usable, reader, self._given.folds, self.seed)
         # Long items are worth more epochs.
-        return plan._replace(epochs=int(engine.DEFAULTS["max_epochs"])) if self.cut else plan
+        return plan._replace(epochs=int(engine.DEFAULTS["max_epochs"])) if self.stretches else plan
 
     @cached_property
     def estimator(self) -> NetworkEstimator:
@@ -165,7 +165,7 @@ class Folds:
         """
         lengths = [entry["target"].shape[-1] for entry in self.whole]
         longest = LONG_IN_HORIZONS * self._given.prediction_length
-        return not self.cut and bool(np.median(lengths) <= longest)
+        return not self.stretches and bool(np.median(lengths) <= longest)
 
     def train(self, fold: int, estimator: NetworkEstimator, number: int) -> Member:
         """Train a network on all folds but one; ``number`` determines its seed."""
@@ -204,7 +204,7 @@ class Folds:
             if origin >= np.median(origins[items == item]):
                 place, end = int(left_out[item]), windows[number].queries.stop
                 whole = partial(cut_entry, self.entries[place])
-                split = self.cut[place].split if self.cut else whole
+                split = self.stretches[place].split if self.stretches else whole
                 pairs.append(split(origin, end))
         return pairs
 
@@ -377,12 +377,14 @@ def _described(
     plan = folds.plan
     members = len(plan.left_out)
     items = f"{folds.items} {'item' if folds.items == 1 else 'items'}"
-    items += f" in {len(folds.usable)} stretches" * bool(folds.cut)
+    items += f" in {len(folds.usable)} stretches" * bool(folds.stretches)
     what = "1 network" if members < 2 else f"{members} networks on folds of the items"
     held_out = sum(map(len, plan.left_out))
     aside = "each held out once" if held_out == len(folds.usable) else f"{held_out} held out"
     last = ", and one without their last values as a rehearsal" if rehearsed else ""
     most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
+    # Processes started by a strategy do not send their number of epochs.
+    stopped = f", stopped after {most} epochs" * bool(min(epochs))
     names = ["networks", *map(name_of, simple)]
     parts = [
         f"{weight:.0%} {name}"
@@ -399,7 +401,7 @@ def _described(
     chosen = [*plan.settings, *(["context_length"] if estimator.data.context_length else [])]
     settings = ", ".join(f"{name}={options[name]!r}" for name in chosen)
     return (
-        f"Trained {what} ({items}, {aside}){last}, stopped after {most} epochs; "
+        f"Trained {what} ({items}, {aside}){last}{stopped}; "
         f"{settings}; {blend}"
         f"intervals {'calibrated' if folds.calibrate else 'not calibrated'}{wider}. "
         "folds=0 trains one network on all items."

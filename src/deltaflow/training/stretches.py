@@ -42,7 +42,7 @@ class Stretch(NamedTuple):
         return known, later
 
 
-def stretches(
+def cut_into_stretches(
     entries: Sequence[DataEntry], prediction_length: int, context_length: int
 ) -> list[Stretch]:
     """Cut items into consecutive stretches of about the same number of rows.
@@ -55,7 +55,7 @@ def stretches(
     --------
     >>> from deltaflow.tasks import regular_seasonal
     >>> item = next(iter(regular_seasonal()))
-    >>> cut = stretches([item], 10, 20)
+    >>> cut = cut_into_stretches([item], 10, 20)
     >>> len(item["target"]), [len(one.entry["target"]) for one in cut][:4]
     (336, [30, 31, 30, 31])
     """
