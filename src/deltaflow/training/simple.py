@@ -69,13 +69,12 @@ class SimpleForecasts(NamedTuple):
 
     def fit(self, entries: Sequence[DataEntry], prediction_length: int) -> list[DeltaflowPredictor]:
         """Fit the forecasts to items."""
-        hold, fit = (
-            HoldPredictor.fit(list(entries), prediction_length),
-            GaussianProcessPredictor.fit,
-        )
-        return [
+        holds, fit = [], GaussianProcessPredictor.fit
+        if self.hold:
             # A blend averages means as it does quantiles, which include drift.
-            *([hold.with_drift()] if self.hold else []),
+            holds.append(HoldPredictor.fit(list(entries), prediction_length).with_drift())
+        return [
+            *holds,
             *(fit(entries, prediction_length, self.powers, process) for process in self.processes),
         ]
 
