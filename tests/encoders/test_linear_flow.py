@@ -47,6 +47,7 @@ def step_by_step(encoder: LinearFlowEncoder, batch: dict[str, torch.Tensor]) -> 
     return torch.cat(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("hidden_size", [9, 10])
 @pytest.mark.parametrize("tempo", [1.0, 3.0])

@@ -29,6 +29,7 @@ def default_dtype():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @any_estimator
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_a_training_run_does_not_depend_on_the_default_dtype(
