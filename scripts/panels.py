@@ -24,7 +24,7 @@ from rich.console import Console
 from deltaflow import IrregularDataset
 from deltaflow.compare.config import CompareConfig
 from deltaflow.compare.models import train_row
-from deltaflow.compare.run import execute
+from deltaflow.compare.run import Units, execute
 from deltaflow.compare.score import channel_units
 from deltaflow.tables import as_rich
 from deltaflow.tasks import Task, last_rows
@@ -86,15 +86,15 @@ PANELS = {
     "crime, 3 channels": Panel("Ecdat/Crime", "county", "year", "crmrte,polpc,prbarr", 2),
     "fatality": Panel("Ecdat/Fatality", "state", "year", "mrall", 2),
     "fatality, 3 channels": Panel("Ecdat/Fatality", "state", "year", "mrall,unrate,perinc", 2),
-    "hestons, gdp": Panel("Ecdat/SumHes", "country", "year", "gdp", 4),
-    "hestons, savings": Panel("Ecdat/SumHes", "country", "year", "sr", 4),
+    "countries, gdp": Panel("Ecdat/SumHes", "country", "year", "gdp", 4),
+    "countries, savings": Panel("Ecdat/SumHes", "country", "year", "sr", 4),
     "firms, employees": Panel("plm/EmplUK", "firm", "year", "emp", 2),
     "firms, wages": Panel("plm/EmplUK", "firm", "year", "wage", 2),
     "french fries": Panel("reshape2/french_fries", "treatment,subject", "time", "potato", 3),
     "baseball": Panel("plyr/baseball", "id", "year", "h", 3, most=200),
     "doctor visits": Panel("COUNT/rwm5yr", "id", "year", "docvis", 1, most=240),
 }
-"""The panels; the Gaussian process takes cubic time in the length of the items, which is short."""
+"""The panels, by name."""
 
 
 def main() -> None:
@@ -133,7 +133,8 @@ def task_of(folder: Path, name: str) -> Task:
 
 def measured(task: Task) -> dict[str, float | str]:
     """Return losses and coverage of the defaults and the baselines."""
-    scores = {row: scored(row, task) for row in (*BASELINES, "defaults")}
+    units = channel_units(task)
+    scores = {row: scored(row, task, units) for row in (*BASELINES, "defaults")}
     losses = {row: own[LOSS] / scores["last_value"][LOSS] for row, own in scores.items()}
     best = min(BASELINES, key=lambda row: losses[row])
     return {
@@ -147,10 +148,10 @@ def measured(task: Task) -> dict[str, float | str]:
     }
 
 
-def scored(row: str, task: Task) -> dict[str, float]:
+def scored(row: str, task: Task, units: Units) -> dict[str, float]:
     """Return the scores of a row."""
     train = partial(train_row, row, CompareConfig().row_options(row), 0, lambda *_: None)
-    run = execute(train, 0, task, channel_units(task))
+    run = execute(train, 0, task, units)
     return run["scores"][task.name]
 
 

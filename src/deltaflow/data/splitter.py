@@ -262,6 +262,8 @@ def split_items(dataset: _Items, test_share: float = 0.2, seed: int = 0) -> tupl
 def by_item(names: Iterable[str | None]) -> list[list[int]]:
     """Return the numbers of the entries of each item, given their names.
 
+    An entry without a name is an item of its own.
+
     >>> by_item(["a", "b", "a", None, None])
     [[0, 2], [1], [3], [4]]
     """

@@ -181,7 +181,7 @@ class Statistics:
 
 
 def last_known(values: np.ndarray) -> np.ndarray:
-    """Return the last value ``(…, C)`` in each column of ``(…, T, C)``, NaN if there is none."""
+    """Return the last observed value ``(…, C)`` of each column of ``(…, T, C)``, or NaN."""
     if values.shape[-2] == 0:
         return np.full((*values.shape[:-2], values.shape[-1]), np.nan)
     # Without a value, the first maximum is that of the last row, which is NaN.

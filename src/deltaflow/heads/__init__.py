@@ -44,19 +44,20 @@ def make_output(description: str | Mapping[str, Any] | Output) -> Output:
     >>> type(make_output("student_t")).__name__
     'StudentTOutput'
     """
-    if isinstance(description, Output):
-        return _projected_by_heads(description)
+    output = description
     if isinstance(description, str):
         check_registered("head", description, HEADS)
-        return _projected_by_heads(HEADS[description]())
-    name = description.get("output")
-    cls = _known_class(str(name))
-    if cls is None:
-        raise DeltaflowError(f"{name!r} is not an output of gluonts.torch.distributions")
-    return _projected_by_heads(cls(**description["arguments"]))
+        output = HEADS[description]()
+    elif isinstance(description, Mapping):
+        name = description.get("output")
+        cls = _known_class(str(name))
+        if cls is None:
+            raise DeltaflowError(f"{name!r} is not an output of gluonts.torch.distributions")
+        output = cls(**description["arguments"])
+    return _projected_by_heads(output)
 
 
-def _projected_by_heads(output: Output) -> Output:
+def _projected_by_heads(output: Any) -> Output:
     """Return an output, unless it replaces the layers that map features to its arguments."""
     if not isinstance(output, Output):
         raise DeltaflowError(

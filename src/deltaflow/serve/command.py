@@ -54,7 +54,7 @@ def main(options: Sequence[str]) -> int:
     )
     given = parser.parse_args(options)
     check_whole(1, max_rows=given.max_rows, max_bytes=given.max_bytes)
-    check_between(0, 65535, port=given.port)  # others would wrap around
+    check_between(0, 65535, port=given.port)  # larger ports would wrap around
     if not given.every > 0:
         raise DeltaflowError(f"--every must be a positive number of seconds, got {given.every}")
 

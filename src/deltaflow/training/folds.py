@@ -232,8 +232,10 @@ class Folds:
             None if there are too few items with earlier values than the last
             ``prediction_length``, or if no rehearsal is needed.
         """
+        if not self._goes_beyond:
+            return None
         names = [entry.get("item_id") for entry in self.whole]
-        if not self._goes_beyond or len(by_item(names)) < len(names):
+        if len(by_item(names)) < len(names):
             return None
         length = estimator.prediction_length
         ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]

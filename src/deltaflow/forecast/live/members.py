@@ -296,7 +296,7 @@ class ShortNetworkMember(NetworkMember):
     """A network with a short context: the last rows are kept, and read anew for each forecast."""
 
     def _prepare(self) -> list[Tensor]:
-        """Return an example of what is kept: rows, and static features."""
+        """Return an example of the parts: the last rows, and the static features."""
         reader = self.predictor.reader
         self._length = reader.context_length
         columns = 1 + len(self._channels) + len(reader.statistics.covariate_center)
