@@ -72,6 +72,9 @@ class TimeSplitter(AbstractBaseSplitter):
             None if value is None else nanoseconds(read_duration(value, field))
             for field, value in (("after", self.after), ("horizon", self.horizon))
         )
+        if self._horizon == 0:
+            raise DataError(f"{self.horizon!r} contains no observation", "give a longer duration",
+                            field="horizon")  # fmt: skip
         self._date = None if self.date is None else read_date(self.date, "date")
 
     def prediction_length(
