@@ -94,6 +94,21 @@ def test_a_search_without_time_for_more_is_the_default_estimator(monkeypatch):
         np.testing.assert_allclose(one.quantiles(levels), other.quantiles(levels), rtol=1e-6)
 
 
+@pytest.mark.slow
+def test_networks_trained_at_the_same_time_are_those_trained_one_after_the_other(monkeypatch):
+    found = []
+    for processes in (1, 2):
+        monkeypatch.setattr(auto, "processes_for", lambda runs, count=processes: count)
+        monkeypatch.setattr(auto._Search, "_has_time", lambda search: len(search.trials) < 5)
+        search = AutoEstimator(2, time_limit=600.0, presets="fast", seed=0, verbose=False)
+        found.append(search.train(waves()))
+    boards = [one.leaderboard.drop(columns="seconds") for one in found]
+    assert len(boards[0]) == 5
+    pd.testing.assert_frame_equal(*boards)
+    for one, other in zip(*(own.predict(asked(waves())) for own in found), strict=True):
+        np.testing.assert_array_equal(one.quantiles([0.1, 0.9]), other.quantiles([0.1, 0.9]))
+
+
 def test_ctrl_c_ends_a_search_with_the_best_so_far(monkeypatch):
     """The key is pressed half a second after the first network is there."""
     before = signal.getsignal(signal.SIGINT)

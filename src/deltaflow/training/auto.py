@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +30,7 @@ from deltaflow.training.estimator import IrregularEstimator
 from deltaflow.training.folds import Folds
 from deltaflow.training.network_estimator import NetworkEstimator
 from deltaflow.training.plan import FEW_ITEMS, TRIED, planned
+from deltaflow.training.runs import Run, processes_for, train_all
 
 if TYPE_CHECKING:
     import optuna
@@ -80,13 +81,13 @@ PRESETS: dict[str, Preset] = {
 class AutoEstimator(Estimator):
     """Searches for the options that suit a data set, and blends the best networks.
 
-    The search first trains a network with the default options on each fold, whose context is
-    chosen as in `IrregularEstimator`, and then networks with options proposed by Optuna's TPE.
-    Each is evaluated on its held-out fold, by its quantile loss relative to that of a
-    `HoldPredictor`. The networks of the defaults, and the best of the others unless they are
-    much worse on the same fold, are blended with simple forecasts and calibrated on their
-    held-out items, as in `IrregularEstimator`, after the same rehearsal. Ctrl-C ends the search
-    and keeps the best networks so far.
+    The search first trains a network with the default options on each fold, whose context is chosen
+    as in `IrregularEstimator`, and then networks with options proposed by Optuna's TPE, several at
+    the same time if there are several processors. Each is evaluated on its held-out fold, by its
+    quantile loss relative to that of a `HoldPredictor`. The networks of the defaults, and the best
+    of the others unless they are much worse on the same fold, are blended with simple forecasts and
+    calibrated on their held-out items, as in `IrregularEstimator`, after the same rehearsal. Ctrl-C
+    ends the search and keeps the best networks so far.
 
     Needs the extra ``auto``.
 
@@ -176,7 +177,7 @@ class AutoEstimator(Estimator):
 
 
 class _Trial(NamedTuple):
-    """A trained network, its held-out values, and its loss on them."""
+    """A trained network, its held-out values, its loss on them, and the seconds that it took."""
 
     options: dict[str, Any]
     fold: int
@@ -213,6 +214,9 @@ class _Search:
         self.networks = (network,) if network else auto.preset.networks
         entries = self.folds.whole if self.folds.plan.few else self.folds.whole[:FEW_ITEMS]
         self.simple = self.folds.simple_forecasts(entries)
+        count = len(self.folds.plan.left_out)
+        examples = [self.folds.prepare(0, self.folds.estimator, 0)] * count
+        self.processes = min(count, processes_for(examples))
         self.hold = HoldPredictor.fit(list(entries), auto.prediction_length)
         self.rehearsed: HeldOut | None = None
         self.trials: list[_Trial] = []
@@ -233,8 +237,11 @@ class _Search:
         for _ in range(len(self.trials), count):  # the default options on every fold
             study.enqueue_trial(default)
         while not pressed.is_set() and self._has_time():
-            trial = study.ask()
-            study.tell(trial, self._try(self._proposed(trial)))
+            due = max(0, count - len(self.trials)) or self.processes
+            trials = [study.ask() for _ in range(min(due, self.processes))]
+            losses = self._try([self._proposed(trial) for trial in trials])
+            for trial, loss in zip(trials, losses, strict=True):
+                study.tell(trial, loss)
             may_rehearse = self.folds.plan.few and self.folds.enough and self._has_time()
             if len(self.trials) == count and may_rehearse:
                 estimator = self._in_time(self.folds.estimator.with_settings(**self.fixed))
@@ -252,7 +259,7 @@ class _Search:
             for own, one in zip(trials, (usual, *shorter), strict=True):
                 self.trials, self.fixed["context_length"] = own, one.data.context_length
                 while len(own) < TRIED and not pressed.is_set() and self._has_time():
-                    self._try(default)
+                    self._try([default] * min(TRIED - len(own), self.processes))
         finally:  # also after Ctrl-C
             members = [[Member(one.predictor, one.pairs) for one in own] for own in trials]
             tried = all(len(own) == TRIED for own in trials)
@@ -320,27 +327,49 @@ class _Search:
             "lr": trial.suggest_float("lr", 1e-3, 1e-2, log=True),
         }
 
-    def _try(self, options: dict[str, Any]) -> float:
-        """Train a network; return its loss relative to that of the defaults on the same fold."""
-        begun = time.monotonic()
-        number = len(self.trials)
-        fold = number % len(self.folds.plan.left_out)
-        estimator = planned(self._in_time(self._estimator(options)), self.folds.plan)
-        member = self.folds.train(fold, estimator, number)
+    def _try(self, options: Sequence[dict[str, Any]]) -> list[float]:
+        """Train networks, each on the next fold, at the same time.
+
+        Returns
+        -------
+        list of float
+            Their losses, relative to that of the default options on the same fold.
+        """
+        begun, count, first = time.monotonic(), len(self.folds.plan.left_out), len(self.trials)
+        estimators = [
+            planned(self._in_time(self._estimator(own)), self.folds.plan) for own in options
+        ]
+        runs = [
+            self.folds.prepare(number % count, estimator, number)
+            for number, estimator in enumerate(estimators, first)
+        ]
+        train_all(runs, self.processes)
+        seconds = time.monotonic() - begun
+        for own, estimator, run in zip(options, estimators, runs, strict=True):
+            self._judge(own, estimator, run, seconds)
+        return [self._relative_loss(trial) for trial in self.trials[first:]]
+
+    def _judge(
+        self, options: dict[str, Any], estimator: NetworkEstimator, run: Run, seconds: float
+    ) -> None:
+        """Add a trained network to the trials, with its loss on its held-out fold."""
+        fold = len(self.trials) % len(self.folds.plan.left_out)
+        member = self.folds.member(fold, estimator, run)
         held_out = HeldOut.of([member.predictor, self.hold], member.pairs, self.hold.schema)
         loss = compared_loss(held_out, len(self.hold.schema.target))
-        seconds = time.monotonic() - begun
         self.trials.append(_Trial(options, fold, *member, loss, seconds))
         best = min(trial.loss for trial in self.trials)
         given = {name: value for name, value in self.fixed.items() if value}
         words = ", ".join(f"{name} {_short(value)}" for name, value in {**options, **given}.items())
         self._tell(
-            f"{number + 1}: {loss:.3f} × hold's quantile loss in {seconds:.0f} s ({words}); best "
-            f"{best:.3f}, {max(self._remaining(), 0):.0f} s left"
+            f"{len(self.trials)}: {loss:.3f} × hold's quantile loss in {seconds:.0f} s ({words}); "
+            f"best {best:.3f}, {max(self._remaining(), 0):.0f} s left"
         )
-        # Folds are not equally hard, so losses are compared within a fold.
-        default = next(trial.loss for trial in self.trials if trial.fold == fold)
-        share = loss / max(default, 1e-12)
+
+    def _relative_loss(self, trial: _Trial) -> float:
+        """Return the loss relative to that of the defaults; folds are not equally hard."""
+        default = next(other.loss for other in self.trials if other.fold == trial.fold)
+        share = trial.loss / max(default, 1e-12)
         return share if math.isfinite(share) else 1e9
 
     def _estimator(self, options: dict[str, Any]) -> IrregularEstimator:

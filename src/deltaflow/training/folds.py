@@ -167,14 +167,8 @@ class Folds:
         longest = LONG_IN_HORIZONS * self._given.prediction_length
         return not self.stretches and bool(np.median(lengths) <= longest)
 
-    def train(self, fold: int, estimator: NetworkEstimator, number: int) -> Member:
-        """Train a network on all folds but one; ``number`` determines its seed."""
-        run = self.prepare(fold, estimator, number)
-        run.train()
-        return self.member(fold, estimator, run)
-
     def prepare(self, fold: int, estimator: NetworkEstimator, number: int) -> Run:
-        """Prepare the training of a network on all folds but one; see :meth:`train`."""
+        """Prepare training on all folds but one; ``number`` determines the seed."""
         left_out, options = self.plan.left_out[fold], estimator.data
         length = options.context_length_for(estimator.prediction_length)
         reader = replace(self._base.reader, scaling=options.scaling, context_length=length)
