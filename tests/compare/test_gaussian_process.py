@@ -49,6 +49,17 @@ def test_lines_go_on_and_noise_stays_where_it_is(process):
     assert inside.mean() == pytest.approx(0.8, abs=0.12)
 
 
+def test_a_channel_of_a_few_items_is_fitted_to_them():
+    """Of 200 items, 64 would be chosen at random, which may be others."""
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"item_id": np.arange(200).repeat(4), "timestamp": np.tile(range(4), 200)})
+    frame["usual"] = random.normal(size=800)
+    for item in (0, 50, 100, 150):
+        frame["rare"] = np.where(frame["item_id"] == item, random.normal(size=800), np.nan)
+        data = IrregularDataset.from_long_dataframe(frame, target=["usual", "rare"])
+        assert np.isfinite(GaussianProcessPredictor.fit(data, 2).theta).all()
+
+
 def last_rows(data, count: int, process: str) -> tuple[GaussianProcessPredictor, float, float]:
     """Fit a process to all but the last rows, and forecast these.
 

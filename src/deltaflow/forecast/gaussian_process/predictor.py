@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from gluonts.core.component import validated
@@ -16,8 +17,9 @@ from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, Cu
 from deltaflow.forecast.location_scale import LocationScalePredictor
 
 MOST_ITEMS, MOST_ROWS, MOST_VALUES = 64, 100, 3000
-"""The kernel is fitted to at most this many items, to at most this many last values of each, and to
-no more items once it has this many values: the cost is cubic in the length of each."""
+"""A kernel is fitted to at most this many items that observe its channel, to at most this many
+last values of each, and to no more items once it has this many values: the cost is cubic in the
+length of each."""
 
 CONTEXT = 300
 """The largest number of values that a forecast uses: its cost is cubic in their number."""
@@ -118,11 +120,12 @@ class GaussianProcessPredictor(LocationScalePredictor):
         statistics = Statistics.fit([_to_powers(one, powers) for one in data], schema.target)
         spans = [np.ptp(one.times[: one.length]) for one in data if one.length > 1]
         unit = float(np.median(spans or [0.0])) or 1.0
-        chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ITEMS]
+        order = np.random.default_rng(0).permutation(len(data))
         theta = []
         for channel, power in enumerate(powers):
             center, spread = statistics.center[channel], statistics.spread[channel]
-            curves = [_curve(data[item], channel, MOST_ROWS) for item in chosen]
+            every = (_curve(data[item], channel, MOST_ROWS) for item in order)
+            curves = list(islice((one for one in every if len(one.values)), MOST_ITEMS))
             before = np.cumsum([0, *(len(one.values) for one in curves)])
             known = [
                 Curve(
@@ -130,7 +133,7 @@ class GaussianProcessPredictor(LocationScalePredictor):
                     _scaled(one.values, power, center, spread),
                 )
                 for one, count in zip(curves, before[:-1], strict=True)
-                if len(one.values) and count < MOST_VALUES
+                if count < MOST_VALUES
             ]
             theta.append(most_likely(known, process))
         return cls(
