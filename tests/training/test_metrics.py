@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import lightning.pytorch as pl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from gluonts.torch.distributions import GammaOutput, ISQFOutput
@@ -45,6 +46,35 @@ def test_scores_of_the_test_are_those_of_the_comparison(head):
         if isinstance(head, MonotoneQuantileOutput) and not name.startswith("mae"):
             continue  # beyond its outer levels, GluonTS extrapolates
         assert logged[f"test_{name}"] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_channels_that_are_always_0_have_a_finite_loss_and_are_not_balanced():
+    quantiles = torch.linspace(0.0, 8.0, 9).unsqueeze(-1).expand(9, 4)  # a median of 4
+    values, channels = torch.tensor([0.0, 0.0, 4.0, 4.0]), torch.tensor([0, 0, 1, 1])
+    scores, zeros = ForecastScores("ab"), ForecastScores("ab")
+    scores.update(values, channels, values, quantiles)
+    zeros.update(values[:2], channels[:2], values[:2], quantiles[:, :2])
+    found, alone = scores.compute(), zeros.compute()
+    loss = float(found["mean_weighted_quantile_loss[a]"])
+    assert loss == pytest.approx(2 * np.mean([(1 - 0.1 * (k + 1)) * k for k in range(9)]))
+    assert found["balanced_quantile_loss"] == found["mean_weighted_quantile_loss[b]"]
+    assert float(alone["balanced_quantile_loss"]) == pytest.approx(loss)
+
+
+def test_counts_at_the_end_of_an_interval_are_inside(monkeypatch):
+    """Scaled in float32 and back, they are no whole numbers."""
+    start = pd.Period("2024-01-01", freq="D")
+    targets = np.random.default_rng(0).poisson(3.0, size=(20, 30)).astype(float)
+    entries = [{"item_id": str(n), "start": start, "target": own} for n, own in enumerate(targets)]
+    data = IrregularDataModule(entries, entries, prediction_length=6, centred=False)
+    module = ForecastLightningModule(
+        data.reader, 6, hidden_size=4, distr_output="negative_binomial", seed=0
+    )
+    scored = []
+    monkeypatch.setattr(module.val_scores, "update", lambda values, *_: scored.append(values))
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.validate(module, data, verbose=False)
+    assert torch.equal(torch.cat(scored), torch.from_numpy(targets[:, -6:].ravel()))
 
 
 def test_an_interval_includes_its_ends():

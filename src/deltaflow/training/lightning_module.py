@@ -22,7 +22,7 @@ from deltaflow.forecast.forecasts import RealTimeForecast, quantiles_of
 from deltaflow.forecast.loading import FORMAT_KEY
 from deltaflow.forecast.network_predictor import IrregularPredictor, advising, load_weights
 from deltaflow.forecast.predictor import find_device
-from deltaflow.heads import DECILES, describe_output, make_output
+from deltaflow.heads import DECILES, describe_output, is_discrete, make_output
 from deltaflow.model.networks import make_network, with_time_scales
 from deltaflow.model.options import ModelOptions
 from deltaflow.options import documents, options_from
@@ -312,6 +312,8 @@ class ForecastLightningModule(pl.LightningModule):
             for unit in (batch.loc, batch.scale)  # which precision="bf16-true" rounds
         )
         values = loc + scale * batch.target[observed].double().cpu()
+        if is_discrete(head.output):
+            values = values.round()  # exact again, as at the end of an interval
         if head.quantile_levels is not None:
             units = np.eye(len(head.quantile_levels))
             weights = [np.interp(DECILES, head.quantile_levels, unit) for unit in units]  # (K, 9)

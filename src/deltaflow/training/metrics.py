@@ -69,20 +69,21 @@ class ForecastScores(Metric):
 
         ``mse`` is the squared error of the mean, ``mae`` the absolute error of the median,
         ``mean_weighted_quantile_loss`` the mean loss of the nine deciles divided by the mean
-        absolute value, and ``coverage_80`` the share of values between the outer deciles.
-        ``balanced_quantile_loss`` is the average of several channels' quantile losses, in which no
-        channel dominates because of its unit. A channel without values has no scores.
+        absolute value, unless all values are 0, and ``coverage_80`` the share of values between the
+        outer deciles. ``balanced_quantile_loss`` is the average of several channels' quantile
+        losses, in which no channel dominates because of its unit; channels that are always 0 are
+        left out. A channel without values has no scores.
         """
         results = _scores(self.sums.sum(dim=1))
         if len(self.channels) > 1:
             by_channel = [_scores(own) for own in self.sums.unbind(1)]
             for channel, own in zip(self.channels, by_channel, strict=True):
                 results |= {f"{name}[{channel}]": score for name, score in own.items()}
-            losses = [own["mean_weighted_quantile_loss"] for own in by_channel if own]
-            if losses:
-                results["balanced_quantile_loss"] = (
-                    torch.stack(losses).nan_to_num(0.0, posinf=0.0).mean()
-                )
+            loss = "mean_weighted_quantile_loss"
+            sizes = zip(by_channel, self.sums[1], strict=True)
+            losses = [own[loss] for own, size in sizes if size > 0]
+            if results:
+                results["balanced_quantile_loss"] = torch.stack(losses or [results[loss]]).mean()
         return results
 
 
@@ -94,7 +95,7 @@ def _scores(sums: Tensor) -> dict[str, Tensor]:
     return {
         "mse": squared / count,
         "mae": absolute / count,
-        "mean_weighted_quantile_loss": quantile / size,
+        "mean_weighted_quantile_loss": quantile / (size if size > 0 else count),
         "coverage_80": covered / count,
     }
 
