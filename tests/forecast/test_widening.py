@@ -12,11 +12,12 @@ from deltaflow import (
     WideningPredictor,
     load_predictor,
 )
+from deltaflow.data.splitter import cut_entry
 from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.predictor import leads_of
 from deltaflow.forecast.widening import LARGEST_POWER
 from deltaflow.tasks import regular_seasonal, synthetic_task
-from deltaflow.training.widening import SHARE, reach_of
+from deltaflow.training.widening import SHARE, reach_of, widened
 
 HOUR = 3600.0
 
@@ -170,9 +171,25 @@ def test_an_estimator_learns_how_intervals_widen(task, tmp_path, folds):
     LiveForecaster(predictor)
 
 
+def test_known_query_times_teach_nothing(task, hold):
+    """Items may end with times at which nothing is known yet."""
+    data = small_estimator(task).create_data_module(task.training)
+    ends = [(entry, entry["target"].shape[-1]) for entry in task.training]
+    powers = [
+        widened(
+            hold, data, [cut_entry(entry, end - 4, end - 4 + asked)[0] for entry, end in ends]
+        ).powers
+        for asked in (0, 4)
+    ]
+    np.testing.assert_array_equal(*powers)
+
+
 def test_widening_needs_items_that_are_held_out(task):
     with pytest.raises(DeltaflowError, match="give validation_data, or folds"):
         small_estimator(task, widening=True, folds=0).train(task.training)
+    (item, *_) = task.training
+    with pytest.raises(DeltaflowError, match="give validation_data, or more items"):
+        small_estimator(task, widening=True).train([cut_entry(item, 20, 20)[0]])
 
 
 def test_a_regular_series_cannot_teach_it():

@@ -622,6 +622,45 @@ def test_without_room_for_the_last_values_there_is_no_rehearsal():
     assert folds.Folds(estimator, noisy_items(8, 3), 0).rehearsal(estimator) is None
 
 
+def test_a_rehearsal_forecasts_the_last_horizon():
+    """Of rows a quarter of an hour apart, then an hour apart; an hour is four rows, or one."""
+    times = np.concatenate([np.arange(0.0, 2.0, 0.25), np.arange(2.0, 6.0)])
+    frame = pd.DataFrame({"item_id": np.arange(6).repeat(12), "timestamp": np.tile(times, 6)})
+    frame["target"] = np.random.default_rng(0).normal(size=len(frame))
+    estimator = quick(prediction_length=4, horizon="1h")
+    parts = folds.Folds(estimator, IrregularDataset.from_long_dataframe(frame), seed=0)
+    labels = [label["target"] for _, label in parts.rehearsal(estimator).pairs]
+    assert list(map(len, labels)) == [1] * 6
+
+
+@pytest.mark.parametrize("number", [1, 8])
+def test_origins_near_the_end_of_items_need_neither_stretches_nor_a_rehearsal(number):
+    """Both would have no such origin."""
+    frame = pd.DataFrame({"item_id": np.arange(number).repeat(40)})
+    frame["timestamp"] = np.tile(np.arange(40.0), number)
+    frame["target"] = np.random.default_rng(0).normal(size=len(frame))
+    data = IrregularDataset.from_long_dataframe(frame)
+    estimator = quick(folds=2, calibrate=False, origins_within=("38h", "39h"))
+    parts = folds.Folds(estimator, data, seed=0)
+    assert not parts.stretches
+    assert parts.rehearsal(estimator) is None
+    assert np.isfinite(forecasts_of(estimator.train(data), data)).all()
+
+
+def test_items_without_any_event_do_not_end_the_training(monkeypatch):
+    """The quantile loss is divided by the size of the values, which is 0."""
+    epochs = []
+    monkeypatch.setattr(folds, "_described", lambda *given: epochs.extend(given[2]))
+    start = pd.Period("2024-01-01", freq="D")
+    targets = np.zeros((6, 12))
+    targets[0, ::3] = 1.0
+    entries = [
+        {"item_id": str(item), "start": start, "target": own} for item, own in enumerate(targets)
+    ]
+    quick(folds=3, trainer_kwargs={**QUICK, "max_epochs": 3}).train(entries)
+    assert epochs == [3, 3, 3]
+
+
 @pytest.mark.parametrize("repeated", [False, True])
 def test_windows_of_the_same_items_are_not_rehearsed(repeated):
     estimator, entries = quick(folds=2), list(noisy_items(8))

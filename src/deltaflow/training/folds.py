@@ -16,7 +16,7 @@ from deltaflow.data import Reader
 from deltaflow.data.data_module import by_number
 from deltaflow.data.splitter import by_item, cut_entry, select
 from deltaflow.data.windows import SpreadWindows
-from deltaflow.errors import warn_once
+from deltaflow.errors import DataError, DeltaflowError, warn_once
 from deltaflow.forecast.conformal import FEWEST_ITEMS
 from deltaflow.forecast.held_out import HeldOut, Pairs
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -37,7 +37,7 @@ from deltaflow.training.plan import (
     planned,
 )
 from deltaflow.training.runs import Run, train_all
-from deltaflow.training.simple import SimpleForecasts, name_of, observed
+from deltaflow.training.simple import SimpleForecasts, name_of
 from deltaflow.training.stretches import Stretch, cut_into_stretches
 from deltaflow.training.widening import widened
 
@@ -79,7 +79,8 @@ class Folds:
         self.stretches: list[Stretch] = []
         self._base = estimator.create_data_module(self.whole, seed=seed)
         self.items = len(self._base.training_windows.items)
-        if self.items < FEWEST_ITEMS:
+        # Stretches do not begin where items do, from where `origins_within` counts.
+        if self.items < FEWEST_ITEMS and estimator.data.origins_within is None:
             self._cut_into_stretches()
         self.usable = np.asarray(self._base.training_windows.items)
         target, series = self._base.reader.schema.target, self._base.training_windows.data
@@ -223,22 +224,29 @@ class Folds:
         Returns
         -------
         Rehearsal or None
-            None if there are too few items with earlier values than the last
-            ``prediction_length``, or if no rehearsal is needed.
+            None if there are too few items with earlier values than those in the last horizon, or
+            if no rehearsal is needed.
         """
         if not self._goes_beyond:
             return None
         names = [entry.get("item_id") for entry in self.whole]
         if len(by_item(names)) < len(names):
             return None
-        length = estimator.prediction_length
-        ends = [(entry, entry["target"].shape[-1]) for entry in self.whole]
-        cut = [cut_entry(entry, end - length, end) for entry, end in ends if end > length]
+        cut = []
+        for entry, series in zip(self.whole, self._base.training_windows.data, strict=True):
+            end = series.length
+            late = np.arange(max(1, end - estimator.prediction_length), end)
+            if len(late):  # from the first origin whose horizon reaches the end
+                reaches = self._base.horizon.ends(series, late) == end
+                cut.append(cut_entry(entry, int(late[reaches.argmax()]), end))
         pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
         early = [known for known, _ in pairs]
-        if len(pairs) < FEWEST_ITEMS or not observed(early).all():
+        if len(pairs) < FEWEST_ITEMS:
             return None
-        base = estimator.create_data_module(early, seed=self.seed)
+        try:
+            base = estimator.create_data_module(early, seed=self.seed)
+        except DataError:  # they lack a channel, or have no origin `origins_within`
+            return None
         usable, folds = np.asarray(base.training_windows.items), len(self.plan.left_out)
         aside = np.random.default_rng(self.seed).permutation(usable)[:: max(2, folds)]
         inside = np.setdiff1d(usable, aside)
@@ -330,6 +338,10 @@ def train_folds(
     ]
     epochs = [run.epochs for run in (*tried, *runs)]
     if not members:
+        if estimator.widening:
+            raise DeltaflowError(
+                "widening needs held-out items: give validation_data, or more items"
+            )
         output = careful.train_model(folds.entries, validation_data=None)
         members, epochs = [Member(output.predictor, [])], [output.trainer.current_epoch]
     # A cycle may be longer than a stretch.

@@ -49,10 +49,11 @@ def widened(
     windows = data.training_windows
     assert isinstance(windows, TrainingWindows)
     reach = reach_of(windows)
+    read = ((entry, windows.reader.read(entry)) for entry in held_out)
     pairs = [
         pair
-        for entry in held_out
-        for pair in _pairs(entry, windows.reader.read(entry).times, reach, data.prediction_length)
+        for entry, series in read
+        for pair in _pairs(entry, series.times[: series.length], reach, data.prediction_length)
     ]
     return WideningPredictor.fit(predictor, reach, pairs)
 
