@@ -1,5 +1,7 @@
 """Options have one name, one default and one place, wherever they are given."""
 
+import inspect
+import re
 from dataclasses import fields
 from inspect import signature
 from itertools import product
@@ -21,7 +23,7 @@ from deltaflow.compare import CompareConfig
 from deltaflow.data.options import DataOptions
 from deltaflow.model.options import ModelOptions
 from deltaflow.options import options_from, with_changes
-from deltaflow.tasks import TaskDataModule
+from deltaflow.tasks import Columns, Split, TaskDataModule
 from deltaflow.training.options import (
     EarlyStoppingOptions,
     OptimizerOptions,
@@ -172,3 +174,16 @@ def test_rows_take_the_options_of_their_encoder_alone():
 def test_an_argument_that_is_none_leaves_the_default():
     given = {"lr": None, "weight_decay": 0.0, "other": 3}
     assert options_from(OptimizerOptions, given) == OptimizerOptions(weight_decay=0.0)
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        DataOptions, ModelOptions, OptimizerOptions, TrainerOptions, EarlyStoppingOptions,
+        WeightAveragingOptions, Columns, Split,
+    ],
+)  # fmt: skip
+def test_each_option_is_described_on_its_own(group):
+    """The command line shows no help for options that share a description."""
+    described = re.findall(r"^(\w+)$", inspect.getdoc(group) or "", re.MULTILINE)
+    assert {field.name for field in fields(group)} <= set(described)

@@ -34,11 +34,20 @@ def main(options: Sequence[str]) -> int:
         default="good",
         help="how thorough the search is (%(default)s)",
     )
-    parser.add_argument("--output", type=Path, default=Path("predictor"), help="(%(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictor"),
+        help="directory of the predictor (%(default)s)",
+    )
     parser.add_argument("--seed", type=int, help="seed of the search")
-    parser.add_argument("--item_id", default="item_id", help="name of this column (%(default)s)")
-    parser.add_argument("--timestamp", default="timestamp", help="likewise (%(default)s)")
-    parser.add_argument("--target", nargs="+", default=["target"], help="columns to forecast")
+    parser.add_argument(
+        "--item_id", default="item_id", help="column of item identifiers (%(default)s)"
+    )
+    parser.add_argument("--timestamp", default="timestamp", help="column of times (%(default)s)")
+    parser.add_argument(
+        "--target", nargs="+", default=["target"], help="columns to forecast (target)"
+    )
     parser.add_argument("--time_unit", default="h", help="unit of elapsed numbers (%(default)s)")
     for role, what in (
         ("feat_dynamic_real", "covariates known in advance"),

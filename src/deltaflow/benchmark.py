@@ -384,7 +384,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("benchmark"), help="directory to write to"
     )
-    parser.add_argument("--quick", action="store_true", help="stop after the first table")
+    parser.add_argument(
+        "--quick", action="store_true", help="measure one size only, not the growth with size"
+    )
     parser.add_argument("--device", default="cpu", help="where to run, such as cuda")
     options = parser.parse_args(arguments)
     benchmark(options.output, quick=options.quick, device=options.device)

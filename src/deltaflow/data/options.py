@@ -43,9 +43,10 @@ class DataOptions:
         ``"running"``: values are scaled by the mean and standard deviation of the values so far;
         ``"last"``: the change from the last value is forecast, in units of the typical variation in
         the training set, for series of similar scale.
-    batch_size, num_batches_per_epoch
-        Number of windows per batch, over all processes, and number of batches per epoch, except for
-        sliding windows.
+    batch_size
+        Number of windows per batch, over all processes.
+    num_batches_per_epoch
+        Number of batches per epoch, except for sliding windows.
     num_workers
         Worker processes that prepare windows for each training process; with 0, it prepares its
         own.

@@ -20,12 +20,15 @@ class ModelOptions:
 
     Attributes
     ----------
-    encoder, encoder_kwargs
-        Name of a registered encoder, and its options.
-    network, network_kwargs
+    encoder
+        Name of a registered encoder.
+    encoder_kwargs
+        Options of the encoder.
+    network
         ``"joint"``: one hidden state per series; ``"channelwise"``: one per channel, with an
-        exchange between them, for many channels observed at different times. And the network's own
-        options, see `ChannelwiseNetwork`.
+        exchange between them, for many channels observed at different times.
+    network_kwargs
+        Options of the network, see `ChannelwiseNetwork`.
     hidden_size
         Width of the network.
     dropout

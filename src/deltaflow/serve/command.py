@@ -39,18 +39,28 @@ def main(options: Sequence[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port (%(default)s)")
     parser.add_argument(
-        "--snapshot", type=Path, help="file to save all states to, and to resume from"
+        "--snapshot",
+        type=Path,
+        help="file in which all states are saved, and from which a restart resumes",
     )
     parser.add_argument(
         "--every", type=float, default=60.0, help="seconds between two snapshots (%(default)s)"
     )
-    parser.add_argument("--item_id", default="item_id", help="name of this field (%(default)s)")
-    parser.add_argument("--timestamp", default="timestamp", help="name of this field (%(default)s)")
     parser.add_argument(
-        "--max_rows", type=int, default=MAX_ROWS, help="most rows of a request (%(default)s)"
+        "--item_id", default="item_id", help="field of item identifiers (%(default)s)"
+    )
+    parser.add_argument("--timestamp", default="timestamp", help="field of times (%(default)s)")
+    parser.add_argument(
+        "--max_rows",
+        type=int,
+        default=MAX_ROWS,
+        help="largest number of rows of a request (%(default)s)",
     )
     parser.add_argument(
-        "--max_bytes", type=int, default=MAX_BYTES, help="largest request (%(default)s)"
+        "--max_bytes",
+        type=int,
+        default=MAX_BYTES,
+        help="largest size of a request in bytes (%(default)s)",
     )
     given = parser.parse_args(options)
     check_whole(1, max_rows=given.max_rows, max_bytes=given.max_bytes)

@@ -93,18 +93,14 @@ class IrregularEstimator(NetworkEstimator):
         Seed of weights and windows, which leaves the global random state unchanged. If None, both
         depend on torch's global random state.
     folds
-        The number of networks that are trained, each on all folds of the items but one, if no
-        validation data are given. Each stops when its forecasts of the held-out fold no longer
-        improve; their forecasts are averaged. By default 5 (3 if items are long) for up to 250
-        items, 3 for up to 1000, each of which holds out another tenth of the items, and 1 such
-        network for more. Fewer than five items with 30 rows or more in total are cut into
-        stretches, which count as items. Options that are not given are chosen from the data: the
-        `scaling`; with many channels the `network`, `balance` and `distr_output`; with few items
-        `dropout`, `weight_decay`, `batch_size`, `num_batches_per_epoch`, and the `context_length`,
-        which is 5 unless the usual one is clearly better on held-out items; and with many channels
-        of many items `lr`, `encoder_kwargs`, the gradient clipping, and all of these but `dropout`
-        and `context_length`. A printed line reports the choice. 0 trains one network on all items,
-        without validation.
+        The number of networks that are trained if no validation data are given, each on all folds
+        of the items but one. Each stops when its forecasts of the held-out fold no longer improve,
+        and their forecasts are averaged. If None, the number is chosen from the data: 5 for up to
+        250 items (3 if they are long); above that, networks that each hold out another tenth of
+        the items: 3 of them for up to 1000 items, 1 for more. Options that are not given are chosen
+        from the data, too, and a printed line reports them; the page *What training does by
+        default* of the documentation says how. 0 trains one network on all items, without
+        validation.
     calibrate
         Whether intervals are calibrated on the held-out items, see `ConformalPredictor`. Not done
         with fewer than five items or stretches.

@@ -49,7 +49,9 @@ def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | No
 
 @documents(ModelOptions, OptimizerOptions)
 class ForecastLightningModule(pl.LightningModule):
-    """Trains a `ForecastNetwork`; ``load_from_checkpoint`` rebuilds it without arguments.
+    """The network, its loss and its optimiser, as Lightning trains them.
+
+    ``load_from_checkpoint`` rebuilds it without arguments.
 
     Parameters
     ----------
