@@ -71,6 +71,17 @@ def test_grid_ends_at_the_last_observation_and_is_filled_forward(frame):
     assert (heart["item_id"], temperature["item_id"]) == ("a/HR", "a/Temp")
 
 
+@pytest.mark.parametrize(("step", "unit", "gap"), [("20s", "min", 1 / 3), ("10min", "h", 1 / 6)])
+def test_a_grid_of_the_observation_times_repeats_the_series(step, unit, gap):
+    """Although neither is a multiple of the step in float64."""
+    values = np.arange(200.0)
+    frame = pd.DataFrame({"item_id": "a", "timestamp": gap * values, "target": values})
+    estimator = CountingEstimator()
+    data = IrregularDataset.from_long_dataframe(frame, time_unit=unit)
+    ResampledEstimator(3, step, estimator).train(data)
+    np.testing.assert_array_equal(estimator.seen[0]["target"], values)
+
+
 def test_forecast_is_read_off_between_grid_points(frame):
     data = IrregularDataset.from_long_dataframe(frame, target=["HR", "Temp"])
     forecast = predict(data, CountingEstimator(), [0.0, 0.5, 1.0, 2.25])

@@ -27,6 +27,9 @@ from deltaflow.forecast.predictor import ReadEntry, read_data
 _BATCH = 64
 """The number of items forecast together."""
 
+ROUNDING = 1e-6
+"""The part of a step by which a grid point may miss an observation at the same time."""
+
 
 class ResampledEstimator(Estimator):
     """Trains a GluonTS estimator for regular series on an irregular data set.
@@ -213,14 +216,13 @@ class _Grid:
         return (finite_queries(series) - _end(series)) / self.step
 
     def _channels(self, entry: DataEntry, series: Series) -> Iterator[DataEntry]:
-        targets = series.values[:, : len(self.schema.target)]  # noqa: PD011
-        observed = pd.DataFrame(targets).ffill().assign(time=series.times[: series.length])
-        end = _end(series)
-        begin = observed["time"].min() if series.length else end
-        points = end - self.step * np.arange(1 + int((end - begin) / self.step))[::-1]
-        points = np.maximum(points, begin)  # rounding may put the first point just before it
-        values = pd.merge_asof(pd.DataFrame({"time": points}), observed, on="time")
-        values = values.drop(columns="time").fillna(dict(enumerate(self.center))).to_numpy()
+        targets = pd.DataFrame(series.values[:, : len(self.schema.target)])  # noqa: PD011
+        known = targets.ffill().fillna(dict(enumerate(self.center)))
+        end, times = _end(series), series.times[: series.length]
+        steps = (end - times[0]) / self.step if series.length else 0.0
+        points = end - self.step * np.arange(1 + int(steps + ROUNDING))[::-1]
+        rows = np.searchsorted(times, points + ROUNDING * self.step, side="right")
+        values = np.vstack([self.center, known])[rows]
         origin = entry["info"]["time_origin"] or "1970-01-01"
         start = pd.Timestamp(origin.removesuffix("Z")) + pd.Timedelta(points[0], unit="s")
         for channel, target in enumerate(values.T):
