@@ -137,6 +137,7 @@ def test_channel_of_zeros_counts_in_the_pooled_quantile_loss():
     pooled, heart = (scores[f"mean_weighted_quantile_loss{n}"] for n in ("", "[HR]"))
     assert pooled == pytest.approx(heart + 2 * 37 / 135, abs=0.01)
     assert np.isinf(scores["mean_weighted_quantile_loss[Temp]"])
+    assert scores["balanced_mean_weighted_quantile_loss"] == pytest.approx(heart)
 
 
 @pytest.mark.parametrize("head", ["student_t", "normal", "negative_binomial", "quantile"])

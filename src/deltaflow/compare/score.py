@@ -78,7 +78,7 @@ def accuracy(
     dict
         The measures of `ACCURACY`. The squared error is that of the mean, the absolute error that
         of the median. Channels that are never observed, and a likelihood that a forecast does not
-        have, are left out.
+        have, are left out; channels that are always 0 are left out of the balanced quantile loss.
     """
     labels = _labels(test)
     observed = np.isfinite(labels)
@@ -91,6 +91,7 @@ def accuracy(
     by_channel = by_channel.assign(mean_weighted_quantile_loss=losses / sizes)
 
     balanced = by_channel.assign(
+        mean_weighted_quantile_loss=losses / sizes.where(sizes > 0),  # of zeros it is infinite
         mse=by_channel["mse"] / by_channel["unit"] ** 2,
         mae=by_channel["mae"] / by_channel["unit"],
         nll=by_channel["nll"] - np.log(by_channel["unit"]),
