@@ -146,6 +146,25 @@ def test_a_few_items_are_enough(number, kind):
     assert np.isfinite(forecasts_of(predictor, data)).all()
 
 
+def test_a_few_items_of_many_windows_are_not_said_to_calibrate(caplog):
+    entries = list(noisy_items(9))
+    named = [{**entry, "item_id": f"i{number % 3}"} for number, entry in enumerate(entries)]
+    errors._SAID.clear()
+    told = caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero")
+    with told, pytest.warns(DeltaflowWarning, match="the training data have 3: the"):
+        assert type(quick().train(named)) is EnsemblePredictor
+    assert "intervals not calibrated" in caplog.text
+
+
+@pytest.mark.parametrize("names", [["a", "b"], [None, None]])
+def test_stretches_of_items_without_names_are_distinct(names):
+    entries = [
+        {**entry, "item_id": name} for entry, name in zip(noisy_items(2, 30), names, strict=True)
+    ]
+    cut = cut_into_stretches(entries, 2, 64)
+    assert len({one.entry["item_id"] for one in cut}) == len(cut) > 4
+
+
 @pytest.mark.parametrize(("number", "rows"), [(1, 70), (3, 30)])
 def test_few_long_items_are_cut_into_stretches_that_calibrate(number, rows, seen, caplog):
     data = noisy_items(number, rows)

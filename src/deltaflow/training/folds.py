@@ -122,7 +122,14 @@ class Folds:
     @property
     def enough(self) -> bool:
         """Whether enough items are left out to calibrate on."""
-        return sum(map(len, self.plan.left_out)) >= FEWEST_ITEMS
+        return self.num_left_out >= FEWEST_ITEMS
+
+    @cached_property
+    def num_left_out(self) -> int:
+        """The number of items that are left out, which may have several entries."""
+        data = self._base.training_windows.data
+        folds = ([data[number].item_id for number in own.tolist()] for own in self.plan.left_out)
+        return sum(len(by_item(names)) for names in folds)
 
     def contexts(self, estimator: NetworkEstimator) -> list[NetworkEstimator]:
         """Return the estimator, and one with a short context if that is worth trying.
@@ -320,12 +327,11 @@ def train_folds(
         an `EnsemblePredictor`, if there are several members.
     """
     folds = Folds(estimator, training_data, seed)
-    count = len(folds.usable)
-    if estimator.calibrate and count < FEWEST_ITEMS:
+    if estimator.calibrate and not folds.enough:
         warn_once(
-            f"calibrating intervals takes at least {FEWEST_ITEMS} items, or longer ones to cut "
-            f"into as many stretches; the training data have {count}: the intervals will cover "
-            "less than they should"
+            f"calibrating intervals takes at least {FEWEST_ITEMS} held-out items, or longer ones "
+            "to cut into as many stretches; the training data have "
+            f"{folds.num_left_out or folds.items}: the intervals will cover less than they should"
         )
     careful, tried, members = _with_context(folds)
     others = range(len(tried), len(folds.plan.left_out))
