@@ -35,7 +35,7 @@ def check_answer(keys: Iterable[str], names: Iterable[str]) -> None:
     """Raise an error if a column of an answer has the name of the item or time column."""
     for key in keys:
         if key in ("target_name", *names):
-            raise DataError("is also the name of a column of the answer", "rename", field=key)
+            raise DataError("is also the name of a column of the forecasts", "rename", field=key)
 
 
 class FrameColumns:

@@ -124,7 +124,7 @@ def _read(given: Any, channel: str) -> Support:
             return Support(low, high)
     raise DataError(
         f"{given!r} is not a support of channel {channel!r}",
-        f"give one of {', '.join(SUPPORTS)}, or a smallest and a larger largest value",
+        f"give one of {', '.join(SUPPORTS)}, or two bounds such as (0, 10)",
         field="supports",
     )
 
