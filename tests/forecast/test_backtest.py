@@ -198,6 +198,18 @@ def test_times_of_any_type_are_read(dtype):
     pd.testing.assert_frame_equal(scores.drop(columns="cutoff"), expected.drop(columns="cutoff"))
 
 
+def test_dates_without_hours_are_read():
+    df = walk()
+    daily = df.groupby(["id", df["t"].dt.tz_localize(None).dt.normalize()])[["A", "B"]].mean()
+    daily = daily.reset_index()
+    dates = daily.assign(t=daily["t"].astype("date32[pyarrow]"))
+    grid = future_df(dates, horizon="3D", every="36h", **NAMES)
+    assert grid["t"].tolist() == future_df(daily, horizon="3D", every="36h", **NAMES)["t"].tolist()
+    options = {"horizon": "1D", "cutoffs": 1, "columns": ROLES, **NAMES}
+    scores = backtest_df(HoldEstimator(2), dates, **options).scores
+    pd.testing.assert_frame_equal(scores, backtest_df(HoldEstimator(2), daily, **options).scores)
+
+
 def test_values_of_any_type_are_scored():
     df = walk()
     df.loc[::3, "A"] = np.nan

@@ -255,7 +255,10 @@ def _read_frame(
         read_times(df[timestamp], rows)
     item = np.empty(len(df), dtype=np.int64)
     item[rows.order] = rows.item
-    return df[timestamp].infer_objects(), item
+    times = df[timestamp].infer_objects()
+    if str(times.dtype).startswith(("date32", "date64[")):  # Arrow's dates, which have no hours
+        times = times.astype("timestamp[us][pyarrow]")
+    return times, item
 
 
 def _cutoffs(
