@@ -246,6 +246,32 @@ def test_value_of_none_of_several_types_is_refused_in_a_sentence(options, words,
     assert len(error) < 250
 
 
+@pytest.mark.parametrize("command", ["fit", "compare"])
+@pytest.mark.parametrize("given", [{"model": None}, {"data": ["sine"]}, {"weight_averaging": 0.9}])
+def test_a_value_in_place_of_a_group_of_options_is_refused(command, given, capsys):
+    Path("given.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 1}, **given}))
+    with pytest.raises(SystemExit):
+        main([command, "--config", "given.yaml"])
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"deltaflow {command}: {next(iter(given))} is a group of options: ")
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value", "source"),
+    [
+        ("model", "lr", 0.1, "optimizer.lr"),
+        ("data", "seed", 1, "seed_everything"),
+        ("best", "dirpath", "models", "trainer.default_root_dir"),
+    ],
+)
+def test_a_derived_option_in_a_configuration_is_refused(group, name, value, source, capsys):
+    Path("given.yaml").write_text(yaml.safe_dump({group: {name: value}}))
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "given.yaml"])
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"{group}.{name} is not an option of its own: give {source} instead" in error
+
+
 def test_file_is_learned_from_by_its_column_names(make_frame, tiny, tmp_path):
     make_frame(("HR", "MAP"), num_items=10).to_csv("stays.csv", index=False)
     options = ["--data.dataset", "stays.csv", "--data.dataset_kwargs", "null"]

@@ -8,7 +8,7 @@ from argparse import ArgumentError
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _ASIDE = re.compile(
     r"^[ -]*(Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type:"
@@ -19,10 +19,35 @@ _ASIDE = re.compile(
 
 
 class OneLineErrors:
-    """Makes a jsonargparse parser report errors in one line, without listing its options."""
+    """Makes a jsonargparse parser report errors in one line, without listing its options.
+
+    It also reports what jsonargparse ignores in a configuration, or fails on later: a value in
+    place of a group of options, and options that are derived from others.
+    """
 
     prog: str
     exit_on_error: bool
+    groups: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.sources: dict[str, str] = {}
+        super().__init__(*args, **kwargs)
+
+    def link_arguments(self, source: str, target: str, *args: Any, **kwargs: Any) -> None:
+        """Derive an option from another one."""
+        super().link_arguments(source, target, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        self.sources[target] = source
+
+    def parse_string(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse a configuration."""
+        parsed = super().parse_string(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        for name in self.groups:
+            if name in parsed and not hasattr(parsed[name], "keys"):
+                self.error(f"{name} is a group of options: list them below it, or leave it out")
+        for target, source in self.sources.items():
+            if target in parsed:
+                self.error(f"{target} is not an option of its own: give {source} instead")
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message, and exit."""

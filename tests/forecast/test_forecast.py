@@ -178,6 +178,7 @@ def test_quantiles_are_asked_for_by_number_or_by_name(forecasts):
         forecast = forecasts(kind)[0]
         np.testing.assert_array_equal(forecast.quantile(0.9), forecast.quantile("0.9"))
         np.testing.assert_array_equal(forecast.quantile(0.9), forecast.quantile("p90"))
+        np.testing.assert_array_equal(forecast.quantile(0.9), forecast.quantile(np.float32(0.9)))
 
 
 @any_forecast

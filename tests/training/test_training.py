@@ -266,6 +266,13 @@ def test_without_validation_the_last_epoch_stays(univariate, make_estimator):
     assert output.trainer.current_epoch == 1
 
 
+def test_without_logged_losses_the_last_epoch_stays(univariate, make_estimator):
+    barebones = {"barebones": True, "max_epochs": 2}
+    estimator = make_estimator(GRUEstimator, trainer_kwargs=barebones)
+    weights = estimator.train_model(univariate, univariate).predictor.network.state_dict()
+    assert_same_weights(weights, estimator.train_model(univariate).predictor.network.state_dict())
+
+
 def test_training_writes_nothing_into_the_working_directory(
     univariate, make_estimator, tmp_path, monkeypatch
 ):

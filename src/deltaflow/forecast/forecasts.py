@@ -34,7 +34,16 @@ def parsed_level(level: float | str) -> gluonts_forecast.Quantile:
     >>> parsed_level("p90")
     Quantile(value=0.9, name='0.9')
     """
-    return gluonts_forecast.Quantile.parse(level if isinstance(level, str) else float(level))
+    return gluonts_forecast.Quantile.parse(level if isinstance(level, str) else as_written(level))
+
+
+def as_written(number: Any) -> float:
+    """Return a number without the digits that its conversion to float64 would add.
+
+    >>> as_written(np.float32(0.1))
+    0.1
+    """
+    return float(str(number) if isinstance(number, np.floating) else number)
 
 
 def read_levels(quantile_levels: Sequence[float]) -> list[float]:
@@ -44,10 +53,7 @@ def read_levels(quantile_levels: Sequence[float]) -> list[float]:
     [0.1, 0.9, 0.2, 0.3]
     """
     try:
-        levels = [
-            round(float(str(level) if isinstance(level, np.floating) else level), 12)
-            for level in quantile_levels
-        ]
+        levels = [round(as_written(level), 12) for level in quantile_levels]
     except (TypeError, ValueError):
         raise DataError(
             f"{quantile_levels!r} is not a list of numbers",

@@ -141,7 +141,8 @@ class BestWeights(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the copy if the loss, which is known now, is the lowest."""
-        loss = float(trainer.callback_metrics[self.monitor])
+        # Nothing is logged with barebones=True; the weights of the last epoch are then kept.
+        loss = float(trainer.callback_metrics.get(self.monitor, math.inf))
         if not trainer.sanity_checking and loss < self.loss:
             self.loss, self.weights = loss, self._validated
         self._validated = {}
