@@ -544,6 +544,21 @@ def test_growth_decides_on_the_powers(how, power):
     assert simple.powers_for(entries, supports, 3) == [0.5, 1.0]
 
 
+def test_items_whose_channels_are_in_another_order_are_blended_alike():
+    """A channel that grows by shares, and noise, of which some values are negative."""
+    random = np.random.default_rng(0)
+    growth = np.exp(0.2 * np.arange(12.0) + 0.1 * random.normal(size=(8, 12)))
+    frame = pd.DataFrame({"item_id": np.arange(8).repeat(12), "growth": growth.ravel()})
+    frame["noise"], frame["timestamp"] = random.normal(size=96), np.tile(np.arange(12.0), 8)
+    orders = ["growth", "noise"], ["noise", "growth"]
+    one, other = (IrregularDataset.from_long_dataframe(frame, target=names) for names in orders)
+    quantiles = [
+        forecasts_of(quick(folds=2, blend=True).train([*one[:4], *rest[4:]]), one)
+        for rest in (one, other)
+    ]
+    np.testing.assert_array_equal(*quantiles)
+
+
 def test_means_of_simple_forecasts_follow_growth_as_their_medians_do():
     entries, supports = growing("in a line")
     known = [cut_entry(entry, 13, 16)[0] for entry in entries]
@@ -650,6 +665,18 @@ def test_a_rehearsal_forecasts_the_last_horizon():
     parts = folds.Folds(estimator, IrregularDataset.from_long_dataframe(frame), seed=0)
     labels = [label["target"] for _, label in parts.rehearsal(estimator).pairs]
     assert list(map(len, labels)) == [1] * 6
+
+
+def test_a_rehearsal_ends_with_the_last_targets():
+    """Later rows may have values of other channels only."""
+    frame = pd.DataFrame({"item_id": np.arange(6).repeat(12), "timestamp": np.tile(range(12), 6)})
+    frame["beside"] = np.random.default_rng(0).normal(size=len(frame))
+    frame["target"] = frame["beside"].where(frame["timestamp"] < 8)
+    data = IrregularDataset.from_long_dataframe(frame, past_feat_dynamic_real=["beside"])
+    parts = folds.Folds(quick(), data, seed=0)
+    for known, label in parts.rehearsal(parts.estimator).pairs:
+        assert known["target"].shape == (6,)
+        assert np.isfinite(label["target"]).tolist() == [True, True]
 
 
 @pytest.mark.parametrize("number", [1, 8])

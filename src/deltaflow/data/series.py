@@ -217,6 +217,17 @@ def match_entry(entry: DataEntry, schema: Schema) -> Match:
     return found
 
 
+def in_order(entry: DataEntry, schema: Schema) -> DataEntry:
+    """Return an entry with its channels in the order of a schema that has the same names."""
+    found = match_entry(entry, schema)
+    if found.target == schema.target:
+        return entry
+    info = entry["info"]
+    plain = {**info["schema"], "target": list(schema.target)}
+    target = entry["target"][found.rows["target"]]
+    return {**entry, "target": target, "info": {**info, "schema": plain}}
+
+
 def series_of(
     entry: DataEntry,
     schema: Schema,

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from deltaflow.data import Reader
 from deltaflow.data.data_module import by_number
+from deltaflow.data.series import in_order
 from deltaflow.data.splitter import by_item, cut_entry, select
 from deltaflow.data.windows import SpreadWindows
 from deltaflow.errors import DataError, DeltaflowError, warn_once
@@ -75,9 +76,12 @@ class Folds:
     def __init__(self, estimator: NetworkEstimator, training_data: Dataset, seed: int) -> None:
         self.seed = seed
         self._given = estimator
-        self.whole = self.entries = by_number(training_data)
+        entries = by_number(training_data)
         self.stretches: list[Stretch] = []
-        self._base = estimator.create_data_module(self.whole, seed=seed)
+        self._base = estimator.create_data_module(entries, seed=seed)
+        if isinstance(entries, list):  # of one or several data sets
+            entries = [in_order(entry, self._base.reader.schema) for entry in entries]
+        self.whole = self.entries = entries
         self.items = len(self._base.training_windows.items)
         # Stretches do not begin where items do, from where `origins_within` counts.
         if self.items < FEWEST_ITEMS and estimator.data.origins_within is None:
@@ -239,14 +243,18 @@ class Folds:
         names = [entry.get("item_id") for entry in self.whole]
         if len(by_item(names)) < len(names):
             return None
-        cut = []
+        pairs = []
         for entry, series in zip(self.whole, self._base.training_windows.data, strict=True):
-            end = series.length
-            late = np.arange(max(1, end - estimator.prediction_length), end)
-            if len(late):  # from the first origin whose horizon reaches the end
-                reaches = self._base.horizon.ends(series, late) == end
-                cut.append(cut_entry(entry, int(late[reaches.argmax()]), end))
-        pairs = [(known, later) for known, later in cut if _count(known) > 1 and _count(later)]
+            targets = series.values[:, : len(self._base.reader.schema.target)]
+            seen = np.flatnonzero(np.isfinite(targets).any(axis=1))
+            if len(seen) < 3:
+                continue
+            end = int(seen[-1]) + 1
+            late = np.arange(seen[0] + 1, end)[-estimator.prediction_length :]
+            # The first origin whose horizon reaches the last target.
+            origin = int(late[(self._base.horizon.ends(series, late) >= end).argmax()])
+            if (seen < origin).sum() > 1:
+                pairs.append(cut_entry(entry, origin, end))
         early = [known for known, _ in pairs]
         if len(pairs) < FEWEST_ITEMS:
             return None
@@ -372,11 +380,6 @@ def _with_context(folds: Folds) -> tuple[NetworkEstimator, list[Run], list[Membe
     ]
     chosen = int(folds.suits(short=members[1], usual=members[0]))
     return both[chosen], runs[chosen], members[chosen]
-
-
-def _count(entry: DataEntry) -> int:
-    """Return the number of rows in which a target is observed."""
-    return int(np.isfinite(np.atleast_2d(entry["target"])).any(axis=0).sum())
 
 
 def _described(
