@@ -39,7 +39,8 @@ class IrregularDataset(Sequence[DataEntry]):
 
     Every entry is an ordinary GluonTS ``DataEntry``. Row 0 of its ``feat_dynamic_real`` is the time
     elapsed since the time origin, ``info["time_origin"]``, in ``info["time_unit"]`` and float64.
-    GluonTS's own tools thus slice times together with values. ``start`` is nominal.
+    GluonTS's own tools thus slice times together with values. ``start`` is not the real time: it is
+    there because GluonTS needs it.
 
     Parameters
     ----------

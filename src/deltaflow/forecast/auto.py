@@ -18,8 +18,9 @@ class AutoPredictor(WrappedPredictor):
     predictor
         The predictor: the best networks, blended and calibrated.
     trials
-        For each trained network its options, its quantile loss on held-out items relative to that
-        of a `HoldPredictor`, its training time in seconds, and its weight.
+        For each trained network its options, the number of its held-out fold, its quantile loss on
+        that fold relative to that of a `HoldPredictor`, its training time in seconds, and whether
+        it was chosen.
 
     Attributes
     ----------

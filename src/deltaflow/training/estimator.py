@@ -80,8 +80,8 @@ FREE = (
 class IrregularEstimator(NetworkEstimator):
     """Trains any registered encoder to forecast irregular, or ordinary regular, series.
 
-    The options of the data, the model and the optimiser are arguments of their own. By default the
-    encoder is the one in the estimator's name.
+    The options of the data, the model and the optimiser are arguments of their own. The encoder is
+    that of the estimator's name, and ``"gru_flow"`` for this class, unless ``encoder`` is given.
 
     Parameters
     ----------
@@ -307,13 +307,13 @@ class GRUFlowEstimator(IrregularEstimator):
 
 
 class CouplingFlowEstimator(IrregularEstimator):
-    """`IrregularEstimator` with an affine coupling flow across the gaps (ibid., section 3.3)."""
+    """`IrregularEstimator` with an affine coupling flow across the gaps (Biloš et al., 2021)."""
 
     default_encoder = "coupling_flow"
 
 
 class ResNetFlowEstimator(IrregularEstimator):
-    """`IrregularEstimator` with a ResNet flow across the gaps (ibid., section 3.1)."""
+    """`IrregularEstimator` with a ResNet flow across the gaps (Biloš et al., 2021, section 3.1)."""
 
     default_encoder = "resnet_flow"
 
