@@ -600,6 +600,15 @@ def test_items_without_a_name_count_one_by_one():
     assert named[0] > 0.5
 
 
+def test_items_need_no_names():
+    """Several origins of an item without one still count as those of one item."""
+    named = noisy_items(9, 14)
+    nameless = [{**entry, "item_id": None} for entry in named]
+    one, other = (quick(blend=True).train(data) for data in (named, nameless))
+    assert one.num_items == other.num_items == [9]
+    np.testing.assert_array_equal(forecasts_of(one, named), forecasts_of(other, named))
+
+
 def test_a_blend_is_as_good_as_the_better_of_its_parts_on_the_items_left_out():
     """A network that knows nothing keeps the least weight, and one that knows all gets all."""
     data = noisy_items(20)

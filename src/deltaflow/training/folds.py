@@ -202,7 +202,8 @@ class Folds:
 
         Users forecast from the longest contexts. At the earlier half of an item's origins forecasts
         are harder, and would widen the intervals. For the same reason, the context at an origin in
-        a stretch begins where the whole item does.
+        a stretch begins where the whole item does. An item without a name gets one, so that all of
+        its origins count as those of one item.
         """
         items, origins = np.array(windows.items), np.array(windows.origins)
         pairs = []
@@ -211,7 +212,9 @@ class Folds:
                 place, end = int(left_out[item]), windows[number].queries.stop
                 whole = partial(cut_entry, self.entries[place])
                 split = self.stretches[place].split if self.stretches else whole
-                pairs.append(split(origin, end))
+                known, later = split(origin, end)
+                name = known.get("item_id")
+                pairs.append(({**known, "item_id": f"#{place}" if name is None else name}, later))
         return pairs
 
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
