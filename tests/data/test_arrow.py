@@ -87,6 +87,8 @@ def test_items_can_be_chosen_sliced_and_sent_to_a_process(stored, datasets):
     dataset, expected = stored("multivariate"), datasets["multivariate"]
     assert_same_entries(expected[2:7:2], dataset[2:7:2])
     assert_same_entries(expected.select([5, 1, 5]), dataset[1:].select([4, 0, 4]))
+    mask = np.arange(len(dataset)) % 2 == 1
+    assert_same_entries(expected.select(mask), dataset.select(mask))
     sent = pickle.dumps(dataset.select([3, 1]))
     assert len(sent) < 2000
     assert_same_entries(expected.select([3, 1]), pickle.loads(sent))

@@ -304,6 +304,10 @@ def test_slices_and_selections_are_data_sets(univariate):
     assert isinstance(univariate[1:3], IrregularDataset)
     assert [entry["item_id"] for entry in univariate[1:3]] == ["p1", "p2"]
     assert [entry["item_id"] for entry in univariate.select([4, 0])] == ["p4", "p0"]
+    mask = [entry["item_id"] in ("p1", "p3") for entry in univariate]
+    for chosen in (mask, np.array(mask)):
+        assert [entry["item_id"] for entry in univariate.select(chosen)] == ["p1", "p3"]
+    assert len(univariate.select([])) == 0
     assert univariate[1:3].schema == univariate.schema
     assert "8 items" in repr(univariate)
     assert "160 observation times" in repr(univariate)

@@ -1164,6 +1164,16 @@ def test_a_worker_that_dies_is_an_error_and_no_deadlock():
     assert re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", done.stderr)
 
 
+def test_a_data_set_in_place_of_a_data_module_is_refused(univariate):
+    reader = IrregularDataModule(univariate, prediction_length=4).reader
+    model = ForecastLightningModule(reader, 4, hidden_size=8, seed=0)
+    loader = DataLoader(list(univariate), batch_size=4, collate_fn=list)
+    trainer = pl.Trainer(fast_dev_run=True, accelerator="cpu", logger=False)
+    for data, run in ((univariate, trainer.fit), (loader, trainer.fit), (loader, trainer.test)):
+        with pytest.raises(DeltaflowError, match=r"give it datamodule=IrregularDataModule\("):
+            run(model, data)
+
+
 def test_a_model_meets_only_data_that_are_read_as_it_was_built(univariate):
     """Otherwise other data would be scaled by their own statistics, and forecast by the model's."""
     trained_on, other = (

@@ -94,9 +94,8 @@ class ArrowDataset(Sequence[DataEntry]):
         return f"ArrowDataset({len(self)} items, target: {channels}, {str(self.path)!r})"
 
     def select(self, indices: Iterable[int]) -> ArrowDataset:
-        """Return the data set of the items at ``indices``, in that order."""
-        chosen = np.fromiter(indices, dtype=np.int64)
-        return self._with(_items=np.asarray(self._items)[chosen])
+        """Return the data set of the items at ``indices``, in that order, or in a boolean mask."""
+        return self._with(_items=np.asarray(self._items)[list(indices)])
 
     def map(self, function: Callable[[DataEntry], Any]) -> Any:
         """Return the sequence of ``function(entry)``, computed when an entry is read."""

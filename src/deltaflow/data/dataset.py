@@ -84,8 +84,9 @@ class IrregularDataset(Sequence[DataEntry]):
         return f"IrregularDataset({len(self)} items, {rows} observation times, target: {channels})"
 
     def select(self, indices: Iterable[int]) -> IrregularDataset:
-        """Return the data set of the items at ``indices``, in that order."""
-        return IrregularDataset([self._entries[i] for i in indices], self.schema)
+        """Return the data set of the items at ``indices``, in that order, or in a boolean mask."""
+        chosen = np.arange(len(self))[list(indices)]
+        return IrregularDataset([self._entries[number] for number in chosen], self.schema)
 
     @classmethod
     def from_long_dataframe(

@@ -279,6 +279,11 @@ class ForecastLightningModule(pl.LightningModule):
         return predictor
 
     def _mean_loss(self, batch: Batch, name: str, scores: ForecastScores | None = None) -> Tensor:
+        if not isinstance(batch, Batch):
+            raise DeltaflowError(
+                f"the trainer was given entries of a data set ({type(batch).__name__}) instead of "
+                "batches of windows: give it datamodule=IrregularDataModule(dataset, …)"
+            )
         advice = (
             f"in epoch {self.current_epoch}: lower the learning rate, or choose a distr_output "
             "whose distribution covers the targets"
