@@ -600,6 +600,23 @@ def test_items_without_a_name_count_one_by_one():
     assert named[0] > 0.5
 
 
+def test_a_channel_without_events_does_not_decide_on_a_network():
+    """A hold forecasts its zeros exactly."""
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"item_id": np.arange(6).repeat(9), "timestamp": np.tile(range(9), 6)})
+    frame["usual"] = random.normal(size=54)
+    frame["event"] = np.where(frame["item_id"] == 0, random.integers(0, 2, 54), 0.0)
+    data = IrregularDataset.from_long_dataframe(frame, target=["usual", "event"])
+    pairs = list(split(data.select([1, 2, 3]), offset=-2)[1].generate_instances(2))
+    hold, other = (HoldPredictor.fit(part, 2) for part in (data, data.select([0])))
+    held_out = HeldOut.of([other, hold], pairs, data.schema)
+    (loss, zeros), (least, none) = blend.losses_of_each(held_out, 2)
+    assert none < 1e-6 < zeros
+    assert blend.compared_loss(held_out, 2) == pytest.approx(loss / least)
+    alone = held_out.of_channel(1)
+    assert blend.compared_loss(alone, 2) == pytest.approx(zeros / none)
+
+
 def test_items_need_no_names():
     """Several origins of an item without one still count as those of one item."""
     named = noisy_items(9, 14)

@@ -30,6 +30,10 @@ LEAST_OF_NETWORKS = 0.1
 LEAST_WEIGHT = 0.02
 """Forecasts with a smaller weight are left out of a blend."""
 
+EXACT = 1e-3
+"""A forecast is exact if its loss is at most this share of another's: as that of a hold is for a
+channel that does not change, to which any other forecast would seem infinitely worse."""
+
 
 class Finished(NamedTuple):
     """A finished predictor, and how it was made.
@@ -142,11 +146,14 @@ def shares(held_out: HeldOut, weights: np.ndarray, channels: int) -> np.ndarray:
 def compared_loss(held_out: HeldOut, channels: int) -> float:
     """Return the quantile loss of the first of two predictors relative to that of the second.
 
-    It is averaged over channels.
+    It is averaged over channels; without those that the second one forecasts exactly, if there are
+    others.
     """
     own, others = losses_of_each(held_out, channels)
-    seen = others > 0
-    return float((own[seen] / others[seen]).mean()) if seen.any() else math.inf
+    for seen in (others > EXACT * own, others > 0):
+        if seen.any():
+            return float((own[seen] / others[seen]).mean())
+    return math.inf
 
 
 def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[float]:
