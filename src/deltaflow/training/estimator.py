@@ -103,7 +103,7 @@ class IrregularEstimator(NetworkEstimator):
         validation.
     calibrate
         Whether intervals are calibrated on the held-out items, see `ConformalPredictor`. Not done
-        with fewer than five items or stretches.
+        with fewer than five held-out items or stretches.
     widening
         Whether intervals widen beyond the lead times of the training data, by the errors on
         held-out items; see `WideningPredictor`. For irregular series only.
