@@ -21,7 +21,7 @@ WRITERS = {".csv": pd.DataFrame.to_csv, ".parquet": pd.DataFrame.to_parquet}
 
 
 class ForecastWriter(BasePredictionWriter):
-    """Writes forecasts as a table with real timestamps: the columns of `predict_df`.
+    """Writes forecasts as a table with real timestamps; see `RealTimeForecast.to_dataframe`.
 
     With several processes each series is still written once, in the order of the data.
 
