@@ -392,6 +392,14 @@ class Penalised(ForecastLightningModule):
         return super().training_step(batch, batch_idx) + self.alpha * penalty
 
 
+class Annotated(ForecastLightningModule):
+    """A user's module that stores all of its arguments, as is usual with Lightning."""
+
+    def __init__(self, reader, prediction_length, note: str = "", **kwargs) -> None:
+        super().__init__(reader, prediction_length, **kwargs)
+        self.save_hyperparameters()
+
+
 SMALL = {"prediction_length": 4, "context_length": 12, "num_batches_per_epoch": 2}
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 
@@ -412,6 +420,19 @@ def test_a_module_of_ones_own_is_kept_in_its_checkpoint(univariate, instances, t
         strict=True,
     ):
         np.testing.assert_array_equal(one.mean, other.mean)
+
+
+def test_a_module_of_ones_own_may_store_all_of_its_arguments(univariate, tmp_path):
+    data = IrregularDataModule(univariate, **SMALL)
+    module = Annotated(data.reader, 4, note="first", encoder="gru", hidden_size=8)
+    trainer = pl.Trainer(max_epochs=1, **QUIET)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    loaded = Annotated.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
+    assert loaded.hparams["note"] == "first"
+    weights = load_predictor(tmp_path / "own.ckpt").network.state_dict()
+    assert_same_weights(weights, module.network.state_dict())
+    pl.Trainer(max_epochs=2, **QUIET).fit(loaded, data, ckpt_path=tmp_path / "own.ckpt")
 
 
 def test_forecasts_of_a_module_are_those_of_its_weights(univariate, instances):

@@ -215,6 +215,8 @@ class ForecastLightningModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the format, and averaged weights even in a weights-only checkpoint."""
         checkpoint[FORMAT_KEY] = FORMAT
+        # A subclass that calls save_hyperparameters() without names has stored the object.
+        checkpoint["hyper_parameters"]["reader"] = self.reader.to_dict()
         averaging = "current_model_state" in checkpoint
         for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, WeightAveraging) and not averaging:
