@@ -9,6 +9,7 @@ from gluonts.dataset.split import split
 from gluonts.model.predictor import Predictor
 
 from deltaflow import ConformalPredictor, DataError, HoldPredictor, IrregularDataset, load_predictor
+from deltaflow.forecast import conformal
 from deltaflow.forecast.conformal import LEVELS, conformal_quantiles, expected_quantiles
 
 ROWS, AHEAD = 8, 3
@@ -143,6 +144,17 @@ def test_each_range_of_lead_times_is_calibrated_on_its_own():
     assert len(scores) == len(calibrated.leads[0]) + 1 == 6
     assert scores[-1, LEVELS == 0.9] > 1.5 * scores[0, LEVELS == 0.9]
     assert scores[-1, LEVELS == 0.1] < 1.5 * scores[0, LEVELS == 0.1]
+
+
+def test_lead_times_that_differ_by_rounding_are_in_one_range():
+    random = np.random.default_rng(0)
+    item, lead = np.repeat(np.arange(200), 8), np.tile(np.arange(1.0, 9.0), 200)
+    score = random.normal(size=lead.shape) * lead
+    rounded = lead * (1 + 1e-15 * random.integers(-9, 10, lead.shape))
+    exact, close = (
+        conformal._calibrate(item, own, score, conformal_quantiles)[1] for own in (lead, rounded)
+    )
+    np.testing.assert_array_equal(close, exact)
 
 
 def test_quantiles_are_ordered_and_the_mean_is_the_predictors():

@@ -128,7 +128,8 @@ class ConformalPredictor(WrappedPredictor):
             The predictor.
         calibration
             Pairs of context and targets, such as GluonTS's ``TestData``, at one or several origins
-            per item. Choose origins like those of later forecasts.
+            per item. Choose origins like those of later forecasts. Pairs without an ``item_id``
+            count as different items.
 
         Raises
         ------
@@ -341,7 +342,7 @@ def _calibrate(
         return np.empty(0), _NORMAL[None].copy()
     bounds = np.unique(np.quantile(lead, np.linspace(0, 1, count + 1)[1:-1], method="lower"))
     bounds = bounds[bounds < lead.max()]
-    place = np.searchsorted(bounds, lead, side="left")
+    place = np.searchsorted(bounds, lead * (1 - ROUNDING), side="left")
     table = np.tile(_NORMAL, (len(bounds) + 1, 1))
     for number, row in enumerate(table):
         own = place == number
