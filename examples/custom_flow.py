@@ -65,6 +65,7 @@ def main(quick: bool) -> None:
             context_length=32,
             encoder=encoder,
             seed=0,
+            blend=False,  # the networks alone, without simple forecasts, to compare them
             trainer_kwargs={"max_epochs": 10, "fast_dev_run": quick, "enable_progress_bar": False},
         ).train(train)
     metrics = [MeanWeightedSumQuantileLoss([0.1, 0.5, 0.9]), MSE()]

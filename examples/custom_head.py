@@ -54,6 +54,7 @@ def main(quick: bool) -> None:
             context_length=32,
             distr_output=head,
             seed=0,
+            blend=False,  # the networks alone, without simple forecasts, to compare them
             trainer_kwargs={"max_epochs": 10, "fast_dev_run": quick, "enable_progress_bar": False},
         ).train(train)
         instances = template.generate_instances(length)

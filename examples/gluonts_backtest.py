@@ -38,6 +38,7 @@ def main(quick: bool) -> None:
             prediction_length=length,
             context_length=32,
             seed=0,
+            blend=False,  # the networks alone, without simple forecasts, to compare them
             trainer_kwargs={"max_epochs": 10, "fast_dev_run": quick, "enable_progress_bar": False},
         ).train(train)
 
