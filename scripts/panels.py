@@ -3,11 +3,11 @@
     python scripts/panels.py FOLDER [NAME ...]
 
 The folder holds PACKAGE/DATASET.csv, as the folder csv of github.com/vincentarelbundock/Rdatasets
-and that of the Python package pydataset do. The last rows of every item are forecast from its
-earlier ones. Quantile losses are those of the deciles, averaged over the channels, relative to that
-of the last value as a point forecast; `ratio` is that of the defaults to the best of the last
-value, item mean, item trend, hold and a Gaussian process per item; `covers` is the share of the
-values within the 80 % interval. The table is also written to panels.csv.
+does, or that of the Python package pydataset, which lacks the package nlme. The last rows of every
+item are forecast from its earlier ones. Quantile losses are those of the deciles, averaged over the
+channels, relative to that of the last value as a point forecast; `ratio` is that of the defaults to
+the best of the last value, item mean, item trend, hold and a Gaussian process per item; `covers` is
+the share of the values within the 80 % interval. The table is also written to panels.csv.
 """
 
 from __future__ import annotations
@@ -93,6 +93,13 @@ PANELS = {
     "french fries": Panel("reshape2/french_fries", "treatment,subject", "time", "potato", 3),
     "baseball": Panel("plyr/baseball", "id", "year", "h", 3, most=200),
     "doctor visits": Panel("COUNT/rwm5yr", "id", "year", "docvis", 1, most=240),
+    "body weight": Panel("nlme/BodyWeight", "Rat", "Time", "weight", 3),
+    "cefamandole": Panel("nlme/Cefamandole", "Subject", "Time", "conc", 4),
+    "dialyzer": Panel("nlme/Dialyzer", "Subject", "pressure", "rate", 2),
+    "fatigue": Panel("nlme/Fatigue", "Path", "cycles", "relLength", 3),
+    "glucose": Panel("nlme/Glucose2", "Subject,Date", "Time", "glucose", 4),
+    "loblolly": Panel("datasets/Loblolly", "Seed", "age", "height", 1),
+    "pbg": Panel("nlme/PBG", "Run", "dose", "deltaBP", 1),
 }
 """The panels, by name."""
 
