@@ -402,9 +402,10 @@ def _described(
     held_out = sum(map(len, plan.left_out))
     aside = "each held out once" if held_out == len(folds.usable) else f"{held_out} held out"
     last = ", and one without their last values as a rehearsal" if rehearsed else ""
-    most = f"{min(epochs)} to {max(epochs)}" if min(epochs) < max(epochs) else f"{epochs[0]}"
+    least, most = min(epochs), max(epochs)
+    count = f"{least} to {most}" if least < most else f"{most}"
     # Processes started by a strategy do not send their number of epochs.
-    stopped = f", stopped after {most} epochs" * bool(min(epochs))
+    stopped = f", stopped after {count} {'epoch' if most == 1 else 'epochs'}" * bool(least)
     names = ["networks", *map(name_of, simple)]
     parts = [
         f"{weight:.0%} {name}"
