@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from deltaflow import GRUEstimator
+from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.process import quiet, threads
 from deltaflow.tasks import regular_seasonal
 
@@ -84,5 +85,11 @@ def test_training_and_forecasts_use_one_thread_unless_told(given, used, monkeypa
         predictor = estimator.train(data)
         predictor.network.head.register_forward_hook(lambda *_: Watch().on_train_batch_start())
         next(iter(predictor.predict(data)))
+        process = GaussianProcessPredictor.fit(data, 2)
+        locate = process.locate
+        monkeypatch.setattr(
+            process, "locate", lambda *args: Watch().on_train_batch_start() or locate(*args)
+        )
+        list(process.predict(data))
         assert torch.get_num_threads() == 2
-    assert seen == [used] * 2
+    assert seen == [used] * 4

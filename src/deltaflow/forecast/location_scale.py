@@ -13,6 +13,7 @@ from deltaflow.data.schema import Schema
 from deltaflow.data.series import Series, in_chunks
 from deltaflow.forecast.forecasts import DistributionForecast, SampleForecast, SharedDistribution
 from deltaflow.forecast.predictor import DeltaflowPredictor, ReadEntry, read_data, sampled
+from deltaflow.process import one_thread
 
 BATCH_SIZE = 64
 """The number of series that are forecast together."""
@@ -61,7 +62,8 @@ class LocationScalePredictor(DeltaflowPredictor):
         return sampled(forecasts, num_samples, seed)
 
     def _forecast_batch(self, batch: list[ReadEntry]) -> Iterator[DistributionForecast]:
-        located = [self.locate(a.series, finite_queries(a.series)) for a in batch]
+        with one_thread():
+            located = [self.locate(a.series, finite_queries(a.series)) for a in batch]
         forecasts = self.forecasts_from(located, [asked.found.channels for asked in batch])
         for asked, forecast in zip(batch, forecasts, strict=True):
             yield asked.answer(forecast)

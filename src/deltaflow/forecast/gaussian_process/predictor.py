@@ -15,6 +15,7 @@ from deltaflow.forecast.forecasts import DistributionForecast
 from deltaflow.forecast.gaussian_process.power_normal import POWERS, PowerNormal, to_power
 from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, Curve, predictive
 from deltaflow.forecast.location_scale import LocationScalePredictor
+from deltaflow.process import one_thread
 
 MOST_ITEMS, MOST_ROWS, MOST_VALUES = 64, 100, 3000
 """A kernel is fitted to at most this many items that observe its channel, to at most this many
@@ -103,6 +104,7 @@ class GaussianProcessPredictor(LocationScalePredictor):
         ]
 
     @classmethod
+    @one_thread()
     def fit(
         cls,
         training_data: Dataset,
