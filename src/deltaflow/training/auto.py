@@ -214,9 +214,9 @@ class _Search:
         self.networks = (network,) if network else auto.preset.networks
         entries = self.folds.whole if self.folds.plan.few else self.folds.whole[:FEW_ITEMS]
         self.simple = self.folds.simple_forecasts(entries)
-        count = len(self.folds.plan.left_out)
-        examples = [self.folds.prepare(0, self.folds.estimator, 0)] * count
-        self.processes = min(count, processes_for(examples))
+        self.num_folds = len(self.folds.plan.left_out)
+        examples = [self.folds.prepare(0, self.folds.estimator, 0)] * self.num_folds
+        self.processes = min(self.num_folds, processes_for(examples))
         self.hold = HoldPredictor.fit(list(entries), auto.prediction_length)
         self.rehearsed: HeldOut | None = None
         self.trials: list[_Trial] = []
@@ -232,18 +232,18 @@ class _Search:
         )
         study = optuna.create_study(sampler=sampler)
         default = self._default_options()
-        count = len(self.folds.plan.left_out)
         self._choose_context(default, pressed)
-        for _ in range(len(self.trials), count):  # the default options on every fold
+        for _ in range(len(self.trials), self.num_folds):  # the default options on every fold
             study.enqueue_trial(default)
         while not pressed.is_set() and self._has_time():
-            due = max(0, count - len(self.trials)) or self.processes
-            trials = [study.ask() for _ in range(min(due, self.processes))]
+            due = self.num_folds - len(self.trials)  # networks with the default options
+            size = min(due, self.processes) if due > 0 else self.processes
+            trials = [study.ask() for _ in range(size)]
             losses = self._try([self._proposed(trial) for trial in trials])
             for trial, loss in zip(trials, losses, strict=True):
                 study.tell(trial, loss)
             may_rehearse = self.folds.plan.few and self.folds.enough and self._has_time()
-            if len(self.trials) == count and may_rehearse:
+            if len(self.trials) == self.num_folds and may_rehearse:
                 estimator = self._in_time(self.folds.estimator.with_settings(**self.fixed))
                 if rehearsal := self.folds.rehearsal(estimator):
                     rehearsal.run.train()
@@ -335,12 +335,12 @@ class _Search:
         list of float
             Their losses, relative to that of the default options on the same fold.
         """
-        begun, count, first = time.monotonic(), len(self.folds.plan.left_out), len(self.trials)
+        begun, first = time.monotonic(), len(self.trials)
         estimators = [
             planned(self._in_time(self._estimator(own)), self.folds.plan) for own in options
         ]
         runs = [
-            self.folds.prepare(number % count, estimator, number)
+            self.folds.prepare(number % self.num_folds, estimator, number)
             for number, estimator in enumerate(estimators, first)
         ]
         train_all(runs, self.processes)
@@ -353,7 +353,7 @@ class _Search:
         self, options: dict[str, Any], estimator: NetworkEstimator, run: Run, seconds: float
     ) -> None:
         """Add a trained network to the trials, with its loss on its held-out fold."""
-        fold = len(self.trials) % len(self.folds.plan.left_out)
+        fold = len(self.trials) % self.num_folds
         member = self.folds.member(fold, estimator, run)
         held_out = HeldOut.of([member.predictor, self.hold], member.pairs, self.hold.schema)
         loss = compared_loss(held_out, len(self.hold.schema.target))

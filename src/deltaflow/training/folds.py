@@ -213,8 +213,9 @@ class Folds:
                 whole = partial(cut_entry, self.entries[place])
                 split = self.stretches[place].split if self.stretches else whole
                 known, later = split(origin, end)
-                name = known.get("item_id")
-                pairs.append(({**known, "item_id": f"#{place}" if name is None else name}, later))
+                if known.get("item_id") is None:
+                    known = {**known, "item_id": f"#{place}"}
+                pairs.append((known, later))
         return pairs
 
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:

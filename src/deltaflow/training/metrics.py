@@ -80,8 +80,8 @@ class ForecastScores(Metric):
             for channel, own in zip(self.channels, by_channel, strict=True):
                 results |= {f"{name}[{channel}]": score for name, score in own.items()}
             loss = "mean_weighted_quantile_loss"
-            sizes = zip(by_channel, self.sums[1], strict=True)
-            losses = [own[loss] for own, size in sizes if size > 0]
+            _, sizes, *_ = self.sums
+            losses = [own[loss] for own, size in zip(by_channel, sizes, strict=True) if size > 0]
             if results:
                 results["balanced_quantile_loss"] = torch.stack(losses or [results[loss]]).mean()
         return results

@@ -70,10 +70,10 @@ def cut_into_stretches(
     )
     cut = []
     for number, (entry, length) in enumerate(zip(entries, lengths, strict=True)):
-        named, count = entry.get("item_id"), max(1, length // least)
+        item, count = entry.get("item_id"), max(1, length // least)
         for part in range(count):
             start, stop = part * length // count, (part + 1) * length // count
             _, own = cut_entry(entry, start, stop)
-            name = f"{number if named is None else named}, rows {start} to {stop - 1}"
+            name = f"{number if item is None else item}, rows {start} to {stop - 1}"
             cut.append(Stretch({**own, "item_id": name}, entry, start))
     return cut
