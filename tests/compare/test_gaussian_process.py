@@ -10,7 +10,8 @@ from deltaflow import IrregularDataset, TimeSplitter
 from deltaflow.compare import run_comparison
 from deltaflow.forecast.gaussian_process.likelihood import Likelihood, common_period
 from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
-from deltaflow.forecast.gaussian_process.processes import PROCESSES, Curve, predictive
+from deltaflow.forecast.gaussian_process.processes import PROCESSES, predictive
+from deltaflow.forecast.location_scale import Curve
 from deltaflow.tasks import Task, unseen_items
 from deltaflow.tasks.small import small_task
 from deltaflow.tasks.task import known_before

@@ -19,7 +19,7 @@ from deltaflow.data.reader import FEW_ROWS
 from deltaflow.data.scaling import SCALINGS
 from deltaflow.data.windows import Horizon
 from deltaflow.encoders import ENCODERS
-from deltaflow.forecast import AutoPredictor, GaussianProcessPredictor, conformal
+from deltaflow.forecast import AutoPredictor, GaussianProcessPredictor, SeasonalPredictor, conformal
 from deltaflow.forecast.gaussian_process.predictor import CONTEXT
 from deltaflow.forecast.live.members import MANY_ROWS
 from deltaflow.heads import make_output
@@ -356,6 +356,18 @@ def test_the_law_holds_for_what_small_data_are_blended_with(multivariate, frame,
         check_law(part, frame)
     blend = EnsemblePredictor(parts, [0.4, 0.3, 0.2, 0.1])
     check_law(AutoPredictor(blend, [{"loss": 1.0}]), frame)
+
+
+def test_the_law_holds_for_what_repeats_a_cycle(multivariate, make_frame, frame):
+    """With enough values for the cycle, and with fewer."""
+    long = make_frame(channels=("HR", "MAP"), num_items=2, length=200)
+    data = IrregularDataset.from_long_dataframe(long, target=["HR", "MAP"])
+    predictor = SeasonalPredictor.fit(data, 4)
+    assert any(own.any() for own in predictor.coefficients)
+    live = check_law(predictor, long)
+    size = live.bytes_per_item
+    assert 2 * 16 * predictor.context < size < 2 * 16 * predictor.context + 150
+    check_law(predictor, frame)
 
 
 def test_a_gaussian_process_keeps_no_more_values_than_it_uses(univariate, make_frame):

@@ -67,8 +67,9 @@ class CompareConfig(RowOptions):
         item_mean (the mean of the observed values), item_trend (a straight line through the
         observed values), least_squares (on the last value and the item's mean), boosted_trees
         (LightGBM on summaries of the observations), gaussian_process (one per item, with shared
-        hyperparameters), defaults (`GRUFlowEstimator` without any of these options) and
-        resampled_deepar, DeepAR on a regular grid. An encoder uses ``model.encoder_kwargs`` if it
+        hyperparameters), seasonal (a regression on the values a day, a week or a year ago),
+        defaults (`GRUFlowEstimator` without any of these options) and resampled_deepar, DeepAR on a
+        regular grid. An encoder uses ``model.encoder_kwargs`` if it
         is ``model.encoder``, and its own defaults otherwise.
     variants
         Further rows by name. Each has the options that differ from those of the comparison, in the

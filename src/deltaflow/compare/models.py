@@ -29,6 +29,7 @@ from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredict
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor, leads_of, load_directory
+from deltaflow.forecast.seasonal import SeasonalPredictor
 from deltaflow.tasks.task import Task, known_before
 from deltaflow.training import engine
 from deltaflow.training.estimator import GRUFlowEstimator, IrregularEstimator
@@ -118,6 +119,11 @@ def _fit_process(task: Task, *_: object) -> Trained:
     return Trained(predictor, predictor.theta.size)
 
 
+def _fit_seasonal(task: Task, *_: object) -> Trained:
+    predictor = SeasonalPredictor.fit(known_before(task), task.prediction_length)
+    return Trained(predictor, sum(own.size for own in predictor.coefficients))
+
+
 def _train_defaults(task: Task, *_: object) -> Trained:
     """Train the estimator with its defaults, on all data before the tests."""
     trainer_kwargs = {"enable_progress_bar": False, "enable_model_summary": False}
@@ -177,6 +183,7 @@ BASELINES: dict[str, Callable[[Task, RowOptions, int, Tell], Trained]] = {
     "item_trend": lambda task, *_: Trained(baselines.fit_item_trend(task)),
     "least_squares": _fit_least_squares,
     "gaussian_process": _fit_process,
+    "seasonal": _fit_seasonal,
     "defaults": _train_defaults,
     "boosted_trees": _train_trees,
     RESAMPLED: _train_resampled,

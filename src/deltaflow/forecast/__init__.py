@@ -7,6 +7,7 @@ from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredict
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor
 from deltaflow.forecast.predictor import PREDICTORS
+from deltaflow.forecast.seasonal import SeasonalPredictor
 from deltaflow.forecast.support import SupportPredictor
 from deltaflow.forecast.widening import WideningPredictor
 
@@ -17,6 +18,7 @@ _OWN = (
     GaussianProcessPredictor,
     HoldPredictor,
     IrregularPredictor,
+    SeasonalPredictor,
     SupportPredictor,
     WideningPredictor,
 )

@@ -145,11 +145,16 @@ def _with_every_query(past: DataEntry, label: DataEntry, prediction_length: int)
 
 
 def query_times(entry: DataEntry, prediction_length: int) -> np.ndarray:
-    """Return the times ``(Q,)`` of the queries on a clock common to all items, NaN for padding.
+    """Return the times ``(Q,)`` of the queries, see `clock_times`."""
+    return clock_times(entry, prediction_length)[np.shape(entry["target"])[-1] :]
+
+
+def clock_times(entry: DataEntry, prediction_length: int) -> np.ndarray:
+    """Return the times ``(T + Q,)`` of an entry on a clock common to all items, NaN for padding.
 
     They are seconds, or periods of a regular series; since 1970, if items have dates.
     """
-    times = times_of(entry, prediction_length)[np.shape(entry["target"])[-1] :]
+    times = times_of(entry, prediction_length)
     if not is_irregular(entry):
         return times + entry["start"].ordinal
     origin = entry["info"]["time_origin"]

@@ -119,11 +119,11 @@ class HoldPredictor(DeltaflowPredictor):
             least = 1e-9 * statistics.spread[channel] * normal
             known = np.concatenate([one.values[np.isfinite(one.values[:, channel]), channel]
                                     for one in data])  # fmt: skip
-            values.append(_quantiles(known) + least)
+            values.append(quantiles_of(known) + least)
             own_leads, own_changes = _by_lead(*_moves(data, channel))
             if not len(own_leads):
                 own_leads = np.array([LONGEST])  # growth with time is unknown too
-                own_changes = _quantiles(known - known.mean())[None]
+                own_changes = quantiles_of(known - known.mean())[None]
             leads.append(own_leads.tolist())
             changes.append((own_changes + least).tolist())
         return cls(
@@ -249,11 +249,11 @@ def _by_lead(leads: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.nda
     groups = [group == number for number in np.unique(group)]
     return (
         np.array([np.median(leads[own]) for own in groups]),
-        np.array([_quantiles(changes[own]) for own in groups]),
+        np.array([quantiles_of(changes[own]) for own in groups]),
     )
 
 
-def _quantiles(values: np.ndarray) -> np.ndarray:
+def quantiles_of(values: np.ndarray) -> np.ndarray:
     """Return the quantiles at `LEVELS` of one further value, exchangeable with the ``n`` given.
 
     With ranks out of n + 1, the interval between two quantiles covers a new value with its nominal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from gluonts.dataset.common import Dataset
@@ -78,6 +78,46 @@ class LocationScalePredictor(DeltaflowPredictor):
         bounds = np.cumsum([0, *(len(loc) for loc, *_ in located)])
         shared = SharedDistribution(self.family, args, bounds)
         return [DistributionForecast(shared, *numbered) for numbered in enumerate(channels)]
+
+
+class Curve(NamedTuple):
+    """Values ``(n,)`` of a channel, and their times ``(n,)`` since the first row of the item."""
+
+    times: np.ndarray
+    values: np.ndarray
+
+    @staticmethod
+    def of(series: Series, channel: int, most: int) -> Curve:
+        """Return the last ``most`` observed values of a channel."""
+        known = np.flatnonzero(np.isfinite(series.values[:, channel]))[-most:]
+        return Curve(series.times[known] - series.times[:1], series.values[known, channel])
+
+
+class CurvePredictor(LocationScalePredictor):
+    """Forecasts each channel from its own last values, whatever was observed besides.
+
+    Attributes
+    ----------
+    context
+        The largest number of values of a channel that a forecast uses.
+    """
+
+    context: int
+
+    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return location and scale ``(Q, D)`` of the predictive distribution of a value."""
+        channels = range(len(self.schema.target))
+        curves = [Curve.of(series, channel, self.context) for channel in channels]
+        return self.locate_from(curves, queries - (series.times[0] if series.length else 0.0))
+
+    def locate_from(
+        self, curves: Sequence[Curve], queries: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return location and scale ``(Q, D)`` given the last `context` values of each channel.
+
+        The queries ``(Q,)`` are also times since the first row of the item.
+        """
+        raise NotImplementedError
 
 
 def finite_queries(series: Series) -> np.ndarray:

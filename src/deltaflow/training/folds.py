@@ -105,7 +105,8 @@ class Folds:
     def plan(self) -> Plan:
         """The folds and settings for the data."""
         data, reader = self._base.training_windows.data, self._base.reader
-        plan = plan_for(data, self.usable, reader, self._given.folds, self.seed)
+        begins = np.array([one.begins for one in self.stretches]) if self.stretches else None
+        plan = plan_for(data, self.usable, reader, self._given.folds, self.seed, begins)
         # Long items are worth more epochs.
         return plan._replace(epochs=int(engine.DEFAULTS["max_epochs"])) if self.stretches else plan
 

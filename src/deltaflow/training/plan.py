@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,6 +130,7 @@ def plan_for(
     reader: Reader,
     folds: int | None,
     seed: int,
+    begins: np.ndarray | None = None,
 ) -> Plan:
     """Choose folds and settings from the data.
 
@@ -144,12 +146,17 @@ def plan_for(
         The number of folds; by the number of items if None.
     seed
         Seed of the folds.
+    begins
+        The time at which each entry begins. If given, the folds are blocks of time, the latest
+        first; otherwise they are random.
     """
     items = by_item([data[number].item_id for number in usable.tolist()])
     if len(items) == 1:  # its entries are all there is to hold out
         items = [[place] for place in range(len(usable))]
     count = len(items)
     order = [usable[items[place]] for place in np.random.default_rng(seed).permutation(count)]
+    if begins is not None:
+        order.sort(key=lambda entries: -begins[entries[0]])
     few = count <= FEW_ITEMS
     if folds is None and few:
         sample = [data[entries[0]].length for entries in order[:100]]
@@ -163,7 +170,11 @@ def plan_for(
         left_out = [np.hstack(order[number * aside :][:aside]) for number in range(networks)]
     else:
         folds = min(folds, count)
-        left_out = [np.hstack(order[first::folds]) for first in range(folds)]
+        parts = [order[first::folds] for first in range(folds)]
+        if begins is not None:
+            bounds = [count * number // folds for number in range(folds + 1)]
+            parts = [order[slice(*own)] for own in pairwise(bounds)]
+        left_out = [np.hstack(part) for part in parts]
     some = [data[int(item)] for item in usable[:1000]]
     settings = {
         **(SMALL if few else {}),

@@ -1,4 +1,4 @@
-"""The simple forecasts that are blended with networks: a hold, and Gaussian processes."""
+"""The simple forecasts that are blended with networks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from gluonts.dataset.common import DataEntry
 
+from deltaflow.data.series import read_series
 from deltaflow.data.splitter import cut_entry
+from deltaflow.data.statistics import Statistics
 from deltaflow.forecast.gaussian_process.predictor import MOST_ITEMS, GaussianProcessPredictor
 from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.seasonal import SeasonalPredictor, cycles_of
 from deltaflow.forecast.support import Support
 from deltaflow.training.blend import losses_of_each
 from deltaflow.training.plan import scaling_for
@@ -39,11 +42,14 @@ class SimpleForecasts(NamedTuple):
         For each channel, the power of its values that they model, see `POWERS`.
     hold
         Whether a hold is among them.
+    seasonal
+        Whether a regression on earlier calendar cycles is.
     """
 
     processes: tuple[str, ...]
     powers: list[float]
-    hold: bool = True
+    hold: bool
+    seasonal: bool
 
     @classmethod
     def for_data(
@@ -59,13 +65,15 @@ class SimpleForecasts(NamedTuple):
         """
         values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
         alike = scaling_for([np.atleast_2d(entry["target"]).T for entry in entries]) == "last"
+        schema, data = read_series(entries)
+        seasonal = bool(cycles_of(schema, Statistics.fit(data, schema.target)))
         if values[0].size > MOST_PROCESSES:
-            return cls((), [], alike)
+            return cls((), [], alike, seasonal)
         powers = powers_for(entries, supports, prediction_length)
         if any(powers) and not alike:  # only logarithms have no scale
-            return cls((), [], alike)
+            return cls((), [], alike, seasonal)
         processes = ("cycle", "trend") if np.median(values) >= FEWEST_FOR_TREND else ("cycle",)
-        return cls(processes, powers, alike)
+        return cls(processes, powers, alike, seasonal)
 
     def fit(self, entries: Sequence[DataEntry], prediction_length: int) -> list[DeltaflowPredictor]:
         """Fit the forecasts to items."""
@@ -73,6 +81,8 @@ class SimpleForecasts(NamedTuple):
         if self.hold:
             # A blend averages means as it does quantiles, which include drift.
             holds.append(HoldPredictor.fit(list(entries), prediction_length).with_drift())
+        if self.seasonal:
+            holds.append(SeasonalPredictor.fit(list(entries), prediction_length))
         return [
             *holds,
             *(fit(entries, prediction_length, self.powers, process) for process in self.processes),
@@ -130,4 +140,4 @@ def name_of(simple: DeltaflowPredictor) -> str:
         if simple.process == "trend":
             return f"local trend{log}"
         return f"Gaussian process{log}" + " with a cycle" * any(simple.periods)
-    return "hold"
+    return "seasonal regression" if isinstance(simple, SeasonalPredictor) else "hold"

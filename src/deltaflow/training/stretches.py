@@ -9,6 +9,7 @@ from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.splitter import cut_entry
 from deltaflow.forecast.conformal import FEWEST_ITEMS
+from deltaflow.forecast.held_out import clock_times
 
 FEWEST, MOST = 10, 50
 """About the smallest and the largest number of stretches, if the items are long enough."""
@@ -31,6 +32,11 @@ class Stretch(NamedTuple):
     entry: DataEntry
     whole: DataEntry
     start: int
+
+    @property
+    def begins(self) -> float:
+        """The time of the first row, on a clock common to all items."""
+        return clock_times(self.whole, 0)[self.start]
 
     def split(self, origin: int, end: int) -> tuple[DataEntry, DataEntry]:
         """Split the whole item at a row of the stretch, into context and targets.

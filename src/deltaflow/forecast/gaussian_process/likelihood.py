@@ -10,7 +10,8 @@ from scipy.signal import lombscargle
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from deltaflow.forecast.gaussian_process.processes import NO_WAVE, ROUNDING, Curve, covariance
+from deltaflow.forecast.gaussian_process.processes import NO_WAVE, ROUNDING, covariance
+from deltaflow.forecast.location_scale import Curve
 
 FEWEST_FOR_PERIOD = 8
 """The number of values that an item needs to determine a period."""

@@ -13,8 +13,8 @@ from deltaflow.data.statistics import Statistics
 from deltaflow.errors import check_registered
 from deltaflow.forecast.forecasts import DistributionForecast
 from deltaflow.forecast.gaussian_process.power_normal import POWERS, PowerNormal, to_power
-from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, Curve, predictive
-from deltaflow.forecast.location_scale import LocationScalePredictor
+from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, predictive
+from deltaflow.forecast.location_scale import Curve, CurvePredictor
 from deltaflow.process import one_thread
 
 MOST_ITEMS, MOST_ROWS, MOST_VALUES = 64, 100, 3000
@@ -34,7 +34,7 @@ REACH = math.log(100)
 deviations: growth over many lengths of a series is not credible."""
 
 
-class GaussianProcessPredictor(LocationScalePredictor):
+class GaussianProcessPredictor(CurvePredictor):
     """Forecasts each channel by a Gaussian process in time, conditioned on its observations.
 
     It is the sum of a straight line, noise, and a process of one of three kinds: a Matérn process,
@@ -70,6 +70,7 @@ class GaussianProcessPredictor(LocationScalePredictor):
     """
 
     family = PowerNormal
+    context = CONTEXT
 
     @validated()
     def __init__(
@@ -126,7 +127,7 @@ class GaussianProcessPredictor(LocationScalePredictor):
         theta = []
         for channel, power in enumerate(powers):
             center, spread = statistics.center[channel], statistics.spread[channel]
-            every = (_curve(data[item], channel, MOST_ROWS) for item in order)
+            every = (Curve.of(data[item], channel, MOST_ROWS) for item in order)
             curves = list(islice((one for one in every if len(one.values)), MOST_ITEMS))
             before = np.cumsum([0, *(len(one.values) for one in curves)])
             known = [
@@ -149,18 +150,10 @@ class GaussianProcessPredictor(LocationScalePredictor):
             process=process,
         )
 
-    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return location and scale ``(Q, D)`` of the predictive distribution of a value."""
-        curves = [_curve(series, channel, CONTEXT) for channel in range(len(self.center))]
-        return self.locate_from(curves, queries - (series.times[0] if series.length else 0.0))
-
     def locate_from(
         self, curves: Sequence[Curve], queries: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return location and scale given the last `CONTEXT` values of each channel.
-
-        The queries ``(Q,)`` are also times since the first row of the item.
-        """
+        """Return location and scale; see `CurvePredictor.locate_from`."""
         loc, scale = (np.empty((len(queries), len(self.center))) for _ in range(2))
         for channel, (theta, (times, values)) in enumerate(zip(self.theta, curves, strict=True)):
             center, spread = self.center[channel], self.spread[channel]
@@ -196,11 +189,6 @@ def _scaled(values: np.ndarray, power: float, center: float, spread: float) -> n
     """Return a standardised power of values."""
     scaled = (to_power(values, power) - center) / spread
     return scaled if power else np.maximum(scaled, LOWEST)
-
-
-def _curve(series: Series, channel: int, most: int) -> Curve:
-    known = np.flatnonzero(np.isfinite(series.values[:, channel]))[-most:]
-    return Curve(series.times[known] - series.times[:1], series.values[known, channel])
 
 
 def _start_of(times: np.ndarray, process: str) -> float:

@@ -2,18 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-
-class Curve(NamedTuple):
-    """Values ``(n,)`` of a channel, and their times ``(n,)`` since the first row of the item."""
-
-    times: np.ndarray
-    values: np.ndarray
 
 
 def matern(one: Tensor, other: Tensor, length: Tensor) -> Tensor:

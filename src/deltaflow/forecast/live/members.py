@@ -18,12 +18,13 @@ from deltaflow.data.series import Series, phases_at
 from deltaflow.data.validation import FrameRows, TimeColumn
 from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
-from deltaflow.forecast.gaussian_process.predictor import CONTEXT, GaussianProcessPredictor
-from deltaflow.forecast.gaussian_process.processes import Curve
+from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.live.frames import Observations, Static
+from deltaflow.forecast.location_scale import Curve, CurvePredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor, finite
 from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.seasonal import SeasonalPredictor
 from deltaflow.model.module import mapped
 from deltaflow.model.running import Running, RunningNetwork
 from deltaflow.randomness import ItemSeeds
@@ -368,28 +369,28 @@ class HoldMember(Member):
         return self.predictor.forecast_from(last, lead, self._found.channels)
 
 
-class GaussianProcessMember(Member):
-    """A Gaussian process: the state consists of the last values of each channel and their times.
+class CurveMember(Member):
+    """A `CurvePredictor`: the state is the last values of each channel and their times.
 
-    A `GaussianProcessPredictor` uses at most `CONTEXT` of them, so 16 bytes for each are enough.
+    It uses at most its `context` of them, so 16 bytes for each are enough.
     """
 
-    def __init__(self, predictor: GaussianProcessPredictor, schema: Schema) -> None:
+    def __init__(self, predictor: CurvePredictor, schema: Schema) -> None:
         super().__init__(predictor, schema)
         self.predictor = predictor
-        kept = torch.zeros(1, len(self._targets), 2, CONTEXT, dtype=torch.float64)
+        kept = torch.zeros(1, len(self._targets), 2, predictor.context, dtype=torch.float64)
         self.parts = [kept]
 
     def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
         """Keep the last values, and their times since the first row; missing ones are NaN."""
-        kept = parts[0].numpy()  # (I, D, 2, CONTEXT)
+        kept = parts[0].numpy()  # (I, D, 2, context)
         kept[arrived.new] = np.nan
         for item, curves in enumerate(kept):
             own = arrived.given.rows.of(item)
             for channel, curve in zip(self._targets, curves, strict=True):
                 more = np.stack([arrived.elapsed[own], arrived.given.values[own, channel]])
                 known = np.isfinite(more[1])
-                curve[:] = np.hstack([curve, more[:, known]])[:, -CONTEXT:]
+                curve[:] = np.hstack([curve, more[:, known]])[:, -self.predictor.context :]
 
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
         """Return one forecast of all queries."""
@@ -409,7 +410,8 @@ class GaussianProcessMember(Member):
 KINDS: dict[type[DeltaflowPredictor], Callable[[Any, Schema], Member]] = {
     IrregularPredictor: network_member,
     HoldPredictor: HoldMember,
-    GaussianProcessPredictor: GaussianProcessMember,
+    GaussianProcessPredictor: CurveMember,
+    SeasonalPredictor: CurveMember,
 }
 """What makes the live member of a predictor, by its class."""
 
