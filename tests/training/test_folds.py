@@ -495,7 +495,7 @@ def test_of_items_of_any_scale_only_logarithms_have_simple_forecasts():
     ]
     growing = list(IrregularDataset.from_long_dataframe(pd.concat(frames)))
     chosen = simple.SimpleForecasts.for_data(growing, [Support(low=0.0)], 2)
-    assert chosen == (("cycle", "trend"), [0.0], False)
+    assert chosen == (("cycle", "trend"), [0.0], False, False)
     assert [one.process for one in chosen.fit(growing, 2)] == ["cycle", "trend"]
 
 
