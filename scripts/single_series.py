@@ -89,10 +89,11 @@ def scored(predictor: Predictor, pairs: Pairs) -> tuple[float, float]:
     for forecast, (known, later) in zip(forecasts, pairs, strict=True):
         deciles = np.array([forecast.quantile(float(level)) for level in LEVELS])
         over, levels = later["target"] - deciles, LEVELS[:, None]
+        over = over[:, np.isfinite(later["target"])]
         loss = np.maximum(levels * over, (levels - 1) * over).mean()
-        losses.append(loss / np.abs(np.diff(known["target"])).mean())
+        losses.append(loss / np.nanmean(np.abs(np.diff(known["target"]))))
         covered.append((over[0] >= 0) & (over[-1] <= 0))
-    return float(np.mean(losses)), float(np.mean(covered))
+    return float(np.mean(losses)), float(np.hstack(covered).mean())
 
 
 if __name__ == "__main__":

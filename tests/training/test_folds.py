@@ -1,5 +1,6 @@
 """Training on folds of the items: early stopping, averages and calibration by default."""
 
+import itertools
 import logging
 import re
 import warnings
@@ -178,6 +179,53 @@ def test_few_long_items_are_cut_into_stretches_that_calibrate(number, rows, seen
     assert {name.partition(",")[0] for name in named} == {f"i{item}" for item in range(number)}
     noun = "item" if number == 1 else "items"
     assert f"({number} {noun} in {len(named)} stretches, each held out once)" in caplog.text
+
+
+def stations(number: int) -> list[dict]:
+    """Hourly series with the same weather, of three weeks."""
+    weather = np.random.default_rng(0).normal(size=504).cumsum()
+    noise = np.random.default_rng(1).normal(size=(number, 504)).astype(np.float32)
+    start = pd.Period("2024-01-01", "h")
+    return [
+        {"start": start, "target": weather.astype(np.float32) + own, "item_id": f"s{item}"}
+        for item, own in enumerate(noise)
+    ]
+
+
+def test_stretches_of_several_items_are_held_out_in_blocks_of_time():
+    parts = folds.Folds(quick(folds=3), stations(3), seed=0)
+    hours = [
+        {hour for number in own for hour in hours_of(parts.stretches[number])}
+        for own in parts.plan.left_out
+    ]
+    assert max(hours[0]) == 503  # the latest block first
+    for later, earlier in itertools.pairwise(hours):
+        assert min(later) == max(earlier) + 1
+    alone = folds.Folds(quick(folds=3), stations(1), seed=0)
+    first = [
+        hour for number in alone.plan.left_out[0] for hour in hours_of(alone.stretches[number])
+    ]
+    assert max(first) - min(first) > len(first)
+
+
+def hours_of(stretch) -> range:
+    return range(stretch.start, stretch.start + len(stretch.entry["target"]))
+
+
+def test_where_calendar_cycles_repeat_a_regression_on_them_is_blended_in(caplog):
+    data = stations(2)
+    parts = folds.Folds(quick(), data, seed=0)
+    assert list(map(simple.name_of, parts.simple_forecasts(data)))[:2] == [
+        "hold", "seasonal regression",
+    ]  # fmt: skip
+    week = np.tile(np.random.default_rng(0).normal(size=168), 3).astype(np.float32)
+    weekly = [{**entry, "target": week} for entry in data]
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        predictor = quick(folds=2, blend=True).train(weekly)
+    assert "seasonal regression" in caplog.text
+    (forecast, _) = predictor.predict(weekly)
+    length = quick().prediction_length
+    assert np.abs(forecast.quantile(0.5) - week[:length]).mean() < 0.5 * np.abs(week).mean()
 
 
 def test_a_cycle_longer_than_a_stretch_is_found_in_the_whole_item(caplog):
@@ -495,7 +543,7 @@ def test_of_items_of_any_scale_only_logarithms_have_simple_forecasts():
     ]
     growing = list(IrregularDataset.from_long_dataframe(pd.concat(frames)))
     chosen = simple.SimpleForecasts.for_data(growing, [Support(low=0.0)], 2)
-    assert chosen == (("cycle", "trend"), [0.0], False, False)
+    assert chosen == (("cycle", "trend"), [0.0], False, [])
     assert [one.process for one in chosen.fit(growing, 2)] == ["cycle", "trend"]
 
 

@@ -121,8 +121,22 @@ class SeasonalPredictor(CurvePredictor):
             raise ValueError("periods or leads are not positive, or do not increase")
 
     @classmethod
-    def fit(cls, training_data: Dataset, prediction_length: int) -> SeasonalPredictor:
-        """Fit coefficients and scales to pairs of origins and later values.
+    def fit(
+        cls,
+        training_data: Dataset,
+        prediction_length: int,
+        periods: Sequence[float] | None = None,
+    ) -> SeasonalPredictor:
+        """Fit coefficients and residuals to pairs of origins and later values.
+
+        Parameters
+        ----------
+        training_data
+            The items.
+        prediction_length
+            The number of queries.
+        periods
+            Increasing lengths of the cycles, by default those of `cycles_of`.
 
         Raises
         ------
@@ -131,15 +145,15 @@ class SeasonalPredictor(CurvePredictor):
         """
         schema, data = read_series(training_data)
         statistics = Statistics.fit(data, schema.target)
-        periods = np.array(cycles_of(schema, statistics))
-        if not len(periods):
+        cycles = np.array(cycles_of(schema, statistics) if periods is None else periods)
+        if not len(cycles):
             raise DataError(
                 f"a typical item is shorter than {FEWEST_CYCLES} cycles of any of {CYCLES}, or "
                 "its times are no dates",
                 "give longer items, or fit a HoldPredictor",
             )
-        gap, longest = statistics.typical_gap, periods[-1]
-        farthest = max(gap * prediction_length, periods[0])
+        gap, longest = statistics.typical_gap, cycles[-1]
+        farthest = max(gap * prediction_length, cycles[0])
         random = np.random.default_rng(0)
         order = random.permutation(len(data))
         fits = []
@@ -148,26 +162,26 @@ class SeasonalPredictor(CurvePredictor):
             curves = list(islice((one for one in every if len(one.values)), MOST_ITEMS))
             share = PAIRS / sum(len(curve.values) for curve in curves)
             drawn = [
-                _pairs(curve, periods, spread, (gap, farthest), share, random) for curve in curves
+                _pairs(curve, cycles, spread, (gap, farthest), share, random) for curve in curves
             ]
             lead, inputs, changes = map(np.concatenate, zip(*drawn, strict=True))
             fits.append(_fit(lead, inputs, changes, gap))
         leads, coefficients, residuals = (
             [part.tolist() for part in own] for own in zip(*fits, strict=True)
         )
-        cycles = REPEATED + math.ceil(farthest / longest)
+        count = REPEATED + math.ceil(farthest / longest)
         channels = len(schema.target)
         return cls(
             prediction_length=prediction_length,
             data_schema=schema.to_dict(),
-            periods=periods.tolist(),
+            periods=cycles.tolist(),
             leads=leads,
             coefficients=coefficients,
             levels=list(LEVELS),
             residuals=residuals,
             center=statistics.center[:channels],
             spread=statistics.spread[:channels],
-            context=math.ceil(cycles * longest / gap) + 1,
+            context=math.ceil(count * longest / gap) + 1,
         )
 
     def locate_from(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -29,6 +30,7 @@ from deltaflow.training.blend import Finished, Member, compared_loss, finish
 from deltaflow.training.network_estimator import NetworkEstimator
 from deltaflow.training.plan import (
     FEW_ITEMS,
+    FOLDS_OF_LONG_ITEMS,
     OBSERVED,
     SHORT_CONTEXT,
     TRIED,
@@ -105,10 +107,21 @@ class Folds:
     def plan(self) -> Plan:
         """The folds and settings for the data."""
         data, reader = self._base.training_windows.data, self._base.reader
-        begins = np.array([one.begins for one in self.stretches]) if self.stretches else None
-        plan = plan_for(data, self.usable, reader, self._given.folds, self.seed, begins)
+        plan = plan_for(data, self.usable, reader, self._given.folds, self.seed, self._begins)
         # Long items are worth more epochs.
         return plan._replace(epochs=int(engine.DEFAULTS["max_epochs"])) if self.stretches else plan
+
+    @property
+    def _begins(self) -> np.ndarray | None:
+        """The times at which stretches begin, if folds are to be blocks of time.
+
+        That is so if there are several items: if they change alike, networks must not learn one's
+        held-out values from the other. Each item needs a stretch in most blocks.
+        """
+        counts = Counter(id(one.whole) for one in self.stretches)
+        if len(counts) < 2 or min(counts.values()) < FOLDS_OF_LONG_ITEMS:
+            return None
+        return np.array([one.begins for one in self.stretches])
 
     @cached_property
     def estimator(self) -> NetworkEstimator:

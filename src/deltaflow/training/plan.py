@@ -148,15 +148,18 @@ def plan_for(
         Seed of the folds.
     begins
         The time at which each entry begins. If given, the folds are blocks of time, the latest
-        first; otherwise they are random.
+        first, and entries that begin at the same time are held out together; otherwise the folds
+        are random.
     """
     items = by_item([data[number].item_id for number in usable.tolist()])
     if len(items) == 1:  # its entries are all there is to hold out
         items = [[place] for place in range(len(usable))]
-    count = len(items)
-    order = [usable[items[place]] for place in np.random.default_rng(seed).permutation(count)]
+    random = np.random.default_rng(seed)
+    order = [usable[items[place]] for place in random.permutation(len(items))]
     if begins is not None:
-        order.sort(key=lambda entries: -begins[entries[0]])
+        times = begins[usable]
+        order = [usable[times == time] for time in np.unique(times)[::-1]]
+    count = len(order)
     few = count <= FEW_ITEMS
     if folds is None and few:
         sample = [data[entries[0]].length for entries in order[:100]]

@@ -42,14 +42,14 @@ class SimpleForecasts(NamedTuple):
         For each channel, the power of its values that they model, see `POWERS`.
     hold
         Whether a hold is among them.
-    seasonal
-        Whether a regression on earlier calendar cycles is.
+    cycles
+        The lengths of the calendar cycles for a regression on earlier ones, if any.
     """
 
     processes: tuple[str, ...]
     powers: list[float]
     hold: bool
-    seasonal: bool
+    cycles: list[float]
 
     @classmethod
     def for_data(
@@ -66,14 +66,14 @@ class SimpleForecasts(NamedTuple):
         values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
         alike = scaling_for([np.atleast_2d(entry["target"]).T for entry in entries]) == "last"
         schema, data = read_series(entries)
-        seasonal = bool(cycles_of(schema, Statistics.fit(data, schema.target)))
+        cycles = cycles_of(schema, Statistics.fit(data, schema.target))
         if values[0].size > MOST_PROCESSES:
-            return cls((), [], alike, seasonal)
+            return cls((), [], alike, cycles)
         powers = powers_for(entries, supports, prediction_length)
         if any(powers) and not alike:  # only logarithms have no scale
-            return cls((), [], alike, seasonal)
+            return cls((), [], alike, cycles)
         processes = ("cycle", "trend") if np.median(values) >= FEWEST_FOR_TREND else ("cycle",)
-        return cls(processes, powers, alike, seasonal)
+        return cls(processes, powers, alike, cycles)
 
     def fit(self, entries: Sequence[DataEntry], prediction_length: int) -> list[DeltaflowPredictor]:
         """Fit the forecasts to items."""
@@ -81,8 +81,8 @@ class SimpleForecasts(NamedTuple):
         if self.hold:
             # A blend averages means as it does quantiles, which include drift.
             holds.append(HoldPredictor.fit(list(entries), prediction_length).with_drift())
-        if self.seasonal:
-            holds.append(SeasonalPredictor.fit(list(entries), prediction_length))
+        if self.cycles:
+            holds.append(SeasonalPredictor.fit(list(entries), prediction_length, self.cycles))
         return [
             *holds,
             *(fit(entries, prediction_length, self.powers, process) for process in self.processes),
