@@ -40,8 +40,8 @@ class LocationScalePredictor(DeltaflowPredictor):
     def __init__(self, prediction_length: int, data_schema: dict) -> None:
         super().__init__(prediction_length, Schema.from_dict(data_schema))
 
-    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return location and scale of each query and channel, both ``(Q, D)``.
+    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return what :meth:`forecasts_from` takes: location and scale, both ``(Q, D)``.
 
         Parameters
         ----------
@@ -104,16 +104,14 @@ class CurvePredictor(LocationScalePredictor):
 
     context: int
 
-    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return location and scale ``(Q, D)`` of the predictive distribution of a value."""
+    def locate(self, series: Series, queries: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return what `forecasts_from` takes; see `LocationScalePredictor.locate`."""
         channels = range(len(self.schema.target))
         curves = [Curve.of(series, channel, self.context) for channel in channels]
         return self.locate_from(curves, queries - (series.times[0] if series.length else 0.0))
 
-    def locate_from(
-        self, curves: Sequence[Curve], queries: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return location and scale ``(Q, D)`` given the last `context` values of each channel.
+    def locate_from(self, curves: Sequence[Curve], queries: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return what `forecasts_from` takes, given the last `context` values of each channel.
 
         The queries ``(Q,)`` are also times since the first row of the item.
         """

@@ -24,11 +24,14 @@ COUNTS = 0.75, 0.25
 """How much the loss on held-out items, and on the last values of all items, count in the choice of
 a blend's weights: all items together are a single sample of their common future."""
 
-LEAST_OF_NETWORKS = 0.1
+LEAST_OF_NETWORKS = 0.03
 """The smallest weight of the networks in a blend: only they use covariates and other channels."""
 
 LEAST_WEIGHT = 0.02
 """Forecasts with a smaller weight are left out of a blend."""
+
+LEAST_LOSS = 1e-6
+"""The smallest loss whose logarithm is taken, relative to that with equal weights."""
 
 EXACT = 1e-3
 """A forecast is exact if its loss is at most this share of another's: as that of a hold is for a
@@ -159,9 +162,9 @@ def compared_loss(held_out: HeldOut, channels: int) -> float:
 def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[float]:
     """Return the weights of the networks together, and of each simple forecast.
 
-    They minimise the quantile loss on the held-out values, in one or two groups with the weights
-    `COUNTS`, shrunk towards equal weights (`SHRINKAGE`), the more so, the fewer items the first
-    group has. Without any items, they are equal.
+    They minimise the logarithm of the quantile loss on the held-out values, in one or two groups
+    with the weights `COUNTS`, shrunk towards equal weights (`SHRINKAGE`), the more so, the fewer
+    items the first group has. Without any items, they are equal.
     """
     groups = list(map(HeldOut.joined, held_out))
     count = len(groups[0].quantiles)
@@ -178,7 +181,9 @@ def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[
             for share, group in zip(counted, groups, strict=True)
         ]
         mean = np.average(means, weights=COUNTS[: len(means)])
-        return float(mean + shrinkage * ((weights - equal) ** 2).sum())
+        # Relative changes of the loss count the same, however small the best forecast makes it.
+        log = math.log(max(mean, LEAST_LOSS))
+        return log + shrinkage * float(((weights - equal) ** 2).sum())
 
     bounds = [(LEAST_OF_NETWORKS, 1.0), *[(0.0, 1.0)] * (count - 1)]
     total = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
