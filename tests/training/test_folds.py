@@ -182,9 +182,9 @@ def test_few_long_items_are_cut_into_stretches_that_calibrate(number, rows, seen
 
 
 def stations(number: int) -> list[dict]:
-    """Hourly series with the same weather, of three weeks."""
-    weather = np.random.default_rng(0).normal(size=504).cumsum()
-    noise = np.random.default_rng(1).normal(size=(number, 504)).astype(np.float32)
+    """Hourly series with the same weather, of a little more than three weeks."""
+    weather = np.random.default_rng(0).normal(size=510).cumsum()
+    noise = np.random.default_rng(1).normal(size=(number, 510)).astype(np.float32)
     start = pd.Period("2024-01-01", "h")
     return [
         {"start": start, "target": weather.astype(np.float32) + own, "item_id": f"s{item}"}
@@ -198,7 +198,7 @@ def test_stretches_of_several_items_are_held_out_in_blocks_of_time():
         {hour for number in own for hour in hours_of(parts.stretches[number])}
         for own in parts.plan.left_out
     ]
-    assert max(hours[0]) == 503  # the latest block first
+    assert max(hours[0]) == 509  # the latest block first
     for later, earlier in itertools.pairwise(hours):
         assert min(later) == max(earlier) + 1
     alone = folds.Folds(quick(folds=3), stations(1), seed=0)
@@ -206,6 +206,20 @@ def test_stretches_of_several_items_are_held_out_in_blocks_of_time():
         hour for number in alone.plan.left_out[0] for hour in hours_of(alone.stretches[number])
     ]
     assert max(first) - min(first) > len(first)
+
+
+def test_in_the_first_cycle_of_an_item_that_is_cut_no_forecast_is_judged(monkeypatch):
+    judged = []
+    of = HeldOut.of.__func__
+
+    def spied(cls, predictors, pairs, *args):
+        judged.extend(len(known["target"]) for known, _ in pairs)
+        return of(cls, predictors, pairs, *args)
+
+    monkeypatch.setattr(HeldOut, "of", classmethod(spied))
+    quick(folds=2).train(stations(1))
+    assert judged
+    assert 168 < min(judged) < 250
 
 
 def hours_of(stretch) -> range:
@@ -218,14 +232,15 @@ def test_where_calendar_cycles_repeat_a_regression_on_them_is_blended_in(caplog)
     assert list(map(simple.name_of, parts.simple_forecasts(data)))[:2] == [
         "hold", "seasonal regression",
     ]  # fmt: skip
-    week = np.tile(np.random.default_rng(0).normal(size=168), 3).astype(np.float32)
-    weekly = [{**entry, "target": week} for entry in data]
+    week = np.random.default_rng(0).normal(size=168)
+    weekly = [{**entry, "target": np.tile(week, 4)[:510].astype(np.float32)} for entry in data]
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         predictor = quick(folds=2, blend=True).train(weekly)
     assert "seasonal regression" in caplog.text
     (forecast, _) = predictor.predict(weekly)
     length = quick().prediction_length
-    assert np.abs(forecast.quantile(0.5) - week[:length]).mean() < 0.5 * np.abs(week).mean()
+    later = week[6 : 6 + length]
+    assert np.abs(forecast.quantile(0.5) - later).mean() < 0.5 * np.abs(later).mean()
 
 
 def test_a_cycle_longer_than_a_stretch_is_found_in_the_whole_item(caplog):
@@ -687,6 +702,19 @@ def test_a_blend_is_as_good_as_the_better_of_its_parts_on_the_items_left_out():
     assert weights(wrong, hold) == pytest.approx([0.03, 0.97], abs=1e-6)
     assert weights(hold, wrong) == pytest.approx([1.0, 0.0], abs=1e-6)
     assert weights(hold, hold) == pytest.approx([0.5, 0.5], abs=1e-3)
+
+
+def test_a_forecast_that_is_many_times_better_gets_nearly_all_weight():
+    random, n = np.random.default_rng(0), 300
+    value = random.normal(size=n)
+    forecasts = [
+        np.tile(value + size * random.normal(size=n), (9, 1)) for size in (3.0, 1.0, 1.0, 0.1)
+    ]
+    number = np.arange(n)
+    held_out = HeldOut(
+        number // 6, 0 * number, np.ones(n), number.astype(float), value, np.stack(forecasts)
+    )
+    assert blend.blend_weights([[held_out]], 1)[-1] > 0.95
 
 
 def test_a_rehearsal_counts_less_than_the_items_left_out():

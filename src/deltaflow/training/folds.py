@@ -20,8 +20,9 @@ from deltaflow.data.splitter import by_item, cut_entry, select
 from deltaflow.data.windows import SpreadWindows
 from deltaflow.errors import DataError, DeltaflowError, warn_once
 from deltaflow.forecast.conformal import FEWEST_ITEMS
-from deltaflow.forecast.held_out import HeldOut, Pairs
+from deltaflow.forecast.held_out import HeldOut, Pairs, clock_times
 from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.seasonal import cycles_of
 from deltaflow.forecast.support import supports_of
 from deltaflow.heads import is_centred, make_output
 from deltaflow.randomness import derived_seed, seeded_run
@@ -80,6 +81,7 @@ class Folds:
         self._given = estimator
         entries = by_number(training_data)
         self.stretches: list[Stretch] = []
+        self._cycle = 0.0  # the longest calendar cycle of items that are cut
         self._base = estimator.create_data_module(entries, seed=seed)
         if isinstance(entries, list):  # of one or several data sets
             entries = [in_order(entry, self._base.reader.schema) for entry in entries]
@@ -101,6 +103,8 @@ class Folds:
             entries = [one.entry for one in cut]
             base = self._given.create_data_module(entries, seed=self.seed)
             if len(base.training_windows.items) >= FEWEST_ITEMS:
+                reader = self._base.reader
+                self._cycle = max(cycles_of(reader.schema, reader.statistics), default=0.0)
                 self.stretches, self.entries, self._base = cut, entries, base
 
     @cached_property
@@ -216,8 +220,9 @@ class Folds:
 
         Users forecast from the longest contexts. At the earlier half of an item's origins forecasts
         are harder, and would widen the intervals. For the same reason, the context at an origin in
-        a stretch begins where the whole item does. An item without a name gets one, so that all of
-        its origins count as those of one item.
+        a stretch begins where the whole item does, and an origin before the first whole cycle is
+        left out. An item without a name gets one, so that all of its origins count as those of one
+        item.
         """
         items, origins = np.array(windows.items), np.array(windows.origins)
         pairs = []
@@ -230,7 +235,7 @@ class Folds:
                 if known.get("item_id") is None:
                     known = {**known, "item_id": f"#{place}"}
                 pairs.append((known, later))
-        return pairs
+        return [pair for pair in pairs if np.ptp(clock_times(pair[0], 0)) >= self._cycle] or pairs
 
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
         """Fit the simple forecasts of a blend; their kinds do not depend on the entries."""
