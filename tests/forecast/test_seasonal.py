@@ -140,6 +140,18 @@ def test_a_short_item_and_an_unseen_channel_have_forecasts():
     assert (forecast.quantile(0.9)[:, 1] > 5.8).all()  # a deviation of the channel
 
 
+def test_few_values_of_a_channel_are_not_fitted_to():
+    """Six inputs could explain them, but nothing else."""
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"timestamp": pd.date_range("2024-01-01", periods=24 * 22, freq="h")})
+    frame["x"] = random.normal(size=len(frame))
+    frame["y"] = np.where(frame.index % 24 == 0, random.normal(size=len(frame)), np.nan)
+    data = IrregularDataset.from_long_dataframe(frame, item_id=None, target=["x", "y"])
+    usual, seldom = SeasonalPredictor.fit(data, 12).coefficients
+    assert usual.any()
+    assert not seldom.any()
+
+
 @pytest.mark.parametrize(
     ("freq", "length", "cycles"),
     [

@@ -32,15 +32,15 @@ MOST_ROWS = 1500
 REPEATED = 3
 """The number of values at the same phase, of the latest cycles, whose mean is an input."""
 
-MOST_ITEMS, PAIRS = 64, 30_000
-"""The largest number of items to fit to, and about the number of pairs of origins and later values
-that are drawn from them."""
+MOST_ITEMS, PAIRS, PAIRS_PER_VALUE = 64, 30_000, 10
+"""The largest number of items to fit to, and the largest numbers of pairs of an origin and a later
+value that are drawn from them, in all and on average per value."""
 
 MOST_LEADS = 8
 """The largest number of lead times with coefficients of their own."""
 
-FEWEST_PAIRS = 100
-"""A lead time gets coefficients of its own if it has at least so many pairs."""
+FEWEST_PAIRS, FEWEST_VALUES = 100, 30
+"""A lead time gets coefficients of its own if it has at least so many pairs, and so many values."""
 
 RIDGE = 1e-3
 """The ridge penalty, relative to the mean square of an input."""
@@ -160,12 +160,14 @@ class SeasonalPredictor(CurvePredictor):
         for channel, spread in enumerate(statistics.spread[: len(schema.target)]):
             every = (Curve.of(data[item], channel, data[item].length) for item in order)
             curves = list(islice((one for one in every if len(one.values)), MOST_ITEMS))
-            share = PAIRS / sum(len(curve.values) for curve in curves)
+            num_values = sum(len(curve.values) for curve in curves)
+            share = min(PAIRS / num_values, PAIRS_PER_VALUE)
             drawn = [
                 _pairs(curve, cycles, spread, (gap, farthest), share, random) for curve in curves
             ]
             lead, inputs, changes = map(np.concatenate, zip(*drawn, strict=True))
-            fits.append(_fit(lead, inputs, changes, gap))
+            most = min(len(lead) // FEWEST_PAIRS, num_values // FEWEST_VALUES, MOST_LEADS)
+            fits.append(_fit(lead, inputs, changes, most, gap))
         leads, coefficients, residuals = (
             [part.tolist() for part in own] for own in zip(*fits, strict=True)
         )
@@ -309,10 +311,9 @@ def _pairs(
 
 
 def _fit(
-    lead: np.ndarray, inputs: np.ndarray, changes: np.ndarray, gap: float
+    lead: np.ndarray, inputs: np.ndarray, changes: np.ndarray, count: int, gap: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fit coefficients, and quantiles of the residuals, for groups of similar lead times."""
-    count = min(len(lead) // FEWEST_PAIRS, MOST_LEADS)
+    """Fit coefficients and quantiles of residuals, for at most ``count`` groups of lead times."""
     if not count:  # the last value, with the changes over a cycle
         return np.array([gap]), np.zeros((1, inputs.shape[1])), ndtri(LEVELS)[None]
     edges = np.unique(np.quantile(lead, np.linspace(0, 1, count + 1)[1:-1]))
