@@ -6,7 +6,7 @@ import pytest
 from gluonts.dataset.split import split
 from gluonts.model.seasonal_naive import SeasonalNaivePredictor
 
-from deltaflow import DataError, HoldPredictor, IrregularDataset, load_predictor
+from deltaflow import DataError, DeltaflowError, HoldPredictor, IrregularDataset, load_predictor
 from deltaflow.data.series import read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.forecast import SeasonalPredictor
@@ -198,6 +198,11 @@ def test_stored_numbers_are_checked():
         {"coefficients": [[[np.nan] * 6] * len(arguments["leads"][0])]},
         {"residuals": [[[0.0]]]},
         {"center": []},
+        {"levels": arguments["levels"][::-1]},
+        {"residuals": [[own[::-1] for own in rows] for rows in arguments["residuals"]]},
+        {"context": 0},
     ):
-        with pytest.raises(ValueError, match=r"periods|coefficients|residuals|center"):
+        with pytest.raises(
+            ValueError, match=r"periods|coefficients|residuals|center|levels|quant|context"
+        ):
             SeasonalPredictor(**{**arguments, **change})

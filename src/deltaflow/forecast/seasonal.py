@@ -14,7 +14,7 @@ from scipy.special import ndtri
 from deltaflow.data.schema import Schema
 from deltaflow.data.series import CALENDAR_CYCLES, read_series, seconds_per_period
 from deltaflow.data.statistics import MINIMUM_SCALE, Statistics
-from deltaflow.errors import DataError
+from deltaflow.errors import DataError, check_whole
 from deltaflow.forecast.forecasts import QuantileForecast
 from deltaflow.forecast.hold import LEVELS, quantiles_of
 from deltaflow.forecast.location_scale import Curve, CurvePredictor
@@ -114,11 +114,16 @@ class SeasonalPredictor(CurvePredictor):
         ]
         self.center = numbers_of(center, (channels,), "center")
         self.spread = numbers_of(spread, (channels,), "spread")
+        check_whole(1, context=context)
         self.context = context
         if len(self.leads) != channels or not all(map(len, [self.periods, *self.leads])):
             raise ValueError(f"periods and leads are not those of {channels} channels")
         if any((np.diff(own, prepend=0) <= 0).any() for own in (self.periods, *self.leads)):
             raise ValueError("periods or leads are not positive, or do not increase")
+        if (np.diff(self.levels, prepend=0, append=1) <= 0).any():
+            raise ValueError("the levels do not increase from 0 to 1")
+        if any((np.diff(own) < 0).any() for own in self.residuals):
+            raise ValueError("quantiles decrease with their level")
 
     @classmethod
     def fit(
