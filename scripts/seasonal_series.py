@@ -12,18 +12,15 @@ best of hold and the seasonal naive forecasts. The table is also written to seas
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from gluonts.dataset.split import split
 from gluonts.model.seasonal_naive import SeasonalNaivePredictor
-from rich.console import Console
-from single_series import scored
+from single_series import print_table, scored
 
 from deltaflow import GRUFlowEstimator, HoldPredictor
-from deltaflow.tables import as_rich
 
 DAY_AND_WEEK = (24, 168)
 
@@ -41,17 +38,7 @@ SETS = {
 
 def main() -> None:
     """Train on each set, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", default=list(SETS))
-    arguments = parser.parse_args()
-    rows = {}
-    for name in arguments.names:
-        rows[name] = measured(arguments.folder, name)
-        print(name, rows[name], flush=True)
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.to_csv("seasonal_series.csv", index_label="set")
-    Console().print(as_rich(table.round(2).astype(str), "seasonal series"))
+    print_table(__doc__, SETS, measured, "seasonal series")
 
 
 def measured(folder: Path, name: str) -> dict[str, float]:

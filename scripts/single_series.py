@@ -12,7 +12,7 @@ naive forecast. The table is also written to single_series.csv.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +45,27 @@ Pairs = Sequence[tuple[DataEntry, DataEntry]]
 
 def main() -> None:
     """Train on each series, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    print_table(__doc__, SERIES, measured, "single series")
+
+
+def print_table(
+    doc: str | None,
+    names: Iterable[str],
+    measured: Callable[[Path, str], dict[str, float]],
+    title: str,
+) -> None:
+    """Measure what the command line names, by default all names; print and write a table."""
+    parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", default=list(SERIES))
+    parser.add_argument("names", nargs="*", default=list(names))
     arguments = parser.parse_args()
     rows = {}
     for name in arguments.names:
         rows[name] = measured(arguments.folder, name)
         print(name, rows[name], flush=True)
     table = pd.DataFrame.from_dict(rows, orient="index")
-    table.to_csv("single_series.csv", index_label="series")
-    Console().print(as_rich(table.round(2).astype(str), "single series"))
+    table.to_csv(f"{title.replace(' ', '_')}.csv", index_label="series")
+    Console().print(as_rich(table.round(2).astype(str), title))
 
 
 def measured(folder: Path, name: str) -> dict[str, float]:

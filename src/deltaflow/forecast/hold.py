@@ -244,13 +244,18 @@ def _by_lead(leads: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.nda
     count = int(np.clip(len(leads) // CHANGES_PER_LEAD, 1, MOST_LEADS))
     if not len(leads):
         return np.empty(0), np.empty((0, len(LEVELS)))
-    edges = np.unique(np.quantile(leads, np.linspace(0, 1, count + 1)[1:-1]))
-    group = np.searchsorted(edges, leads, side="left")
-    groups = [group == number for number in np.unique(group)]
+    groups = groups_of(leads, count)
     return (
         np.array([np.median(leads[own]) for own in groups]),
         np.array([quantiles_of(changes[own]) for own in groups]),
     )
+
+
+def groups_of(leads: np.ndarray, count: int) -> list[np.ndarray]:
+    """Return masks ``(n,)`` of at most ``count`` groups of similar lead times, shortest first."""
+    edges = np.unique(np.quantile(leads, np.linspace(0, 1, count + 1)[1:-1]))
+    group = np.searchsorted(edges, leads, side="left")
+    return [group == number for number in np.unique(group)]
 
 
 def quantiles_of(values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from deltaflow.data.series import CALENDAR_CYCLES, read_series, seconds_per_peri
 from deltaflow.data.statistics import MINIMUM_SCALE, Statistics
 from deltaflow.errors import DataError, check_whole
 from deltaflow.forecast.forecasts import QuantileForecast
-from deltaflow.forecast.hold import LEVELS, quantiles_of
+from deltaflow.forecast.hold import LEVELS, groups_of, quantiles_of
 from deltaflow.forecast.location_scale import Curve, CurvePredictor
 from deltaflow.forecast.predictor import numbers_of
 
@@ -321,11 +321,8 @@ def _fit(
     """Fit coefficients and quantiles of residuals, for at most ``count`` groups of lead times."""
     if not count:  # the last value, with the changes over a cycle
         return np.array([gap]), np.zeros((1, inputs.shape[1])), ndtri(LEVELS)[None]
-    edges = np.unique(np.quantile(lead, np.linspace(0, 1, count + 1)[1:-1]))
-    group = np.searchsorted(edges, lead, side="left")
     leads, coefficients, residuals = [], [], []
-    for number in np.unique(group):
-        own = group == number
+    for own in groups_of(lead, count):
         x, y = inputs[own], changes[own]
         square = x.T @ x
         penalty = RIDGE * np.diag(np.maximum(square.diagonal(), np.finfo(float).tiny))

@@ -20,8 +20,8 @@ from deltaflow.data.splitter import by_item, cut_entry, select
 from deltaflow.data.windows import SpreadWindows
 from deltaflow.errors import DataError, DeltaflowError, warn_once
 from deltaflow.forecast.conformal import FEWEST_ITEMS
-from deltaflow.forecast.held_out import HeldOut, Pairs, clock_times
-from deltaflow.forecast.predictor import DeltaflowPredictor
+from deltaflow.forecast.held_out import HeldOut, Pairs
+from deltaflow.forecast.predictor import DeltaflowPredictor, times_of
 from deltaflow.forecast.seasonal import cycles_of
 from deltaflow.forecast.support import supports_of
 from deltaflow.heads import is_centred, make_output
@@ -81,8 +81,9 @@ class Folds:
         self._given = estimator
         entries = by_number(training_data)
         self.stretches: list[Stretch] = []
-        self._cycle = 0.0  # the longest calendar cycle of items that are cut
         self._base = estimator.create_data_module(entries, seed=seed)
+        reader = self._base.reader
+        self._cycles = cycles_of(reader.schema, reader.statistics)  # of whole items
         if isinstance(entries, list):  # of one or several data sets
             entries = [in_order(entry, self._base.reader.schema) for entry in entries]
         self.whole = self.entries = entries
@@ -103,8 +104,6 @@ class Folds:
             entries = [one.entry for one in cut]
             base = self._given.create_data_module(entries, seed=self.seed)
             if len(base.training_windows.items) >= FEWEST_ITEMS:
-                reader = self._base.reader
-                self._cycle = max(cycles_of(reader.schema, reader.statistics), default=0.0)
                 self.stretches, self.entries, self._base = cut, entries, base
 
     @cached_property
@@ -235,7 +234,8 @@ class Folds:
                 if known.get("item_id") is None:
                     known = {**known, "item_id": f"#{place}"}
                 pairs.append((known, later))
-        return [pair for pair in pairs if np.ptp(clock_times(pair[0], 0)) >= self._cycle] or pairs
+        shortest = max(self._cycles, default=0.0) if self.stretches else 0.0
+        return [pair for pair in pairs if np.ptp(times_of(pair[0], 0)) >= shortest] or pairs
 
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
         """Fit the simple forecasts of a blend; their kinds do not depend on the entries."""
@@ -244,7 +244,7 @@ class Folds:
     @cached_property
     def _simple(self) -> SimpleForecasts:
         some, length = list(self.whole[:FEW_ITEMS]), self._given.prediction_length
-        return SimpleForecasts.for_data(some, self.supports, length)
+        return SimpleForecasts.for_data(some, self.supports, length, self._cycles)
 
     def rehearsal(self, estimator: NetworkEstimator) -> Rehearsal | None:
         """Prepare the training of a network without the last values of all items.

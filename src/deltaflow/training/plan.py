@@ -151,12 +151,13 @@ def plan_for(
         first, and entries that begin at the same time are held out together; otherwise the folds
         are random.
     """
-    items = by_item([data[number].item_id for number in usable.tolist()])
-    if len(items) == 1:  # its entries are all there is to hold out
-        items = [[place] for place in range(len(usable))]
-    random = np.random.default_rng(seed)
-    order = [usable[items[place]] for place in random.permutation(len(items))]
-    if begins is not None:
+    if begins is None:
+        items = by_item([data[number].item_id for number in usable.tolist()])
+        if len(items) == 1:  # its entries are all there is to hold out
+            items = [[place] for place in range(len(usable))]
+        random = np.random.default_rng(seed)
+        order = [usable[items[place]] for place in random.permutation(len(items))]
+    else:
         times = begins[usable]
         order = [usable[times == time] for time in np.unique(times)[::-1]]
     count = len(order)

@@ -8,14 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from gluonts.dataset.common import DataEntry
 
-from deltaflow.data.series import read_series
 from deltaflow.data.splitter import cut_entry
-from deltaflow.data.statistics import Statistics
 from deltaflow.forecast.gaussian_process.predictor import MOST_ITEMS, GaussianProcessPredictor
 from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.hold import HoldPredictor
 from deltaflow.forecast.predictor import DeltaflowPredictor
-from deltaflow.forecast.seasonal import SeasonalPredictor, cycles_of
+from deltaflow.forecast.seasonal import SeasonalPredictor
 from deltaflow.forecast.support import Support
 from deltaflow.training.blend import losses_of_each
 from deltaflow.training.plan import scaling_for
@@ -57,6 +55,7 @@ class SimpleForecasts(NamedTuple):
         entries: Sequence[DataEntry],
         supports: Sequence[Support],
         prediction_length: int,
+        cycles: Sequence[float] = (),
     ) -> SimpleForecasts:
         """Choose the kinds that suit the items.
 
@@ -65,8 +64,7 @@ class SimpleForecasts(NamedTuple):
         """
         values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
         alike = scaling_for([np.atleast_2d(entry["target"]).T for entry in entries]) == "last"
-        schema, data = read_series(entries)
-        cycles = cycles_of(schema, Statistics.fit(data, schema.target))
+        cycles = list(cycles)
         if values[0].size > MOST_PROCESSES:
             return cls((), [], alike, cycles)
         powers = powers_for(entries, supports, prediction_length)
