@@ -132,7 +132,7 @@ def test_validate_test_and_predict_take_the_model_from_its_checkpoint(trained, t
         [forecast.to_dataframe([0.1, 0.9]) for forecast in predictor.predict(test.input)],
         ignore_index=True,
     )
-    assert list(table) == ["item_id", "timestamp", "target_name", "predictions", "0.1", "0.9"]
+    assert list(table)[2:] == ["target_name", "predictions", "mean", "0.1", "0.9"]
     pd.testing.assert_frame_equal(table, expected)
 
 

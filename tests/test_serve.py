@@ -83,7 +83,7 @@ def test_observations_go_in_and_forecasts_come_out(client, predictor):
     asked = [question("b", "2024-03-01T10:00:00.000000001"), question("a"), question("b")]
     told = client.post("/forecast?quantile_levels=0.25", json={"rows": asked}).json()["rows"]
     assert [row["target_name"] for row in told] == ["HR", "MAP"] * 3
-    assert list(told[0]) == ["item_id", "timestamp", "target_name", "predictions", "0.25"]
+    assert list(told[0]) == ["item_id", "timestamp", "target_name", "predictions", "mean", "0.25"]
     # Items and times go back as they came.
     assert [row["timestamp"] for row in told[::2]] == [row["timestamp"] for row in asked]
     alone = LiveForecaster(predictor)
@@ -92,7 +92,8 @@ def test_observations_go_in_and_forecasts_come_out(client, predictor):
     future = pd.DataFrame(asked)
     future["timestamp"] = pd.to_datetime(future["timestamp"], format="ISO8601")
     once = alone.forecast(future, quantile_levels=[0.25])
-    assert [row["0.25"] for row in told] == pytest.approx(once["0.25"].tolist())
+    for name in ("mean", "0.25"):
+        assert [row[name] for row in told] == pytest.approx(once[name].tolist())
 
 
 def test_csv_goes_in_and_out(client):
@@ -103,7 +104,7 @@ def test_csv_goes_in_and_out(client):
     told = client.post("/forecast", content=asked, headers=CSV)
     assert told.headers["content-type"].startswith("text/csv")
     lines = told.text.splitlines()
-    assert lines[0] == "item_id,timestamp,target_name,predictions,0.1,0.5,0.9"
+    assert lines[0] == "item_id,timestamp,target_name,predictions,mean,0.1,0.5,0.9"
     assert lines[1].startswith("007,2024-03-01T09:00,HR,")
     same = client.post(
         "/forecast", json={"rows": [question("007", "2024-03-01T09:00") | {"dose": 1}]}
@@ -301,7 +302,7 @@ def test_requests_at_the_same_time_get_the_answers_of_requests_alone(live, clien
             assert row == {**other, **{k: pytest.approx(other[k], rel=1e-6) for k in NUMBERS}}
 
 
-NUMBERS = ["predictions", "0.1", "0.5", "0.9"]
+NUMBERS = ["predictions", "mean", "0.1", "0.5", "0.9"]
 
 
 def test_updates_at_the_same_time_are_each_read_as_a_whole(live):

@@ -56,12 +56,16 @@ def test_a_table_of_impossible_quantiles_is_refused(forecasts):
 def test_the_table_has_a_row_per_query_and_channel(kind, forecasts):
     forecast = forecasts(kind)[3]
     table = forecast.to_dataframe(quantile_levels=[0.25, 0.75])
-    expected = ["item_id", "timestamp", "target_name", "predictions", "0.25", "0.75"]
+    mean = ["mean"] * forecast.has_mean
+    expected = ["item_id", "timestamp", "target_name", "predictions", *mean, "0.25", "0.75"]
     assert list(table.columns) == expected
+    assert forecast.has_mean == (kind != "quantiles")
     assert list(table["target_name"]) == ["HR", "MAP"] * 4
     assert list(table["timestamp"]) == list(forecast.timestamps.repeat(2))
     assert set(table["item_id"]) == {"p3"}
     np.testing.assert_array_equal(table["predictions"], forecast.quantile(0.5).reshape(-1))
+    if mean:
+        np.testing.assert_array_equal(table["mean"], forecast.mean.reshape(-1))
     assert (table["0.25"] <= table["predictions"]).all()
     assert (table["predictions"] <= table["0.75"]).all()
 

@@ -75,13 +75,13 @@ def test_a_forecast_has_a_row_per_question_and_channel_in_the_callers_order(rich
     later = frame["timestamp"].max() + pd.to_timedelta([3, 1, 2], unit="h")
     future = pd.DataFrame({"item_id": ["p1", "p0", "p1"], "timestamp": later, "dose": [1.0, 2, 3]})
     told = live.forecast(future, quantile_levels=[0.25])
-    assert list(told.columns) == ["item_id", "timestamp", "target_name", "predictions", "0.25"]
+    assert list(told.columns)[2:] == ["target_name", "predictions", "mean", "0.25"]
     assert told["target_name"].tolist() == ["HR", "MAP"] * 3
     assert told["item_id"].tolist() == ["p1", "p1", "p0", "p0", "p1", "p1"]
     assert (told["timestamp"].to_numpy()[::2] == later.to_numpy()).all()
     pd.testing.assert_frame_equal(
         told,
-        predict_df(live.predictor, frame, future, quantile_levels=[0.25]).drop(columns="mean"),
+        predict_df(live.predictor, frame, future, quantile_levels=[0.25]),
         atol=1e-4,
     )
 
@@ -143,7 +143,7 @@ def test_elapsed_numbers_are_times_too(make_frame):
     for _, row in frame.groupby(frame.index % 20):
         live.update(row)
     future = frame.groupby("item_id").tail(1).assign(timestamp=lambda f: f["timestamp"] + 60.5)
-    once = predict_df(live.predictor, frame, future).drop(columns="mean")
+    once = predict_df(live.predictor, frame, future)
     pd.testing.assert_frame_equal(live.forecast(future), once, atol=1e-4)
     assert live.item("p0")["last"] == frame[frame["item_id"] == "p0"]["timestamp"].iloc[-1]
 
@@ -170,7 +170,7 @@ def test_seconds_count_after_decades(single):
         live.update(rows("a", [hour], 80.0 + hour % 7))
     told = answers(live, "a", hours=[11 / 3600])
     history = rows("a", hours, 80.0 + np.array(hours) % 7)
-    once = predict_df(live.predictor, history, rows("a", [11 / 3600])).drop(columns="mean")
+    once = predict_df(live.predictor, history, rows("a", [11 / 3600]))
     pd.testing.assert_frame_equal(told, once, atol=1e-4)
     assert live.item("a")["last"] == START + pd.Timedelta("9s")
 
@@ -221,7 +221,7 @@ def test_static_features_come_with_the_first_rows_and_stay(rich, make_frame):
             live.update(changed[more])
     live.update(plain[more])
     future = frame.groupby("item_id").tail(1)
-    once = predict_df(live.predictor, frame, future).drop(columns="mean")
+    once = predict_df(live.predictor, frame, future)
     pd.testing.assert_frame_equal(live.forecast(future), once, atol=1e-4)
 
 
@@ -232,7 +232,7 @@ def test_missing_static_features_are_unknown_ones(rich, make_frame):
     live = LiveForecaster(rich)
     live.update(frame)
     future = frame.groupby("item_id").tail(1)
-    once = predict_df(live.predictor, frame, future).drop(columns="mean")
+    once = predict_df(live.predictor, frame, future)
     pd.testing.assert_frame_equal(live.forecast(future), once, atol=1e-4)
     with pytest.raises(DataError, match=r"item 'p0', field 'ward'.*not what it was"):
         live.update(future.assign(timestamp=future["timestamp"] + pd.Timedelta("1h"), ward="icu"))

@@ -178,7 +178,7 @@ def backtest_df(
         raise DataError("there are none to score", "give some such as [0.1, 0.9]",
                         field="quantile_levels")  # fmt: skip
     keys = [timestamp] if item_id is None else [item_id, timestamp]
-    check_answer(keys, ["predictions", "mean", *map(str, levels), "actual", "cutoff"])
+    check_answer(keys, levels, ["actual", "cutoff"])
     roles = {**(columns or {}), "item_id": item_id, "timestamp": timestamp}
     times, item = _read_frame(df, item_id, timestamp)
     reach = read_span(horizon, "horizon", times)

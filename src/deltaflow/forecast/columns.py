@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,10 +31,10 @@ class Queries(NamedTuple):
     known: np.ndarray
 
 
-def check_answer(keys: Iterable[str], names: Iterable[str]) -> None:
-    """Raise an error if a column of an answer has the name of the item or time column."""
+def check_answer(keys: Iterable[str], levels: Iterable[float], others: Sequence[str] = ()) -> None:
+    """Raise an error if a column of forecasts, or another one, is named like item or time."""
     for key in keys:
-        if key in ("target_name", *names):
+        if key in ("target_name", "predictions", "mean", *map(str, levels), *others):
             raise DataError("is also the name of a column of the forecasts", "rename", field=key)
 
 

@@ -271,6 +271,20 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         """
         return None
 
+    def columns(self, levels: Sequence[float]) -> dict[str, np.ndarray]:
+        """Return the numbers of the forecast by the names of their columns in tables.
+
+        Returns
+        -------
+        dict
+            ``predictions`` (the median), ``mean`` if it is known, and the quantile of each level,
+            named by it; each ``(Q,)`` or ``(Q, D)``.
+        """
+        median, *quantiles = self.quantiles([0.5, *levels])
+        mean = {"mean": self.mean} if self.has_mean else {}
+        named = zip(map(str, levels), quantiles, strict=True)
+        return {"predictions": median, **mean, **dict(named)}
+
     def to_dataframe(self, quantile_levels: Sequence[float] = (0.1, 0.5, 0.9)) -> pd.DataFrame:
         """Return the forecast as a table, a row per query and channel.
 
@@ -282,8 +296,8 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         Returns
         -------
         pandas.DataFrame
-            Columns ``item_id``, ``timestamp``, ``target_name``, ``predictions`` (the median), and
-            a column per level, named by it. Padding is left out.
+            Columns ``item_id``, ``timestamp``, ``target_name``, and those of :meth:`columns`.
+            Padding is left out.
 
         Raises
         ------
@@ -701,13 +715,13 @@ def tabulated(
     Parameters
     ----------
     forecasts
-        At least one forecast.
+        At least one forecast; all by one predictor.
     quantile_levels
         The levels of the quantiles.
     """
     levels = read_levels(quantile_levels)
-    quantiles = [forecast.quantiles([0.5, *levels]) for forecast in forecasts]
-    values = np.concatenate([part.reshape(len(part), -1) for part in quantiles], axis=1)
+    columns = [forecast.columns(levels) for forecast in forecasts]
+    values = {name: np.concatenate([own[name].ravel() for own in columns]) for name in columns[0]}
     items = np.array([forecast.item_id for forecast in forecasts], dtype=object)
     queries = np.array([forecast.prediction_length for forecast in forecasts])
     channels = np.array([len(forecast.target) for forecast in forecasts])
@@ -720,7 +734,6 @@ def tabulated(
         "item_id": items[number[known]],
         "timestamp": times[known],
         "target_name": np.array(list(itertools.chain(*names)), dtype=object)[known],
-        "predictions": values[0, known],
-        **{str(level): values[row, known] for row, level in enumerate(levels, start=1)},
+        **{name: own[known] for name, own in values.items()},
     }
     return pd.DataFrame(table, index=number[known])

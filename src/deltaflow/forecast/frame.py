@@ -91,8 +91,7 @@ def predict_df(
     schema = predictor.schema
     levels = read_levels(quantile_levels)
     columns = FrameColumns(schema, item_id, timestamp)
-    names = ["predictions", "mean", *map(str, levels)]
-    check_answer(columns.keys, names)
+    check_answer(columns.keys, levels)
     check_columns(past_df, [*columns.known, *columns.channels, *columns.static], "past_df")
     if future_df is None:
         asked_df = past_df
@@ -101,19 +100,15 @@ def predict_df(
         asked_df = future_df
         items = _queries_after(past_df, future_df, columns)
 
-    answers = np.empty((len(names), len(asked_df), len(schema.target)))
-    has_mean = True
     forecasts = predictor.predict([item.entry for item in items], seed=seed)
-    for item, forecast in zip(items, forecasts, strict=True):
-        median, *quantiles = forecast.quantiles([0.5, *levels])  # of (Q,), or (Q, D)
-        has_mean = has_mean and forecast.has_mean
-        numbers = [median, forecast.mean if has_mean else median, *quantiles]
-        answers[:, item.rows] = np.stack(numbers).reshape(len(names), len(item.rows), -1)
-    asked = np.sort(np.concatenate([item.rows for item in items]))
-    values = dict(zip(names, answers[:, asked], strict=True))
-    if not has_mean:
-        del values["mean"]
-    return columns.answer(asked_df, asked, values)
+    parts = [forecast.columns(levels) for forecast in forecasts]
+    rows = np.concatenate([item.rows for item in items])
+    order, shape = np.argsort(rows), (-1, len(schema.target))
+    values = {
+        name: np.concatenate([part[name].reshape(shape) for part in parts])[order]
+        for name in parts[0]
+    }
+    return columns.answer(asked_df, rows[order], values)
 
 
 def check_real_time(predictor: DeltaflowPredictor) -> None:

@@ -270,7 +270,7 @@ def make_app(
         quantile_levels: Annotated[list[Level], Query(max_length=99)] = [0.1, 0.5, 0.9],  # noqa: B006
         seed: Annotated[int | None, Query(ge=0, lt=2**32)] = None,
     ) -> Response:
-        """Forecast each row: a row per query and channel, with a column per level.
+        """Forecast each row: a row per query and channel, with median, mean and quantiles.
 
         Answers are JSON to JSON, and CSV to CSV.
         """
@@ -353,9 +353,8 @@ class _Answers:
     ) -> list[Columns]:
         """Forecast the queries of all requests, or of none if there is an error."""
         live, levels = self.live, read_levels(levels)
-        names = ["predictions", *map(str, levels)]
-        check_answer(live.columns.keys, names)
-        answers = live.states.answer(self.asked.queries(requests), levels, seed)  # (L, N, D)
+        check_answer(live.columns.keys, levels)
+        answers = live.states.answer(self.asked.queries(requests), levels, seed)
         stop, parts = 0, []
         for one in requests:
             count = len(one[live.timestamp])
@@ -365,8 +364,8 @@ class _Answers:
                 for key in live.columns.keys
             }
             part["target_name"] = [*live.schema.target] * count
-            own = answers[:, start:stop].reshape(len(answers), -1)
-            parts.append(part | dict(zip(names, own.tolist(), strict=True)))
+            own = {name: values[start:stop].ravel().tolist() for name, values in answers.items()}
+            parts.append(part | own)
         return parts
 
 

@@ -80,7 +80,7 @@ class LiveForecaster:
     (2, 3)
     >>> future = rows("a", ["2024-01-01 08:40", "2024-01-02 08:00"])
     >>> live.forecast(future, quantile_levels=[0.9]).columns
-    Index(['item_id', 'timestamp', 'target_name', 'predictions', '0.9'], dtype='object')
+    Index(['item_id', 'timestamp', 'target_name', 'predictions', 'mean', '0.9'], dtype='object')
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class LiveForecaster:
         Returns
         -------
         pandas.DataFrame
-            The same as from `predict_df`, without ``mean``.
+            The same as from `predict_df`.
 
         Raises
         ------
@@ -168,11 +168,9 @@ class LiveForecaster:
         """
         levels = read_levels(quantile_levels)
         check_seed(seed)
-        names = ["predictions", *map(str, levels)]
-        check_answer(self.columns.keys, names)
-        answers = self.states.answer(self.columns.queries(future_df), levels, seed)  # (L, N, D)
-        rows = np.arange(len(future_df))
-        return self.columns.answer(future_df, rows, dict(zip(names, answers, strict=True)))
+        check_answer(self.columns.keys, levels)
+        answers = self.states.answer(self.columns.queries(future_df), levels, seed)
+        return self.columns.answer(future_df, np.arange(len(future_df)), answers)
 
     def forget(self, items: Iterable[object]) -> None:
         """Delete items, which later updates may restart.

@@ -103,8 +103,10 @@ class States:
             self.table.put(given.rows.items, rows, packed)
 
     @one_thread()
-    def answer(self, asked: Queries, levels: Sequence[float], seed: int | None) -> np.ndarray:
-        """Return the median and L quantiles for each row of the frame, ``(1 + L, N, D)``."""
+    def answer(
+        self, asked: Queries, levels: Sequence[float], seed: int | None
+    ) -> dict[str, np.ndarray]:
+        """Return the forecasts for each row of the frame, ``(N, D)`` for each name of a column."""
         with self._lock:
             found = self.table.find(asked.rows.items)
             if (unknown := found.numpy() < 0).any():
@@ -125,10 +127,9 @@ class States:
                 forecast = member.forecast(parts, own)
                 answers.append(forecast.labelled(None, self.predictor.schema.target))
             forecast = combined(self.predictor, iter(answers), queries.gaps)
-            values = forecast.quantiles([0.5, *levels])
-        answers = np.empty((len(values), len(queries.gaps), len(self.predictor.schema.target)))
-        answers[:, asked.rows.order] = values.reshape(answers.shape)
-        return answers
+            columns = forecast.columns(levels)
+        place = np.argsort(asked.rows.order)
+        return {name: own.reshape(len(place), -1)[place] for name, own in columns.items()}
 
     def forget(self, names: Sequence[str]) -> None:
         """Delete items, or none if one of them is unknown."""
