@@ -18,6 +18,10 @@ _ASIDE = re.compile(
 """The lines of jsonargparse besides the reasons why a value is of none of several types."""
 
 
+_CONTENT = re.compile(r"^\s*[^#\s]", re.MULTILINE)
+"""A line of a configuration that is neither empty nor a comment."""
+
+
 class OneLineErrors:
     """Makes a jsonargparse parser report errors in one line, without listing its options.
 
@@ -38,9 +42,10 @@ class OneLineErrors:
         super().link_arguments(source, target, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         self.sources[target] = source
 
-    def parse_string(self, *args: Any, **kwargs: Any) -> Any:
-        """Parse a configuration."""
-        parsed = super().parse_string(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Parse a configuration, which may be empty."""
+        content = content if _CONTENT.search(content) else "{}"
+        parsed = super().parse_string(content, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         for name in self.groups:
             if name in parsed and not hasattr(parsed[name], "keys"):
                 self.error(f"{name} is a group of options: list them below it, or leave it out")

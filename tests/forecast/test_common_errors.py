@@ -79,6 +79,18 @@ def test_a_course_that_items_teach_each_other_is_no_shock():
         assert np.median(found) == pytest.approx(widened, rel=0.2 if shock else 1e-9)
 
 
+def test_rare_shocks_do_not_widen_the_intervals_of_all_times():
+    """Such as holidays: nine times out of ten, items err as independently as ever."""
+    random = np.random.default_rng(0)
+    left_out, last = errors(random, 30, 0.0, 0.0, 40), errors(random, 30, 0.0, 0.0, 10)
+    known = left_out._replace(error=left_out.error - 4.0 * (left_out.time % 10 == 3))
+    beyond = last._replace(error=last.error - 4.0 * (last.time == 3))
+    assert common(*beyond).variance > 1
+    within = np.abs(beyond.error) < np.quantile(np.abs(known.error), 0.8)
+    assert within.mean() == pytest.approx(0.8, abs=0.05)
+    assert widening_for(known, beyond) < LEAST + 0.1
+
+
 def test_the_intervals_of_few_items_do_not_widen():
     random = np.random.default_rng(0)
     few = [errors(random, FEWEST_TOGETHER - 1, 1.0, 0.0) for _ in range(2)]

@@ -24,6 +24,9 @@ ASSUMED = 0.2
 """The smallest common part of later errors that is assumed, as a share of the mean square of those
 on held-out items: a rehearsal shows a single future."""
 
+NOMINAL = 0.8
+"""The probability of the intervals whose coverage in the rehearsal limits the widening."""
+
 FEWEST_TOGETHER = 9
 """With fewer items, the quantiles of levels 0.1 and 0.9 already lie beyond all errors."""
 
@@ -108,8 +111,10 @@ def widening_for(left_out: "Errors", rehearsed: "Errors") -> float:
     times as wide. In the rehearsal :math:`B` is estimated if the errors of held-out items are
     correlated at the `SIGNIFICANT` level, which shows that their common part is no course learned
     from other items. At least `ASSUMED` is taken for :math:`B / S`: the rehearsal is a single
-    future, in which the common part may by chance be small. There is no guarantee; over many data
-    sets, coverage is much closer to nominal.
+    future, in which the common part may by chance be small. By more than this, intervals do not
+    widen beyond those that have their nominal coverage in the rehearsal: a few times with large
+    common errors, such as holidays, are no reason to widen the intervals of all times. There is no
+    guarantee; over many data sets, coverage is much closer to nominal.
 
     With fewer than `FEWEST_TOGETHER` items, intervals do not widen.
 
@@ -124,7 +129,13 @@ def widening_for(left_out: "Errors", rehearsed: "Errors") -> float:
     if known and beyond and known.correlation > SIGNIFICANT * known.error:
         square = float((np.clip(left_out.error, -LARGEST, LARGEST) ** 2).mean())
         share = max(share, beyond.variance / square)
-    return float(np.sqrt(1 + share))
+    needed = max(1.0, _width(rehearsed) / max(1.0, _width(left_out)))
+    return float(min(np.sqrt(1 + share), needed * np.sqrt(1 + ASSUMED)))
+
+
+def _width(errors: "Errors") -> float:
+    """Return the factor at which the forecast's own intervals have their nominal coverage."""
+    return float(np.quantile(np.abs(errors.error), NOMINAL)) if len(errors.error) else 1.0
 
 
 class Errors(NamedTuple):
