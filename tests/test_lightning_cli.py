@@ -246,6 +246,12 @@ def test_value_of_none_of_several_types_is_refused_in_a_sentence(options, words,
     assert len(error) < 250
 
 
+def test_a_configuration_may_be_empty(tiny, capsys):
+    Path("empty.yaml").write_text("# nothing yet\n\n  # nor here\n")
+    options = ["--config", "empty.yaml", "--config", tiny, "--trainer.fast_dev_run", "true"]
+    assert main(["fit", *options]) == 0
+
+
 @pytest.mark.parametrize("command", ["fit", "compare"])
 @pytest.mark.parametrize("given", [{"model": None}, {"data": ["sine"]}, {"weight_averaging": 0.9}])
 def test_a_value_in_place_of_a_group_of_options_is_refused(command, given, capsys):
