@@ -4,9 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from gluonts.dataset.split import split
+from scipy.stats import norm
 
 from deltaflow import ConformalPredictor, HoldPredictor, IrregularDataset, load_predictor
-from deltaflow.forecast.common_errors import ASSUMED, FEWEST_TOGETHER, Errors, common, widening_for
+from deltaflow.forecast.common_errors import (
+    ASSUMED,
+    FEWEST_TOGETHER,
+    Errors,
+    common,
+    narrowing_for,
+    widening_for,
+)
 from deltaflow.forecast.conformal import LEVELS
 from deltaflow.forecast.held_out import query_times
 
@@ -89,6 +97,30 @@ def test_rare_shocks_do_not_widen_the_intervals_of_all_times():
     within = np.abs(beyond.error) < np.quantile(np.abs(known.error), 0.8)
     assert within.mean() == pytest.approx(0.8, abs=0.05)
     assert widening_for(known, beyond) < LEAST + 0.1
+
+
+@pytest.mark.parametrize("items", [20, 40, 200])
+@pytest.mark.parametrize("alike", [False, True], ids=["independent", "each item alike"])
+def test_intervals_that_narrow_keep_their_coverage(items, alike):
+    """With a probability of 95 %, whether the errors of an item are independent or the same."""
+    random, bound, kept = np.random.default_rng(0), norm.ppf(0.9), 0
+    for _ in range(200):
+        found = errors(random, items, 0.0, 0.0)
+        error = np.tile(found.error[:items], TIMES) if alike else found.error
+        factor = narrowing_for([found._replace(error=error / (6 * bound))])
+        assert 0 < factor < 1
+        kept += 2 * norm.cdf(6 * bound * factor) - 1 >= 0.8
+    assert kept >= 0.93 * 200
+
+
+def test_intervals_narrow_only_where_every_set_of_errors_allows_it():
+    random = np.random.default_rng(0)
+    found = errors(random, 40, 0.0, 0.0)
+    small, large = (found._replace(error=factor * found.error) for factor in (0.1, 2.0))
+    assert narrowing_for([small]) == narrowing_for([small, small]) < 0.3
+    assert narrowing_for([small, large]) == 1.0
+    for few in (0, 1, 13):
+        assert narrowing_for([small, Errors(*(part[small.item < few] for part in small))]) == 1.0
 
 
 def test_the_intervals_of_few_items_do_not_widen():

@@ -7,9 +7,11 @@ same time then have the mean :math:`\mathrm{Var}(b)`, whatever the distribution 
 :math:`e_{it}`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import binom
 
 TIMES = 20
 """The largest number of times; if there are more, neighbouring ones are merged."""
@@ -25,7 +27,10 @@ ASSUMED = 0.2
 on held-out items: a rehearsal shows a single future."""
 
 NOMINAL = 0.8
-"""The probability of the intervals whose coverage in the rehearsal limits the widening."""
+"""The probability of the intervals whose coverage decides on the width of all."""
+
+CERTAINTY = 0.95
+"""The probability with which held-out values must show that narrower intervals suffice."""
 
 FEWEST_TOGETHER = 9
 """With fewer items, the quantiles of levels 0.1 and 0.9 already lie beyond all errors."""
@@ -129,13 +134,24 @@ def widening_for(left_out: "Errors", rehearsed: "Errors") -> float:
     if known and beyond and known.correlation > SIGNIFICANT * known.error:
         square = float((np.clip(left_out.error, -LARGEST, LARGEST) ** 2).mean())
         share = max(share, beyond.variance / square)
-    needed = max(1.0, _width(rehearsed) / max(1.0, _width(left_out)))
+    needed = max(1.0, rehearsed.width() / max(1.0, left_out.width()))
     return float(min(np.sqrt(1 + share), needed * np.sqrt(1 + ASSUMED)))
 
 
-def _width(errors: "Errors") -> float:
-    """Return the factor at which the forecast's own intervals have their nominal coverage."""
-    return float(np.quantile(np.abs(errors.error), NOMINAL)) if len(errors.error) else 1.0
+def narrowing_for(held_out: "Sequence[Errors]") -> float:
+    """Return the factor, at most 1, by which intervals may narrow.
+
+    It is the smallest at which each set of held-out values shows with 95 % certainty that they
+    still have their nominal coverage: with a lower one, so many of independent items would be
+    covered with a probability of at most 5 %. Items are counted instead of values, since an item
+    may err in the same way at all times. Fewer than 14 show nothing.
+    """
+    factor = 0.0
+    for errors in held_out:
+        items = len(np.unique(errors.item))
+        enough = int(binom.ppf(CERTAINTY, items, NOMINAL)) + 1  # out of these items
+        factor = max(factor, errors.width(enough / items) if enough <= items else 1.0)
+    return min(1.0, factor)
 
 
 class Errors(NamedTuple):
@@ -144,3 +160,7 @@ class Errors(NamedTuple):
     item: np.ndarray
     time: np.ndarray
     error: np.ndarray
+
+    def width(self, level: float = NOMINAL) -> float:
+        """Return the factor at which the forecasts' intervals cover a share of the values."""
+        return float(np.quantile(np.abs(self.error), level)) if len(self.error) else 1.0

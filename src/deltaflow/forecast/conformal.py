@@ -9,7 +9,7 @@ from gluonts.dataset.common import Dataset
 from scipy.special import ndtri
 
 from deltaflow.errors import DataError
-from deltaflow.forecast.common_errors import widening_for
+from deltaflow.forecast.common_errors import narrowing_for, widening_for
 from deltaflow.forecast.ensemble import EnsemblePredictor
 from deltaflow.forecast.forecasts import RealTimeForecast, WrappedForecast
 from deltaflow.forecast.held_out import INNER, HeldOut, Pairs
@@ -39,9 +39,6 @@ _NORMAL = ndtri(LEVELS) / ndtri(0.9)
 
 _FEW = 1e-9
 """The tolerance for rounded levels."""
-
-_NO_WIDTH = np.where(LEVELS < 0.5, np.inf, -np.inf)
-"""The scores of the narrowest intervals allowed."""
 
 
 class ConformalPredictor(WrappedPredictor):
@@ -137,7 +134,7 @@ class ConformalPredictor(WrappedPredictor):
             If nothing was observed after the origins.
         """
         held_out = HeldOut.of([predictor], calibration, predictor.schema, INNER)
-        return cls.of_scores(predictor, [held_out], narrowest=_NO_WIDTH)
+        return cls.of_scores(predictor, [held_out], free=True)
 
     @classmethod
     def fit_folds(
@@ -157,8 +154,9 @@ class ConformalPredictor(WrappedPredictor):
         scores, see `expected_quantiles`, instead of rounded outwards: with few items, rounding
         makes intervals much wider than necessary. A single member keeps the guarantee.
 
-        Intervals are widened where they cover too little, but never made narrower than those of the
-        predictor: the future is seldom easier to forecast than the past. And they are not shifted
+        Intervals are widened where they cover too little, but made narrower than those of the
+        predictor only as far as the held-out items and the rehearsal allow with some certainty, see
+        `narrowing_for`: the future is seldom easier to forecast than the past. They are not shifted
         for a bias of up to half a unit of the scores: the bias at the earlier times of held-out
         items says little about that at later ones. A single member is corrected for any bias.
 
@@ -196,7 +194,7 @@ class ConformalPredictor(WrappedPredictor):
         folds: Sequence[HeldOut],
         least: Sequence[float] | None = None,
         rehearsal: HeldOut | None = None,
-        narrowest: np.ndarray = _NORMAL,
+        free: bool = False,
     ) -> "ConformalPredictor":
         """Calibrate a predictor by the held-out values of each fold; see :meth:`fit_folds`.
 
@@ -205,8 +203,8 @@ class ConformalPredictor(WrappedPredictor):
         predictor, folds, least, rehearsal
             See :meth:`fit_folds`; the held-out values already have forecasts, by a single
             predictor.
-        narrowest
-            ``(len(LEVELS),)`` the scores of the narrowest intervals.
+        free
+            Whether intervals may become as narrow as the scores are.
         """
         exact = len(folds) == 1
         quantiles = conformal_quantiles if exact else expected_quantiles
@@ -220,16 +218,15 @@ class ConformalPredictor(WrappedPredictor):
             usual = 1e-6 * np.diff(own.inner, axis=0).mean() if len(own.value) else 0.0
             floor = float(max(usual, least[number] if least else 0.0, 1e-300))
             errors = own.errors(floor)
+            last = None if rehearsal is None else rehearsal.of_channel(number).errors(floor)
             bounds, table = _calibrate(own.item, own.lead, errors.error, quantiles)
             if not exact:
                 table -= table[:, LEVELS == 0.5].clip(-TOLERATED, TOLERATED)
-            table = np.where(LEVELS < 0.5, np.minimum(table, narrowest), table)
-            table = np.where(LEVELS > 0.5, np.maximum(table, narrowest), table)
-            factor = (
-                1.0
-                if rehearsal is None
-                else widening_for(errors, rehearsal.of_channel(number).errors(floor))
-            )
+            if not free:
+                narrowest = narrowing_for([errors, last] if last else [errors]) * _NORMAL
+                table = np.where(LEVELS < 0.5, np.minimum(table, narrowest), table)
+                table = np.where(LEVELS > 0.5, np.maximum(table, narrowest), table)
+            factor = widening_for(errors, last) if last else 1.0
             middle = table[:, LEVELS == 0.5]
             leads.append(bounds.tolist())
             scores.append((middle + factor * (table - middle)).tolist())
