@@ -29,7 +29,9 @@ from deltaflow import (
 )
 from deltaflow.data import IrregularDataModule
 from deltaflow.data.splitter import cut_entry
+from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.held_out import HeldOut
+from deltaflow.forecast.seasonal import SeasonalPredictor
 from deltaflow.forecast.support import Support
 from deltaflow.training import blend, folds, simple
 from deltaflow.training import plan as plans
@@ -119,6 +121,27 @@ def test_of_many_items_each_network_holds_out_another_tenth(
     assert [tuple(map(len, pair)) for pair in seen] == [(number - 4, 4)] * networks
     assert len(set.union(*(left_out for _, left_out in seen))) == 4 * networks
     assert isinstance(predictor, kind)  # four items are too few to calibrate on
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_only_a_regression_on_cycles_is_blended_with_networks_of_many_items(few, monkeypatch):
+    for module in (plans, folds):
+        monkeypatch.setattr(module, "FEW_ITEMS", 30 if few else 10)
+    random, hours = np.random.default_rng(0), np.arange(24.0 * 4)
+    data = [
+        {
+            "item_id": f"i{item}",
+            "start": pd.Period("2024-01-01", "h"),
+            "target": random.normal(size=24)[hours.astype(int) % 24] + 0.1 * random.normal(size=96),
+        }
+        for item in range(20)
+    ]
+    prepared = folds.Folds(quick(folds=2), data, seed=0)
+    kinds = [type(one) for one in prepared.simple_forecasts(prepared.examples)]
+    processes = [GaussianProcessPredictor, GaussianProcessPredictor]
+    assert kinds == [HoldPredictor, SeasonalPredictor, *processes] if few else [SeasonalPredictor]
+    assert len(prepared.examples) == (20 if few else 10)
+    assert "SeasonalPredictor" in repr(quick(blend=True, folds=2).train(data))
 
 
 @pytest.mark.parametrize(

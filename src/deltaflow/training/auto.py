@@ -29,7 +29,7 @@ from deltaflow.training.blend import Member, compared_loss, finish
 from deltaflow.training.estimator import IrregularEstimator
 from deltaflow.training.folds import Folds
 from deltaflow.training.network_estimator import NetworkEstimator
-from deltaflow.training.plan import FEW_ITEMS, TRIED, planned
+from deltaflow.training.plan import TRIED, planned
 from deltaflow.training.runs import Run, processes_for, train_all
 
 if TYPE_CHECKING:
@@ -212,12 +212,11 @@ class _Search:
             )
         network = self.folds.plan.settings.get("network")
         self.networks = (network,) if network else auto.preset.networks
-        entries = self.folds.whole if self.folds.plan.few else self.folds.whole[:FEW_ITEMS]
-        self.simple = self.folds.simple_forecasts(entries)
+        self.simple = self.folds.simple_forecasts(self.folds.examples)
         self.num_folds = len(self.folds.plan.left_out)
         examples = [self.folds.prepare(0, self.folds.estimator, 0)] * self.num_folds
         self.processes = min(self.num_folds, processes_for(examples))
-        self.hold = HoldPredictor.fit(list(entries), auto.prediction_length)
+        self.hold = HoldPredictor.fit(self.folds.examples, auto.prediction_length)
         self.rehearsed: HeldOut | None = None
         self.trials: list[_Trial] = []
         self.console = Console(stderr=True)
@@ -242,7 +241,7 @@ class _Search:
             losses = self._try([self._proposed(trial) for trial in trials])
             for trial, loss in zip(trials, losses, strict=True):
                 study.tell(trial, loss)
-            may_rehearse = self.folds.plan.few and self.folds.enough and self._has_time()
+            may_rehearse = self.folds.enough and self._has_time()
             if len(self.trials) == self.num_folds and may_rehearse:
                 estimator = self._in_time(self.folds.estimator.with_settings(**self.fixed))
                 if rehearsal := self.folds.rehearsal(estimator):

@@ -108,11 +108,11 @@ class IrregularEstimator(NetworkEstimator):
         Whether intervals widen beyond the lead times of the training data, by the errors on
         held-out items; see `WideningPredictor`. For irregular series only.
     blend
-        Whether, with up to 250 items, the forecasts of networks are averaged with simple ones: a
-        `HoldPredictor`, a Gaussian process, a local trend and, where calendar cycles repeat, a
-        `SeasonalPredictor`. The weights minimise the loss on held-out items and, by a rehearsal
-        with one more network, on the last values of all items; they are the more equal, the fewer
-        items there are. Not done for paths.
+        Whether the forecasts of networks are averaged with simple ones: a `SeasonalPredictor` where
+        calendar cycles repeat and, with up to 250 items, a `HoldPredictor`, a Gaussian process and
+        a local trend. The weights minimise the loss on held-out items and, by a rehearsal with one
+        more network, on the last values of all items; they are the more equal, the fewer items
+        there are. Not done for paths.
     supports
         The range of values of each channel. Forecasts stay within it, including means and samples,
         see `SupportPredictor`. ``"recognised"``: a channel that is never negative in the training

@@ -237,23 +237,34 @@ class Folds:
         shortest = max(self._cycles, default=0.0) if self.stretches else 0.0
         return [pair for pair in pairs if np.ptp(times_of(pair[0], 0)) >= shortest] or pairs
 
+    @cached_property
+    def examples(self) -> list[DataEntry]:
+        """The items to which simple forecasts are fitted: all, or some if there are many."""
+        if self.plan.few:
+            return list(self.whole)
+        chosen = np.random.default_rng(self.seed).permutation(len(self.whole))[:FEW_ITEMS]
+        return list(select(self.whole, np.sort(chosen)))
+
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
         """Fit the simple forecasts of a blend; their kinds do not depend on the entries."""
         return self._simple.fit(entries, self._given.prediction_length)
 
     @cached_property
     def _simple(self) -> SimpleForecasts:
-        some, length = list(self.whole[:FEW_ITEMS]), self._given.prediction_length
-        return SimpleForecasts.for_data(some, self.supports, length, self._cycles)
+        if not self.plan.few:  # networks need no help but with cycles longer than their context
+            return SimpleForecasts((), [], False, self._cycles)
+        length = self._given.prediction_length
+        return SimpleForecasts.for_data(self.examples, self.supports, length, self._cycles)
 
     def rehearsal(self, estimator: NetworkEstimator) -> Rehearsal | None:
         """Prepare the training of a network without the last values of all items.
 
         Held-out items show how well a network forecasts other items, but not later times than those
         of the training data. Where all items change in the same way, only this rehearsal shows the
-        errors at later times. Stretches need none: a held-out one already lies at other times than
-        the others. Nor do items that are much longer than the horizon. And if an item has several
-        entries, such as rolled windows, the last values of one are known from another.
+        errors at later times. Many items need none; nor do stretches, since a held-out one already
+        lies at other times than the others, or items that are much longer than the horizon. And if
+        an item has several entries, such as rolled windows, the last values of one are known from
+        another.
 
         Returns
         -------
@@ -261,7 +272,7 @@ class Folds:
             None if there are too few items with earlier values than those in the last horizon, or
             if no rehearsal is needed.
         """
-        if not self._goes_beyond:
+        if not self.plan.few or not self._goes_beyond:
             return None
         names = [entry.get("item_id") for entry in self.whole]
         if len(by_item(names)) < len(names):
@@ -366,7 +377,7 @@ def train_folds(
         )
     careful, tried, members = _with_context(folds)
     others = range(len(tried), len(folds.plan.left_out))
-    blended = estimator.blend and folds.plan.few and estimator.sampling == "marginal"
+    blended = estimator.blend and estimator.sampling == "marginal"
     runs = [folds.prepare(number, careful, number) for number in others]
     rehearsal = folds.rehearsal(careful) if blended else None
     train_all([*runs, rehearsal.run] if rehearsal else runs, estimator.processes)
@@ -382,7 +393,7 @@ def train_folds(
         output = careful.train_model(folds.entries, validation_data=None)
         members, epochs = [Member(output.predictor, [])], [output.trainer.current_epoch]
     # A cycle may be longer than a stretch.
-    simple = folds.simple_forecasts(folds.whole) if blended else []
+    simple = folds.simple_forecasts(folds.examples) if blended else []
     rehearsed = folds.rehearsed(careful, rehearsal) if rehearsal else None
     finished = finish(members, simple, rehearsed, folds.supports, folds.calibrate)
     rank_zero_info(_described(folds, careful, epochs, simple, finished, rehearsal is not None))
