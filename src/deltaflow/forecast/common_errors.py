@@ -1,4 +1,4 @@
-r"""Errors that items share at the same time, and the widening of intervals for them.
+r"""How far intervals widen for errors that items share at the same time, or narrow.
 
 Let the error of item :math:`i` at time :math:`t`, in units of the forecast's own spread, be
 :math:`b_t + e_{it}`, with a part :math:`b_t` that all items share, a random-effects model (Searle,
