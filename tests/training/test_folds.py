@@ -144,6 +144,16 @@ def test_only_a_regression_on_cycles_is_blended_with_networks_of_many_items(few,
     assert "SeasonalPredictor" in repr(quick(blend=True, folds=2).train(data))
 
 
+def test_simple_forecasts_of_many_items_know_the_rarest_channel(monkeypatch):
+    for module in (plans, folds):
+        monkeypatch.setattr(module, "FEW_ITEMS", 2)
+    data = [dict(entry) for entry in seldom_observed(2, 1.0, items=12)]
+    for entry in data[1:]:
+        entry["target"][1] = np.nan
+    prepared = folds.Folds(quick(folds=2), data, seed=0)
+    assert any(np.isfinite(entry["target"][1]).any() for entry in prepared.examples)
+
+
 @pytest.mark.parametrize(
     ("options", "kind"),
     [

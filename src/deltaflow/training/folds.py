@@ -41,7 +41,7 @@ from deltaflow.training.plan import (
     planned,
 )
 from deltaflow.training.runs import Run, train_all
-from deltaflow.training.simple import SimpleForecasts, name_of
+from deltaflow.training.simple import SimpleForecasts, name_of, observed
 from deltaflow.training.stretches import Stretch, cut_into_stretches
 from deltaflow.training.widening import widened
 
@@ -239,11 +239,17 @@ class Folds:
 
     @cached_property
     def examples(self) -> list[DataEntry]:
-        """The items to which simple forecasts are fitted: all, or some if there are many."""
-        if self.plan.few:
-            return list(self.whole)
-        chosen = np.random.default_rng(self.seed).permutation(len(self.whole))[:FEW_ITEMS]
-        return list(select(self.whole, np.sort(chosen)))
+        """The items to which simple forecasts are fitted: all or, if there are many, some.
+
+        They are as many as it takes to have values of each channel.
+        """
+        order = np.random.default_rng(self.seed).permutation(len(self.whole))
+        count = len(order) if self.plan.few else FEW_ITEMS
+        while True:
+            some = list(select(self.whole, np.sort(order[:count])))
+            if count >= len(order) or observed(some).all():
+                return some
+            count *= 2
 
     def simple_forecasts(self, entries: Sequence[DataEntry]) -> list[DeltaflowPredictor]:
         """Fit the simple forecasts of a blend; their kinds do not depend on the entries."""
