@@ -39,7 +39,7 @@ YEARLY = ("Y", 5, 1, ())
 SETS = {
     "electricity": ("30min", 48, 10, (48, 336)),
     "departures": HOURLY, "temperature": HOURLY, "humidity": HOURLY, "pressure": HOURLY,
-    "wind_speed": HOURLY, "commits": HOURLY, "carriers": ("D", 14, 10, (7,)),
+    "wind_speed": HOURLY, "commits": HOURLY, "carriers": ("D", 14, 3, (7,)),
     "daily_temperature": DAILY, "daily_wind": DAILY, "employment": ("M", 12, 3, (12,)),
     "co2": ("M", 24, 3, (12,)),
     "autumn_departures": HOURLY, "autumn_temperature": HOURLY, "autumn_humidity": HOURLY,
