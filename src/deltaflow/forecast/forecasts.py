@@ -165,9 +165,11 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         mean = self.mean
         levels = even_levels(200)  # the average of their quantiles is close to the mean
         ends = self.quantiles([levels[0], levels[-1]])
-        if (nearest(ends) != ends).any():
-            quantiles = self.quantiles(levels)
-            mean = mean + (nearest(quantiles) - quantiles).mean(axis=0)
+        moved = (nearest(ends) != ends).any(axis=0)
+        if moved.any():
+            quantiles = np.repeat(ends[:1], len(levels), axis=0)
+            quantiles[:, moved] = self.quantiles(levels, moved)
+            mean = mean + np.where(moved, nearest(quantiles) - quantiles, 0.0).mean(axis=0)
         return nearest(mean)
 
     def _check_complete(self) -> None:
