@@ -1,12 +1,21 @@
 """The regression on earlier cycles: what it repeats, what it reads, and that its intervals hold."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 from gluonts.dataset.split import split
 from gluonts.model.seasonal_naive import SeasonalNaivePredictor
 
-from deltaflow import DataError, DeltaflowError, HoldPredictor, IrregularDataset, load_predictor
+from deltaflow import (
+    ConformalPredictor,
+    DataError,
+    DeltaflowError,
+    HoldPredictor,
+    IrregularDataset,
+    load_predictor,
+)
 from deltaflow.data.series import read_series
 from deltaflow.data.statistics import Statistics
 from deltaflow.forecast import SeasonalPredictor
@@ -47,6 +56,20 @@ def test_what_repeats_is_continued_at_any_time():
     entry["feat_dynamic_real"] = np.append(elapsed, queries)[None]
     (forecast,) = SeasonalPredictor.fit(data, 30).predict([entry])
     np.testing.assert_allclose(forecast.mean, np.sin(2 * np.pi * asked / 24), atol=0.02)
+
+
+def test_items_of_unlike_scale_are_forecast_alike():
+    """In calibrated intervals, too, an item in millionths of the unit of others is no smaller."""
+    large, *others = noisy(6, 5, seed=0)
+    small = {**large, "target": (1e-6 * large["target"]).astype(np.float32), "item_id": "small"}
+    data = [large, small, *others]
+    pairs = list(split(data, offset=-48)[1].generate_instances(24, windows=2))
+    plain = SeasonalPredictor.fit(data, 24)
+    for predictor in (plain, ConformalPredictor.fit(plain, pairs)):
+        forecast, smaller = itertools.islice(predictor.predict(data), 2)
+        for level in LEVELS:
+            expected = 1e-6 * forecast.quantile(level)
+            np.testing.assert_allclose(smaller.quantile(level), expected, rtol=1e-3, atol=1e-9)
 
 
 def noisy(number: int, weeks: int, seed: int) -> list[dict]:

@@ -391,12 +391,19 @@ def test_what_is_not_given_follows_the_data_and_is_said(caplog):
 
 
 @pytest.mark.parametrize(
-    ("rows", "scale", "scaling"), [(8, 1.0, "last"), (8, 1.5, "running"), (3, 1.0, "last")]
+    ("items", "rows", "scale", "scaling"),
+    [
+        (20, 8, 1.0, "last"),
+        (20, 8, 1.5, "running"),
+        (20, 3, 1.0, "last"),
+        (2, 8, 1.0, "last"),
+        (2, 8, 100.0, "running"),
+    ],
 )
-def test_items_in_units_of_their_own_are_scaled_each(rows, scale, scaling):
-    data = noisy_items(20, rows, scale)
+def test_items_in_units_of_their_own_are_scaled_each(items, rows, scale, scaling):
+    data = noisy_items(items, rows, scale)
     module = IrregularDataModule(data, prediction_length=2, context_length=8)
-    plan = plan_for(module.training_windows.data, np.arange(20), module.reader, None, seed=0)
+    plan = plan_for(module.training_windows.data, np.arange(items), module.reader, None, seed=0)
     assert plan.settings["scaling"] == scaling
 
 

@@ -215,7 +215,8 @@ class ConformalPredictor(WrappedPredictor):
         leads, scores, floors, num_items, widened = [], [], [], [], []
         for number in range(len(predictor.schema.target)):
             own = known.of_channel(number)
-            usual = 1e-6 * np.diff(own.inner, axis=0).mean() if len(own.value) else 0.0
+            widths = own.inner[2] - own.inner[0]
+            usual = 1e-9 * np.median(widths[widths > 0]) if (widths > 0).any() else 0.0
             floor = float(max(usual, least[number] if least else 0.0, 1e-300))
             errors = own.errors(floor)
             last = None if rehearsal is None else rehearsal.of_channel(number).errors(floor)

@@ -283,8 +283,10 @@ def _unit(curve: Curve, period: float, default: float) -> float:
     """Return the root mean square of the changes over a period, or a default without any."""
     changes = curve.values - _at(curve, curve.times - period)
     changes = changes[np.isfinite(changes)]
-    unit = float(np.sqrt((changes**2).mean())) if len(changes) else default
-    return max(unit, MINIMUM_SCALE * default)
+    if not len(changes):
+        return default
+    # However small the unit of an item may be beside those of others, it is not 0.
+    return float(np.sqrt((changes**2).mean())) or MINIMUM_SCALE * default
 
 
 def _pairs(

@@ -222,7 +222,7 @@ def scaling_for(items: Sequence[np.ndarray]) -> str:
     spreads = []
     for own in deviations.T:
         own = own[np.isfinite(own)]
-        if len(own) > 9:
+        if len(own) > 1:
             low, high = np.quantile(own, [0.05, 0.95])
             spreads.append(high / low)
     middle = np.quantile(spreads, 0.5, method="lower") if spreads else 0.0
