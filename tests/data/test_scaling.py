@@ -134,6 +134,14 @@ def test_the_scale_of_unit_noise_is_one_however_few_values_there_are(length):
     assert scaling.outputs(memory).scale.median() == pytest.approx(1, rel=0.05)
 
 
+def test_items_of_quite_unlike_scale_keep_their_own():
+    noise = np.random.default_rng(0).normal(size=500)
+    scaling = RunningScaling(fit(noise, 1e3 * noise, 1e6 * noise), CENTRED)
+    for size in (1e-6, 1.0, 1e9):
+        assert units(scaling, size * noise)[1] == pytest.approx(size, rel=0.2)
+    assert 0 < float(units(scaling, np.zeros(500))[1][0]) < 10  # of 1e3; nothing is divided by 0
+
+
 def test_running_levels_say_where_a_series_stands():
     statistics = fit([0.0, 2.0], [10.0, 12.0])
     scaling = RunningScaling(statistics, CENTRED)

@@ -204,7 +204,8 @@ class RunningScaling(Scaling):
         variance = (squares / number - mean * mean).clamp(min=0)
         own = self.unit * typical_deviation(variance.sqrt(), number)
         own = self.centred * own + (1 - self.centred) * (size / number)
-        own = torch.maximum(own, MINIMUM_SCALE * self.within)
+        # Items may be of quite unlike scale, but none has a scale of 0.
+        own = torch.where(own > 0, own, MINIMUM_SCALE * self.within)
         # A single value carries no information about a deviation, but some about a magnitude.
         evidence = (count - self.centred).clamp(min=0)
         weight = evidence / (evidence + PRIOR_WEIGHT)

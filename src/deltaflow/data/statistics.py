@@ -16,7 +16,7 @@ from deltaflow.data.series import Series, in_chunks
 from deltaflow.errors import DataError
 
 MINIMUM_SCALE = 1e-3
-"""The smallest scale of a series, as a share of the training set's scale."""
+"""The scale of a series that does not vary, as a share of the training set's scale."""
 
 LIMIT = 10.0
 """The absolute value at which scaled inputs of a network are clipped."""
