@@ -51,4 +51,4 @@ def test_command_line_runs(tmp_path):
         check=True,
     )
     assert "test_mean_weighted_quantile_loss" in finished.stdout
-    assert "item_id,timestamp,target_name,predictions,0.1,0.9" in finished.stdout
+    assert "item_id,timestamp,target_name,predictions,mean,0.1,0.9" in finished.stdout
