@@ -32,7 +32,7 @@ class Queries(NamedTuple):
 
 
 def check_answer(keys: Iterable[str], levels: Iterable[float], others: Sequence[str] = ()) -> None:
-    """Raise an error if a column of forecasts, or another one, is named like item or time."""
+    """Raise an error if the item or time column has the name of a column of the result."""
     for key in keys:
         if key in ("target_name", "predictions", "mean", *map(str, levels), *others):
             raise DataError("is also the name of a column of the forecasts", "rename", field=key)

@@ -1,4 +1,4 @@
-r"""How far intervals widen for errors that items share at the same time, or narrow.
+r"""How far intervals widen for errors that items share at the same time, and may narrow.
 
 Let the error of item :math:`i` at time :math:`t`, in units of the forecast's own spread, be
 :math:`b_t + e_{it}`, with a part :math:`b_t` that all items share, a random-effects model (Searle,
@@ -27,7 +27,7 @@ ASSUMED = 0.2
 on held-out items: a rehearsal shows a single future."""
 
 NOMINAL = 0.8
-"""The probability of the intervals whose coverage decides on the width of all."""
+"""The nominal coverage of the intervals by which the width of all intervals is judged."""
 
 CERTAINTY = 0.95
 """The probability with which held-out values must show that narrower intervals suffice."""
@@ -116,10 +116,10 @@ def widening_for(left_out: "Errors", rehearsed: "Errors") -> float:
     times as wide. In the rehearsal :math:`B` is estimated if the errors of held-out items are
     correlated at the `SIGNIFICANT` level, which shows that their common part is no course learned
     from other items. At least `ASSUMED` is taken for :math:`B / S`: the rehearsal is a single
-    future, in which the common part may by chance be small. By more than this, intervals do not
-    widen beyond those that have their nominal coverage in the rehearsal: a few times with large
-    common errors, such as holidays, are no reason to widen the intervals of all times. There is no
-    guarantee; over many data sets, coverage is much closer to nominal.
+    future, in which the common part may by chance be small. The factor is at most the one at which
+    intervals have their nominal coverage in the rehearsal, times the root of 1 + `ASSUMED`: a
+    few times with large common errors, such as holidays, are no reason to widen the intervals of
+    all times. There is no guarantee; over many data sets, coverage is much closer to nominal.
 
     With fewer than `FEWEST_TOGETHER` items, intervals do not widen.
 
@@ -142,9 +142,8 @@ def narrowing_for(held_out: "Sequence[Errors]") -> float:
     """Return the factor, at most 1, by which intervals may narrow.
 
     It is the smallest at which each set of held-out values shows with 95 % certainty that they
-    still have their nominal coverage: with a lower one, so many of independent items would be
-    covered with a probability of at most 5 %. Items are counted instead of values, since an item
-    may err in the same way at all times. Fewer than 14 show nothing.
+    still have their nominal coverage, by a one-sided binomial test. The test counts items instead
+    of values, since an item may err in the same way at all times; fewer than 14 show nothing.
     """
     factor = 0.0
     for errors in held_out:

@@ -212,22 +212,22 @@ class ConformalPredictor(WrappedPredictor):
         if not len(known.value):
             raise DataError("nothing was observed after the origins of the calibration",
                             "give forecasts with labels")  # fmt: skip
+        judged = [known] if rehearsal is None else [known, rehearsal]
         leads, scores, floors, num_items, widened = [], [], [], [], []
         for number in range(len(predictor.schema.target)):
             own = known.of_channel(number)
             widths = own.inner[2] - own.inner[0]
             usual = 1e-9 * np.median(widths[widths > 0]) if (widths > 0).any() else 0.0
             floor = float(max(usual, least[number] if least else 0.0, 1e-300))
-            errors = own.errors(floor)
-            last = None if rehearsal is None else rehearsal.of_channel(number).errors(floor)
-            bounds, table = _calibrate(own.item, own.lead, errors.error, quantiles)
+            errors = [one.of_channel(number).errors(floor) for one in judged]
+            bounds, table = _calibrate(own.item, own.lead, errors[0].error, quantiles)
             if not exact:
                 table -= table[:, LEVELS == 0.5].clip(-TOLERATED, TOLERATED)
             if not free:
-                narrowest = narrowing_for([errors, last] if last else [errors]) * _NORMAL
+                narrowest = narrowing_for(errors) * _NORMAL
                 table = np.where(LEVELS < 0.5, np.minimum(table, narrowest), table)
                 table = np.where(LEVELS > 0.5, np.maximum(table, narrowest), table)
-            factor = widening_for(errors, last) if last else 1.0
+            factor = 1.0 if rehearsal is None else widening_for(*errors)
             middle = table[:, LEVELS == 0.5]
             leads.append(bounds.tolist())
             scores.append((middle + factor * (table - middle)).tolist())

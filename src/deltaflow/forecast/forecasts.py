@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -169,7 +169,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
         if moved.any():
             quantiles = np.repeat(ends[:1], len(levels), axis=0)
             quantiles[:, moved] = self.quantiles(levels, moved)
-            mean = mean + np.where(moved, nearest(quantiles) - quantiles, 0.0).mean(axis=0)
+            mean = mean + (nearest(quantiles) - quantiles).mean(axis=0)
         return nearest(mean)
 
     def _check_complete(self) -> None:
@@ -707,6 +707,17 @@ class QuantileForecast(RealTimeForecast, gluonts_forecast.QuantileForecast):
         return forecast.labelled_like(self, self.target[dim : dim + 1])
 
 
+def joined_columns(
+    forecasts: Iterable[RealTimeForecast], levels: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """Return the columns of forecasts by one predictor, see `RealTimeForecast.columns`.
+
+    Each has a value per forecast, query and channel, in this order.
+    """
+    parts = [forecast.columns(levels) for forecast in forecasts]
+    return {name: np.concatenate([part[name].ravel() for part in parts]) for name in parts[0]}
+
+
 def tabulated(
     forecasts: Sequence[RealTimeForecast], quantile_levels: Sequence[float]
 ) -> pd.DataFrame:
@@ -722,8 +733,7 @@ def tabulated(
         The levels of the quantiles.
     """
     levels = read_levels(quantile_levels)
-    columns = [forecast.columns(levels) for forecast in forecasts]
-    values = {name: np.concatenate([own[name].ravel() for own in columns]) for name in columns[0]}
+    values = joined_columns(forecasts, levels)
     items = np.array([forecast.item_id for forecast in forecasts], dtype=object)
     queries = np.array([forecast.prediction_length for forecast in forecasts])
     channels = np.array([len(forecast.target) for forecast in forecasts])

@@ -15,7 +15,7 @@ from deltaflow.data.splitter import cut_entry
 from deltaflow.data.validation import as_text, check_columns, in_ticks_of, item_codes
 from deltaflow.errors import DataError, DeltaflowError, located
 from deltaflow.forecast.columns import FrameColumns, check_answer
-from deltaflow.forecast.forecasts import read_levels
+from deltaflow.forecast.forecasts import joined_columns, read_levels
 from deltaflow.forecast.predictor import DeltaflowPredictor
 
 
@@ -101,12 +101,11 @@ def predict_df(
         items = _queries_after(past_df, future_df, columns)
 
     forecasts = predictor.predict([item.entry for item in items], seed=seed)
-    parts = [forecast.columns(levels) for forecast in forecasts]
     rows = np.concatenate([item.rows for item in items])
-    order, shape = np.argsort(rows), (-1, len(schema.target))
+    order = np.argsort(rows)
     values = {
-        name: np.concatenate([part[name].reshape(shape) for part in parts])[order]
-        for name in parts[0]
+        name: own.reshape(len(rows), -1)[order]
+        for name, own in joined_columns(forecasts, levels).items()
     }
     return columns.answer(asked_df, rows[order], values)
 

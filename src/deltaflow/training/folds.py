@@ -110,12 +110,12 @@ class Folds:
     def plan(self) -> Plan:
         """The folds and settings for the data."""
         data, reader = self._base.training_windows.data, self._base.reader
-        plan = plan_for(data, self.usable, reader, self._given.folds, self.seed, self._begins)
+        plan = plan_for(data, self.usable, reader, self._given.folds, self.seed, self._start_times)
         # Long items are worth more epochs.
         return plan._replace(epochs=int(engine.DEFAULTS["max_epochs"])) if self.stretches else plan
 
     @property
-    def _begins(self) -> np.ndarray | None:
+    def _start_times(self) -> np.ndarray | None:
         """The times at which stretches begin, if folds are to be blocks of time.
 
         That is so if there are several items: if they change alike, networks must not learn one's
@@ -124,7 +124,7 @@ class Folds:
         counts = Counter(id(one.whole) for one in self.stretches)
         if len(counts) < 2 or min(counts.values()) < FOLDS_OF_LONG_ITEMS:
             return None
-        return np.array([one.begins for one in self.stretches])
+        return np.array([one.start_time for one in self.stretches])
 
     @cached_property
     def estimator(self) -> NetworkEstimator:
@@ -257,7 +257,7 @@ class Folds:
 
     @cached_property
     def _simple(self) -> SimpleForecasts:
-        if not self.plan.few:  # networks need no help but with cycles longer than their context
+        if not self.plan.few:  # networks learn all but cycles longer than their context
             return SimpleForecasts((), [], False, self._cycles)
         length = self._given.prediction_length
         return SimpleForecasts.for_data(self.examples, self.supports, length, self._cycles)
@@ -267,16 +267,16 @@ class Folds:
 
         Held-out items show how well a network forecasts other items, but not later times than those
         of the training data. Where all items change in the same way, only this rehearsal shows the
-        errors at later times. Many items need none; nor do stretches, since a held-out one already
-        lies at other times than the others, or items that are much longer than the horizon. And if
-        an item has several entries, such as rolled windows, the last values of one are known from
-        another.
+        errors at later times. It is not needed for many items, for items much longer than the
+        horizon, or for stretches: a held-out one already lies at other times than the others. Nor
+        is it possible if an item has several entries, such as rolled windows: the last values of
+        one are known from another.
 
         Returns
         -------
         Rehearsal or None
             None if there are too few items with earlier values than those in the last horizon, or
-            if no rehearsal is needed.
+            if no rehearsal is needed or possible.
         """
         if not self.plan.few or not self._goes_beyond:
             return None

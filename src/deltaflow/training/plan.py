@@ -130,7 +130,7 @@ def plan_for(
     reader: Reader,
     folds: int | None,
     seed: int,
-    begins: np.ndarray | None = None,
+    start_times: np.ndarray | None = None,
 ) -> Plan:
     """Choose folds and settings from the data.
 
@@ -146,19 +146,19 @@ def plan_for(
         The number of folds; by the number of items if None.
     seed
         Seed of the folds.
-    begins
+    start_times
         The time at which each entry begins. If given, the folds are blocks of time, the latest
         first, and entries that begin at the same time are held out together; otherwise the folds
         are random.
     """
-    if begins is None:
+    if start_times is None:
         items = by_item([data[number].item_id for number in usable.tolist()])
         if len(items) == 1:  # its entries are all there is to hold out
             items = [[place] for place in range(len(usable))]
         random = np.random.default_rng(seed)
         order = [usable[items[place]] for place in random.permutation(len(items))]
     else:
-        times = begins[usable]
+        times = start_times[usable]
         order = [usable[times == time] for time in np.unique(times)[::-1]]
     count = len(order)
     few = count <= FEW_ITEMS
@@ -175,7 +175,7 @@ def plan_for(
     else:
         folds = min(folds, count)
         parts = [order[first::folds] for first in range(folds)]
-        if begins is not None:
+        if start_times is not None:
             bounds = [count * number // folds for number in range(folds + 1)]
             parts = [order[slice(*own)] for own in pairwise(bounds)]
         left_out = [np.hstack(part) for part in parts]

@@ -55,7 +55,7 @@ class SimpleForecasts(NamedTuple):
         entries: Sequence[DataEntry],
         supports: Sequence[Support],
         prediction_length: int,
-        cycles: Sequence[float] = (),
+        cycles: list[float] | None = None,
     ) -> SimpleForecasts:
         """Choose the kinds that suit the items.
 
@@ -64,7 +64,7 @@ class SimpleForecasts(NamedTuple):
         """
         values = np.array([np.isfinite(entry["target"]).sum(axis=-1) for entry in entries])
         alike = scaling_for([np.atleast_2d(entry["target"]).T for entry in entries]) == "last"
-        cycles = list(cycles)
+        cycles = cycles or []
         if values[0].size > MOST_PROCESSES:
             return cls((), [], alike, cycles)
         powers = powers_for(entries, supports, prediction_length)

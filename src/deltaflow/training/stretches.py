@@ -34,7 +34,7 @@ class Stretch(NamedTuple):
     start: int
 
     @property
-    def begins(self) -> float:
+    def start_time(self) -> float:
         """The time of the first row, on a clock common to all items."""
         return clock_times(self.whole, 0)[self.start]
 
