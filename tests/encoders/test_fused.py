@@ -3,6 +3,7 @@
 Sums in another order differ by a few roundings of their largest term: ``EXACT`` is in units of it.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -27,9 +28,17 @@ any_encoder = pytest.mark.parametrize("name", FAST)
 
 def make(name: str, hidden_size: int = HIDDEN, dtype=torch.float64, **options) -> Encoder:
     """An encoder whose weights are away from symmetries, and partly above the spectral bounds."""
+    return made(lambda: make_encoder(name, CHANNELS, FEATURES, hidden_size, **options).to(dtype))
+
+
+def made(build: Callable[[], Encoder]) -> Encoder:
+    """The encoder that is built, with such weights.
+
+    Initial matrices are orthogonal: the gradient of their norm depends on their last digits.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = make_encoder(name, CHANNELS, FEATURES, hidden_size, **options).to(dtype)
+        encoder = build()
         with torch.no_grad():
             for parameter in encoder.parameters():
                 parameter += 0.3 * torch.randn_like(parameter)
@@ -106,9 +115,12 @@ def test_fast_equals_plain_at_any_depth(name, time_embedding, hidden_size, num_l
 
 
 def test_fast_equals_plain_for_layers_of_a_kind_each(only_fast):
-    layers = [GRULayer(HIDDEN), GRULayer(HIDDEN, time_embedding="log", coefficient=0.5)]
-    evolution = FlowEvolution(FlowStack(layers).double())
-    encoder = RecurrentEncoder(CHANNELS, FEATURES, HIDDEN, evolution).double()
+    def build() -> Encoder:
+        layers = [GRULayer(HIDDEN), GRULayer(HIDDEN, time_embedding="log", coefficient=0.5)]
+        evolution = FlowEvolution(FlowStack(layers))
+        return RecurrentEncoder(CHANNELS, FEATURES, HIDDEN, evolution).double()
+
+    encoder = made(build)
     batch = make_batch()
     plain = run(encoder.read_plainly, encoder, batch)
     only_fast(encoder)
