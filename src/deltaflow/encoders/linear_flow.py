@@ -121,9 +121,8 @@ class LinearFlowEncoder(Encoder):
         )
         self.tempi = nn.ModuleList(nn.Linear(size, 1) for size in widths[:num_tempi])
         with torch.no_grad():
-            for tempo_of in self.tempi:
-                for parameter in tempo_of.parameters():
-                    parameter.zero_()
+            for parameter in self.tempi.parameters():
+                parameter.zero_()
             layer = torch.arange(len(self.flow.frequency)) % num_layers
             self.flow.frequency.copy_(self.flow.frequency[layer.argsort(stable=True)])
             for size, entry in zip(self.sizes, self.entries, strict=True):

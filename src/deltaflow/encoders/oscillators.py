@@ -167,7 +167,7 @@ class _Turn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         once_only()
-        return _turned_back(gradient, *ctx.saved_tensors), None, None
+        return _turned(gradient, *ctx.saved_tensors, sign=-1), None, None
 
 
 class _Carry(torch.autograd.Function):
@@ -215,7 +215,7 @@ def _driven(
     """Return gates and drives in the rotating frame, and memory of the same shape as the drives."""
     entries = torch.addmm(bias.unsqueeze(1), weight, inner)
     gate, drive = _gate_and_numbers(entries, motion)
-    return gate.sigmoid_(), _turned_back(drive, motion.cos, motion.sin), drive
+    return gate.sigmoid_(), _turned(drive, motion.cos, motion.sin, sign=-1), drive
 
 
 def _gate_and_numbers(entries: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
@@ -241,19 +241,12 @@ def _left(kept: Tensor, states: Tensor) -> Tensor:
     return left
 
 
-def _turned(numbers: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _turned(numbers: Tensor, cos: Tensor, sin: Tensor, sign: int = 1) -> Tensor:
+    """Turn complex numbers ``(2, …)`` by e^iθ, or back by e^-iθ if the sign is -1."""
     (real, imaginary), out = numbers, torch.empty_like(numbers)
     torch.mul(cos, numbers, out=out)
-    out[0].addcmul_(sin, imaginary, value=-1)
-    out[1].addcmul_(sin, real)
-    return out
-
-
-def _turned_back(numbers: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    (real, imaginary), out = numbers, torch.empty_like(numbers)
-    torch.mul(cos, numbers, out=out)
-    out[0].addcmul_(sin, imaginary)
-    out[1].addcmul_(sin, real, value=-1)
+    out[0].addcmul_(sin, imaginary, value=-sign)
+    out[1].addcmul_(sin, real, value=sign)
     return out
 
 

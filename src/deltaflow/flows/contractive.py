@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from deltaflow.flows.time_mlp import TimeMLP
 
-HALF_PRECISION = (torch.float16, torch.bfloat16)
-
 
 def check_coefficient(coefficient: float) -> None:
     """Raise a ``ValueError`` unless ``coefficient`` is above 0 and below 1, as in a contraction."""
@@ -46,7 +44,7 @@ def spectral_normalise(weight: Tensor, coefficient: float | Tensor) -> Tensor:
             [0.0000, 0.2500]])
     """
     # torch has no eigenvalues in half precision, and a square could overflow there.
-    exact = weight.float() if weight.dtype in HALF_PRECISION else weight
+    exact = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
     wide = weight.shape[-2] < weight.shape[-1]
     gram = exact @ exact.mT if wide else exact.mT @ exact
     # The square of the norm: its derivative needs the eigenvectors on one side only.

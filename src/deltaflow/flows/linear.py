@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deltaflow.flows.flow import Flow, FlowInversionError, FlowMap
+from deltaflow.flows.initial import in_default_dtype
 
 SPAN = 50.0
 """The default length of a series, in typical gaps."""
@@ -75,22 +76,16 @@ class LinearFlow(Flow):
         if not all(0 < cycle < math.inf for cycle in cycles):
             raise ValueError(f"cycles must be positive periods, got {list(cycles)}")
         self.num_modes = (dim + 1) // 2
-        self.rate = nn.Parameter(torch.empty(self.num_modes))
-        self.frequency = nn.Parameter(torch.empty(dim // 2))
-        self.start_at(span, cycles)
-
-    @torch.no_grad()
-    def start_at(self, span: float, cycles: Sequence[float] = ()) -> None:
-        """Set rates and frequencies to their initial values; see the parameters of the class."""
-        turns = _spread(min(SLOWEST / span, FASTEST), FASTEST, self.dim // 2)
+        turns = _spread(min(SLOWEST / span, FASTEST), FASTEST, dim // 2)
         known = torch.tensor(cycles[: len(turns)], dtype=turns.dtype)
         turns[: len(known)] = 1 / known
-        self.frequency.copy_(_inverse_softplus(turns))
         # In a different order than the frequencies, so that high and low ones get rates of all
         # sizes.
         rates = _spread(0.05 / span, 5 / span, self.num_modes)
         golden = (torch.arange(self.num_modes) * 0.6180339887) % 1
-        self.rate.copy_(_inverse_softplus(rates[golden.argsort().argsort()]))
+        rates = rates[golden.argsort().argsort()]
+        self.rate = nn.Parameter(in_default_dtype(_inverse_softplus(rates)))
+        self.frequency = nn.Parameter(in_default_dtype(_inverse_softplus(turns)))
 
     def exponent(self) -> tuple[Tensor, Tensor]:
         """Return the rates ``(N,)``, and the turns per unit of time ``(N,)`` in float64."""
@@ -121,12 +116,8 @@ class LinearFlow(Flow):
         self._check_decay(t, y.dtype)
         rates, turns = self.exponent()
         x = self._turned(exponential(-rates, -turns, t, y.dtype), y)
-        if tol is not None:
-            error = (
-                4 * torch.finfo(y.dtype).eps * float(x.detach().norm(dim=-1).max())
-                if x.numel()
-                else 0.0
-            )
+        if tol is not None and x.numel():
+            error = 4 * torch.finfo(y.dtype).eps * float(x.detach().norm(dim=-1).max())
             if not error <= tol:
                 raise FlowInversionError(
                     f"the inverse is exact to {error:.1e} in {y.dtype}, which exceeds tol={tol:g}: "

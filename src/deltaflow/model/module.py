@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -61,11 +61,12 @@ class ForecastNetwork(nn.Module, ABC, Generic[E]):
         self.scaling = reader.make_scaling()
         self.num_covariates = len(statistics.covariate_center)
         # Code 0, an unknown level, is embedded as zero.
-        self.embeddings = nn.ModuleList(
-            nn.Embedding(len(levels) + 1, _embedding_size(levels), padding_idx=0)
+        embeddings = [
+            nn.Embedding(len(levels) + 1, min(16, (len(levels) + 3) // 2), padding_idx=0)
             for levels in schema.feat_static_cat.values()
-        )
-        embedded = sum(_embedding_size(levels) for levels in schema.feat_static_cat.values())
+        ]
+        self.embeddings = nn.ModuleList(embeddings)
+        embedded = sum(embedding.embedding_dim for embedding in embeddings)
         self.num_static = len(statistics.static_center) + embedded
         counts = dict(zip(schema.target, statistics.count, strict=False))
         weights = _loss_weights(counts, balance, channel_weights)
@@ -243,7 +244,3 @@ def mapped(function: Callable[[Tensor], Tensor], nested: Any) -> Any:
         return function(nested)
     parts = [mapped(function, part) for part in nested]
     return type(nested)(*parts) if hasattr(nested, "_fields") else tuple(parts)
-
-
-def _embedding_size(levels: Sized) -> int:
-    return min(16, (len(levels) + 3) // 2)

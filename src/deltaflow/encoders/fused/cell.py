@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,11 +77,7 @@ class GRUCellStage(Stage):
         ]
         # A quarter of this matrix is zero, but a single product saves calls in the forward pass.
         self.weight = torch.cat([of_u.detach(), F.pad(of_x.detach(), (0, 0, 0, dim))], -1)
-
-    @cached_property
-    def weight_back(self) -> Tensor:
-        """The matrix that maps the gradients of h, r and z to the gradient of x."""
-        return self.weight[: 3 * self.dim, -self.dim :].T.contiguous()
+        self.weight_back = of_x.detach().T.contiguous()  # to x, from h, r and z
 
     def forward(self, out, u_x, gates, rz, x, h, r, z, n) -> None:
         """See `Stage.forward`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -88,16 +87,9 @@ class CouplingStage(Stage):
         self.first, self.second = first.detach(), second.detach()
         self.twice_limit = 2 * max_log_scale
         self.minus_limit, self.half = first.new_tensor(-max_log_scale), first.new_tensor(0.5)
-
-    @cached_property
-    def first_back(self) -> Tensor:
-        """The matrix that maps the gradient of a, before the sigmoid, to the gradient of x'."""
-        return self.first[:, : self.tape["given"]].T.contiguous()
-
-    @cached_property
-    def second_back(self) -> Tensor:
-        """The matrix that maps the gradients of u and v to the gradient of a."""
-        return self.second[:, 2:].T.contiguous()
+        # The matrices of the gradients: to x', from a before the sigmoid; and to a, from u and v.
+        self.first_back = self.first[:, :given].T.contiguous()
+        self.second_back = self.second[:, 2:].T.contiguous()
 
     def forward_arguments(self, tape: NamedRows, out: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`Stage.forward_arguments`; the halves of phi stand at the end."""

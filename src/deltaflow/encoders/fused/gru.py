@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -67,17 +66,9 @@ class GRUStage(Stage):
             Product(candidate, of=slice("q", "clock"), gradient="s"),
         ]
         self.gates, self.candidate = gates.detach(), candidate.detach()
-
-    @cached_property
-    def gates_back(self) -> Tensor:
-        """The matrix that maps the gradients of z, r and q to the gradient of x."""
-        identity = torch.eye(self.dim, dtype=self.gates.dtype, device=self.gates.device)
-        return torch.cat([self.gates[:, 2:].T, identity], 1)
-
-    @cached_property
-    def candidate_back(self) -> Tensor:
-        """The matrix that maps the gradient of s to the gradient of q."""
-        return self.candidate[:, : self.dim].T.contiguous()
+        # The matrices of the gradients: to x, from z, r and q; and to q, from s.
+        self.gates_back = torch.cat([self.gates[:, 2:].T, torch.eye(dim).to(phi)], 1)
+        self.candidate_back = self.candidate[:, :dim].T.contiguous()
 
     def forward(self, out, clock_x, q_clock, zr, x, phi, q, z, r, s) -> None:
         """See :meth:`Stage.forward`."""

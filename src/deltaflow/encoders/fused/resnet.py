@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -57,16 +56,9 @@ class ResNetStage(Stage):
             Product(second, of=slice("clock", "a"), gradient="g"),
         ]
         self.first, self.second = first.detach(), second.detach()
-
-    @cached_property
-    def first_back(self) -> Tensor:
-        """The matrix that maps the gradient of a, before the ELU, to the gradient of x."""
-        return self.first[:, : self.dim].T.contiguous()
-
-    @cached_property
-    def second_back(self) -> Tensor:
-        """The matrix that maps the gradient of g to the gradient of a."""
-        return self.second[:, 2:].T.contiguous()
+        # The matrices of the gradients: to x, from a before the ELU; and to a, from g.
+        self.first_back = self.first[:, :dim].T.contiguous()
+        self.second_back = self.second[:, 2:].T.contiguous()
 
     def forward(self, out, x_clock, clock_a, x, phi, a, g) -> None:
         """See :meth:`Stage.forward`."""
