@@ -162,8 +162,9 @@ class IrregularDataModule(pl.LightningDataModule):
         self.seed = seed
         self._begin = 0, 0
         if origins == "random":
-            given = origins_within
-            within = None if given is None else read_range(given, "origins_within")
+            within = (
+                None if origins_within is None else read_range(origins_within, "origins_within")
+            )
             self.training_windows = TrainingWindows(
                 training, reader, self.horizon, seed=seed, within=within, thinning=thinning
             )
@@ -265,9 +266,8 @@ class IrregularDataModule(pl.LightningDataModule):
             num_windows = self.batch_size * self.num_batches_per_epoch
         else:
             num_windows = len(windows)
-        batches = self._batches(windows, num_windows)
         order = InOrder if getattr(self.trainer, "overfit_batches", 0) > 0 else EpochSampler
-        return self._loader(batches, order(batches, *self._begin))
+        return self._loader(windows, num_windows, order, *self._begin)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return the loader of the validation windows, or an empty list."""
@@ -278,25 +278,24 @@ class IrregularDataModule(pl.LightningDataModule):
     def _set_seed(self, seed: int) -> None:
         self.seed = self.training_windows.seed = seed
 
-    def _batches(self, windows: Windows, num_windows: int) -> Batches:
-        """Return the share of the batches for the trainer's process."""
+    def _in_order(self, windows: Windows) -> DataLoader[Batch]:
+        """Return the loader of windows that are read once, in order."""
+        return self._loader(windows, len(windows), InOrder)
+
+    def _loader(
+        self, windows: Windows, num_windows: int, order: type[EpochSampler], *begin: int
+    ) -> DataLoader[Batch]:
+        """Return the loader of the share of the batches for the trainer's process."""
         rank, world_size = 0, 1
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return Batches(
+        batches = Batches(
             windows, num_windows, batch_size=self.batch_size, rank=rank, world_size=world_size
         )
-
-    def _in_order(self, windows: Windows) -> DataLoader[Batch]:
-        """Return the loader of windows that are read once, in order."""
-        batches = self._batches(windows, len(windows))
-        return self._loader(batches, InOrder(batches))
-
-    def _loader(self, batches: Batches, order: EpochSampler) -> DataLoader[Batch]:
         return _Loader(
             batches,
             batch_size=None,  # the elements are already batches
-            sampler=order,
+            sampler=order(batches, *begin),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,

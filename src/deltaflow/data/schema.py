@@ -251,11 +251,10 @@ class Schema:
         ValueError, TypeError, KeyError or AttributeError
             If it is not a schema.
         """
-        lists = ("target", "feat_dynamic_real", "past_feat_dynamic_real", "feat_static_real")
         schema = cls(
             **{
                 **plain,
-                **{role: _names(plain[role]) for role in lists},
+                **{role: _names(plain[role]) for role in ROLES[:-1]},
                 "feat_static_cat": {k: _names(v) for k, v in plain["feat_static_cat"].items()},
             }
         )

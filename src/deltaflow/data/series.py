@@ -112,25 +112,15 @@ def _checked(entry: Any) -> Any:
             "give entries of a GluonTS data set, or make them with "
             "IrregularDataset.from_long_dataframe",
         )
-    lists = [
-        field
-        for field in ("target", "feat_dynamic_real", "past_feat_dynamic_real")
-        if entry.get(field) is not None and not _is_float(entry[field])
-    ]
-    if not lists:
-        return entry
+    dynamic = [field for field in ROLES[:3] if entry.get(field) is not None]
     with located(item=entry.get("item_id")):
-        return {**entry, **{field: _array(entry[field], field) for field in lists}}
+        return {**entry, **{field: _floats(entry[field], field) for field in dynamic}}
 
 
-def _is_float(values: Any) -> bool:
-    return isinstance(values, np.ndarray) and values.dtype.kind == "f"
-
-
-def _array(values: Any, field: str) -> np.ndarray:
+def _floats(values: Any, field: str) -> np.ndarray:
     """Return a list, a tensor or an array of any kind as an array of floats, NaN for None."""
     array = _numbers(values, None, field)
-    return array if _is_float(array) else _numbers(array, np.float64, field)
+    return array if array.dtype.kind == "f" else _numbers(array, np.float64, field)
 
 
 def schema_of(entries: Iterable[DataEntry]) -> Schema:

@@ -211,9 +211,8 @@ class TimeSplitter(AbstractBaseSplitter):
             )
         date = cast(pd.Timestamp, self._date)
         if (date.tz is None) == str(origin).endswith("Z"):
-            problem = "has no time zone" if date.tz is None else "has a time zone"
             raise DataError(
-                f"the date {problem}, unlike the data" if date.tz else f"the date {problem}",
+                f"the date has {'a time zone, unlike the data' if date.tz else 'no time zone'}",
                 "give the date with a time zone if the data have one, and without if not",
                 field="date",
             )

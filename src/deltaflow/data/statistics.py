@@ -279,11 +279,8 @@ class _Sample:
 
 def _median_of_positive(deviations: np.ndarray) -> np.ndarray:
     """Return the median over items of the positive deviations, or 0 if none is positive."""
-    positive = np.where(deviations > 0, deviations, np.nan)
-    medians = np.zeros(deviations.shape[1])
-    known = np.isfinite(positive).any(axis=0)
-    medians[known] = np.nanmedian(positive[:, known], axis=0)
-    return medians
+    positive = [own[own > 0] for own in deviations.T]
+    return np.array([np.median(own) if len(own) else 0.0 for own in positive])
 
 
 def _first_positive(scale: np.ndarray, fallback: np.ndarray | float) -> np.ndarray:
