@@ -302,8 +302,9 @@ class ConformalForecast(WrappedForecast):
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""
         pairs = zip(self.scores, self.ranges.T, strict=True)
         wanted = np.array(levels, dtype=np.float64)
-        scores = [_at_levels(table, wanted)[:, own] for table, own in pairs]
-        quantiles = self._at(np.stack(scores, axis=-1))
+        score = np.stack([_at_levels(table, wanted)[:, own] for table, own in pairs], axis=-1)
+        values = self._median + score * np.where(score < 0, self._below, self._above)  # (L, Q, D)
+        quantiles = values.reshape(len(levels), *self._shape)
         return quantiles if cells is None else quantiles[:, cells]
 
     def copy_dim(self, dim: int) -> "ConformalForecast":
@@ -313,11 +314,6 @@ class ConformalForecast(WrappedForecast):
         own = slice(dim, dim + 1)
         parts = self.scores[own], self.ranges[:, own], self.least[own]
         return ConformalForecast(self.forecast.copy_dim(dim), *parts)
-
-    def _at(self, score: np.ndarray) -> np.ndarray:
-        side = np.where(score < 0, self._below, self._above)
-        values = self._median + score * side
-        return values.reshape(*values.shape[:-2], *self._shape)
 
 
 def _calibrate(

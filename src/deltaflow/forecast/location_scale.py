@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -17,6 +17,9 @@ from deltaflow.process import one_thread
 
 BATCH_SIZE = 64
 """The number of series that are forecast together."""
+
+MOST_ITEMS = 64
+"""The largest number of items to which a channel's parameters are fitted."""
 
 
 class LocationScalePredictor(DeltaflowPredictor):
@@ -91,6 +94,15 @@ class Curve(NamedTuple):
         """Return the last ``most`` observed values of a channel."""
         known = np.flatnonzero(np.isfinite(series.values[:, channel]))[-most:]
         return Curve(series.times[known] - series.times[:1], series.values[known, channel])
+
+
+def curves_of(data: Sequence[Series], order: np.ndarray, channel: int, most: int) -> list[Curve]:
+    """Return a channel's last ``most`` values in each of the first items that have any.
+
+    There are at most `MOST_ITEMS`, the first ones in an ``order`` of all items.
+    """
+    every = (Curve.of(data[item], channel, most) for item in order)
+    return list(islice((one for one in every if len(one.values)), MOST_ITEMS))
 
 
 class CurvePredictor(LocationScalePredictor):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import islice
 
 import numpy as np
 from gluonts.core.component import validated
@@ -17,7 +16,7 @@ from deltaflow.data.statistics import MINIMUM_SCALE, Statistics
 from deltaflow.errors import DataError, check_whole
 from deltaflow.forecast.forecasts import QuantileForecast
 from deltaflow.forecast.hold import LEVELS, groups_of, quantiles_of
-from deltaflow.forecast.location_scale import Curve, CurvePredictor
+from deltaflow.forecast.location_scale import Curve, CurvePredictor, curves_of
 from deltaflow.forecast.predictor import numbers_of
 
 CYCLES = ("day", "week", "year")
@@ -32,9 +31,9 @@ MOST_ROWS = 1500
 REPEATED = 3
 """The number of values at the same phase, of the latest cycles, whose mean is an input."""
 
-MOST_ITEMS, PAIRS, PAIRS_PER_VALUE = 64, 30_000, 10
-"""The largest number of items to fit to, and the largest numbers of pairs of an origin and a later
-value that are drawn from them, in all and on average per value."""
+PAIRS, PAIRS_PER_VALUE = 30_000, 10
+"""The largest numbers of pairs of an origin and a later value that coefficients are fitted to, in
+all and on average per value."""
 
 MOST_LEADS = 8
 """The largest number of lead times with coefficients of their own."""
@@ -160,11 +159,10 @@ class SeasonalPredictor(CurvePredictor):
         gap, longest = statistics.typical_gap, cycles[-1]
         farthest = max(gap * prediction_length, cycles[0])
         random = np.random.default_rng(0)
-        order = random.permutation(len(data))
+        order, longest_item = random.permutation(len(data)), max(one.length for one in data)
         fits = []
         for channel, spread in enumerate(statistics.spread[: len(schema.target)]):
-            every = (Curve.of(data[item], channel, data[item].length) for item in order)
-            curves = list(islice((one for one in every if len(one.values)), MOST_ITEMS))
+            curves = curves_of(data, order, channel, longest_item)
             num_values = sum(len(curve.values) for curve in curves)
             share = min(PAIRS / num_values, PAIRS_PER_VALUE)
             drawn = [

@@ -9,9 +9,10 @@ import numpy as np
 from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.splitter import cut_entry
-from deltaflow.forecast.gaussian_process.predictor import MOST_ITEMS, GaussianProcessPredictor
+from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.held_out import HeldOut
 from deltaflow.forecast.hold import HoldPredictor
+from deltaflow.forecast.location_scale import MOST_ITEMS
 from deltaflow.forecast.predictor import DeltaflowPredictor
 from deltaflow.forecast.seasonal import SeasonalPredictor
 from deltaflow.forecast.support import Support

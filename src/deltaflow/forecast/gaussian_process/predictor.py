@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import islice
 
 import numpy as np
 from gluonts.core.component import validated
@@ -14,13 +13,12 @@ from deltaflow.errors import check_registered
 from deltaflow.forecast.forecasts import DistributionForecast
 from deltaflow.forecast.gaussian_process.power_normal import POWERS, PowerNormal, to_power
 from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, predictive
-from deltaflow.forecast.location_scale import Curve, CurvePredictor
+from deltaflow.forecast.location_scale import Curve, CurvePredictor, curves_of
 from deltaflow.process import one_thread
 
-MOST_ITEMS, MOST_ROWS, MOST_VALUES = 64, 100, 3000
-"""A kernel is fitted to at most this many items that observe its channel, to at most this many
-last values of each, and to no more items once it has this many values: the cost is cubic in the
-length of each."""
+MOST_ROWS, MOST_VALUES = 100, 3000
+"""A kernel is fitted to at most this many last values of each item, and to no more items once it
+has this many values: the cost is cubic in the length of each."""
 
 CONTEXT = 300
 """The largest number of values that a forecast uses: its cost is cubic in their number."""
@@ -127,8 +125,7 @@ class GaussianProcessPredictor(CurvePredictor):
         theta = []
         for channel, power in enumerate(powers):
             center, spread = statistics.center[channel], statistics.spread[channel]
-            every = (Curve.of(data[item], channel, MOST_ROWS) for item in order)
-            curves = list(islice((one for one in every if len(one.values)), MOST_ITEMS))
+            curves = curves_of(data, order, channel, MOST_ROWS)
             before = np.cumsum([0, *(len(one.values) for one in curves)])
             known = [
                 Curve(
