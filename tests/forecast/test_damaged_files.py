@@ -17,6 +17,7 @@ from deltaflow import (
     IrregularDataModule,
     load_predictor,
 )
+from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 
 WEIGHTS = "prediction-net-state.pt"
 
@@ -205,16 +206,30 @@ def test_broken_json_is_refused(name, content, directory):
         load_predictor(directory)
 
 
+HOLD = [
+    {"levels": [0.5]}, {"leads": [[3600.0]]}, {"changes": [[[1.0]]]}, {"values": [["high"]]},
+    {"center": ["high"]}, {"center": [float("inf")]}, {"center": []}, {"spread": [1.0]},
+]  # fmt: skip
+
+PROCESS = [
+    {"theta": []}, {"theta": [[0.0]]}, {"theta": [["high"] * 5]}, {"theta": [[float("nan")] * 5]},
+    {"theta": [[0.0] * 5] * 2}, {"process": "trend"}, {"center": [float("nan")]}, {"center": []},
+    {"spread": [0.0]}, {"unit": 0.0}, {"powers": [1.0, 1.0]}, {"powers": [3.0]},
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "change",
-    [{"volatility": [1.0]}, {"rate": [-1.0]}, {"spread": [0.0]}, {"center": ["high"]},
-     {"center": [float("inf")]}, {"center": []}, {"spread": [1.0, 1.0]}],
-)  # fmt: skip
-def test_a_damaged_baseline_is_refused(change, univariate, tmp_path):
-    HoldPredictor.fit(univariate, 4).serialize(tmp_path)
+    ("kind", "change"),
+    [
+        *((HoldPredictor, change) for change in HOLD),
+        *((GaussianProcessPredictor, change) for change in PROCESS),
+    ],
+)
+def test_a_damaged_simple_forecast_is_refused(kind, change, univariate, tmp_path):
+    kind.fit(univariate.select(range(2)), 4).serialize(tmp_path)
     path = tmp_path / "predictor.json"
     content = json.loads(path.read_text())
     content["kwargs"].update(change)
     path.write_text(json.dumps(content))
-    with pytest.raises(DeltaflowError, match=re.escape(str(path))):
+    with pytest.raises(DeltaflowError, match=re.escape(str(path)) + "|unknown power"):
         load_predictor(tmp_path)

@@ -115,6 +115,20 @@ def test_a_description_builds_nothing_but_outputs(name):
         make_output({"output": name, "arguments": {}})
 
 
+@pytest.mark.parametrize("arguments", [{"levels": 3}, {"quantiles": "high"}, [0.5], None])
+def test_a_description_with_wrong_arguments_is_refused(arguments):
+    wrong = {"output": "QuantileOutput", "arguments": arguments}
+    for read in (make_output, describe_output):
+        with pytest.raises(DeltaflowError, match="arguments of a QuantileOutput"):
+            read(wrong)
+
+
+def test_a_description_may_leave_out_arguments_with_defaults():
+    assert isinstance(make_output({"output": "StudentTOutput"}), StudentTOutput)
+    with pytest.raises(DeltaflowError, match="arguments of a QuantileOutput"):
+        make_output({"output": "QuantileOutput"})
+
+
 def test_an_output_that_cannot_be_stored_is_refused():
     class OwnOutput(StudentTOutput):
         pass

@@ -36,8 +36,9 @@ def make_output(description: str | Mapping[str, Any] | Output) -> Output:
     UnknownNameError
         If no head of this name is registered.
     DeltaflowError
-        If a description names neither an output of GluonTS nor one of deltaflow; or if the output
-        brings a projection of its own, like GluonTS's implicit quantile network.
+        If a description names neither an output of GluonTS nor one of deltaflow, or has other
+        arguments than that; or if the output brings a projection of its own, like GluonTS's
+        implicit quantile network.
 
     Examples
     --------
@@ -49,11 +50,15 @@ def make_output(description: str | Mapping[str, Any] | Output) -> Output:
         check_registered("head", description, HEADS)
         output = HEADS[description]()
     elif isinstance(description, Mapping):
-        name = description.get("output")
+        name, arguments = description.get("output"), description.get("arguments", {})
         cls = _known_class(str(name))
         if cls is None:
             raise DeltaflowError(f"{name!r} is not an output of gluonts.torch.distributions")
-        output = cls(**description["arguments"])
+        try:
+            output = cls(**arguments)
+        except (TypeError, ValueError) as error:
+            problem = f"{arguments!r} are not the arguments of a {name} ({error})"
+            raise DeltaflowError(problem) from error
     return _projected_by_heads(output)
 
 
@@ -87,12 +92,9 @@ def describe_output(output: str | Mapping[str, Any] | Output) -> str | dict[str,
     >>> describe_output(MonotoneQuantileOutput([0.1, 0.9]))
     {'output': 'MonotoneQuantileOutput', 'arguments': {'quantiles': [0.1, 0.9]}}
     """
-    if isinstance(output, Mapping):
-        return dict(output)
-    if isinstance(output, str):
-        make_output(output)
-        return output
-    _projected_by_heads(output)
+    make_output(output)
+    if not isinstance(output, Output):
+        return output if isinstance(output, str) else dict(output)
     arguments = {
         key: value for key, value in getattr(output, "__init_args__", {}).items() if key != "self"
     }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from inspect import signature
 
 import numpy as np
 from gluonts.core.component import validated
@@ -14,6 +15,7 @@ from deltaflow.forecast.forecasts import DistributionForecast
 from deltaflow.forecast.gaussian_process.power_normal import POWERS, PowerNormal, to_power
 from deltaflow.forecast.gaussian_process.processes import NO_WAVE, PROCESSES, predictive
 from deltaflow.forecast.location_scale import Curve, CurvePredictor, curves_of
+from deltaflow.forecast.predictor import numbers_of
 from deltaflow.process import one_thread
 
 MOST_ROWS, MOST_VALUES = 100, 3000
@@ -84,12 +86,17 @@ class GaussianProcessPredictor(CurvePredictor):
     ) -> None:
         super().__init__(prediction_length, data_schema)
         check_registered("process", process, PROCESSES)
-        self.powers = [1.0] * len(theta) if powers is None else powers
+        channels = len(self.schema.target)
+        self.powers = [1.0] * channels if powers is None else powers
         for power in self.powers:
             check_registered("power", power, POWERS)
-        self.process = process
-        self.theta = np.asarray(theta)
-        self.center, self.spread, self.unit = np.asarray(center), np.asarray(spread), unit
+        self.process, self.unit = process, unit
+        count = 2 + len(signature(PROCESSES[process]).parameters)  # see `covariance`
+        self.theta = numbers_of(theta, (channels, count), "theta")
+        self.center = numbers_of(center, (channels,), "center")
+        self.spread = numbers_of(spread, (channels,), "spread")
+        if len(self.powers) != channels or not (self.spread > 0).all() or not 0 < unit < math.inf:
+            raise ValueError(f"powers, spread or unit are not those of {channels} channels")
 
     @property
     def periods(self) -> list[float | None]:
