@@ -162,9 +162,7 @@ class IrregularDataModule(pl.LightningDataModule):
         self.seed = seed
         self._begin = 0, 0
         if origins == "random":
-            within = (
-                None if origins_within is None else read_range(origins_within, "origins_within")
-            )
+            within = read_range(origins_within, "origins_within")
             self.training_windows = TrainingWindows(
                 training, reader, self.horizon, seed=seed, within=within, thinning=thinning
             )

@@ -370,10 +370,9 @@ def read_static(
             numbers[:, column] = read_constants(pd.Series(values, name=name), rows)
     for column, (name, levels) in enumerate(schema.feat_static_cat.items()):
         if name in dataframe:
-            code_of = {level: code for code, level in enumerate(levels)}
             own = read_constants(read_levels(dataframe[name]), rows)
             known = own.notna().to_numpy()
-            codes[known, column] = [code_of.get(level, UNKNOWN_LEVEL) for level in own[known]]
+            codes[known, column] = pd.Index(levels).get_indexer(pd.Index(own[known]))
             if (codes[known, column] == UNKNOWN_LEVEL).any():
                 warn_once(
                     "categories that were not seen in training count as unknown: ",

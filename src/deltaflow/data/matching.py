@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from gluonts.dataset.common import DataEntry
 
 from deltaflow.data.schema import ROLES, Schema
@@ -69,7 +70,7 @@ def match(own: Schema, schema: Schema) -> Match:
             role: [have.index(name) for name in wanted] for role, (have, wanted) in names.items()
         },
         codes=tuple(
-            _codes(own.feat_static_cat[name], levels)
+            np.append(pd.Index(levels).get_indexer(pd.Index(own.feat_static_cat[name])), -1)
             for name, levels in schema.feat_static_cat.items()
         ),
         target=target,
@@ -141,11 +142,6 @@ def _check_names(own: Schema, schema: Schema) -> None:
                     f"add it there, to {list(have)}" if have else "add it there",
                     field=name,
                 )
-
-
-def _codes(own: Sequence[str], levels: Sequence[str]) -> np.ndarray:
-    code = {level: number for number, level in enumerate(levels)}
-    return np.array([*(code.get(level, -1) for level in own), -1], dtype=np.int64)
 
 
 _RECENT: deque[tuple[Any, list[str], Schema]] = deque(maxlen=8)

@@ -81,8 +81,7 @@ class DataOptions:
         check_between(0, 1, thinning=self.thinning)
         read_seconds(self.horizon, "horizon")
         read_seconds(self.context, "context")
-        if self.origins_within is not None:
-            read_range(self.origins_within, "origins_within")
+        read_range(self.origins_within, "origins_within")
         check_registered("scaling", self.scaling, SCALINGS)
         if isinstance(self.seasonality, str):
             raise DeltaflowError(f"seasonality is a list of cycles: give [{self.seasonality!r}]")

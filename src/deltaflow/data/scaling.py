@@ -50,16 +50,6 @@ class Rows(NamedTuple):
     levels: Tensor
 
 
-class Units(NamedTuple):
-    """Location and scale ``(…, C)`` in the units of the channels, in float64.
-
-    ``value = loc + scale · scaled value``.
-    """
-
-    loc: Tensor
-    scale: Tensor
-
-
 class Scaling(ABC):
     """The contract of a scaling: the units in which values are read and forecast.
 
@@ -118,8 +108,11 @@ class Scaling(ABC):
         """Read one more row ``(B, C)`` of each series, given the memory of the previous rows."""
 
     @abstractmethod
-    def outputs(self, memory: Tensor) -> Units:
-        """Return location and scale ``(B, C)`` of forecasts."""
+    def outputs(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Return location and scale ``(B, C)`` of forecasts, in the units of the channels.
+
+        Both are in float64, and ``value = location + scale · scaled value``.
+        """
 
     def _move_to(self, device: torch.device) -> None:
         if self.center.device != device:
@@ -184,11 +177,11 @@ class RunningScaling(Scaling):
         scaled = _float32((values - loc) / log_scale.exp())
         return Rows(scaled, observed, self._levels(loc, log_scale)), torch.stack(parts, dim=1)
 
-    def outputs(self, memory: Tensor) -> Units:
+    def outputs(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Return the location and scale of the values so far."""
         self._move_to(memory.device)
         loc, log_scale = self._units(*memory.unbind(1))
-        return Units(loc, log_scale.exp())
+        return loc, log_scale.exp()
 
     def _levels(self, loc: Tensor, log_scale: Tensor) -> Tensor:
         """Return ``(B, C)`` location and log-scale relative to the training set's."""
@@ -238,12 +231,12 @@ class LastScaling(Scaling):
         last = torch.where(values.isfinite(), values, memory[:, 0])
         return self._rows(values), last.unsqueeze(1)
 
-    def outputs(self, memory: Tensor) -> Units:
+    def outputs(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last value and the typical variation."""
         self._move_to(memory.device)
         last = memory[:, 0]
         loc = self.centred * torch.where(last.isnan(), self.center, last)
-        return Units(loc, self.variation.expand_as(loc))
+        return loc, self.variation.expand_as(loc)
 
     def _rows(self, values: Tensor) -> Rows:
         return Rows(

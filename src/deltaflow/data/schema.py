@@ -146,12 +146,14 @@ def read_seconds(value, field):
     return seconds
 
 
-def read_range(value: Sequence[Duration], field: str) -> tuple[float, float]:
-    """Return a pair of durations, the earlier one first, in seconds.
+def read_range(value: Sequence[Duration] | None, field: str) -> tuple[float, float] | None:
+    """Return a pair of durations, the earlier one first, in seconds; None stays None.
 
     >>> read_range(("0h", "36h"), "origins_within")
     (0.0, 129600.0)
     """
+    if value is None:
+        return None
     if isinstance(value, str) or len(value) != 2:
         raise DataError(f"{value!r} is not a range", "give an earliest and a latest time",
                         field=field)  # fmt: skip

@@ -90,12 +90,9 @@ class TimeSplitter(AbstractBaseSplitter):
             The number of splits, and the time between them, as for ``generate_instances``.
         """
         apart = self._apart(windows, distance)
-        lengths = [1]
-        for entry in entries_of(dataset):
-            for window in range(windows):
-                low, high = self._bounds(entry, window * apart)
-                lengths.append(high - low)
-        return max(lengths)
+        entries, offsets = entries_of(dataset), [window * apart for window in range(windows)]
+        bounds = (self._bounds(entry, offset) for entry in entries for offset in offsets)
+        return max([1, *(high - low for low, high in bounds)])
 
     def generate_training_entries(self, dataset: Dataset) -> Iterator[DataEntry]:
         """Yield the part of each item before the split."""

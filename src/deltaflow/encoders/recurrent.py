@@ -126,10 +126,9 @@ class RecurrentEncoder(Encoder):
     def _cell(self, inputs: Tensor, hidden: Tensor) -> Tensor:
         """Update the state with a GRU cell (Cho et al., 2014), in the form of ``torch.nn.GRU``."""
         hidden = hidden.clamp(-STATE_LIMIT, STATE_LIMIT)
-        input_gates, input_new = inputs.split([2 * self.hidden_size, self.hidden_size], dim=-1)
-        gates, new = self.hidden_projection(hidden).split(
-            [2 * self.hidden_size, self.hidden_size], dim=-1
-        )
+        sizes = [2 * self.hidden_size, self.hidden_size]
+        input_gates, input_new = inputs.split(sizes, dim=-1)
+        gates, new = self.hidden_projection(hidden).split(sizes, dim=-1)
         reset, keep = torch.sigmoid(input_gates + gates).chunk(2, dim=-1)
         candidate = torch.tanh(torch.addcmul(input_new, reset, new))
         return torch.lerp(candidate, hidden, keep)
