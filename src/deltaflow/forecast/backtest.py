@@ -223,21 +223,13 @@ def _scores(forecasts: pd.DataFrame, levels: list[float]) -> pd.DataFrame:
     known = forecasts[forecasts["actual"].notna()]
     for (cutoff, name), own in known.groupby(["cutoff", "target_name"], sort=False):
         actual = own["actual"].to_numpy()
-        losses = []
-        for level in levels:
-            error = actual - own[str(level)].to_numpy()
-            losses.append(2 * np.maximum(level * error, (level - 1) * error).sum())
+        errors = [(level, actual - own[str(level)].to_numpy()) for level in levels]
+        losses = [2 * np.maximum(level * e, (level - 1) * e).sum() for level, e in errors]
+        loss = np.mean(losses) / max(np.abs(actual).sum(), 1e-300)
+        mae = np.abs(actual - own["predictions"]).mean()
         low, high = own[str(min(levels))], own[str(max(levels))]
-        rows.append(
-            {
-                "cutoff": cutoff,
-                "target_name": name,
-                "values": len(own),
-                "mae": np.abs(actual - own["predictions"]).mean(),
-                "quantile_loss": np.mean(losses) / max(np.abs(actual).sum(), 1e-300),
-                "coverage": ((low <= actual) & (actual <= high)).mean(),
-            }
-        )
+        coverage = ((low <= actual) & (actual <= high)).mean()
+        rows.append((cutoff, name, len(own), mae, loss, coverage))
     columns = ["cutoff", "target_name", "values", "mae", "quantile_loss", "coverage"]
     return pd.DataFrame(rows, columns=columns)
 

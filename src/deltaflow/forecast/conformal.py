@@ -213,7 +213,7 @@ class ConformalPredictor(WrappedPredictor):
             raise DataError("nothing was observed after the origins of the calibration",
                             "give forecasts with labels")  # fmt: skip
         judged = [known] if rehearsal is None else [known, rehearsal]
-        leads, scores, floors, num_items, widened = [], [], [], [], []
+        calibrated = []
         for number in range(len(predictor.schema.target)):
             own = known.of_channel(number)
             widths = own.inner[2] - own.inner[0]
@@ -229,12 +229,10 @@ class ConformalPredictor(WrappedPredictor):
                 table = np.where(LEVELS > 0.5, np.maximum(table, narrowest), table)
             factor = 1.0 if rehearsal is None else widening_for(*errors)
             middle = table[:, LEVELS == 0.5]
-            leads.append(bounds.tolist())
-            scores.append((middle + factor * (table - middle)).tolist())
-            floors.append(floor)
-            num_items.append(len(np.unique(own.item)))
-            widened.append(factor)
-        return cls(predictor, leads, scores, floors, num_items, widened)
+            scores = (middle + factor * (table - middle)).tolist()
+            num_items = len(np.unique(own.item))
+            calibrated.append((bounds.tolist(), scores, floor, num_items, factor))
+        return cls(predictor, *map(list, zip(*calibrated, strict=True)))
 
     def predict(
         self, dataset: Dataset, num_samples: int | None = None, seed: int | None = None
@@ -291,12 +289,11 @@ class ConformalForecast(WrappedForecast):
     ) -> None:
         super().__init__(forecast)
         self.scores, self.ranges, self.least = scores, ranges, least
-        low, median, high = forecast.quantiles(INNER)
-        self._shape = median.shape
-        shape = ranges.shape
-        self._median = median.reshape(shape)
-        self._below = np.maximum((median - low).reshape(shape), least)
-        self._above = np.maximum((high - median).reshape(shape), least)
+        inner = forecast.quantiles(INNER)
+        self._shape = inner.shape[1:]
+        low, self._median, high = inner.reshape(len(INNER), *ranges.shape)
+        self._below = np.maximum(self._median - low, least)
+        self._above = np.maximum(high - self._median, least)
 
     def quantiles(self, levels: Sequence[float], cells: np.ndarray | None = None) -> np.ndarray:
         """Return the quantiles of L levels; see `RealTimeForecast.quantiles`."""

@@ -350,6 +350,7 @@ class RealTimeForecast(gluonts_forecast.Forecast):
 
         ax = plt.gca() if ax is None else ax
         target = channel if isinstance(channel, str) else self.target[channel]
+
         levels = [(1 + side * share) / 2 for share in intervals for side in (-1, 1)]
         table = self.to_dataframe(levels)
         observed = None
@@ -571,8 +572,11 @@ class EnsembleForecast(RealTimeForecast):
         return np.average(parts, axis=0, weights=self.weights)
 
 
-class WrappedForecast(RealTimeForecast):
-    """The base of forecasts that modify another one, with the same queries and mean.
+class WrappedForecast(EnsembleForecast):
+    """The base of forecasts that modify another one: the only member of the ensemble.
+
+    A subclass implements :meth:`quantiles` and :meth:`copy_dim`. Queries, mean and paths are those
+    of the other forecast.
 
     Parameters
     ----------
@@ -581,26 +585,8 @@ class WrappedForecast(RealTimeForecast):
     """
 
     def __init__(self, forecast: RealTimeForecast) -> None:
-        self.forecast, self.prediction_length = forecast, forecast.prediction_length
-        self.labelled_like(forecast)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """The mean, ``(Q,)`` or ``(Q, D)``."""
-        return self.forecast.mean
-
-    @property
-    def has_mean(self) -> bool:
-        """Whether the wrapped forecast knows its mean."""
-        return self.forecast.has_mean
-
-    def mean_within(self, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return the mean of the wrapped forecast; see `RealTimeForecast.mean_within`."""
-        return self.forecast.mean_within(nearest)
-
-    def paths(self) -> np.ndarray | None:
-        """Return the paths of the wrapped forecast; see `RealTimeForecast.paths`."""
-        return self.forecast.paths()
+        super().__init__([forecast])
+        self.forecast = forecast
 
 
 class SampleForecast(RealTimeForecast, gluonts_forecast.SampleForecast):
