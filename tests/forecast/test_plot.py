@@ -155,3 +155,11 @@ def test_a_forecast_without_queries_draws_nothing(frame):
     axes = Figure().subplots()
     forecast.plot(ax=axes, channel="HR", history=frame[frame["item_id"] == "a"])
     assert [len(line.get_xdata()) for line in axes.lines] == [0]
+
+
+def test_a_forecast_names_the_channels_that_it_could_draw(frame):
+    dataset = IrregularDataset.from_long_dataframe(frame, target=["HR", "T"])
+    instances = TimeSplitter(after="8h").split(dataset)[1].generate_instances(6)
+    forecast = next(iter(HoldPredictor.fit(dataset, 6).predict(instances.input)))
+    with pytest.raises(DataError, match=r"no channel 'temperature'.*\['HR', 'T'\]"):
+        forecast.plot(ax=Figure().subplots(), channel="temperature")

@@ -214,6 +214,13 @@ def test_many_queries_are_answered_as_one_by_one(name):
 
 
 @any_encoder
+def test_no_queries_have_no_answers(name):
+    encoder, count = make(name), len(LENGTHS)
+    state = encoder(**make_batch())
+    assert encoder.evolve(state, torch.zeros(count, 0).double()).shape == (count, 0, HIDDEN)
+
+
+@any_encoder
 def test_the_order_of_queries_does_not_matter(name):
     encoder = make(name)
     state = encoder(**make_batch())

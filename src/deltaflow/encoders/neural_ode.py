@@ -211,7 +211,7 @@ class ODEEvolution(Evolution):
     def to_queries(self, hidden: Tensor, delta_t: Tensor) -> Tensor:
         """Evolve one state to many times; see :meth:`to_each`."""
         rows = torch.arange(len(hidden), device=hidden.device).repeat_interleave(delta_t.shape[1])
-        return self.to_each(hidden, delta_t.flatten(), rows).view(*delta_t.shape, -1)
+        return self.to_each(hidden, delta_t.flatten(), rows).unflatten(0, delta_t.shape)
 
     def to_each(self, hidden: Tensor, delta_t: Tensor, row: Tensor) -> Tensor:
         """Solve along a grid of times, and from the grid to the queries.

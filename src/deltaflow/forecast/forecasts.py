@@ -350,7 +350,9 @@ class RealTimeForecast(gluonts_forecast.Forecast):
 
         ax = plt.gca() if ax is None else ax
         target = channel if isinstance(channel, str) else self.target[channel]
-
+        if target not in self.target:
+            raise DataError(f"there is no channel {target!r}", f"there are {list(self.target)}",
+                            field="channel")  # fmt: skip
         levels = [(1 + side * share) / 2 for share in intervals for side in (-1, 1)]
         table = self.to_dataframe(levels)
         observed = None
