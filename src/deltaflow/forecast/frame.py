@@ -165,15 +165,14 @@ def _queries_after(
     with located(frame="past_df"):
         past_df = _of_items(past_df, item_id, set(future.items))
         past, past_times = columns.rows(past_df)
-        number_of = {name: number for number, name in enumerate(past.items)}
-    for number, name in enumerate(future.items):
-        if name not in number_of:
-            raise DataError(
-                "has a query, but no past rows",
-                "give at least one row of its past, with missing values if necessary",
-                frame="future_df",
-                **future.where(int(future.starts[number])),
-            )
+    owners = pd.Index(past.items).get_indexer(pd.Index(future.items))
+    if (unknown := owners < 0).any():
+        raise DataError(
+            "has a query, but no past rows",
+            "give at least one row of its past, with missing values if necessary",
+            frame="future_df",
+            **future.where(int(future.starts[unknown.argmax()])),
+        )
     past_times, future_times = (
         in_ticks_of(past_times, future_times, timestamp),
         in_ticks_of(future_times, past_times, timestamp),
@@ -181,14 +180,13 @@ def _queries_after(
     with located(frame="past_df"):
         entries = read_entries(past_df, past, past_times, timestamp, schema)
 
-    owners = np.array([number_of[name] for name in future.items])
     elapsed = future_times.ticks
     if future_times.kind == "timestamp":  # as time since the first past row of each item
         firsts = past_times.ticks[past.starts][owners]
         unit = unit_seconds(schema.time_unit)
         elapsed = elapsed_time(elapsed - firsts[future.item], future_times.resolution, unit)
     queried = []
-    for number, owner in enumerate(owners):
+    for number, owner in enumerate(owners.tolist()):
         entry = entries[owner]
         own, ticks = future.of(number), past_times.ticks[past.of(owner)]
         count = max(1, _count_observed(entry))  # later rows are queries

@@ -59,11 +59,6 @@ def make_output(description: str | Mapping[str, Any] | Output) -> Output:
         except (TypeError, ValueError) as error:
             problem = f"{arguments!r} are not the arguments of a {name} ({error})"
             raise DeltaflowError(problem) from error
-    return _projected_by_heads(output)
-
-
-def _projected_by_heads(output: Any) -> Output:
-    """Return an output, unless it replaces the layers that map features to its arguments."""
     if not isinstance(output, Output):
         raise DeltaflowError(
             f"{output!r} is not a head: give the name of one, or an output such as StudentTOutput()"
