@@ -9,6 +9,7 @@ import torch
 
 from deltaflow import (
     DataError,
+    DeltaflowError,
     DeltaflowWarning,
     IrregularDataModule,
     IrregularDataset,
@@ -118,6 +119,7 @@ def test_queries_behind_the_observations_do_not_move_the_origins(univariate):
         (["9h", "5h"], "lies before"),
         (["5h"], "is not a range"),
         ("5h", "is not a range"),
+        (5, "is not a range"),
         (["5h", "never"], "is not a duration"),
         (["900h", "999h"], "within the times given"),
     ],
@@ -270,9 +272,10 @@ def test_another_seed_is_another_order_at_once(windows, data):
     )
 
 
-def test_a_stride_below_one_is_refused(data):
-    with pytest.raises(DataError, match="stride"):
-        SlidingWindows(data, make_reader(data), HORIZON, stride=0)
+@pytest.mark.parametrize(("stride", "problem"), [(0, "at least 1"), (1.5, "a whole number")])
+def test_a_stride_that_is_no_number_of_rows_is_refused(stride, problem, data):
+    with pytest.raises(DeltaflowError, match=f"stride must be {problem}"):
+        SlidingWindows(data, make_reader(data), HORIZON, stride=stride)
 
 
 def test_a_horizon_asks_for_what_was_observed_within_it(data):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Number, Real
 from typing import Any, ClassVar, Literal, overload
@@ -154,7 +154,7 @@ def read_range(value: Sequence[Duration] | None, field: str) -> tuple[float, flo
     """
     if value is None:
         return None
-    if isinstance(value, str) or len(value) != 2:
+    if isinstance(value, str) or not isinstance(value, Sized) or len(value) != 2:
         raise DataError(f"{value!r} is not a range", "give an earliest and a latest time",
                         field=field)  # fmt: skip
     first, last = (read_duration(part, field).total_seconds() for part in value)

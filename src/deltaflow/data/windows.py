@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from deltaflow.data.reader import Reader, Window, first_at
 from deltaflow.data.series import Series
-from deltaflow.errors import DataError, warn_once
+from deltaflow.errors import DataError, check_whole, warn_once
 
 MOST_PER_SERIES, MOST_WINDOWS = 8, 2000
 """The largest number of spread windows per series, and in total: with many series, each has fewer,
@@ -273,8 +273,7 @@ class SlidingWindows(_OriginWindows):
         stride: int = 1,
         seed: int | None = None,
     ) -> None:
-        if stride < 1:
-            raise DataError(f"{stride} is less than 1", "give a number of rows", field="stride")
+        check_whole(1, stride=stride)
         super().__init__(data, reader, horizon)
         self.stride, self.seed = stride, seed
         low, high = self.ranges.T
