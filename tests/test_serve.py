@@ -20,7 +20,13 @@ pytest.importorskip("uvicorn")
 import httpx
 from fastapi.testclient import TestClient
 
-from deltaflow import IrregularDataModule, IrregularDataset, IrregularPredictor, LiveForecaster
+from deltaflow import (
+    HoldPredictor,
+    IrregularDataModule,
+    IrregularDataset,
+    IrregularPredictor,
+    LiveForecaster,
+)
 from deltaflow.cli import main
 from deltaflow.errors import DeltaflowError
 from deltaflow.serve.app import Snapshots, make_app
@@ -210,6 +216,21 @@ def test_bad_csv_is_refused(text, field, message, client):
     assert told.json().get("field") == field
     assert message in told.json()["error"]
     assert client.get("/health").json()["items"] == 0
+
+
+def test_an_empty_cell_of_an_elapsed_time_is_refused():
+    frame = pd.DataFrame({"item_id": "a", "timestamp": [0.0, 1.0, 2.0], "target": [1.0, 2.0, 4.0]})
+    live = LiveForecaster(HoldPredictor.fit(IrregularDataset.from_long_dataframe(frame), 2))
+    with TestClient(make_app(live)) as client:
+        text = "item_id,timestamp,target\na,0,1\na,,2\n"
+        told = client.post("/update", content=text, headers=CSV)
+        assert (told.status_code, len(live)) == (422, 0)
+        about = told.json()
+        assert (about["item"], about["field"], about["row"]) == ("a", "timestamp", 1)
+        assert "the time is missing" in about["error"]
+        live.update(frame)
+        told = client.post("/forecast", content="item_id,timestamp\na,\n", headers=CSV)
+        assert (told.status_code, told.json()["field"]) == (422, "timestamp")
 
 
 def test_limits_and_kinds_are_kept(client):

@@ -187,6 +187,7 @@ class Rows:
         schema, field = self._given.schema, self._given.timestamp
         if schema.time == "elapsed":
             elapsed = np.array(given, dtype=np.float64)[rows.order]
+            rows.refuse(np.isnan(elapsed), "the time is missing", "drop the row", field)
             validation.check_range(elapsed, unit_seconds(schema.time_unit), rows.refuse, field)
             return TimeColumn(elapsed)
         texts = [given[row] for row in rows.order]
