@@ -24,8 +24,7 @@ from rich.console import Console
 from deltaflow import IrregularDataset
 from deltaflow.compare.config import CompareConfig
 from deltaflow.compare.models import train_row
-from deltaflow.compare.run import Units, execute
-from deltaflow.compare.score import channel_units
+from deltaflow.compare.run import execute
 from deltaflow.tables import as_rich
 from deltaflow.tasks import Task, last_rows
 
@@ -140,8 +139,7 @@ def task_of(folder: Path, name: str) -> Task:
 
 def measured(task: Task) -> dict[str, float | str]:
     """Return losses and coverage of the defaults and the baselines."""
-    units = channel_units(task)
-    scores = {row: scored(row, task, units) for row in (*BASELINES, "defaults")}
+    scores = {row: scored(row, task) for row in (*BASELINES, "defaults")}
     losses = {row: own[LOSS] / scores["last_value"][LOSS] for row, own in scores.items()}
     best = min(BASELINES, key=lambda row: losses[row])
     return {
@@ -155,10 +153,10 @@ def measured(task: Task) -> dict[str, float | str]:
     }
 
 
-def scored(row: str, task: Task, units: Units) -> dict[str, float]:
+def scored(row: str, task: Task) -> dict[str, float]:
     """Return the scores of a row."""
     train = partial(train_row, row, CompareConfig().row_options(row), 0, lambda *_: None)
-    run = execute(train, 0, task, units)
+    run = execute(train, 0, task)
     return run["scores"][task.name]
 
 

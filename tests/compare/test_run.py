@@ -12,7 +12,7 @@ from deltaflow import ConformalPredictor, EnsemblePredictor, load_predictor
 from deltaflow.compare import run, run_comparison, score
 from deltaflow.compare.models import matching_size, train_row
 from deltaflow.compare.run import execute
-from deltaflow.compare.score import accuracy, channel_units
+from deltaflow.compare.score import accuracy
 from deltaflow.data.windows import LabelledWindows, joined
 from deltaflow.errors import DeltaflowError, UnknownNameError
 from deltaflow.saving import MARKER
@@ -115,7 +115,7 @@ def test_failure_of_one_test_keeps_the_others(tiny, monkeypatch):
     config = tiny()
     task = TASKS["sine"](**config.data.dataset_kwargs)
     train = partial(train_row, "hold", config.row_options("hold"), 0, untold)
-    result = execute(train, 0, task, channel_units(task))
+    result = execute(train, 0, task)
     assert result["status"] == "failed"
     assert list(result["scores"]) == ["sine"]
     assert "too far" in result["errors"]["sine_beyond"]
@@ -126,11 +126,9 @@ def test_seed_decides_a_run_and_the_global_generators_are_left_alone(tiny):
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     config = tiny()
     task = TASKS["sine"](**config.data.dataset_kwargs)
-    units = channel_units(task)
     options = config.row_options("gru")
     first, second, other = (
-        execute(partial(train_row, "gru", options, seed, untold), seed, task, units)
-        for seed in (0, 0, 1)
+        execute(partial(train_row, "gru", options, seed, untold), seed, task) for seed in (0, 0, 1)
     )
     assert first["scores"]["sine"]["mse"] == second["scores"]["sine"]["mse"]
     assert first["scores"]["sine"]["mse"] != other["scores"]["sine"]["mse"]
@@ -159,7 +157,7 @@ def test_average_row_is_the_average_of_the_kept_predictors(tiny):
     task = TASKS["sine"](**config.data.dataset_kwargs)
     ensemble = EnsemblePredictor([load_predictor(folder / name) for name in kept])
     test = task.tests["sine"]
-    scores = accuracy(list(ensemble.predict(test.input)), test, *channel_units(task))
+    scores = accuracy(list(ensemble.predict(test.input)), test, task.schema.target, task.units)
     stored = averaged["scores"]["sine"]
     assert stored == {**stored, **{name: pytest.approx(scores[name]) for name in scores}}
     assert "nll" not in stored
@@ -193,7 +191,7 @@ def test_an_average_may_be_calibrated_on_the_validation(tiny, trained):
     ensemble = EnsemblePredictor([load_predictor(folder / f"sine-gru-seed{n}") for n in (0, 1)])
     test = task.tests["sine"]
     calibrated = list(ConformalPredictor.fit(ensemble, task.validation).predict(test.input))
-    scores = accuracy(calibrated, test, *channel_units(task))
+    scores = accuracy(calibrated, test, task.schema.target, task.units)
     assert stored == {**stored, **{name: pytest.approx(scores[name]) for name in scores}}
     assert stored["mse"] == pytest.approx(plain["mse"])
     assert stored["mean_weighted_quantile_loss"] != plain["mean_weighted_quantile_loss"]
@@ -258,7 +256,7 @@ def test_progress_is_told(tiny):
     task = TASKS["sine"](**config.data.dataset_kwargs)
     options = config.row_options("gru")
     train = partial(train_row, "gru", options, 0, lambda *state: told.append(state))
-    execute(train, 0, task, channel_units(task))
+    execute(train, 0, task)
     assert [share for _, share in told] == [0.5, 1.0]
     assert told[0][0].startswith("epoch 1 of 2, validation loss ")
 

@@ -16,8 +16,7 @@ from torch.distributions import Laplace
 
 from deltaflow.compare.progress import Tell
 from deltaflow.data.schema import Schema
-from deltaflow.data.series import Series, matched_series, read_series
-from deltaflow.data.statistics import Statistics
+from deltaflow.data.series import Series, matched_series
 from deltaflow.errors import needing
 from deltaflow.forecast.location_scale import LocationScalePredictor
 from deltaflow.tasks import Task
@@ -377,9 +376,8 @@ class _Basis(NamedTuple):
 
     @classmethod
     def of(cls, task: Task) -> "_Basis":
-        schema, series = read_series(task.training)
-        known = Statistics.fit(series, schema.target).arrays
-        center, spread = (known[name][: len(schema.target)] for name in ("center", "spread"))
+        schema, channels = task.schema, len(task.schema.target)
+        center, spread = (task.statistics[name][:channels] for name in ("center", "spread"))
         arguments = {
             "prediction_length": task.prediction_length,
             "data_schema": schema.to_dict(),

@@ -19,8 +19,6 @@ from deltaflow.compare import baselines
 from deltaflow.compare.options import RowOptions
 from deltaflow.compare.progress import Tell
 from deltaflow.compare.resampled import ResampledEstimator, deepar
-from deltaflow.data import Reader
-from deltaflow.data.series import schema_of
 from deltaflow.data.windows import joined
 from deltaflow.errors import DataError
 from deltaflow.forecast.conformal import ConformalPredictor
@@ -82,27 +80,20 @@ def _train_encoder(task: Task, options: RowOptions, seed: int, tell: Tell) -> Tr
 
     curve = LearningCurve(tell)
     model: dict[str, Any] = {}
-    if options.num_parameters is not None or options.emphasis:
+    if options.emphasis:
+        variation = task.statistics["variation"][: len(task.units)] / task.units
+        model["channel_weights"] = (variation**options.emphasis).tolist()
+    if options.num_parameters is not None:
         data = estimator_of().create_data_module(task.training)
-        if options.emphasis:
-            model["channel_weights"] = _channel_weights(data.reader, task, options.emphasis)
-        if options.num_parameters is not None:
-            model["hidden_size"] = matching_size(
-                lambda size: _count(estimator_of(hidden_size=size).create_lightning_module(data)),
-                options.num_parameters,
-            )
+        model["hidden_size"] = matching_size(
+            lambda size: _count(estimator_of(hidden_size=size).create_lightning_module(data)),
+            options.num_parameters,
+        )
     output = estimator_of(**model).train_model(task.training, task.validation)
     predictor = network = output.predictor
     if options.widening:
         predictor = widened(network, output.data, whole_items(task.validation))
     return Trained(predictor, _count(output.trained_net), curve.epochs, network)
-
-
-def _channel_weights(reader: Reader, task: Task, emphasis: float) -> list[float]:
-    """Return the weight of each channel in the loss, see `RowOptions`."""
-    statistics, channels = reader.statistics, len(reader.schema.target)
-    scale = statistics.spread[:channels] if task.scale is None else task.scale
-    return ((np.array(statistics.variation[:channels]) / scale) ** emphasis).tolist()
 
 
 def _hold(task: Task) -> HoldPredictor:
@@ -150,10 +141,9 @@ def _train_resampled(task: Task, options: RowOptions, seed: int, tell: Tell) -> 
     It keeps its own dropout and weight decay: the comparison's decay, meant for AdamW, would be a
     harmful L2 penalty in DeepAR's Adam, and without dropout its sampled paths drift.
     """
-    schema = schema_of(task.training)
-    if schema.time == "regular":
+    if task.schema.time == "regular":
         raise DataError("the series are regular already", f"compare without {RESAMPLED}")
-    channels = len(schema.target)
+    channels = len(task.schema.target)
     curve = LearningCurve(tell)
     with TemporaryDirectory(prefix="deltaflow-") as scratch:  # GluonTS writes checkpoints there
         estimator = deepar(

@@ -40,9 +40,6 @@ average over the seeds), `status` ("finished" or "failed"), `settings`, `environ
 functions of these names), `predictor` (the folder beside it that holds an encoder's, null for
 others) and `errors` (tracebacks, by stage: `training` or a test)."""
 
-Units = tuple[Sequence[str], np.ndarray]
-"""Names of the D channels and the unit ``(D,)`` of each, see `channel_units`."""
-
 NUM_EXAMPLES = 3
 """The number of items per test whose forecasts are kept for figures."""
 
@@ -74,9 +71,13 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
     write(config.output / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     write(config.output / "environment.json", json.dumps(environment(), indent=2))
     console = console or Console(quiet=True)
-    load = lru_cache(maxsize=1)(partial(_load, config))
-    runs: list[Run] = []
-    rows = list(product(config.data.names, config.rows))
+    runs, data = list[Run](), config.data
+
+    @lru_cache(maxsize=1)
+    def load(dataset: str) -> Task:
+        return load_task(dataset, data.dataset_kwargs, data.columns, data.split)
+
+    rows = list(product(data.names, config.rows))
     # An average takes almost no time, so the estimate of the time left ignores it.
     plan = [None if seed is None else row for row in rows for seed in config.seeds_of(row[1])]
     with threads(config.threads), Progress(plan, console, config.output / "log.txt") as progress:
@@ -85,7 +86,8 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
             for seed in config.seeds_of(row):
                 name = f"{row} (averaged)" if seed is None else row
                 about: Run = {"dataset": dataset, "encoder": name, "seed": seed}
-                progress.begin(_label(about))
+                seeded = [] if seed is None else [f"seed {seed}"]
+                progress.begin(" · ".join([Path(dataset).name, name, *seeded]))
                 path = folder / f"{_file_name(dataset, row, seed)}.json"
                 if seed is not None:
                     settings, options = config.settings(row), config.row_options(row)
@@ -101,7 +103,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
                     train = partial(average_of, folders, calibrate)
                 run = _finished(path, settings)
                 if run is None:
-                    found = execute(train, seed or 0, *load(dataset), path.with_suffix(""))
+                    found = execute(train, seed or 0, load(dataset), path.with_suffix(""))
                     run = {**about, "settings": settings, **found}
                     write(path, json.dumps(run, separators=(",", ":")))
                 progress.end("; ".join(error.splitlines()[-1] for error in run["errors"].values()))
@@ -112,11 +114,7 @@ def run_comparison(config: CompareConfig, console: Console | None = None) -> lis
 
 
 def execute(
-    train: Callable[[Task], Trained],
-    seed: int,
-    task: Task,
-    units: Units,
-    folder: Path | None = None,
+    train: Callable[[Task], Trained], seed: int, task: Task, folder: Path | None = None
 ) -> Run:
     """Train, and score on every test of the task; errors become part of the result.
 
@@ -124,15 +122,13 @@ def execute(
     ----------
     train, seed, task
         The function that trains a row, its seed, and the task.
-    units
-        The result of `channel_units` for the task.
     folder
         The folder for the predictor of an encoder; not kept if None.
     """
     run: Run = {"environment": environment(), "curve": [], "predictor": None}
     run |= {"scores": {}, "squared_errors": {}, "examples": {}}
     errors: dict[str, str] = {}
-    trained = None
+    channels, trained = task.schema.target, None
     with quiet(), seeded_run(seed):
         with _recorded(errors, "training"):
             trained = train(task)
@@ -143,10 +139,11 @@ def execute(
         for name, test in task.tests.items() if trained is not None else ():
             with _recorded(errors, name):
                 forecasts, costs = score.timed_forecasts(trained, test)
-                score.check_channels(forecasts, units[0])
-                run["scores"][name] = score.accuracy(forecasts, test, *units) | costs
-                run["squared_errors"][name] = score.squared_errors(forecasts, test, units[1])
-                run["examples"][name] = example_forecasts(forecasts, test, units[0])
+                score.check_channels(forecasts, channels)
+                accuracy = score.accuracy(forecasts, test, channels, task.units)
+                run["scores"][name] = accuracy | costs
+                run["squared_errors"][name] = score.squared_errors(forecasts, test, task.units)
+                run["examples"][name] = example_forecasts(forecasts, test, channels)
     return run | {"status": "failed" if errors else "finished", "errors": errors}
 
 
@@ -200,18 +197,6 @@ def environment() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _load(config: CompareConfig, dataset: str) -> tuple[Task, Units]:
-    """Return a task, and the result of `channel_units` for it."""
-    data = config.data
-    task = load_task(dataset, data.dataset_kwargs, data.columns, data.split)
-    return task, score.channel_units(task)
-
-
-def _label(about: Run) -> str:
-    parts = [Path(about["dataset"]).name, about["encoder"]]
-    return " · ".join(parts if about["seed"] is None else [*parts, f"seed {about['seed']}"])
 
 
 def _file_name(dataset: str, row: str, seed: int | None) -> str:

@@ -21,12 +21,9 @@ from gluonts.ev.metrics import MAE, MSE, DirectMetric, MeanSumQuantileLoss
 from gluonts.model import evaluate_forecasts
 
 from deltaflow.compare.models import Trained
-from deltaflow.data.series import read_series, schema_of
-from deltaflow.data.statistics import Statistics
 from deltaflow.errors import DataError
 from deltaflow.forecast.forecasts import RealTimeForecast
 from deltaflow.heads import DECILES
-from deltaflow.tasks import Task
 
 INTERVALS = {"coverage_50": (0.25, 0.75), "coverage_80": (0.1, 0.9), "coverage_95": (0.025, 0.975)}
 """The central intervals whose coverage is measured, by their lower and upper levels."""
@@ -48,8 +45,7 @@ def check_channels(forecasts: Sequence[RealTimeForecast], channels: Sequence[str
     The scores and the unit of a channel are found by its position.
     """
     for forecast in forecasts:
-        target = getattr(forecast, "target", channels)
-        if tuple(target) != tuple(channels) or getattr(forecast, "ignored", ()):
+        if forecast.target != tuple(channels) or forecast.ignored:
             raise DataError(
                 f"the channels of the test are not {list(channels)}, as in the training data",
                 "split training and test from one data set",
@@ -87,7 +83,7 @@ def accuracy(
     by_channel["size"] = np.abs(np.where(observed, labels, 0.0)).sum(axis=(0, 2))
     by_channel["count"], by_channel["unit"] = observed.sum(axis=(0, 2)), scale
     by_channel = by_channel[by_channel["count"] > 0]
-    losses, sizes = by_channel["sum_quantile_loss"], by_channel["size"]
+    losses, sizes = by_channel["mean_sum_quantile_loss"], by_channel["size"]
     by_channel = by_channel.assign(mean_weighted_quantile_loss=losses / sizes)
 
     balanced = by_channel.assign(
@@ -169,15 +165,6 @@ def timed_forecasts(
     return forecasts, costs
 
 
-def channel_units(task: Task) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the names of the D channels, and the unit ``(D,)`` of each in balanced measures."""
-    if task.scale is not None:
-        return schema_of(task.training).target, task.scale
-    schema, series = read_series(task.training)
-    spread = Statistics.fit(series, schema.target).arrays["spread"]
-    return schema.target, spread[: len(schema.target)]
-
-
 def _labels(test: TestData) -> np.ndarray:
     """Return the labels ``(N, D, Q)`` of a test."""
     return np.stack([np.atleast_2d(label["target"]) for label in test.label])
@@ -199,14 +186,7 @@ def _evaluate(forecasts: Sequence[RealTimeForecast], test: TestData) -> pd.DataF
             ],
             axis=(items, last_axis),
         )
-    return pd.DataFrame(
-        {
-            "sum_quantile_loss": raw["mean_sum_quantile_loss"],
-            "mse": raw["MSE[mean]"],
-            "mae": raw["MAE[0.5]"],
-            **{name: raw[name] for name in INTERVALS},
-        }
-    )
+    return raw.rename(columns={"MSE[mean]": "mse", "MAE[0.5]": "mae"})
 
 
 def _coverage(name: str, axis: Any = None) -> DirectMetric:

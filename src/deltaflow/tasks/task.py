@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from gluonts.dataset.common import DataEntry, Dataset
@@ -11,6 +12,9 @@ from gluonts.dataset.split import TestData
 from gluonts.dataset.split import split as split_at
 
 from deltaflow.data import IrregularDataset, TimeSplitter, split_items
+from deltaflow.data.schema import Schema
+from deltaflow.data.series import entries_of, schema_of, series_of
+from deltaflow.data.statistics import Statistics
 from deltaflow.data.windows import joined
 from deltaflow.errors import DataError
 
@@ -46,6 +50,24 @@ class Task:
     tests: Mapping[str, TestData]
     prediction_length: int
     scale: np.ndarray | None = None
+
+    @cached_property
+    def schema(self) -> Schema:
+        """The schema of the training data."""
+        return schema_of(self.training)
+
+    @cached_property
+    def statistics(self) -> dict[str, np.ndarray]:
+        """The `Statistics` of the channels in the training set, as arrays by name."""
+        series = (series_of(entry, self.schema) for entry in entries_of(self.training))
+        return Statistics.fit(series, self.schema.target).arrays
+
+    @property
+    def units(self) -> np.ndarray:
+        """The divisors ``(D,)``: `scale`, or the standard deviations."""
+        if self.scale is not None:
+            return self.scale
+        return self.statistics["spread"][: len(self.schema.target)]
 
 
 def unseen_items(
