@@ -114,23 +114,24 @@ class Member(ABC):
     farthest: float = np.inf
 
     def __init__(self, predictor: DeltaflowPredictor, schema: Schema) -> None:
-        own = predictor.schema
-        self._found = match(schema, own)
-        observed = [*schema.target, *schema.past_feat_dynamic_real]
-        self._channels = [observed.index(n) for n in (*own.target, *own.past_feat_dynamic_real)]
-        self._targets = self._channels[: len(own.target)]
+        self._found = match(schema, predictor.schema)
+        rows = self._found.rows
+        past = [len(schema.target) + row for row in rows["past_feat_dynamic_real"]]
+        self._targets, self._channels = rows["target"], [*rows["target"], *past]
 
     @abstractmethod
     def read(self, parts: Sequence[Tensor], arrived: Arrived) -> None:
-        """Read rows into the parts ``(I, …)`` of the states of their items."""
+        """Read rows into the parts ``(I, …)`` of the states of their items.
+
+        Raises
+        ------
+        DeltaflowError
+            If a state would not be a number.
+        """
 
     @abstractmethod
     def forecast(self, parts: Sequence[Tensor], asked: Asked) -> RealTimeForecast:
         """Return one forecast of all queries."""
-
-    def is_finite(self, parts: Sequence[Tensor]) -> bool:
-        """Return whether the states are valid."""
-        return True
 
 
 class NetworkMember(Member):
@@ -152,10 +153,8 @@ class NetworkMember(Member):
         self.predictor = predictor
         self.network = RunningNetwork(predictor.reader, predictor.network)
         self.farthest = FARTHEST * predictor.reader.statistics.typical_gap
-        own = predictor.schema
-        self._known = [schema.feat_dynamic_real.index(name) for name in own.feat_dynamic_real]
-        self._real = [schema.feat_static_real.index(name) for name in own.feat_static_real]
-        self._cat = [list(schema.feat_static_cat).index(name) for name in own.feat_static_cat]
+        fields = "feat_dynamic_real", "feat_static_real", "feat_static_cat"
+        self._known, self._real, self._cat = (self._found.rows[field] for field in fields)
         self.parts = self._prepare()
 
     def _prepare(self) -> list[Tensor]:
@@ -180,7 +179,7 @@ class NetworkMember(Member):
         given = arrived.given
         known = self._covariates(given.times, given.known)
         if arrived.new.any():
-            static = self._static(Static(*(part[arrived.new] for part in given.static)))
+            static = self._static(given, arrived.new)
             _put(parts, np.flatnonzero(arrived.new), self.network.start(*static))
         order = np.argsort(-given.rows.counts, kind="stable")  # the items with the most rows first
         whole = arrived.new[order] & (given.rows.counts[order] >= MANY_ROWS)
@@ -188,24 +187,19 @@ class NetworkMember(Member):
         for group in _groups(order[whole], given.rows.counts, limit):
             _put(parts, group, self._read_whole(arrived, known, group))
         self._read_steps(parts, arrived, known, order[~whole])
+        if not self._running(parts).encoded.state.hidden.isfinite().all():
+            raise DeltaflowError(
+                "the network's state is not a number: train again, at a lower learning rate"
+            )
 
     def _read_whole(self, arrived: Arrived, known: np.ndarray, items: np.ndarray) -> Running:
         """Return the states of new items after all their rows."""
         given = arrived.given
-        static = self._static(Static(*(part[items] for part in given.static)))
-        return self.network.read_whole(
-            [
-                Series(
-                    item_id=None,
-                    times=arrived.elapsed[own],
-                    values=given.values[own][:, self._channels],
-                    covariates=known[own],
-                    static_real=real,
-                    static_cat=cat,
-                )
-                for own, real, cat in zip(map(given.rows.of, items), *static, strict=True)
-            ]
-        )
+        series, static = [], self._static(given, items)
+        for own, real, cat in zip(map(given.rows.of, items), *static, strict=True):
+            values = given.values[own][:, self._channels]
+            series.append(Series(None, arrived.elapsed[own], values, known[own], real, cat))
+        return self.network.read_whole(series)
 
     def _read_steps(
         self, parts: Sequence[Tensor], arrived: Arrived, known: np.ndarray, items: np.ndarray
@@ -260,23 +254,17 @@ class NetworkMember(Member):
         samples = [one.samples for one in forecasts]  # pyright: ignore[reportAttributeAccessIssue]
         return SampleForecast(np.concatenate(samples, axis=1))
 
-    def is_finite(self, parts: Sequence[Tensor]) -> bool:
-        """Return whether all hidden states are finite."""
-        return bool(self._running(parts).encoded.state.hidden.isfinite().all())
-
     def _present(self, parts: Sequence[Tensor], ages: np.ndarray) -> tuple[Running, np.ndarray]:
         """Return the states of some items, and the ages of the values of the network's channels."""
         running = self._running([part.to(self.predictor.device) for part in parts])
         return running, ages[:, self._channels]
 
-    def _static(self, static: Static) -> Static:
-        """Return the static features in the network's order."""
-        codes = [
-            known[np.maximum(static.cat[:, column], UNKNOWN_LEVEL)]
-            for column, known in zip(self._cat, self._found.codes, strict=True)
-        ]
-        nothing = np.empty((len(static.cat), 0), dtype=np.int64)
-        return Static(static.real[:, self._real], np.stack(codes, axis=-1) if codes else nothing)
+    def _static(self, given: Observations, items: np.ndarray) -> Static:
+        """Return the static features of some items, in the network's order."""
+        real, cat = given.static.real[items][:, self._real], given.static.cat[items][:, self._cat]
+        for column, code_of in zip(cat.T, self._found.codes, strict=True):
+            column[:] = code_of[np.maximum(column, UNKNOWN_LEVEL)]
+        return Static(real, cat)
 
     def _covariates(self, times: TimeColumn, known: np.ndarray) -> np.ndarray:
         """Return the network's covariates and calendar phases ``(N, K)`` at times ``(N,)``."""
@@ -309,8 +297,7 @@ class ShortNetworkMember(NetworkMember):
         """Keep the last rows: the time since the first one, values and covariates."""
         given, (kept, *static) = arrived.given, (part.numpy() for part in parts)
         kept[arrived.new] = np.nan
-        new_static = self._static(Static(*(part[arrived.new] for part in given.static)))
-        for part, new in zip(static, new_static, strict=True):
+        for part, new in zip(static, self._static(given, arrived.new), strict=True):
             part[arrived.new] = new
         known = self._covariates(given.times, given.known)
         rows = np.column_stack([arrived.elapsed, given.values[:, self._channels], known])
@@ -322,10 +309,6 @@ class ShortNetworkMember(NetworkMember):
             np.take_along_axis(kept, before, axis=1),
             rows[given.rows.starts[:, None] + np.maximum(number, 0)],
         )
-
-    def is_finite(self, parts: Sequence[Tensor]) -> bool:
-        """Return True: nothing that is kept can overflow."""
-        return True
 
     def _present(self, parts: Sequence[Tensor], ages: np.ndarray) -> tuple[Running, np.ndarray]:
         """Read the kept rows; ages are those within them."""
