@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.integrate import solve_ivp
 
 from deltaflow.data import IrregularDataset, TimeSplitter
-from deltaflow.errors import UnknownNameError, check_whole
+from deltaflow.errors import check_registered, check_whole
 from deltaflow.tasks.task import Task, task_after
 
 START = pd.Timestamp("2024-01-01")
@@ -72,7 +72,7 @@ def ellipse(start: np.ndarray, times: np.ndarray) -> np.ndarray:
     Along an orbit, :math:`x - \ln x + \tfrac{2}{3} (y - \ln y)` is constant. Both coordinates
     are positive; arguments and result as in :func:`sink`, times in increasing order.
     """
-    return _integrate(_predator_prey, start, times)
+    return _integrate(lambda x, y: [2 / 3 * x * (1 - y), y * (x - 1)], start, times)
 
 
 def lorenz(start: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -82,15 +82,9 @@ def lorenz(start: np.ndarray, times: np.ndarray) -> np.ndarray:
 
     Arguments and result as in :func:`sink`, in three dimensions, times in increasing order.
     """
-    return _integrate(_lorenz, start, times)
-
-
-def _predator_prey(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
-    return [2 / 3 * x * (1 - y), y * (x - 1)]
-
-
-def _lorenz(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
-    return [10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z]
+    return _integrate(
+        lambda x, y, z: [10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z], start, times
+    )
 
 
 def _integrate(
@@ -189,6 +183,7 @@ def synthetic_task(
     >>> {name: len(test) for name, test in task.tests.items()}
     {'sine': 2, 'sine_beyond': 2}
     """
+    check_registered("synthetic task", name, [*WAVES, *SYSTEMS])
     check_whole(1, num_series=num_series, length=length)
     rng = np.random.default_rng(seed)
     hours = np.sort(rng.uniform(0, 2 * SPAN, size=(num_series, length)), axis=1)
@@ -219,14 +214,11 @@ def synthetic_task(
 
 def _curves(name: str, rng: np.random.Generator, hours: np.ndarray) -> np.ndarray:
     """Draw noiseless series of a wave or a system at `(N, T)` times: `(N, T, D)`."""
-    num_series = len(hours)
     if name in WAVES:
-        phase = rng.uniform(size=(num_series, 1))
+        phase = rng.uniform(size=(len(hours), 1))
         return WAVES[name](hours / DAY + phase)[..., None]
-    if name in SYSTEMS:
-        system = SYSTEMS[name]
-        return system.solve(system.draw(rng, num_series), hours / DAY * system.pace)
-    raise UnknownNameError("synthetic task", name, [*WAVES, *SYSTEMS])
+    system = SYSTEMS[name]
+    return system.solve(system.draw(rng, len(hours)), hours / DAY * system.pace)
 
 
 def irregular_wave(
