@@ -6,6 +6,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from deltaflow._version import __version__
 from deltaflow.errors import DeltaflowError, needing
@@ -96,24 +97,20 @@ def serve(options: Sequence[str]) -> int:
     return run(options)
 
 
-def _lightning(command: str) -> Callable[[Sequence[str]], int]:
-    """Return a command of Lightning's command line."""
+def lightning(command: str, options: Sequence[str]) -> int:
+    """Run a command of Lightning's command line."""
+    with needing("cli"):
+        import jsonargparse  # noqa: F401
+    from deltaflow.lightning_cli import run
 
-    def run_command(options: Sequence[str]) -> int:
-        with needing("cli"):
-            import jsonargparse  # noqa: F401
-        from deltaflow.lightning_cli import run
-
-        return run(command, expanded(options))
-
-    return run_command
+    return run(command, expanded(options))
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
-    "fit": ("train a model with Lightning", _lightning("fit")),
-    "validate": ("score a trained model on the validation data", _lightning("validate")),
-    "test": ("score a trained model on the test data", _lightning("test")),
-    "predict": ("write the forecasts of a trained model", _lightning("predict")),
+    "fit": ("train a model with Lightning", partial(lightning, "fit")),
+    "validate": ("score a trained model on the validation data", partial(lightning, "validate")),
+    "test": ("score a trained model on the test data", partial(lightning, "test")),
+    "predict": ("write the forecasts of a trained model", partial(lightning, "predict")),
     "compare": ("train encoders on the same data, and compare them", compare),
     "auto": ("search for the options that suit the series of a file, within a time limit", auto),
     "benchmark": ("measure the cost of every encoder, relative to a plain GRU", benchmark),
