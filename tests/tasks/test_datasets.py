@@ -148,6 +148,8 @@ def test_what_is_no_data_set_is_refused(dataset, split, error, message, csv, tmp
          "'timestamp': holds a value that is not a timestamp|time zones are mixed"),
         ("x.csv", b"item_id,timestamp,HR\na,03/04/2024 08:00,1\na,04/04/2024 08:00,1\n",
          "'timestamp': '03/04/2024 08:00' may be read month first or day first"),
+        ("x.csv", b"item_id,timestamp,HR\na,,1\na,03/04/2024 08:00,1\n",
+         "'timestamp': '03/04/2024 08:00' may be read month first or day first"),
         ("x.parquet", b"no Parquet at all", "'dataset': x.parquet cannot be read"),
     ],
 )  # fmt: skip

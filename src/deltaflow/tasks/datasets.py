@@ -230,8 +230,9 @@ def _check_order(texts: pd.Series, times: pd.Series) -> None:
         warnings.simplefilter("ignore")  # pandas warns where only the other order is possible
         swapped = pd.to_datetime(texts, dayfirst=True, errors="coerce")
     if swapped.notna().equals(times.notna()) and not swapped.equals(times):
+        first = texts[(swapped != times) & texts.notna()].iloc[0]
         raise DataError(
-            f"{texts[swapped != times].iloc[0]!r} may be read month first or day first",
+            f"{first!r} may be read month first or day first",
             "write dates as 2024-04-03",
             field=str(texts.name),
         )
