@@ -96,12 +96,12 @@ def test_a_size_that_cudnn_does_not_support_has_no_times():
         raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
 
     calls = {benchmark.FLOOR: refused, "gru": lambda: None}
-    table = benchmark._timed(calls, 0.0, lambda _: None).set_index("encoder")
-    assert table.loc[benchmark.FLOOR].isna().all()
+    table = benchmark._timed("train", calls, 0.0, lambda _: None).set_index("encoder")
+    assert table.loc[benchmark.FLOOR, ["ms", "ratio"]].isna().all()
     assert table.loc["gru", "ms"] > 0
     assert table["ratio"].isna().all()
     with pytest.raises(RuntimeError, match="out of memory"):
-        benchmark._timed({"gru": out_of_memory}, 0.0, lambda _: None)
+        benchmark._timed("train", {"gru": out_of_memory}, 0.0, lambda _: None)
 
 
 def out_of_memory():

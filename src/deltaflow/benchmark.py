@@ -124,10 +124,6 @@ class Workload:
             return replace(self, series=1, observations=size, encoders=LONG_READERS)
         return replace(self, **{axis: size})
 
-    def gaps(self, device: torch.device) -> Tensor:
-        """Return the times of the queries."""
-        return torch.rand(self.series, self.queries, device=device).cumsum(-1)
-
 
 def benchmark(
     output: Path,
@@ -200,7 +196,8 @@ def benchmark(
                 grown.append(part.assign(axis=axis, size=size))
                 progress.advance(bar)
         grown = pd.concat(grown, ignore_index=True)
-        show("benchmark_growth", grown, _growth(_shown(grown)))
+        shown = grown[(grown["pass"] == "train") | (grown["axis"] == "queries")]
+        show("benchmark_growth", grown, _growth(shown))
         tell("epoch")
         epoch = time_epoch(place)
         shares = epoch["share"].map("{:.0%}".format)
@@ -209,7 +206,7 @@ def benchmark(
         show("benchmark_epoch", epoch, {title: parts.set_axis(epoch["part"])})
         progress.advance(bar)
     with replacing_file(output / "benchmark.png") as file:
-        draw(table, _shown(grown)).savefig(file, dpi=120)
+        draw(table, shown).savefig(file, dpi=120)
     return table
 
 
@@ -234,8 +231,7 @@ def time_reading(
     tables = []
     for label, run in (("train", train), ("forward", forward)):
         calls = {name: partial(run, name) for name in modules}
-        tables.append(_timed(calls, seconds, partial(tell, PASSES[label])))
-        tables[-1].insert(1, "pass", label)
+        tables.append(_timed(label, calls, seconds, partial(tell, PASSES[label])))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -243,15 +239,14 @@ def time_queries(
     workload: Workload, device: torch.device, seconds: float, tell: Tell
 ) -> pd.DataFrame:
     """Time the answers to queries after reading a batch; the floor reads a batch."""
-    batch, gaps = workload.batch(device), workload.gaps(device)
+    batch = workload.batch(device)
+    gaps = torch.rand(workload.series, workload.queries, device=device).cumsum(-1)
     floor, *encoders = workload.modules(device).values()
     calls: dict[str, Callable[[], object]] = {FLOOR: partial(floor, workload.inputs(device))}
     with torch.no_grad():
         for name, encoder in zip(workload.encoders, encoders, strict=True):
             calls[name] = partial(encoder.evolve, encoder(**batch), gaps)
-        table = _timed(calls, seconds, tell)
-    table.insert(1, "pass", "forward")
-    return table
+        return _timed("forward", calls, seconds, tell)
 
 
 def time_epoch(device: torch.device) -> pd.DataFrame:
@@ -287,7 +282,7 @@ def time_epoch(device: torch.device) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, grown: pd.DataFrame) -> Figure:
-    """Plot the ratios of the training step, and the costs `_shown` along each axis."""
+    """Plot the ratios of the training step, and the costs along each axis."""
     along = list(grown.groupby("axis", sort=False))
     columns = 1 + len(along)
     figure = Figure(figsize=(4 * columns, 4), layout="constrained")
@@ -305,8 +300,10 @@ def draw(table: pd.DataFrame, grown: pd.DataFrame) -> Figure:
     return figure
 
 
-def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell) -> pd.DataFrame:
-    """Time calls in turn: the medians of their times, and of the ratios to the floor's.
+def _timed(
+    label: str, calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell
+) -> pd.DataFrame:
+    """Time the calls of a pass in turn: the medians of their times, and of the ratios to the floor.
 
     Each call takes part in the rounds until it has used up its ``seconds``, and in at least
     `MIN_ROUNDS` of them unless it is very slow. What cuDNN does not support at this size is NaN.
@@ -334,7 +331,7 @@ def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, tell: Tell
             times[name].append(timer() - began)
     rounds = pd.DataFrame({name: pd.Series(own, dtype=float) for name, own in times.items()})
     ratios = rounds.div(rounds[FLOOR], axis=0)
-    columns = {"ms": 1e3 * rounds.median(), "ratio": ratios.median()}
+    columns = {"pass": label, "ms": 1e3 * rounds.median(), "ratio": ratios.median()}
     return pd.DataFrame(columns).rename_axis("encoder").reset_index()
 
 
@@ -355,11 +352,6 @@ def _costs(table: pd.DataFrame, workload: Workload) -> dict[str, pd.DataFrame]:
         columns[f"{heading}, × {FLOOR}"] = own["ratio"].map(_digits)
     title = f"{workload.series} series × {workload.observations} observations × 16 inputs"
     return {f"{title}, hidden size {workload.hidden_size}": pd.DataFrame(columns)}
-
-
-def _shown(grown: pd.DataFrame) -> pd.DataFrame:
-    """Return the growth to show: of the training step, and of the answers to queries."""
-    return grown[(grown["pass"] == "train") | (grown["axis"] == "queries")]
 
 
 def _growth(grown: pd.DataFrame) -> dict[str, pd.DataFrame]:
