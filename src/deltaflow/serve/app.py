@@ -409,17 +409,14 @@ def _plain(value: Any) -> Any:
 
 def _body_of(rows: Rows) -> dict[str, Any]:
     """Return the documentation of a request's body."""
-    schema = rows.model.model_json_schema(ref_template="#/components/schemas/{model}")
-    definitions: dict[str, Any] = schema.pop("$defs", {})
-    (row,) = definitions.values()
-    schema["properties"]["rows"]["items"] = row
-    header: Sequence[str] = rows.columns
+    schema = rows.model.model_json_schema()
+    (schema["properties"]["rows"]["items"],) = schema.pop("$defs").values()
     return {
         "requestBody": {
             "required": True,
             "content": {
                 "application/json": {"schema": schema},
-                "text/csv": {"schema": {"type": "string", "example": ",".join(header)}},
+                "text/csv": {"schema": {"type": "string", "example": ",".join(rows.columns)}},
             },
         }
     }

@@ -171,7 +171,8 @@ def _read_set(folder: Path, name: str, cache: str | Path | None) -> pd.DataFrame
         with replacing_file(kept) as file:
             np.savez_compressed(file, _parsed(_records(source)).to_numpy())
     with np.load(kept) as arrays:
-        return _as_frame(arrays["arr_0"])
+        frame = pd.DataFrame(arrays["arr_0"], columns=["record", "minutes", *PARAMETERS])
+    return frame.astype({"record": "int64", "minutes": "int64"})
 
 
 def _records(source: Path) -> Iterator[tuple[int, bytes]]:
@@ -206,10 +207,4 @@ def _parsed(records: Iterator[tuple[int, bytes]]) -> pd.DataFrame:
     # Every record begins at 00:00, if necessary with an empty row. RecordID is not a parameter.
     begins = pd.MultiIndex.from_product([texts, [0]], names=keys[:2])
     table = measured.reindex(measured.index.union(begins), columns=pd.Index(PARAMETERS))
-    return _as_frame(table.reset_index().to_numpy())
-
-
-def _as_frame(table: np.ndarray) -> pd.DataFrame:
-    """Make a frame of rows ``(N, 43)``: record, minutes and values."""
-    frame = pd.DataFrame(table, columns=["record", "minutes", *PARAMETERS])
-    return frame.astype({"record": "int64", "minutes": "int64"})
+    return table.reset_index()
