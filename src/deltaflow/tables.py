@@ -18,8 +18,7 @@ def as_markdown(table: pd.DataFrame) -> str:
     | --- | ---: |
     | gru | 1.5 |
     """
-    rows = zip(table.index, table.to_numpy(), strict=True)
-    lines = [["", *table.columns], *([name, *row] for name, row in rows)]
+    lines = [("", *table.columns), *table.itertuples(name=None)]
     cells = [[str(cell).replace("|", r"\|") for cell in line] for line in lines]
     cells.insert(1, ["---", *["---:"] * table.shape[1]])
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
@@ -54,7 +53,7 @@ def as_rich(
     printed.add_column(Text(str(table.index.name or "")), overflow="fold", min_width=width)
     for heading in table.columns:
         printed.add_column(Text(heading), justify="right", no_wrap=True)
-    for name, row in zip(table.index, table.to_numpy(), strict=True):
+    for name, *row in table.itertuples(name=None):
         if name in sections:
             printed.add_section()
         printed.add_row(Text(str(name)), *map(Text, row))

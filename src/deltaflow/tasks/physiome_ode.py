@@ -32,9 +32,6 @@ LARGEST = 10.0
 ORIGIN = pd.Timedelta("12h") + pd.Timedelta(1, "ns")
 """The forecast origin. A series is taken to last a day; what lies at its middle is still read."""
 
-ITEM, TIME = "series", "time"
-"""Columns of the frame that stand beside the channels."""
-
 
 class Trajectories(NamedTuple):
     """The trajectories of a system of C variables, from N initial states and constants.
@@ -84,30 +81,19 @@ def physiome_ode_task(name: str, path: str | Path, fold: int = 0) -> Task:
     count, num_times, num_channels = values.shape
     channels = [f"x{number}" for number in range(num_channels)]
     frame = pd.DataFrame(values.reshape(-1, num_channels), columns=channels)
-    frame.insert(0, TIME, np.tile(trajectories.times / trajectories.times[-1], count))
-    frame.insert(0, ITEM, np.repeat(np.arange(count), num_times))
+    frame.insert(0, "timestamp", np.tile(trajectories.times / trajectories.times[-1], count))
+    frame.insert(0, "item_id", np.repeat(np.arange(count), num_times))
     data = IrregularDataset.from_long_dataframe(
-        frame.dropna(subset=channels, how="all"),
-        item_id=ITEM,
-        timestamp=TIME,
-        target=channels,
-        time_unit="D",
+        frame.dropna(subset=channels, how="all"), target=channels, time_unit="D"
     )
     splitter, length = TimeSplitter(after=ORIGIN), (num_times + 1) // 2
     # A series of which nothing was observed is in no part, but keeps its place in the order.
     items = np.array([int(entry["item_id"]) for entry in data])
     ends = np.searchsorted(items, [int(0.7 * count), int(0.9 * count)])
     training, validation, test = map(data.select, np.split(np.arange(len(items)), ends))
-    tests = {f"{name} (fold {fold})": test}
-    return task_after(
-        f"physiome_ode:{name}",
-        splitter,
-        training,
-        validation,
-        tests,
-        length,
-        scale=np.ones(num_channels),
-    )
+    title, tests = f"physiome_ode:{name}", {f"{name} (fold {fold})": test}
+    scale = np.ones(num_channels)
+    return task_after(title, splitter, training, validation, tests, length, scale)
 
 
 def observed_values(trajectories: Trajectories, random: np.random.Generator) -> np.ndarray:
