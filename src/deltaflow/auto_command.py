@@ -60,10 +60,7 @@ def main(options: Sequence[str]) -> int:
     columns = Columns(**{name: getattr(given, name) for name in vars(Columns())})
     data = read_dataset(given.file, columns)
     estimator = AutoEstimator(
-        given.prediction_length,
-        time_limit=given.time_limit,
-        presets=given.presets,
-        seed=given.seed,
+        given.prediction_length, time_limit=given.time_limit, presets=given.presets, seed=given.seed
     )
     predictor = estimator.train(data)
     predictor.serialize(given.output)

@@ -75,22 +75,14 @@ def main(options: Sequence[str]) -> int:
         print(f"deltaflow serve: anyone who reaches {given.host} may read and write, because "
               f"there is no {TOKEN}", file=sys.stderr)  # fmt: skip
     app = make_app(
-        live,
-        snapshots=snapshots,
-        token=token,
-        max_rows=given.max_rows,
-        max_bytes=given.max_bytes,
+        live, snapshots=snapshots, token=token, max_rows=given.max_rows, max_bytes=given.max_bytes
     )
     # A full garbage collection would visit all objects of the libraries, and stop the server for a
     # quarter of a second. They are never freed anyway.
     gc.collect()
     gc.freeze()
     uvicorn.run(
-        app,
-        host=given.host,
-        port=given.port,
-        access_log=False,
-        timeout_graceful_shutdown=PATIENCE,
+        app, host=given.host, port=given.port, access_log=False, timeout_graceful_shutdown=PATIENCE
     )
     return int(snapshots is not None and snapshots.problem is not None)
 

@@ -143,12 +143,7 @@ SPAN = 4 * DAY
 
 
 def synthetic_task(
-    name: str,
-    *,
-    num_series: int = 300,
-    length: int = 96,
-    noise: float = 0.05,
-    seed: int = 0,
+    name: str, *, num_series: int = 300, length: int = 96, noise: float = 0.05, seed: int = 0
 ) -> Task:
     """Return a task of Biloš et al. (2021), with tests within and beyond the trained horizons.
 
