@@ -233,6 +233,15 @@ def test_an_empty_cell_of_an_elapsed_time_is_refused():
         assert (told.status_code, told.json()["field"]) == (422, "timestamp")
 
 
+def test_a_channel_may_have_the_name_of_the_list_of_rows():
+    frame = pd.DataFrame({"item_id": "a", "timestamp": [0.0, 1.0, 2.0], "rows": [1.0, 2.0, 4.0]})
+    data = IrregularDataset.from_long_dataframe(frame, target="rows")
+    with TestClient(make_app(LiveForecaster(HoldPredictor.fit(data, 2)))) as client:
+        row = {"item_id": "a", "timestamp": 0, "rows": "high"}
+        told = client.post("/update", json={"rows": [row]})
+        assert (told.status_code, told.json()["field"]) == (422, "rows")
+
+
 def test_limits_and_kinds_are_kept(client):
     many = {"rows": [observation("a", minute) for minute in range(21)]}
     assert client.post("/update", json=many).status_code == 422

@@ -215,7 +215,8 @@ class Rows:
     def _refusal(self, error: ValidationError, body: bytes) -> DataError:
         """Return the first error of a JSON body, with the item of its row if it has one."""
         first = error.errors(include_url=False, include_input=False)[0]
-        problem, where = first["msg"], [part for part in first["loc"] if part != "rows"]
+        problem, where = first["msg"], first["loc"]
+        where = where[1:] if where[:1] == ("rows",) else where  # the place of the row, and in it
         row = next((part for part in where if isinstance(part, int)), None)
         field = next((part for part in where if isinstance(part, str)), None)
         item = None
