@@ -1,3 +1,4 @@
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,8 @@ def test_what_is_no_data_set_is_refused(dataset, split, error, message, csv, tmp
          "'timestamp': '03/04/2024 08:00' may be read month first or day first"),
         ("x.csv", b"item_id,timestamp,HR\na,,1\na,03/04/2024 08:00,1\n",
          "'timestamp': '03/04/2024 08:00' may be read month first or day first"),
+        ("x.csv.gz", gzip.compress(b"item_id,timestamp,HR\na,2024-01-01,1\n", mtime=0)[:-9],
+         "'dataset': x.csv.gz cannot be read"),
         ("x.parquet", b"no Parquet at all", "'dataset': x.parquet cannot be read"),
     ],
 )  # fmt: skip

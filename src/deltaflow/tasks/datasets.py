@@ -190,7 +190,7 @@ def read_file(path: Path, columns: Columns) -> pd.DataFrame:
             frame = pd.read_csv(path, dtype=dict.fromkeys(texts, str))
             for name in frame.columns.intersection(columns.feat_static_cat):
                 frame[name] = frame[name].map(level_of_cell, na_action="ignore")
-    except ValueError as error:
+    except (ValueError, OSError, EOFError) as error:  # the latter two of a damaged archive
         raise DataError(f"{path.name} cannot be read ({error})", "create the file again",
                         field="dataset") from error  # fmt: skip
     timestamp = columns.timestamp
