@@ -7,7 +7,7 @@ is the mean absolute error of the validation forecasts.
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from gluonts.core.component import validated
@@ -244,7 +244,7 @@ def fit_item_mean(task: Task) -> LinearPredictor:
 
 def fit_item_trend(task: Task) -> TrendPredictor:
     """Forecast each channel by a straight line through its observed values in the item."""
-    return _Basis.of(task).scaled(TrendPredictor)
+    return _Basis(task).scaled(TrendPredictor)
 
 
 def fit_least_squares(task: Task) -> LinearPredictor:
@@ -284,7 +284,7 @@ def fit_boosted_trees(
     """
     with needing("trees"):
         import lightgbm
-    basis = _Basis.of(task)
+    basis = _Basis(task)
     spans = [np.ptp(s.times[: s.length]) for s in basis.training.series if s.length]
     recent = float(np.median(spans or [0.0])) / 4 or 1.0
     num_channels = len(basis.center)
@@ -319,8 +319,13 @@ def fit_boosted_trees(
     return basis.scaled(TreesPredictor, models=models, recent=recent), num_leaves
 
 
-class _Forecasts(NamedTuple):
+class _Forecasts:
     """The observations before the origin of each forecast, and the n labels of all queries.
+
+    Parameters
+    ----------
+    test, schema
+        The forecasts, and the schema of the training data.
 
     Attributes
     ----------
@@ -332,22 +337,16 @@ class _Forecasts(NamedTuple):
         ``(n, D)`` the labels, NaN where not observed.
     """
 
-    series: list[Series]
-    items: np.ndarray
-    times: np.ndarray
-    values: np.ndarray
-
-    @classmethod
-    def of(cls, test: TestData, schema: Schema) -> "_Forecasts":
-        series, labels = [], []
+    def __init__(self, test: TestData, schema: Schema) -> None:
+        self.series, labels = list[Series](), []
         for past, label in test:
             values = np.atleast_2d(label["target"]).T
             found, one = matched_series(past, schema, num_queries=len(values))
-            series.append(one)
+            self.series.append(one)
             labels.append(values[:, found.rows["target"]])
-        items = np.repeat(np.arange(len(series)), [len(own) for own in labels])
-        times = np.concatenate([one.times[one.length :] for one in series])
-        return cls(series, items, times, np.concatenate(labels))
+        self.items = np.repeat(np.arange(len(labels)), [len(own) for own in labels])
+        self.times = np.concatenate([one.times[one.length :] for one in self.series])
+        self.values = np.concatenate(labels)
 
     def of_channel(self, channel: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return item, time and value of the observed labels of a channel."""
@@ -355,8 +354,8 @@ class _Forecasts(NamedTuple):
         return self.items[known], self.times[known], self.values[known, channel]
 
 
-class _Basis(NamedTuple):
-    """The training data of a regression.
+class _Basis:
+    """The training data of a regression for a task.
 
     Attributes
     ----------
@@ -368,24 +367,16 @@ class _Basis(NamedTuple):
         ``(D,)`` mean and standard deviation of each channel.
     """
 
-    arguments: dict[str, Any]
-    training: _Forecasts
-    validation: _Forecasts
-    center: np.ndarray
-    spread: np.ndarray
-
-    @classmethod
-    def of(cls, task: Task) -> "_Basis":
-        schema, channels = task.schema, len(task.schema.target)
-        center, spread = (task.statistics[name][:channels] for name in ("center", "spread"))
-        arguments = {
+    def __init__(self, task: Task) -> None:
+        known, channels = task.statistics, len(task.schema.target)
+        self.center, self.spread = (known[name][:channels] for name in ("center", "spread"))
+        self.arguments = {
             "prediction_length": task.prediction_length,
-            "data_schema": schema.to_dict(),
-            "center": center.tolist(),
+            "data_schema": task.schema.to_dict(),
+            "center": self.center.tolist(),
         }
-        training = _Forecasts.of(task.training_forecasts, schema)
-        validation = _Forecasts.of(task.validation, schema)
-        return cls(arguments, training, validation, center, spread)
+        self.training = _Forecasts(task.training_forecasts, task.schema)
+        self.validation = _Forecasts(task.validation, task.schema)
 
     def scaled(self, kind: type[P], **arguments: Any) -> P:
         """Return a predictor with the mean absolute value of its validation errors as scale.
@@ -404,7 +395,7 @@ class _Basis(NamedTuple):
 
 def _fit_lines(task: Task, fit: Callable[[np.ndarray, np.ndarray], Any]) -> LinearPredictor:
     """Compute each channel's weights by ``fit``, from terms ``(n, 3)`` and values ``(n,)``."""
-    basis = _Basis.of(task)
+    basis = _Basis(task)
     summaries = [summarise(s, len(basis.center), recent=1.0) for s in basis.training.series]
     terms = np.stack([_terms(summary, basis.center) for summary in summaries])  # (N, D, 3)
     weights = np.zeros((len(basis.center), 3))
