@@ -237,24 +237,17 @@ def channels(runs: Sequence[Run], dataset: str) -> pd.DataFrame:
     known = count.sum(axis=0) > 0
     if HOLD not in errors or known.sum() < 2:
         return pd.DataFrame()
-    labels = count.sum(axis=0)[known]
-    mean = {encoder: own.sum(axis=0)[known] / labels for encoder, own in errors.items()}
-    hold = mean.pop(HOLD)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = {encoder: own / hold for encoder, own in mean.items()}
-        share = hold / hold.sum()
     scores = next(run["scores"][dataset] for run in runs if dataset in run["scores"])
     names = [name[4:-1] for name in scores if name.startswith("mse[")]
-    table = pd.DataFrame(
-        {
-            "labels": [f"{number:,.0f}" for number in labels],
-            "share": [f"{value:.1%}" for value in share],
-            HOLD: [_rounded(value) for value in hold],
-            **{encoder: [f"{value:.3f}" for value in own] for encoder, own in ratios.items()},
-        },
-        index=names,
-    ).replace("nan", "")  # where neither has any error
-    return table.iloc[np.argsort(-hold, kind="stable")]
+    labels = pd.Series(count.sum(axis=0)[known], names)
+    sums = {encoder: own.sum(axis=0)[known] for encoder, own in errors.items()}
+    mean = pd.DataFrame(sums, names).div(labels, axis=0)
+    hold = mean.pop(HOLD)
+    table = mean.div(hold, axis=0).map("{:.3f}".format).replace("nan", "")  # without any error
+    table.insert(0, HOLD, hold.map(_rounded))
+    table.insert(0, "share", (hold / hold.sum()).map("{:.1%}".format))
+    table.insert(0, "labels", labels.map("{:,.0f}".format))
+    return table.loc[hold.sort_values(ascending=False, kind="stable").index]
 
 
 def _errors_by_item(runs: Sequence[Run], dataset: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
