@@ -69,8 +69,7 @@ class ForecastCLI(LightningCLI):
         parser.add_class_arguments(WeightAveragingOptions, "weight_averaging")
         for name in ("best", "last"):
             parser.add_lightning_class_args(ModelCheckpoint, name)
-            defaults = {"filename": name, "enable_version_counter": False}
-            parser.set_defaults({f"{name}.{key}": value for key, value in defaults.items()})
+            parser.set_defaults({f"{name}.filename": name, f"{name}.enable_version_counter": False})
             parser.link_arguments("trainer.default_root_dir", f"{name}.dirpath", _checkpoints)
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(ForecastWriter, "forecasts")

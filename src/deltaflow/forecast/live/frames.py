@@ -18,13 +18,6 @@ from deltaflow.data.validation import (
 from deltaflow.forecast.columns import FrameColumns, Queries
 
 
-class Static(NamedTuple):
-    """Static features of I items: numbers ``(I, S)``, NaN where unknown, and codes ``(I, N)``."""
-
-    real: np.ndarray
-    cat: np.ndarray
-
-
 class Observations(NamedTuple):
     """N rows of I items, grouped by item.
 
@@ -34,8 +27,8 @@ class Observations(NamedTuple):
         The items, and the positions of their rows in the frame.
     times, known, values
         ``(N,)``, ``(N, K)`` covariates and ``(N, C)`` values.
-    static
-        The static features of the items.
+    static_real, static_cat
+        ``(I, S)`` and ``(I, N)`` static features of the items, see `read_static`.
     absent
         The static features that the frame lacks.
     """
@@ -44,7 +37,8 @@ class Observations(NamedTuple):
     times: TimeColumn
     known: np.ndarray
     values: np.ndarray
-    static: Static
+    static_real: np.ndarray
+    static_cat: np.ndarray
     absent: list[str]
 
 
@@ -65,6 +59,6 @@ def gather_observations(
     """
     check_increasing(read.times, read.times.ticks, read.rows, columns.timestamp)
     check_columns(df, [name for name in columns.static if name in df])
-    static = Static(*read_static(df, read.rows, columns.schema))
+    static = read_static(df, read.rows, columns.schema)
     absent = [name for name in columns.static if name not in df]
-    return Observations(*read, values, static, absent)
+    return Observations(*read, values, *static, absent)

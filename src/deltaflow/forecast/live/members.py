@@ -20,7 +20,7 @@ from deltaflow.errors import DeltaflowError
 from deltaflow.forecast.forecasts import RealTimeForecast, SampleForecast
 from deltaflow.forecast.gaussian_process.predictor import GaussianProcessPredictor
 from deltaflow.forecast.hold import HoldPredictor
-from deltaflow.forecast.live.frames import Observations, Static
+from deltaflow.forecast.live.frames import Observations
 from deltaflow.forecast.location_scale import Curve, CurvePredictor
 from deltaflow.forecast.network_predictor import IrregularPredictor, finite
 from deltaflow.forecast.predictor import DeltaflowPredictor
@@ -259,12 +259,12 @@ class NetworkMember(Member):
         running = self._running([part.to(self.predictor.device) for part in parts])
         return running, ages[:, self._channels]
 
-    def _static(self, given: Observations, items: np.ndarray) -> Static:
-        """Return the static features of some items, in the network's order."""
-        real, cat = given.static.real[items][:, self._real], given.static.cat[items][:, self._cat]
+    def _static(self, given: Observations, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return numbers and codes ``(I, …)`` of some items, in the order of the network."""
+        real, cat = given.static_real[items][:, self._real], given.static_cat[items][:, self._cat]
         for column, code_of in zip(cat.T, self._found.codes, strict=True):
             column[:] = code_of[np.maximum(column, UNKNOWN_LEVEL)]
-        return Static(real, cat)
+        return real, cat
 
     def _covariates(self, times: TimeColumn, known: np.ndarray) -> np.ndarray:
         """Return the network's covariates and calendar phases ``(N, K)`` at times ``(N,)``."""

@@ -40,7 +40,7 @@ class _Common(NamedTuple):
     seen
         ``(I, C)`` bool, whether a channel has been observed.
     static_real, static_cat
-        Static features, see `Static`.
+        ``(I, S)`` and ``(I, N)`` static features, as in `Observations`.
     """
 
     moments: np.ndarray
@@ -300,7 +300,7 @@ def _keep_static(given: Observations, new: np.ndarray, common: _Common, schema: 
             field=given.absent[0],
             **given.rows.where(int(given.rows.starts[new.argmax()])),
         )
-    real, cat = given.static
+    real, cat = given.static_real, given.static_cat
     for mine, theirs, known, names in (
         (common.static_real, real, ~np.isnan(real), schema.feat_static_real),
         (common.static_cat, cat, cat != MISSING_LEVEL, list(schema.feat_static_cat)),
