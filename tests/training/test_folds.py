@@ -920,8 +920,61 @@ def test_the_context_is_chosen_by_the_first_folds(worse, length, monkeypatch, ca
 )
 def test_a_short_context_is_not_tried(options, data):
     estimator = quick(**options)
-    parts = folds.Folds(estimator, data, seed=0)
-    assert parts.contexts(estimator) == [estimator]
+    assert not folds.Folds(estimator, data, seed=0).alternatives()
+
+
+def of_unlike_scale(data):
+    """Multiply the items by powers of ten."""
+    return [{**one, "target": one["target"] * 10.0**place} for place, one in enumerate(data)]
+
+
+@pytest.mark.parametrize(("alike", "scaling"), [(0.0, "running"), (np.inf, "last")])
+def test_the_scaling_of_unlike_items_is_chosen_by_the_first_folds(
+    alike, scaling, monkeypatch, caplog
+):
+    for name in ("BETTER", "ALIKE"):
+        monkeypatch.setattr(folds, name, alike)
+    monkeypatch.setattr(folds, "WORSE", 0.0)
+    data = of_unlike_scale(noisy_items(8, 12))
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        chosen = quick(blend=True).train(data)
+    assert f"scaling='{scaling}'" in caplog.text
+    given = quick(blend=True, context_length=64, scaling=scaling).train(data)
+    np.testing.assert_array_equal(forecasts_of(chosen, data), forecasts_of(given, data))
+
+
+def test_one_scale_and_a_short_context_are_chosen_one_after_the_other(monkeypatch, caplog):
+    for name in ("BETTER", "ALIKE", "WORSE"):
+        monkeypatch.setattr(folds, name, np.inf)
+    data = of_unlike_scale(noisy_items(8, 12))
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        chosen = quick(blend=True).train(data)
+    assert "scaling='last', context_length=5" in caplog.text
+    given = quick(blend=True, context_length=5, scaling="last").train(data)
+    np.testing.assert_array_equal(forecasts_of(chosen, data), forecasts_of(given, data))
+
+
+@pytest.mark.parametrize(
+    ("options", "data"),
+    [
+        ({"scaling": "running"}, of_unlike_scale(noisy_items(8, 7))),
+        ({}, noisy_items(8, 7)),  # of like scale
+        ({}, of_unlike_scale(noisy_items(3, 200))),  # cut into stretches
+    ],
+)
+def test_one_scale_is_not_tried(options, data):
+    assert not folds.Folds(quick(**options), data, seed=0).alternatives()
+
+
+def test_losses_by_item_do_not_depend_on_the_scales_of_items():
+    """Twice the error for one item and half for another are as good, however large one is."""
+    size = 10.0 ** np.arange(4)
+    value = np.zeros(4)
+    errors = np.array([[2.0, 0.5, 1.0, 1.0] * size, size])
+    levels = np.repeat(errors[:, None], 9, axis=1)
+    held_out = HeldOut(np.array([0, 1, 2, 3]), np.zeros(4, int), value, value, value, levels)
+    assert blend.compared_by_item(held_out) == pytest.approx(1)
+    assert blend.compared_by_item(held_out._replace(quantiles=levels[[1, 1]] * 0)) == np.inf
 
 
 @pytest.mark.parametrize("folds", [None, 1, 3])

@@ -81,13 +81,13 @@ PRESETS: dict[str, Preset] = {
 class AutoEstimator(Estimator):
     """Searches for the options that suit a data set, and blends the best networks.
 
-    The search first trains a network with the default options on each fold, whose context is chosen
-    as in `IrregularEstimator`, and then networks with options proposed by Optuna's TPE, several at
-    the same time if there are several processors. Each is evaluated on its held-out fold, by its
-    quantile loss relative to that of a `HoldPredictor`. The networks of the defaults, and the best
-    of the others unless they are much worse on the same fold, are blended with simple forecasts and
-    calibrated on their held-out items, as in `IrregularEstimator`, after the same rehearsal. Ctrl-C
-    ends the search and keeps the best networks so far.
+    The search first trains a network with the default options on each fold, whose settings are
+    chosen as in `IrregularEstimator`, and then networks with options proposed by Optuna's TPE,
+    several at the same time if there are several processors. Each is evaluated on its held-out
+    fold, by its quantile loss relative to that of a `HoldPredictor`. The networks of the defaults,
+    and the best of the others unless they are much worse on the same fold, are blended with simple
+    forecasts and calibrated on their held-out items, as in `IrregularEstimator`, after the same
+    rehearsal. Ctrl-C ends the search and keeps the best networks so far.
 
     Needs the extra ``auto``.
 
@@ -231,7 +231,7 @@ class _Search:
         )
         study = optuna.create_study(sampler=sampler)
         default = self._default_options()
-        self._choose_context(default, pressed)
+        self._choose_settings(default, pressed)
         for _ in range(len(self.trials), self.num_folds):  # the default options on every fold
             study.enqueue_trial(default)
         while not pressed.is_set() and self._has_time():
@@ -248,23 +248,20 @@ class _Search:
                     rehearsal.run.train()
                     self.rehearsed = self.folds.rehearsed(estimator, rehearsal)
 
-    def _choose_context(self, default: dict[str, Any], pressed: threading.Event) -> None:
-        """Choose the context as estimators do, and keep its networks of the first folds."""
-        usual, *shorter = self.folds.contexts(self.folds.estimator)
-        if not shorter:
-            return
-        trials: list[list[_Trial]] = [[], []]
-        try:
-            for own, one in zip(trials, (usual, *shorter), strict=True):
-                self.trials, self.fixed["context_length"] = own, one.data.context_length
-                while len(own) < TRIED and not pressed.is_set() and self._has_time():
-                    self._try([default] * min(TRIED - len(own), self.processes))
-        finally:  # also after Ctrl-C
-            members = [[Member(one.predictor, one.pairs) for one in own] for own in trials]
-            tried = all(len(own) == TRIED for own in trials)
-            chosen = int(tried and self.folds.suits(members[1], members[0]))
-            self.trials = trials[chosen]
-            self.fixed["context_length"] = shorter[0].data.context_length if chosen else None
+    def _choose_settings(self, default: dict[str, Any], pressed: threading.Event) -> None:
+        """Choose settings as estimators do, and keep the networks of the first folds."""
+        for settings, suits in self.folds.alternatives():
+            trials: list[list[_Trial]] = [self.trials, []]
+            given = [self.fixed, {**self.fixed, **settings}]
+            try:
+                for self.trials, self.fixed in zip(trials, given, strict=True):
+                    while len(self.trials) < TRIED and not pressed.is_set() and self._has_time():
+                        self._try([default] * min(TRIED - len(self.trials), self.processes))
+            finally:  # also after Ctrl-C
+                members = [[Member(one.predictor, one.pairs) for one in own] for own in trials]
+                tried = all(len(own) == TRIED for own in trials)
+                chosen = int(tried and suits(members[1], members[0]))
+                self.trials, self.fixed = trials[chosen], given[chosen]
 
     def result(self) -> AutoPredictor:
         """Blend and calibrate the best networks."""
@@ -312,9 +309,9 @@ class _Search:
     def _proposed(self, trial: "optuna.Trial") -> dict[str, Any]:
         """Return the options to try next.
 
-        The scaling is not searched for, but chosen from the data: with a scaling by the level of an
-        item, a network may do well on held-out items, whose times it has seen in training, and fail
-        at later times.
+        The scaling is not searched for, but chosen as in `IrregularEstimator`: with a scaling by
+        the level of an item, a network may do well on held-out items, whose times it has seen in
+        training, and fail at later times.
         """
         preset = self.auto.preset
         return {

@@ -159,6 +159,17 @@ def compared_loss(held_out: HeldOut, channels: int) -> float:
     return math.inf
 
 
+def compared_by_item(held_out: HeldOut) -> float:
+    """Return the loss of the first of two predictors relative to that of the second, by item.
+
+    It is a geometric mean, in which each channel of each item counts the same, whatever its scale.
+    """
+    _, place = np.unique([held_out.item, held_out.channel], axis=1, return_inverse=True)
+    own, others = (np.bincount(place.ravel(), losses(held_out, one)) for one in np.eye(2))
+    seen = (own > 0) & (others > 0)
+    return float(np.exp(np.log(own[seen] / others[seen]).mean())) if seen.any() else math.inf
+
+
 def blend_weights(held_out: Sequence[Sequence[HeldOut]], channels: int) -> list[float]:
     """Return the weights of the networks together, and of each simple forecast.
 

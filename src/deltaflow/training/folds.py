@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from gluonts.dataset.common import DataEntry, Dataset
@@ -27,9 +27,11 @@ from deltaflow.forecast.support import supports_of
 from deltaflow.heads import is_centred, make_output
 from deltaflow.randomness import derived_seed, seeded_run
 from deltaflow.training import engine
-from deltaflow.training.blend import Finished, Member, compared_loss, finish
+from deltaflow.training.blend import Finished, Member, compared_by_item, compared_loss, finish
 from deltaflow.training.network_estimator import NetworkEstimator
 from deltaflow.training.plan import (
+    ALIKE,
+    BETTER,
     FEW_ITEMS,
     FOLDS_OF_LONG_ITEMS,
     OBSERVED,
@@ -48,6 +50,9 @@ from deltaflow.training.widening import widened
 LONG_IN_HORIZONS = 30
 """If the median item is longer than this many horizons, the values to forecast lie only slightly
 beyond the ages seen in training."""
+
+Suits: TypeAlias = Callable[[Sequence[Member], Sequence[Member]], bool]
+"""Whether settings suit the data, by members of the same folds with these and the usual ones."""
 
 
 class Folds:
@@ -152,39 +157,53 @@ class Folds:
         folds = ([data[number].item_id for number in own.tolist()] for own in self.plan.left_out)
         return sum(len(by_item(names)) for names in folds)
 
-    def contexts(self, estimator: NetworkEstimator) -> list[NetworkEstimator]:
-        """Return the estimator, and one with a short context if that is worth trying.
+    def alternatives(self) -> list[tuple[dict[str, Any], Suits]]:
+        """The settings that are worth trying on some folds, and when they suit the data.
 
-        That is the case if items are few, forecasts lie at ages beyond the training data, nearly
-        all target values are observed, and no context is given.
+        One scale for all items, if they are few and differ in scale. A short context, if items are
+        few, forecasts lie at ages beyond the training data, nearly all target values are observed,
+        and no context is given.
         """
+        if not self.plan.few or self.stretches or len(self.plan.left_out) < TRIED:
+            return []
+        found: list[tuple[dict[str, Any], Suits]] = []
         given, data = self._given, self._base.training_windows.data
-        is_given = given.data.context_length or given.data.context
-        if is_given or not self.plan.few or not self._goes_beyond:
-            return [estimator]
+        if "scaling" in given.free_options and self.plan.settings["scaling"] == "running":
+            found.append(({"scaling": "last"}, self._one_scale_suits))
         lengths = [data[int(item)].length for item in self.usable]
         targets = slice(len(self._base.reader.schema.target))
         values = np.concatenate([data[int(item)].values[:, targets] for item in self.usable])
         if (
-            len(self.plan.left_out) < TRIED
-            or np.median(lengths) - given.prediction_length <= SHORT_CONTEXT
-            or np.isfinite(values).mean() < OBSERVED
+            not (given.data.context_length or given.data.context)
+            and self._goes_beyond
+            and np.median(lengths) - given.prediction_length > SHORT_CONTEXT
+            and np.isfinite(values).mean() >= OBSERVED
         ):
-            return [estimator]
-        return [estimator, estimator.with_settings(context_length=SHORT_CONTEXT)]
+            found.append(({"context_length": SHORT_CONTEXT}, self._short_context_suits))
+        return found
 
-    def suits(self, short: Sequence[Member], usual: Sequence[Member]) -> bool:
+    def _one_scale_suits(self, one: Sequence[Member], own: Sequence[Member]) -> bool:
+        """Return whether the members of some folds are better with one scale for all items."""
+        held_out, channels = self._compared(one, own)
+        better = compared_loss(held_out, channels) <= BETTER
+        return better and compared_by_item(held_out) <= ALIKE
+
+    def _short_context_suits(self, short: Sequence[Member], usual: Sequence[Member]) -> bool:
         """Return whether the members of some folds are hardly worse with a short context.
 
         Where both contexts are as good, networks with the short one are better at times beyond the
         training data, which held-out items do not show.
         """
+        return compared_loss(*self._compared(short, usual)) <= WORSE
+
+    def _compared(self, ones: Sequence[Member], others: Sequence[Member]) -> tuple[HeldOut, int]:
+        """Return the forecasts of the same held-out items by two members per fold."""
         schema = self._base.reader.schema
         held_out = [
             HeldOut.of([one.predictor, other.predictor], one.pairs, schema)
-            for one, other in zip(short, usual, strict=True)
+            for one, other in zip(ones, others, strict=True)
         ]
-        return compared_loss(HeldOut.joined(held_out), len(schema.target)) <= WORSE
+        return HeldOut.joined(held_out), len(schema.target)
 
     @property
     def _goes_beyond(self) -> bool:
@@ -381,7 +400,7 @@ def train_folds(
             "to cut into as many stretches; the training data have "
             f"{folds.num_left_out or folds.items}: the intervals will cover less than they should"
         )
-    careful, tried, members = _with_context(folds)
+    careful, tried, members = _with_settings(folds)
     others = range(len(tried), len(folds.plan.left_out))
     blended = estimator.blend and estimator.sampling == "marginal"
     runs = [folds.prepare(number, careful, number) for number in others]
@@ -406,20 +425,25 @@ def train_folds(
     return finished.predictor
 
 
-def _with_context(folds: Folds) -> tuple[NetworkEstimator, list[Run], list[Member]]:
-    """Return the estimator with a context that suits the data, and its networks trained so far."""
-    usual, *shorter = folds.contexts(folds.estimator)
-    if not shorter:
-        return usual, [], []
-    both = [usual, *shorter]
-    runs = [[folds.prepare(number, one, number) for number in range(TRIED)] for one in both]
-    train_all([run for own in runs for run in own], usual.processes)
-    members = [
-        [folds.member(number, one, run) for number, run in enumerate(own)]
-        for one, own in zip(both, runs, strict=True)
-    ]
-    chosen = int(folds.suits(short=members[1], usual=members[0]))
-    return both[chosen], runs[chosen], members[chosen]
+def _with_settings(folds: Folds) -> tuple[NetworkEstimator, list[Run], list[Member]]:
+    """Return the estimator with settings that suit the data, and its networks trained so far."""
+    estimator, runs, members = folds.estimator, list[Run](), list[Member]()
+    for settings, suits in folds.alternatives():
+        both = [estimator, estimator.with_settings(**settings)]
+        new = [
+            [folds.prepare(number, one, number) for number in range(TRIED)]
+            for one in (both if not runs else both[1:])
+        ]
+        train_all([run for own in new for run in own], estimator.processes)
+        tried = [
+            [folds.member(number, one, run) for number, run in enumerate(own)]
+            for one, own in zip(both[-len(new) :], new, strict=True)
+        ]
+        if not runs:
+            runs, members = new[0], tried[0]
+        if suits(tried[-1], members):
+            estimator, runs, members = both[1], new[-1], tried[-1]
+    return estimator, runs, members
 
 
 def _described(
