@@ -3,7 +3,7 @@
     python scripts/panels.py FOLDER [NAME ...]
 
 The folder holds PACKAGE/DATASET.csv, as the folder csv of github.com/vincentarelbundock/Rdatasets
-does, or that of the Python package pydataset, which lacks the package nlme. The last rows of every
+does; the Python packages rdatasets and pydataset have most of them, too. The last rows of every
 item are forecast from its earlier ones. Quantile losses are those of the deciles, averaged over the
 channels, relative to that of the last value as a point forecast; `ratio` is that of the defaults to
 the best of the last value, item mean, item trend, hold and a Gaussian process per item; `covers` is
@@ -49,6 +49,11 @@ class Panel(NamedTuple):
         The number of last rows of every item that are forecast.
     most
         The largest number of items; if there are more, so many are chosen at random.
+    covariate
+        The column of a covariate that is known in advance, such as a dose, 0 where it is missing.
+        Rows without a value to forecast are kept for it.
+    numbers, categories
+        The columns of static features, separated by commas; the first value of each item counts.
     """
 
     file: str
@@ -57,6 +62,9 @@ class Panel(NamedTuple):
     target: str
     last: int
     most: int | None = None
+    covariate: str | None = None
+    numbers: str = ""
+    categories: str = ""
 
 
 PANELS = {
@@ -99,6 +107,35 @@ PANELS = {
     "glucose": Panel("nlme/Glucose2", "Subject,Date", "Time", "glucose", 4),
     "loblolly": Panel("datasets/Loblolly", "Seed", "age", "height", 1),
     "pbg": Panel("nlme/PBG", "Run", "dose", "deltaBP", 1),
+    "alcohol use": Panel("HLMdiag/ahd", "subject", "week", "sbvalue", 1, categories="treatment"),
+    "autism": Panel("HLMdiag/autism", "childid", "age2", "vsae", 1, categories="sicdegp,gender"),
+    "bilirubin": Panel(
+        "survival/pbcseq", "id", "day", "bili", 2, numbers="age", categories="sex,trt"
+    ),
+    "liver, 7 channels": Panel(
+        "survival/pbcseq",
+        "id",
+        "day",
+        "bili,albumin,alk.phos,ast,platelet,protime,chol",
+        2,
+        numbers="age",
+        categories="sex,trt",
+    ),
+    "gapminder": Panel(
+        "gapminder/gapminder", "country", "year", "lifeExp,gdpPercap,pop", 2, categories="continent"
+    ),
+    "glucose, meals": Panel("nlme/Glucose", "Subject,Meal", "Time", "conc", 3),
+    "phenobarbital": Panel(
+        "nlme/Phenobarb", "Subject", "time", "conc", 6, covariate="dose", numbers="Wt"
+    ),
+    "quinidine": Panel(
+        "nlme/Quinidine", "Subject", "time", "conc", 3, covariate="dose", numbers="Weight,Age"
+    ),
+    "remifentanil": Panel(
+        "nlme/Remifentanil", "ID", "Time", "conc", 8, covariate="Rate", numbers="Wt,Age"
+    ),
+    "pupils": Panel("mlmRev/egsingle", "childid", "year", "math", 1, categories="female"),
+    "wages": Panel("HLMdiag/wages", "id", "exper", "lnw", 2, numbers="hgc"),
 }
 """The panels, by name."""
 
@@ -121,18 +158,31 @@ def main() -> None:
 def task_of(folder: Path, name: str) -> Task:
     """Return the task of a panel."""
     panel = PANELS[name]
-    keys, target = panel.item.split(","), panel.target.split(",")
-    frame = pd.read_csv(folder / f"{panel.file}.csv", dtype=dict.fromkeys(keys, str))
+    keys, target, numbers, categories = (
+        names.split(",") if names else []
+        for names in (panel.item, panel.target, panel.numbers, panel.categories)
+    )
+    texts = dict.fromkeys([*keys, *categories], str)
+    frame = pd.read_csv(folder / f"{panel.file}.csv", dtype=texts)
     frame["item_id"] = frame[keys].agg("-".join, axis=1)
-    frame = frame.groupby(["item_id", panel.time], as_index=False)[target].mean().dropna()
-    items = frame["item_id"].drop_duplicates()
+    covariates = [panel.covariate] if panel.covariate else []
+    frame[covariates] = frame[covariates].fillna(0.0)
+    by_time = frame.groupby(["item_id", panel.time], as_index=False)
+    table = by_time[[*target, *covariates]].mean()
+    if not covariates:
+        table = table.dropna(subset=target, how="all")
+    items = table["item_id"].drop_duplicates()
     if panel.most is not None:
         items = items.sample(panel.most, random_state=0)
+    first = frame.groupby("item_id")[[*numbers, *categories]].first()
     data = IrregularDataset.from_long_dataframe(
-        frame[frame["item_id"].isin(items)],
+        table[table["item_id"].isin(items)].join(first, on="item_id"),
         timestamp=panel.time,
         target=target if len(target) > 1 else target[0],
         time_unit="D",
+        feat_dynamic_real=covariates,
+        feat_static_real=numbers,
+        feat_static_cat=categories,
     )
     return last_rows(name, data, panel.last)
 
