@@ -194,7 +194,7 @@ def measured(task: Task) -> dict[str, float | str]:
     best = min(BASELINES, key=lambda row: losses[row])
     return {
         "items": len(task.training),
-        "values": sum(np.isfinite(label["target"]).sum() for label in task.tests[task.name].label),
+        "values": int(sum(np.isfinite(one["target"]).sum() for one in task.tests[task.name].label)),
         "best": best,
         "loss": losses[best],
         "defaults": losses["defaults"],
