@@ -932,7 +932,7 @@ def of_unlike_scale(data):
 def test_the_scaling_of_unlike_items_is_chosen_by_the_first_folds(
     alike, scaling, monkeypatch, caplog
 ):
-    for name in ("BETTER", "ALIKE"):
+    for name in ("BETTER", "AS_GOOD"):
         monkeypatch.setattr(folds, name, alike)
     monkeypatch.setattr(folds, "WORSE", 0.0)
     data = of_unlike_scale(noisy_items(8, 12))
@@ -944,7 +944,7 @@ def test_the_scaling_of_unlike_items_is_chosen_by_the_first_folds(
 
 
 def test_one_scale_and_a_short_context_are_chosen_one_after_the_other(monkeypatch, caplog):
-    for name in ("BETTER", "ALIKE", "WORSE"):
+    for name in ("BETTER", "AS_GOOD", "WORSE"):
         monkeypatch.setattr(folds, name, np.inf)
     data = of_unlike_scale(noisy_items(8, 12))
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):

@@ -30,7 +30,7 @@ from deltaflow.training import engine
 from deltaflow.training.blend import Finished, Member, compared_by_item, compared_loss, finish
 from deltaflow.training.network_estimator import NetworkEstimator
 from deltaflow.training.plan import (
-    ALIKE,
+    AS_GOOD,
     BETTER,
     FEW_ITEMS,
     FOLDS_OF_LONG_ITEMS,
@@ -170,15 +170,13 @@ class Folds:
         given, data = self._given, self._base.training_windows.data
         if "scaling" in given.free_options and self.plan.settings["scaling"] == "running":
             found.append(({"scaling": "last"}, self._one_scale_suits))
+        if given.data.context_length or given.data.context or not self._goes_beyond:
+            return found
         lengths = [data[int(item)].length for item in self.usable]
         targets = slice(len(self._base.reader.schema.target))
         values = np.concatenate([data[int(item)].values[:, targets] for item in self.usable])
-        if (
-            not (given.data.context_length or given.data.context)
-            and self._goes_beyond
-            and np.median(lengths) - given.prediction_length > SHORT_CONTEXT
-            and np.isfinite(values).mean() >= OBSERVED
-        ):
+        is_long = np.median(lengths) - given.prediction_length > SHORT_CONTEXT
+        if is_long and np.isfinite(values).mean() >= OBSERVED:
             found.append(({"context_length": SHORT_CONTEXT}, self._short_context_suits))
         return found
 
@@ -186,7 +184,7 @@ class Folds:
         """Return whether the members of some folds are better with one scale for all items."""
         held_out, channels = self._compared(one, own)
         better = compared_loss(held_out, channels) <= BETTER
-        return better and compared_by_item(held_out) <= ALIKE
+        return better and compared_by_item(held_out) <= AS_GOOD
 
     def _short_context_suits(self, short: Sequence[Member], usual: Sequence[Member]) -> bool:
         """Return whether the members of some folds are hardly worse with a short context.
@@ -427,23 +425,21 @@ def train_folds(
 
 def _with_settings(folds: Folds) -> tuple[NetworkEstimator, list[Run], list[Member]]:
     """Return the estimator with settings that suit the data, and its networks trained so far."""
-    estimator, runs, members = folds.estimator, list[Run](), list[Member]()
+    best = folds.estimator, list[Run](), list[Member]()
     for settings, suits in folds.alternatives():
-        both = [estimator, estimator.with_settings(**settings)]
-        new = [
-            [folds.prepare(number, one, number) for number in range(TRIED)]
-            for one in (both if not runs else both[1:])
-        ]
-        train_all([run for own in new for run in own], estimator.processes)
+        due = [] if best[1] else [best[0]]
+        due.append(best[0].with_settings(**settings))
+        runs = [[folds.prepare(number, one, number) for number in range(TRIED)] for one in due]
+        train_all([run for own in runs for run in own], best[0].processes)
         tried = [
-            [folds.member(number, one, run) for number, run in enumerate(own)]
-            for one, own in zip(both[-len(new) :], new, strict=True)
+            (one, own, [folds.member(number, one, run) for number, run in enumerate(own)])
+            for one, own in zip(due, runs, strict=True)
         ]
-        if not runs:
-            runs, members = new[0], tried[0]
-        if suits(tried[-1], members):
-            estimator, runs, members = both[1], new[-1], tried[-1]
-    return estimator, runs, members
+        if len(tried) > 1:
+            best = tried[0]
+        if suits(tried[-1][2], best[2]):
+            best = tried[-1]
+    return best
 
 
 def _described(

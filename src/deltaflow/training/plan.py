@@ -31,11 +31,11 @@ SHORT_CONTEXT, WORSE = 5, 1.05
 relative to that with the usual context, at which it is chosen. Networks with the usual context also
 learn how items change at each age, which misleads them at ages beyond the training data."""
 
-BETTER, ALIKE = 0.97, 1.03
-"""One scale for all items, tried if they are few and differ in scale, is chosen if the loss on
-held-out items is at most so many times that with a scale of their own: in total, and as a mean over
-items. Where the scale follows the level, it shows the level; where it does not, small items would
-suffer."""
+BETTER, AS_GOOD = 0.97, 1.03
+"""One scale for all items is tried if they are few and differ in scale. It is chosen if the loss on
+held-out items, relative to that with a scale for each item, is at most the first number in total,
+and at most the second as a mean over items. With a common scale, networks see the level of an item,
+which helps where the spread follows the level; elsewhere, items of small scale would suffer."""
 
 TRIED = 2
 """The number of folds on which alternative settings are tried."""
